@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+# Short names for script/*; those work on machines without make, too.
+# Options go in ARGS: make demo ARGS='--count 1000'
+
+.PHONY: help demo test lint payload wheel clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: ## set up, then measure IPIs in the built-in guest (as root)
+	@script/demo $(ARGS)
+
+test: ## set up, then run all tests (as root, or the live ones are skipped)
+	@script/test $(ARGS)
+
+lint: ## set up, then run every static check
+	@script/lint
+
+payload: ## build the micro-guest's payload
+	$(MAKE) --no-print-directory -C guest-tools/microguest
+
+wheel: ## build sdist and wheel into dist/
+	@script/setup dev
+	.venv/bin/python -m build
+
+clean: ## remove what builds and checks leave; keep .venv and recordings
+	$(MAKE) --no-print-directory -C guest-tools/microguest clean
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the BPF programs and user space share: the record of one host event,
+ * the head of one ring, and the number of each kind of event. The only
+ * definition; ipitrace/layout.py mirrors it and tests/contract compares them.
+ *
+ * A ring belongs to one (vCPU, kind). A program runs in the context of the
+ * vCPU's thread, which is on one CPU at a time, so only an interrupt on that CPU
+ * can come between: `busy` turns it away and `missed` counts it. (Since Linux
+ * 6.1 the kernel itself keeps a raw tracepoint's program from nesting; before
+ * that it does not.) Every ring so has one writer and needs no atomics. Which
+ * vCPU and which kind an event belongs to follows from the ring it is in and is
+ * not stored again.
+ */
+#ifndef IPITRACE_EVENTS_H
+#define IPITRACE_EVENTS_H
+
+/* One host event; 24 bytes. What arg, word and detail hold is said at each kind. */
+struct ipitrace_event {
+	__u64 ts_ns; /* CLOCK_MONOTONIC, bpf_ktime_get_ns() */
+	__u64 arg;
+	__u32 word;
+	__u16 cpu; /* the CPU it happened on */
+	__u16 detail;
+};
+
+/*
+ * The head of one ring, alone on its cache line. `seen` counts every event
+ * that passed the filter, whether or not user space was in time to read it:
+ * what is lost is `seen` minus what was read, never a guess.
+ */
+struct ipitrace_head {
+	__u64 seen;
+	__u64 missed; /* turned away while this ring was being written */
+	__u64 busy;
+	__u64 elsewhere; /* vCPU 0's only: seen in other threads of the process, no record */
+	__u64 pad[4];
+};
+
+/* ICRs: the interrupt command registers and the self-IPI register. */
+enum ipitrace_kind {
+	IPITRACE_KVM_EXIT = 0, /* word: reason, arg: info1, detail: isa (1 VMX, 2 SVM) */
+	IPITRACE_KVM_ENTRY = 1,
+	IPITRACE_KVM_APIC_IPI = 2, /* word: icr_low, arg: dest_id */
+	IPITRACE_KVM_APIC_ACCEPT_IRQ = 3, /* word: apicid, arg: dm, detail: vec */
+	IPITRACE_KVM_APICV_ACCEPT_IRQ = 4, /* word: apicid, arg: dm, detail: vec */
+	IPITRACE_KVM_EOI = 5, /* detail: vector, 0xffff when none was in service */
+	IPITRACE_KVM_PV_EOI = 6, /* detail: vector */
+	IPITRACE_KVM_MSR = 7, /* ICRs only; word: ecx, arg: data, detail: write | exception << 1 */
+	IPITRACE_KVM_APIC = 8, /* ICRs only; word: reg, arg: val, detail: rw */
+	IPITRACE_KVM_HYPERCALL = 9, /* SEND_IPI only; word: nr, arg: a0 */
+	IPITRACE_KVM_INJ_VIRQ = 10, /* detail: vector */
+	IPITRACE_KVM_VCPU_WAKEUP = 11, /* arg: ns, detail: waited | valid << 1 */
+	IPITRACE_KVM_EMULATE_INSN = 12, /* counted, no record */
+	IPITRACE_KVM_AVIC_INCOMPLETE_IPI = 13, /* word: id, arg: icrh << 32 | icrl, detail: index */
+	IPITRACE_KVM_AVIC_KICK_VCPU_SLOWPATH = 14, /* word: index, arg: icrh << 32 | icrl */
+	IPITRACE_KVM_AVIC_DOORBELL = 15, /* word: apicid, detail: vcpuid */
+	IPITRACE_KVM_APICV_INHIBIT_CHANGED = 16, /* word: reason, arg: inhibits, detail: set */
+	IPITRACE_KVM_WRITE_TSC_OFFSET = 17, /* word: vcpu_id, arg: next_tsc_offset */
+	IPITRACE_KVM_PI_IRTE_UPDATE = 18, /* word: host_irq, arg: gsi, detail: gvec */
+	IPITRACE_RESCHEDULE_ENTRY = 19, /* detail: vector */
+	IPITRACE_CALL_FUNCTION_ENTRY = 20, /* detail: vector */
+	IPITRACE_CALL_FUNCTION_SINGLE_ENTRY = 21, /* detail: vector */
+	IPITRACE_IPI_SEND_CPU = 22, /* word: destination CPU */
+	IPITRACE_SCHED_SWITCH = 23, /* word: the other task's tid, detail: 0 out, 1 in */
+	IPITRACE_NR_KINDS = 24,
+};
+
+#endif

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Rings and filters; every probe set follows this file in one translation unit.
+ * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
+ * two); and for each attached tracepoint X: HAVE_X, HOOK_X (RAW or CLASSIC),
+ * ROW_X, and ARG_X_field (a raw argument's position, or a format column's name).
+ *
+ * Rows below N_RINGS have slots; the rows after them are counted only.
+ */
+#include "ipitrace_events.h"
+
+#define MMAPABLE 1024 /* BPF_F_MMAPABLE */
+#define ALL_SLOTS (N_VCPUS * N_RINGS * N_SLOTS)
+#define ALL_HEADS (N_VCPUS * N_ROWS)
+
+BPF_F_TABLE("array", u32, struct ipitrace_event, slots, ALL_SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_head, heads, ALL_HEADS, MMAPABLE);
+BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, N_VCPUS, 0);
+
+/* PROBE(x) and FIELD(x, f) mean a raw argument or a column of the tracepoint's record. */
+#define CTX_RAW(event) struct bpf_raw_tracepoint_args
+#define CTX_CLASSIC(event) struct event##_record
+#define CTX_2(hook, event) CTX_##hook(event)
+#define CTX_1(hook, event) CTX_2(hook, event)
+#define PROBE(event) int probe_##event(CTX_1(HOOK_##event, event) * ctx)
+
+#define FIELD_RAW(place) ctx->args[place]
+#define FIELD_CLASSIC(place) ctx->place
+#define FIELD_2(hook, place) FIELD_##hook(place)
+#define FIELD_1(hook, place) FIELD_2(hook, place)
+#define FIELD(event, field) FIELD_1(HOOK_##event, ARG_##event##_##field)
+
+#define compiler_barrier() asm volatile("" ::: "memory")
+
+static __always_inline bool in_our_process(void)
+{
+	return bpf_get_current_pid_tgid() >> 32 == TGID;
+}
+
+static __always_inline int vcpu_of(u32 tid)
+{
+	u32 *vcpu = vcpu_of_tid.lookup(&tid);
+
+	return vcpu ? *vcpu : -1;
+}
+
+/* The vCPU whose thread is running, or -1 when it is none of ours. */
+static __always_inline int this_vcpu(void)
+{
+	u64 id = bpf_get_current_pid_tgid();
+
+	return id >> 32 == TGID ? vcpu_of(id) : -1;
+}
+
+static __always_inline struct ipitrace_head *head_of(u32 vcpu, u32 row)
+{
+	u32 at = vcpu * N_ROWS + row;
+
+	return heads.lookup(&at);
+}
+
+static __always_inline void count(u32 vcpu, u32 row)
+{
+	struct ipitrace_head *head = head_of(vcpu, row);
+
+	if (head)
+		head->seen++;
+}
+
+/* Any thread may come here at any time, hence the atomic add, and no record. */
+static __always_inline void count_elsewhere(u32 row)
+{
+	struct ipitrace_head *head = head_of(0, row);
+
+	if (head)
+		__sync_fetch_and_add(&head->elsewhere, 1);
+}
+
+static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 detail)
+{
+	struct ipitrace_head *head = head_of(vcpu, row);
+	struct ipitrace_event *event;
+	u32 slot;
+
+	if (!head)
+		return;
+	if (head->busy) {
+		head->missed++;
+		return;
+	}
+	head->busy = 1;
+	compiler_barrier();
+	slot = (vcpu * N_RINGS + row) * N_SLOTS + (head->seen & (N_SLOTS - 1));
+	event = slots.lookup(&slot);
+	if (event) {
+		event->ts_ns = bpf_ktime_get_ns();
+		event->arg = arg;
+		event->word = word;
+		event->cpu = bpf_get_smp_processor_id();
+		event->detail = detail;
+		compiler_barrier(); /* x86 keeps stores in order: the record is whole before it shows */
+		head->seen++;
+	}
+	compiler_barrier();
+	head->busy = 0;
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The micro-guest: the smallest x86-64 guest that sends IPIs and stamps them.
+ *
+ * The VMM starts every vCPU at the payload's first byte in long mode, memory
+ * mapped one to one, GDT, IDT and TSS in place. vCPU 0 is the sender, all
+ * others are targets.
+ */
+#include "../storm_abi.h"
+#include "microguest.h"
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define OFFSET_IS(field, value) \
+	_Static_assert(__builtin_offsetof(struct mg_vcpu, field) == (value), #field)
+OFFSET_IS(handled, MG_VCPU_HANDLED);
+OFFSET_IS(ready, MG_VCPU_READY);
+OFFSET_IS(next_receipt, MG_VCPU_NEXT_RECEIPT);
+OFFSET_IS(end_receipt, MG_VCPU_END_RECEIPT);
+OFFSET_IS(xapic, MG_VCPU_XAPIC);
+_Static_assert(sizeof(struct mg_vcpu) == MG_VCPU_SIZE, "struct mg_vcpu");
+_Static_assert(__builtin_offsetof(struct storm_status, spurious) == 40, "entry.S counts there");
+_Static_assert(sizeof(struct storm_receipt) == 24, "entry.S steps by this");
+
+/* Intel SDM vol. 3A, 11.12.1.2 (x2APIC MSRs) and 11.4.1 (xAPIC registers). */
+#define X2APIC_TPR 0x808
+#define X2APIC_SVR 0x80f
+#define X2APIC_ICR 0x830
+#define X2APIC_SELF_IPI 0x83f
+#define XAPIC_TPR 0x80
+#define XAPIC_SVR 0xf0
+#define XAPIC_ICR_LOW 0x300
+#define XAPIC_ICR_HIGH 0x310
+#define SVR_ENABLED 0x100
+#define ICR_TO_SELF 0x40000
+#define ICR_TO_ALL_BUT_SELF 0xc0000
+
+void mg_wait_halted(void);
+void mg_wait_kernel(void);
+void mg_wait_user(void);
+void mg_sender_in_user_mode(void);
+void mg_sender(void);
+void mg_main(u32 index);
+void mg_exception(u64 vector, u64 error, u64 rip);
+
+static const volatile struct storm_params *const params = (void *)MG_PARAMS;
+static volatile struct storm_status *const status = (void *)MG_STATUS;
+static volatile struct mg_vcpu *const vcpus = (void *)MG_VCPUS;
+
+static inline u64 rdtsc(void)
+{
+	u32 low, high;
+
+	asm volatile("rdtsc" : "=a"(low), "=d"(high)::"memory");
+	return (u64)high << 32 | low;
+}
+
+static inline void wrmsr(u32 msr, u32 low, u32 high)
+{
+	asm volatile("wrmsr" ::"c"(msr), "a"(low), "d"(high) : "memory");
+}
+
+static inline void pause(void)
+{
+	asm volatile("pause" ::: "memory");
+}
+
+static inline volatile u32 *xapic(u32 offset)
+{
+	return (volatile u32 *)(u64)(MG_XAPIC_BASE + offset);
+}
+
+/* The VMM sees the OUT, takes its snapshots and goes on. Kernel mode only. */
+static void out_state(enum storm_state state)
+{
+	status->state = state;
+	asm volatile("outb %b0, %w1" ::"a"(state), "d"(MG_PORT) : "memory");
+}
+
+void mg_exception(u64 vector, u64 error, u64 rip)
+{
+	u64 here;
+
+	asm volatile("mov %%r15, %0" : "=r"(here));
+	status->fault_vector = vector;
+	status->fault_vcpu = (here - MG_VCPUS) / MG_VCPU_SIZE;
+	status->fault_error = error;
+	status->fault_rip = rip;
+	out_state(STORM_FAULTED);
+}
+
+static void enable_apic(void)
+{
+	if (params->send_method == STORM_XAPIC) {
+		*xapic(XAPIC_SVR) = SVR_ENABLED | MG_VECTOR_SPURIOUS;
+		*xapic(XAPIC_TPR) = 0;
+	} else {
+		wrmsr(X2APIC_SVR, SVR_ENABLED | MG_VECTOR_SPURIOUS, 0);
+		wrmsr(X2APIC_TPR, 0, 0);
+	}
+}
+
+/* So that no page is touched for the first time while it is measured. */
+static void touch(u64 from, u64 to)
+{
+	for (u64 at = from; at < to; at += 4096)
+		*(volatile u64 *)at = 0;
+}
+
+/* Asks kernel mode to send; service_entry in entry.S takes the two stamps. */
+static inline void timed_send(volatile struct storm_send *record, u32 msr, u32 low, u32 high)
+{
+	register u64 before_low asm("r12");
+	register u64 before_high asm("r13");
+	u32 eax = msr ? MG_SERVICE_SEND_X2APIC : MG_SERVICE_SEND_XAPIC, edx;
+
+	asm volatile("int3"
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high)
+		     : "b"(MG_XAPIC_BASE + (u64)XAPIC_ICR_LOW), "c"(msr), "S"(low), "D"(high)
+		     : "memory", "cc");
+	record->send_tsc = before_high << 32 | before_low;
+	record->sent_tsc = (u64)edx << 32 | eax;
+}
+
+static inline void ask(u32 service, u32 operand)
+{
+	u32 eax = service;
+
+	asm volatile("int3" : "+a"(eax) : "S"(operand) : "rdx", "memory", "cc");
+}
+
+/* Tells the VMM, from user mode. */
+static void report(enum storm_state state)
+{
+	status->state = state;
+	ask(MG_SERVICE_REPORT, state);
+}
+
+/* Sends one IPI as params say and stamps it. */
+static void send(volatile struct storm_send *record)
+{
+	const int xapic_mode = params->send_method == STORM_XAPIC;
+	u32 low = MG_VECTOR_TARGET, high = params->target, msr = X2APIC_ICR;
+
+	record->target = high;
+	if (params->pattern == STORM_BROADCAST) {
+		record->target = STORM_ALL_BUT_SELF;
+		low |= ICR_TO_ALL_BUT_SELF;
+		high = 0;
+	} else if (params->pattern == STORM_SELF) {
+		record->target = 0;
+		low = MG_VECTOR_SELF | (xapic_mode ? ICR_TO_SELF : 0);
+		high = 0;
+		msr = X2APIC_SELF_IPI;
+	}
+	if (xapic_mode)
+		timed_send(record, 0, low, high << 24);
+	else
+		timed_send(record, msr, low, high);
+}
+
+static void inject(volatile struct storm_send *record)
+{
+	switch (params->inject) {
+	case STORM_INJECT_LOST_IPI:
+		record->send_tsc = rdtsc();
+		record->sent_tsc = record->send_tsc;
+		record->target = params->target;
+		return;
+	case STORM_INJECT_HANG:
+		for (;;)
+			pause();
+	case STORM_INJECT_TRIPLE_FAULT:
+		ask(MG_SERVICE_TRIPLE_FAULT, 0);
+	}
+}
+
+/* What the sender waits for: every target's count moving on from `before`. */
+struct wait {
+	u64 deadline;
+	u32 first, last;
+	u64 before[MG_MAX_VCPUS];
+};
+
+static int acknowledged(const struct wait *wait)
+{
+	for (u32 i = wait->first; i <= wait->last; i++)
+		if (vcpus[i].handled == wait->before[i])
+			return 0;
+	return 1;
+}
+
+/* The TSC when every acknowledgement had been seen, or 0 if that was too late. */
+static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
+{
+	while (!acknowledged(wait)) {
+		if (rdtsc() > deadline)
+			return 0;
+		pause();
+	}
+	return rdtsc();
+}
+
+/* Sends `count` IPIs from number `seq` on; false when too many timed out. */
+static int storm(u64 seq, u64 count, int injecting)
+{
+	const u64 inject_at = seq + count / 2, end = seq + count;
+	struct wait wait = {.first = 1, .last = params->n_vcpus - 1};
+
+	if (params->pattern == STORM_SELF)
+		wait.first = wait.last = 0;
+	else if (params->pattern == STORM_UNICAST)
+		wait.first = wait.last = params->target;
+
+	for (; seq < end; seq++) {
+		volatile struct storm_send *record = (struct storm_send *)params->sends + seq;
+		const u64 start = rdtsc() + params->pace_cycles;
+
+		while (rdtsc() < start)
+			pause();
+		for (u32 i = wait.first; i <= wait.last; i++)
+			wait.before[i] = vcpus[i].handled;
+		record->seq = seq;
+		if (injecting && params->inject && seq == inject_at)
+			inject(record);
+		else
+			send(record);
+		record->ack_tsc =
+			wait_for_acknowledgement(&wait, record->send_tsc + params->timeout_cycles);
+		status->incomplete += !record->ack_tsc;
+		status->sent = seq + 1;
+		if (status->incomplete > params->max_incomplete)
+			return 0;
+	}
+	return 1;
+}
+
+/* The sender's life, all in user mode. */
+void mg_sender(void)
+{
+	for (u32 i = 1; i < params->n_vcpus; i++)
+		while (!vcpus[i].ready)
+			pause();
+	report(STORM_WARMING_UP);
+	if (storm(0, params->warmup, 0)) {
+		report(STORM_MEASURING);
+		report(storm(params->warmup, params->count, 1) ? STORM_DONE : STORM_GAVE_UP);
+	} else {
+		report(STORM_GAVE_UP);
+	}
+	for (;;)
+		pause();
+}
+
+void mg_main(u32 index)
+{
+	const u64 sends = params->sends;
+
+	enable_apic();
+	touch(vcpus[index].next_receipt, vcpus[index].end_receipt);
+	if (index == 0) {
+		touch(sends, sends + (params->warmup + params->count) * sizeof(struct storm_send));
+		mg_sender_in_user_mode();
+	} else if (params->target_state == STORM_HALTED) {
+		mg_wait_halted();
+	} else if (params->target_state == STORM_RUNNING_KERNEL) {
+		mg_wait_kernel();
+	} else {
+		mg_wait_user();
+	}
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The micro-guest's own memory map, shared by its C, its assembly and the
+ * VMM (ipitrace/storm/micro/image.py, compared by tests/contract).
+ */
+#ifndef IPITRACE_MICROGUEST_H
+#define IPITRACE_MICROGUEST_H
+
+#define MG_LOAD 0x10000 /* the payload; entered at its first byte, rdi = vCPU index */
+#define MG_PARAMS 0x20000
+#define MG_STATUS 0x20100
+#define MG_VCPUS 0x21000
+#define MG_VCPU_SIZE 128
+#define MG_MAX_VCPUS 64
+
+#define MG_VECTOR_TARGET 0xf0 /* to a vCPU that only waits */
+#define MG_VECTOR_SELF 0xf1 /* to the sender, whose registers are live */
+#define MG_VECTOR_SPURIOUS 0xff
+
+/* Selectors of the GDT the VMM builds. */
+#define MG_KERNEL_CS 0x08
+#define MG_KERNEL_DS 0x10
+#define MG_USER_DS 0x1b
+#define MG_USER_CS 0x23
+
+/* An OUT of an enum storm_state to this port tells the VMM that it was reached. */
+#define MG_PORT 0x501
+
+/* What the sender asks of kernel mode; see service_entry. */
+#define MG_SERVICE_SEND_X2APIC 0
+#define MG_SERVICE_SEND_XAPIC 1
+#define MG_SERVICE_REPORT 2
+#define MG_SERVICE_TRIPLE_FAULT 3
+
+#define MG_XAPIC_BASE 0xfee00000
+
+/* Offsets in struct mg_vcpu, for the assembly; checked in microguest.c. */
+#define MG_VCPU_HANDLED 0
+#define MG_VCPU_READY 8
+#define MG_VCPU_NEXT_RECEIPT 64
+#define MG_VCPU_END_RECEIPT 72
+#define MG_VCPU_XAPIC 80
+
+#ifndef __ASSEMBLER__
+/*
+ * One per vCPU at MG_VCPUS. The first cache line is what the sender polls;
+ * the second is touched by its own vCPU alone.
+ */
+struct mg_vcpu {
+	unsigned long long handled; /* handler entries so far: the acknowledgement */
+	unsigned long long ready; /* waiting, interrupts on */
+	unsigned long long pad1[6];
+	unsigned long long next_receipt; /* address of the next free struct storm_receipt */
+	unsigned long long end_receipt; /* past the last; entries beyond it are only counted */
+	unsigned long long xapic; /* EOI through memory instead of an MSR */
+	unsigned long long pad2[5];
+};
+
+/* At the payload's start, behind the jump; offsets are from MG_LOAD. */
+struct mg_header {
+	unsigned char jump[8];
+	unsigned char magic[8]; /* "ipitrace" */
+	unsigned int abi_version;
+	unsigned int target_entry;
+	unsigned int self_entry;
+	unsigned int spurious_entry;
+	unsigned int service_entry; /* INT3, open to user mode, interrupts left on */
+	unsigned int exception_entries; /* 32 of them, 16 bytes apart */
+	unsigned int size;
+};
+#endif
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The storm: what a guest is asked to do and what it hands back. The only
+ * definition, used by every guest side (the micro-guest, the Linux module) and
+ * mirrored by ipitrace/storm/abi.py; tests/contract compares the two.
+ *
+ * One vCPU, the sender, sends `warmup` IPIs and then `count` more, waiting for
+ * the acknowledgement of each before it sends the next. All stamps are the
+ * guest's TSC. The words (send, deliver, round trip) are those of the README.
+ */
+#ifndef IPITRACE_STORM_ABI_H
+#define IPITRACE_STORM_ABI_H
+
+#define STORM_ABI_VERSION 1
+#define STORM_ALL_BUT_SELF 0xffffffffu
+
+#ifndef __ASSEMBLER__
+
+enum storm_pattern {
+	STORM_UNICAST = 0, /* to vCPU `target` */
+	STORM_SELF = 1, /* to the sender itself */
+	STORM_BROADCAST = 2, /* one send to all vCPUs but the sender */
+};
+
+enum storm_target_state {
+	STORM_RUNNING_USER = 0, /* spins in guest user mode */
+	STORM_RUNNING_KERNEL = 1, /* spins in guest kernel mode */
+	STORM_HALTED = 2, /* in HLT */
+};
+
+enum storm_send_method {
+	STORM_X2APIC = 0, /* WRMSR to the ICR, or to SELF_IPI */
+	STORM_XAPIC = 1, /* two stores to the memory-mapped ICR */
+};
+
+/* Faults made on purpose, in the middle of the storm, to prove they are told. */
+enum storm_inject {
+	STORM_INJECT_NONE = 0,
+	STORM_INJECT_LOST_IPI = 1, /* one IPI is recorded and never sent */
+	STORM_INJECT_HANG = 2, /* the sender never sends again */
+	STORM_INJECT_TRIPLE_FAULT = 3,
+};
+
+enum storm_state {
+	STORM_BOOTING = 0,
+	STORM_WARMING_UP = 1,
+	STORM_MEASURING = 2,
+	STORM_DONE = 3,
+	STORM_GAVE_UP = 4, /* more than max_incomplete IPIs timed out */
+	STORM_FAULTED = 5, /* an exception nobody expected */
+};
+
+/* Written by the host before the guest starts; 80 bytes. */
+struct storm_params {
+	unsigned int abi_version;
+	unsigned int n_vcpus;
+	unsigned int pattern;
+	unsigned int target_state;
+	unsigned int send_method;
+	unsigned int target; /* vCPU index; its APIC id is the same number */
+	unsigned int inject;
+	unsigned int max_incomplete;
+	unsigned long long warmup;
+	unsigned long long count;
+	unsigned long long pace_cycles; /* from one acknowledgement to the next send */
+	unsigned long long timeout_cycles; /* after which an IPI counts as incomplete */
+	unsigned long long sends; /* guest address of struct storm_send[warmup + count] */
+	unsigned long long reserved;
+};
+
+/* Written by the guest; 64 bytes. */
+struct storm_status {
+	unsigned int state;
+	unsigned int incomplete; /* IPIs that were not acknowledged in time */
+	unsigned long long sent; /* warm-up included */
+	unsigned int fault_vector;
+	unsigned int fault_vcpu;
+	unsigned long long fault_rip;
+	unsigned long long fault_error;
+	unsigned long long spurious; /* interrupts on the spurious vector */
+	unsigned long long reserved[2];
+};
+
+/* One send, in the sender's log; 32 bytes. */
+struct storm_send {
+	unsigned long long send_tsc; /* before the instruction(s) that send */
+	unsigned long long sent_tsc; /* after them */
+	unsigned long long ack_tsc; /* every target's acknowledgement seen; 0: timed out */
+	unsigned int seq; /* 0 for the first, warm-up included */
+	unsigned int target; /* vCPU index, or STORM_ALL_BUT_SELF */
+};
+
+/* One handler entry, in the log of the vCPU that handled it; 24 bytes. */
+struct storm_receipt {
+	unsigned long long handler_tsc; /* the handler's first instruction */
+	unsigned long long eoi_tsc; /* after its EOI */
+	unsigned long long seq; /* 0 for the vCPU's first, counted by the handler */
+};
+#endif /* __ASSEMBLER__ */
+
+#endif

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line; the one place where errors become text and exit codes."""
+
+import sys
+
+import click
+
+import ipitrace
+from ipitrace.commands.run import run
+from ipitrace.commands.scenarios import scenarios
+from ipitrace.errors import ExitCode, IpitraceError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(ipitrace.__version__, prog_name="ipitrace")
+def ipitrace_group() -> None:
+    """Measure what an inter-processor interrupt (IPI) costs on a KVM host."""
+
+
+ipitrace_group.add_command(run)
+ipitrace_group.add_command(scenarios)
+
+
+def main() -> None:
+    """Run the command line and exit as errors.ExitCode says."""
+    try:
+        code = ipitrace_group.main(prog_name="ipitrace", standalone_mode=False)
+    except IpitraceError as error:
+        _tell(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "ipitrace"
+        _tell(error.format_message(), f"See '{where} --help'.")
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        _tell("Interrupted.", "Nothing was measured yet.")
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output left; there is nobody to tell
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)
+    sys.exit(code or ExitCode.OK)
+
+
+def _tell(message: str, hint: str) -> None:
+    click.echo(f"ipitrace: {_sentence(message)}", err=True)
+    if hint:
+        click.echo(f"          {_sentence(hint)}", err=True)
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    ended = text.endswith((".", "?", "!", ":"))
+    return text[:1].upper() + text[1:] + ("" if ended else ".")

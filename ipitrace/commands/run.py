@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace run`: measure."""
+
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from ipitrace.errors import MeasurementError, UsageError
+from ipitrace.pipeline import RunRequest, check_request
+from ipitrace.pipeline import run as run_pipeline
+from ipitrace.render.progress import ProgressBar
+from ipitrace.render.tables import render_run
+from ipitrace.result import prepare_directory, write_run
+from ipitrace.storm.abi import StormInject
+from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
+
+_DEFAULT_VCPUS = 2
+_INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
+
+
+@click.command(short_help="Fire IPI storms in a guest and print what each IPI cost.")
+@click.option(
+    "--vm",
+    default="micro",
+    show_default=True,
+    metavar="VM",
+    help="The guest: micro, or micro:N for N vCPUs.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    metavar="NAME",
+    help=f"A scenario to run; may be repeated. '{ALL}' is the whole table "
+    f"(see 'ipitrace scenarios'). Default: {', '.join(DEFAULT_SCENARIOS)}.",
+)
+@click.option(
+    "--count", default=4000, show_default=True, metavar="N", help="IPIs measured per scenario."
+)
+@click.option(
+    "--pace",
+    type=int,
+    metavar="CYCLES",
+    help="TSC cycles from one acknowledgement to the next send. Default: by scenario.",
+)
+@click.option("--no-trace", is_flag=True, help="Attach no BPF programs; needs only /dev/kvm.")
+@click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the recording goes. Default: ipitrace-<date>-<time> here.",
+)
+@click.option("--force", is_flag=True, help="Replace a recording that is in DIR already.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no tables and no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
+@click.option("--inject", type=click.Choice(_INJECTIONS), hidden=True)
+def run(
+    *,
+    vm: str,
+    scenarios: tuple[str, ...],
+    count: int,
+    pace: int | None,
+    no_trace: bool,
+    as_json: bool,
+    output: Path | None,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    inject: str | None,
+) -> None:
+    """Fire IPI storms in a guest and print what each IPI cost.
+
+    The result is also written as DIR/run.json.
+    """
+    request = RunRequest(
+        n_vcpus=_vcpus_of(vm),
+        scenarios=select_scenarios(scenarios or DEFAULT_SCENARIOS),
+        count=count,
+        pace_cycles=pace,
+        trace=not no_trace,
+        command=tuple(sys.argv[1:]),
+        inject=inject,
+    )
+    check_request(request)
+    directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    prepare_directory(directory, force=force)
+    try:
+        with ProgressBar(enabled=not (quiet or as_json)) as bar:
+            result, failure = run_pipeline(request, bar.show)
+    except BaseException:
+        _remove_if_empty(directory)
+        raise
+    path = write_run(result, directory)
+    if as_json:
+        click.echo(result.to_json(), nl=False)
+    elif not quiet:
+        click.echo(render_run(result, verbose=verbose))
+        click.echo(f"Wrote {path}")
+    if failure is not None:
+        raise failure
+    if result.untrustworthy:
+        raise MeasurementError(
+            f"The numbers are not trustworthy: {'; '.join(result.untrustworthy)}.",
+            f"Run again on a quieter host; what was measured is in {path}.",
+        )
+
+
+def _vcpus_of(vm: str) -> int:
+    """The micro-guest's vCPUs from `micro` or `micro:N`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    match = re.fullmatch(r"micro(?::(\d{1,6}))?", vm)
+    if match is None:
+        raise UsageError(
+            f"There is no guest '{vm}'.",
+            "Use --vm micro, or --vm micro:N for N vCPUs; other VMs cannot be driven yet.",
+        )
+    return int(match[1]) if match[1] else _DEFAULT_VCPUS
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        return

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Are we allowed to do what was asked? Each check says what is missing and what to do."""
+
+import errno
+import fcntl
+import os
+import platform
+import re
+from typing import Final
+
+from ipitrace.errors import HostError
+from ipitrace.host.files import HOST, HostFiles
+
+# include/uapi/linux/kvm.h: _IO(KVMIO, 0x00), stable at 12 since 2.6.22.
+_KVM_GET_API_VERSION: Final = 0xAE00
+_KVM_API_VERSION: Final = 12
+
+# include/uapi/linux/capability.h. CAP_PERFMON and CAP_BPF were split off CAP_SYS_ADMIN in
+# 5.8; a kernel that lacks them never grants them, so no version has to be looked at.
+_CAP_SYS_ADMIN: Final = 1 << 21
+_CAP_PERFMON: Final = 1 << 38
+_CAP_BPF: Final = 1 << 39
+
+# The first namespaces' fixed inode numbers (PROC_PID_INIT_INO and PROC_USER_INIT_INO in
+# include/linux/proc_ns.h).
+_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
+_INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
+
+_NO_TRACE: Final = "--no-trace measures without looking into the host"
+
+
+def require_kvm(path: str = "/dev/kvm", files: HostFiles = HOST) -> None:
+    """Open `path` and ask it for the KVM API version; raises HostError when that fails."""
+    machine = platform.machine()
+    if machine != "x86_64":
+        raise HostError(
+            f"This machine is {machine}; IPIs of x86 guests can only be measured on x86_64.",
+            "Run ipitrace on an x86_64 host.",
+        )
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _kvm_open_error(path, error, files) from error
+    try:
+        version = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
+    except OSError as error:
+        raise HostError(
+            f"{path} is not the KVM device ({error.strerror}).",
+            "Name the KVM device, usually /dev/kvm.",
+        ) from error
+    finally:
+        os.close(fd)
+    if version != _KVM_API_VERSION:
+        raise HostError(
+            f"{path} speaks KVM API version {version}, not {_KVM_API_VERSION}.",
+            "Use a kernel with the standard KVM interface.",
+        )
+
+
+def require_trace_privilege(files: HostFiles = HOST) -> None:
+    """Raise HostError unless this process may attach BPF programs that read the kernel.
+
+    That takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON where the kernel has them, in the
+    initial user namespace, and no lockdown=confidentiality (it refuses BPF's kernel reads,
+    kprobes and perf: enum lockdown_reason in include/linux/security.h).
+    """
+    capabilities = _effective_capabilities(files)
+    needed = _CAP_BPF | _CAP_PERFMON
+    if not (capabilities & _CAP_SYS_ADMIN or capabilities & needed == needed):
+        raise HostError(
+            "Tracing the host needs root, or the capabilities CAP_BPF and CAP_PERFMON.",
+            f"Run it with sudo; {_NO_TRACE}.",
+        )
+    namespace = files.link("/proc/self/ns/user")
+    if namespace not in (None, _INITIAL_USER_NAMESPACE):
+        raise HostError(
+            "Tracing the host needs its own privileges, and root in this user namespace has none.",
+            f"Run it on the host, or in a container that is not rootless; {_NO_TRACE}.",
+        )
+    if read_lockdown(files) == "confidentiality":
+        raise HostError(
+            "The kernel is locked down (confidentiality) and refuses to be traced.",
+            f"Boot with lockdown=integrity or none; {_NO_TRACE}.",
+        )
+
+
+def require_initial_pid_namespace(files: HostFiles = HOST) -> None:
+    """Raise HostError in a pid namespace: BPF reports threads by their initial ids.
+
+    A missing /proc/self/ns/pid means a kernel without pid namespaces, which is fine.
+    """
+    if files.link("/proc/self/ns/pid") not in (None, _INITIAL_PID_NAMESPACE):
+        raise HostError(
+            "This process is in a pid namespace, where thread ids differ from those BPF reports.",
+            f"Run it on the host, or in a container started with --pid=host; {_NO_TRACE}.",
+        )
+
+
+def read_lockdown(files: HostFiles = HOST) -> str | None:
+    """The kernel's lockdown state: "none", "integrity" or "confidentiality".
+
+    None where it cannot be read: no lockdown LSM, or securityfs not mounted.
+    """
+    match = re.search(r"\[(\w+)\]", files.text("/sys/kernel/security/lockdown") or "")
+    return match[1] if match else None
+
+
+def _effective_capabilities(files: HostFiles) -> int:
+    """This process's effective capability bits; 0 when unreadable."""
+    match = re.search(
+        r"^CapEff:\s*([0-9a-f]+)$", files.text("/proc/self/status") or "", re.MULTILINE
+    )
+    return int(match[1], 16) if match else 0
+
+
+def _kvm_open_error(path: str, error: OSError, files: HostFiles) -> HostError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return HostError(
+            f"No permission to open {path}.",
+            "Run it with sudo, or join the device's group: sudo usermod -aG kvm $USER, "
+            "then log in again.",
+        )
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return HostError(
+            f"KVM is not available ({path}: {error.strerror}).", _how_to_get_kvm(files)
+        )
+    return HostError(
+        f"{path} cannot be opened ({error.strerror}).",
+        "See the kernel log: dmesg | grep -i kvm",
+    )
+
+
+def _how_to_get_kvm(files: HostFiles) -> str:
+    """What this CPU needs: its module, or virtualization switched on first."""
+    match = re.search(r"^flags\s*:(.*)$", files.text("/proc/cpuinfo") or "", re.MULTILINE)
+    flags = match[1].split() if match else []
+    if "vmx" in flags:
+        return "Load the module: sudo modprobe kvm_intel"
+    if "svm" in flags:
+        return "Load the module: sudo modprobe kvm_amd"
+    if "hypervisor" in flags:
+        return (
+            "This host is itself a guest: enable nested virtualization on its hypervisor, "
+            "then modprobe kvm_intel or kvm_amd."
+        )
+    return "Enable VT-x or AMD-V in the firmware, then modprobe kvm_intel or kvm_amd."

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which BPF programs are loaded, asked of the kernel directly with bpf(2)."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from typing import Final
+
+# include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
+_BPF_PROG_GET_NEXT_ID: Final = 11
+_BPF_PROG_GET_FD_BY_ID: Final = 13
+_BPF_OBJ_GET_INFO_BY_FD: Final = 15
+_SYS_BPF: Final = {"x86_64": 321}
+# KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT, RAW_TRACEPOINT_WRITABLE, TRACING: the types
+# that run on kernel events, so the ones that can slow an IPI's path.
+TRACING_TYPES: Final = frozenset({2, 5, 7, 17, 24, 26})
+
+
+class _Id(ctypes.Structure):
+    """The part of union bpf_attr that the id commands use."""
+
+    _fields_ = (
+        ("start_id", ctypes.c_uint32),
+        ("next_id", ctypes.c_uint32),
+        ("open_flags", ctypes.c_uint32),
+    )
+
+
+class _Info(ctypes.Structure):
+    """The part of union bpf_attr that BPF_OBJ_GET_INFO_BY_FD uses."""
+
+    _fields_ = (
+        ("bpf_fd", ctypes.c_uint32),
+        ("info_len", ctypes.c_uint32),
+        ("info", ctypes.c_uint64),
+    )
+
+
+def loaded_program_types() -> dict[int, int]:
+    """Every loaded BPF program's type (enum bpf_prog_type) by program id.
+
+    Raises OSError where the kernel refuses (needs CAP_SYS_ADMIN) or has no bpf(2).
+    """
+    types: dict[int, int] = {}
+    for program_id in _program_ids():
+        try:
+            types[program_id] = _program_type(program_id)
+        except FileNotFoundError:  # unloaded since it was listed
+            continue
+    return types
+
+
+def _program_ids() -> Iterator[int]:
+    attr = _Id()
+    while True:
+        try:
+            _bpf(_BPF_PROG_GET_NEXT_ID, attr)
+        except FileNotFoundError:  # ENOENT: there is no next one
+            return
+        yield attr.next_id
+        attr = _Id(start_id=attr.next_id)
+
+
+def _program_type(program_id: int) -> int:
+    fd = _bpf(_BPF_PROG_GET_FD_BY_ID, _Id(start_id=program_id))
+    try:
+        # struct bpf_prog_info begins with __u32 type; the kernel fills as much as it is given.
+        program_type = ctypes.c_uint32()
+        attr = _Info(
+            bpf_fd=fd,
+            info_len=ctypes.sizeof(program_type),
+            info=ctypes.addressof(program_type),
+        )
+        _bpf(_BPF_OBJ_GET_INFO_BY_FD, attr)
+        return program_type.value
+    finally:
+        os.close(fd)
+
+
+def _bpf(command: int, attr: ctypes.Structure) -> int:
+    """Call bpf(2); raises OSError with the kernel's errno."""
+    number = _SYS_BPF.get(platform.machine())
+    if number is None:
+        raise OSError(0, "no bpf system call number known for this machine")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    result: int = libc.syscall(
+        ctypes.c_long(number), ctypes.c_int(command), ctypes.byref(attr), ctypes.sizeof(attr)
+    )
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which CPU each vCPU gets: neighbours in a cache, never two threads of one core."""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.errors import UsageError
+from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
+
+_CPU_DIR: Final = "/sys/devices/system/cpu"
+
+
+@dataclass(frozen=True)
+class CpuPlace:
+    """Where one CPU sits."""
+
+    cpu: int
+    core: frozenset[int]
+    """The CPUs of its core (itself and its SMT siblings)."""
+    llc: frozenset[int]
+    """The CPUs that share its last-level cache, its package where caches are not described."""
+    node: int | None
+    """NUMA node, None on kernels without NUMA."""
+
+
+@dataclass(frozen=True)
+class Pinning:
+    """The choice made: `cpus[i]` is vCPU i's CPU; None when there are too few CPUs."""
+
+    cpus: tuple[int, ...] | None
+    overcommitted: bool
+    why: str
+
+
+def allowed_cpus() -> frozenset[int]:
+    """The CPUs this process may run on (taskset, cgroup cpuset)."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def read_topology(files: HostFiles = HOST) -> tuple[CpuPlace, ...]:
+    """The online CPUs' places, by CPU number; () where /sys does not describe them."""
+    matches = (re.fullmatch(r"cpu(\d+)", name) for name in files.names(_CPU_DIR))
+    cpus = sorted(int(match[1]) for match in matches if match)
+    places = (_place(files, cpu) for cpu in cpus)
+    return tuple(place for place in places if place is not None)
+
+
+def choose_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPlace]) -> Pinning:
+    """Choose one of the `allowed` CPUs for each vCPU.
+
+    In order of weight: no two vCPUs on one core, one last-level cache, one NUMA node, and
+    CPU 0's core (where most device interrupts and housekeeping land) last. With more CPUs
+    than vCPUs at least one stays free for the controller. A CPU the topology does not know
+    counts as a core of its own that shares no cache. Raises UsageError for n_vcpus < 1.
+    """
+    if n_vcpus < 1:
+        raise UsageError(f"A guest cannot have {n_vcpus} vCPUs.", "Ask for one vCPU or more.")
+    known = {place.cpu: place for place in topology}
+    places = [known.get(cpu) or _unknown_place(cpu) for cpu in sorted(allowed)]
+    if n_vcpus > len(places):
+        return Pinning(
+            cpus=None,
+            overcommitted=True,
+            why=f"{n_vcpus} vCPUs do not fit on {len(places)} allowed "
+            f"CPU{'s' if len(places) != 1 else ''}: they would measure the scheduler",
+        )
+    chosen = min(_choices(n_vcpus, places), key=lambda choice: choice.cost).places
+    return Pinning(
+        cpus=tuple(sorted(place.cpu for place in chosen)),
+        overcommitted=False,
+        why=_reason(chosen, places),
+    )
+
+
+# What a CPU's group is, nearest first; the last one holds every CPU.
+_LEVELS: Final[tuple[Callable[[CpuPlace], object], ...]] = (
+    lambda place: place.llc,
+    lambda place: place.node,
+    lambda _: None,
+)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Enough CPUs, all of one group at `level` (an index into _LEVELS)."""
+
+    places: tuple[CpuPlace, ...]
+    level: int
+
+    @property
+    def cost(self) -> tuple[int, int, int, tuple[int, ...]]:
+        """What choose_cpus avoids, heaviest first; CPU numbers make it unique."""
+        return (
+            len(self.places) - len({place.core for place in self.places}),
+            self.level,
+            sum(0 in place.core for place in self.places),
+            tuple(place.cpu for place in self.places),
+        )
+
+
+def _choices(n_vcpus: int, places: list[CpuPlace]) -> Iterator[_Choice]:
+    """The best choice of each group that is large enough; the whole host always is."""
+    first_threads = _first_threads(places)
+    best_first = sorted(
+        places, key=lambda place: (place not in first_threads, 0 in place.core, place.cpu)
+    )
+    for level, group_of in enumerate(_LEVELS):
+        groups: dict[object, list[CpuPlace]] = {}
+        for place in best_first:
+            groups.setdefault(group_of(place), []).append(place)
+        for group in groups.values():
+            if len(group) >= n_vcpus:
+                yield _Choice(tuple(group[:n_vcpus]), level)
+
+
+def _first_threads(places: list[CpuPlace]) -> frozenset[CpuPlace]:
+    """The lowest allowed CPU of each core."""
+    cores: dict[frozenset[int], CpuPlace] = {}
+    for place in places:
+        cores.setdefault(place.core, place)
+    return frozenset(cores.values())
+
+
+def _reason(chosen: tuple[CpuPlace, ...], places: list[CpuPlace]) -> str:
+    cores = {place.core for place in chosen}
+    free = [place for place in places if place not in chosen]
+    parts = [_spread(chosen)] if len(chosen) > 1 else []
+    parts.append("one core each" if len(cores) == len(chosen) else "some vCPUs share a core")
+    if not free:
+        parts.append("no CPU left for the controller")
+    elif all(place.core in cores for place in free):
+        parts.append("the controller shares a core with a vCPU")
+    if any(place.cpu == 0 for place in chosen):
+        parts.append("CPU 0 in use")
+    return ", ".join(parts)
+
+
+def _spread(chosen: tuple[CpuPlace, ...]) -> str:
+    nodes = {place.node for place in chosen}
+    if len({place.llc for place in chosen}) == 1:
+        return "one last-level cache"
+    if len(nodes) == 1:
+        return "one NUMA node, several last-level caches"
+    return f"{len(nodes)} NUMA nodes"
+
+
+def _place(files: HostFiles, cpu: int) -> CpuPlace | None:
+    directory = f"{_CPU_DIR}/cpu{cpu}"
+    core = _cpus(files, f"{directory}/topology/thread_siblings_list")
+    if not core:  # offline CPUs have no topology
+        return None
+    package = _cpus(files, f"{directory}/topology/core_siblings_list")
+    nodes = (re.fullmatch(r"node(\d+)", name) for name in files.names(directory))
+    node = next((int(match[1]) for match in nodes if match), None)
+    return CpuPlace(cpu, core, _last_level_cache(files, directory) or package or core, node)
+
+
+def _last_level_cache(files: HostFiles, directory: str) -> frozenset[int] | None:
+    caches = [
+        (level, f"{directory}/cache/{name}/shared_cpu_list")
+        for name in files.names(f"{directory}/cache")
+        if (level := files.number(f"{directory}/cache/{name}/level")) is not None
+    ]
+    return _cpus(files, max(caches)[1]) if caches else None
+
+
+def _cpus(files: HostFiles, path: str) -> frozenset[int] | None:
+    try:
+        return frozenset(parse_cpu_list(files.text(path) or "")) or None
+    except ValueError:
+        return None
+
+
+def _unknown_place(cpu: int) -> CpuPlace:
+    alone = frozenset({cpu})
+    return CpuPlace(cpu, alone, alone, None)

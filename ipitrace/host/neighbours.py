@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who else is alive on the host and can disturb a measurement."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
+from ipitrace.host.files import HOST, HostFiles
+
+# Names the kernel gives these descriptors (anon_inode_getfd in virt/kvm/kvm_main.c and
+# kernel/events/core.c); newer kernels add the vCPU's number ("kvm-vcpu:3").
+_VM_LINK: Final = "anon_inode:kvm-vm"
+_VCPU_LINK: Final = "anon_inode:kvm-vcpu"
+_PERF_LINK: Final = "anon_inode:[perf_event]"
+_TRACEFS: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+
+
+@dataclass(frozen=True)
+class KvmProcess:
+    """A process that holds KVM virtual machines."""
+
+    pid: int
+    name: str
+    n_vms: int
+    n_vcpus: int
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What was alive when it was looked at. None is unknown, and `unknown` says why."""
+
+    kvm_processes: tuple[KvmProcess, ...]
+    perf_event_pids: tuple[int, ...]
+    """Processes holding perf events: perf itself, profilers, BPF tools with kprobes."""
+    unreadable_processes: int
+    """Processes whose descriptors we may not see; above 0 the two lists are lower bounds."""
+    bpf_programs: int | None
+    """Loaded BPF programs, everyone's: read it before attaching our own."""
+    bpf_tracing_programs: int | None
+    """Those of them that run on kernel events."""
+    ftrace_kvm_instances: tuple[str, ...] | None
+    """tracefs instances with kvm events switched on; "" is the top-level one."""
+    load_average: tuple[float, float, float] | None
+    """Over 1, 5 and 15 minutes."""
+    unknown: Mapping[str, str]
+    """Reason by name of the item that could not be read."""
+
+    def to_dict(self) -> dict[str, object]:
+        """The neighbours as types that json accepts (tuples become arrays)."""
+        return asdict(self)
+
+
+def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = None) -> Neighbours:
+    """Look around once: a few ms, two system calls for each open descriptor on the host.
+
+    `own_pids` are the processes that belong to the measurement (by default this one); their
+    machines and perf events are not counted. Never raises for what cannot be seen.
+    """
+    unknown: dict[str, str] = {}
+    own = {os.getpid()} if own_pids is None else set(own_pids)
+    kvm_processes, perf_pids, unreadable = _scan_processes(files, own)
+    programs: int | None = None
+    tracing: int | None = None
+    try:
+        types = loaded_program_types()
+        programs = len(types)
+        tracing = sum(program_type in TRACING_TYPES for program_type in types.values())
+    except OSError as error:
+        unknown["bpf_programs"] = f"bpf(2): {error.strerror}"
+    instances = _ftrace_kvm_instances(files)
+    if instances is None:
+        unknown["ftrace_kvm_instances"] = "no readable tracefs with kvm events"
+    load = _load_average(files)
+    if load is None:
+        unknown["load_average"] = "/proc/loadavg is not readable"
+    return Neighbours(
+        kvm_processes=tuple(kvm_processes),
+        perf_event_pids=tuple(perf_pids),
+        unreadable_processes=unreadable,
+        bpf_programs=programs,
+        bpf_tracing_programs=tracing,
+        ftrace_kvm_instances=instances,
+        load_average=load,
+        unknown=unknown,
+    )
+
+
+def _scan_processes(files: HostFiles, own: set[int]) -> tuple[list[KvmProcess], list[int], int]:
+    """(processes with VMs, pids with perf events, number of processes we may not look into)."""
+    machines: list[KvmProcess] = []
+    perf_pids: list[int] = []
+    unreadable = 0
+    for pid in sorted(int(name) for name in files.names("/proc") if name.isdecimal()):
+        if pid in own:
+            continue
+        directory = f"/proc/{pid}/fd"
+        descriptors = files.listing(directory)
+        if descriptors is None:
+            # A process that ended meanwhile is no neighbour; one still there is hidden.
+            unreadable += files.listing(f"/proc/{pid}") is not None
+            continue
+        kinds = Counter(_kind(files.link(f"{directory}/{fd}")) for fd in descriptors)
+        if kinds[_VM_LINK]:
+            name = files.text(f"/proc/{pid}/comm") or "?"
+            machines.append(KvmProcess(pid, name, kinds[_VM_LINK], kinds[_VCPU_LINK]))
+        if kinds[_PERF_LINK]:
+            perf_pids.append(pid)
+    return machines, perf_pids, unreadable
+
+
+def _kind(link: str | None) -> str:
+    """One of the links above, or "" for any other descriptor."""
+    if link is None or not link.startswith("anon_inode:"):
+        return ""
+    if link.startswith(f"{_VCPU_LINK}:"):
+        return _VCPU_LINK
+    return link
+
+
+def _ftrace_kvm_instances(files: HostFiles) -> tuple[str, ...] | None:
+    """Instances whose events/kvm/enable is not "0": "1" is all on, "X" some."""
+    for tracefs in _TRACEFS:
+        top = files.text(f"{tracefs}/events/kvm/enable")
+        if top is None:
+            continue
+        states = {"": top} | {
+            name: files.text(f"{tracefs}/instances/{name}/events/kvm/enable") or "0"
+            for name in files.names(f"{tracefs}/instances")
+        }
+        return tuple(sorted(name for name, state in states.items() if state in ("1", "X")))
+    return None
+
+
+def _load_average(files: HostFiles) -> tuple[float, float, float] | None:
+    try:
+        one, five, fifteen, *_ = (files.text("/proc/loadavg") or "").split()
+        return float(one), float(five), float(fifteen)
+    except ValueError:
+        return None

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy's view of bpf/ipitrace_events.h; tests/contract compares the two."""
+
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+
+class Kind(IntEnum):
+    """`enum ipitrace_kind`: what a host event is; the header says what its words hold."""
+
+    KVM_EXIT = 0
+    KVM_ENTRY = 1
+    KVM_APIC_IPI = 2
+    KVM_APIC_ACCEPT_IRQ = 3
+    KVM_APICV_ACCEPT_IRQ = 4
+    KVM_EOI = 5
+    KVM_PV_EOI = 6
+    KVM_MSR = 7
+    KVM_APIC = 8
+    KVM_HYPERCALL = 9
+    KVM_INJ_VIRQ = 10
+    KVM_VCPU_WAKEUP = 11
+    KVM_EMULATE_INSN = 12
+    KVM_AVIC_INCOMPLETE_IPI = 13
+    KVM_AVIC_KICK_VCPU_SLOWPATH = 14
+    KVM_AVIC_DOORBELL = 15
+    KVM_APICV_INHIBIT_CHANGED = 16
+    KVM_WRITE_TSC_OFFSET = 17
+    KVM_PI_IRTE_UPDATE = 18
+    RESCHEDULE_ENTRY = 19
+    CALL_FUNCTION_ENTRY = 20
+    CALL_FUNCTION_SINGLE_ENTRY = 21
+    IPI_SEND_CPU = 22
+    SCHED_SWITCH = 23
+
+
+NR_KINDS: Final = len(Kind)
+
+# `struct ipitrace_event`, one slot of a ring.
+RING_EVENT: Final = np.dtype(
+    [("ts_ns", "u8"), ("arg", "u8"), ("word", "u4"), ("cpu", "u2"), ("detail", "u2")]
+)
+
+# `struct ipitrace_head`, one cache line.
+RING_HEAD: Final = np.dtype(
+    [
+        ("seen", "u8"),
+        ("missed", "u8"),
+        ("busy", "u8"),
+        ("elsewhere", "u8"),
+        ("pad", "u8", (4,)),
+    ]
+)
+
+# A ring's record once it has left its ring, with what its ring said about it.
+HOST_EVENT: Final = np.dtype([*RING_EVENT.descr, ("vcpu", "u2"), ("kind", "u1")], align=True)

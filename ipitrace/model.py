@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of the project as types: scenarios and what they are made of."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Pattern(StrEnum):
+    """Who sends to whom."""
+
+    UNICAST = "unicast"
+    SELF = "self"
+    BROADCAST = "broadcast"
+    RING = "ring"
+
+
+class TargetState(StrEnum):
+    """What a target's vCPU does when the IPI is sent.
+
+    `halted` is in HLT while the host may still be polling for it (halt_poll_ns);
+    `blocked` is in HLT for so long that the host has put its thread to sleep.
+    """
+
+    RUNNING = "running"
+    RUNNING_KERNEL = "running-kernel"
+    HALTED = "halted"
+    BLOCKED = "blocked"
+    PREEMPTED = "preempted"
+
+
+class SendMethod(StrEnum):
+    """How the sender asks for the IPI."""
+
+    X2APIC = "x2apic"
+    XAPIC = "xapic"
+    PV_HYPERCALL = "pv-hypercall"
+    PASSTHROUGH = "passthrough"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the scenario table: a kind of IPI that is measured by itself."""
+
+    name: str
+    pattern: Pattern
+    target_state: TargetState
+    send_method: SendMethod
+    about: str
+
+
+@dataclass(frozen=True)
+class StormRequest:
+    """What one storm is asked to do.
+
+    Attributes:
+        scenario: the kind of IPI.
+        n_vcpus: vCPUs of the guest; vCPU 0 sends, the others are targets.
+        count: measured sends, after `warmup` unmeasured ones.
+        pace_cycles: guest TSC cycles from one acknowledgement to the next send.
+        timeout_s: an IPI not acknowledged within this time counts as incomplete.
+        inject: a fault made on purpose, to prove that it is told; None in real runs.
+    """
+
+    scenario: Scenario
+    n_vcpus: int
+    count: int
+    warmup: int
+    pace_cycles: int
+    timeout_s: float = 1.0
+    inject: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A distribution of whole cycles. Every figure is one that was really measured."""
+
+    count: int
+    min: int
+    p50: int
+    p90: int
+    p99: int
+    max: int

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A progress bar for a person who waits: on a terminal, after a second, never in a pipe."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+_DELAY_S = 1.0
+_WIDTH = 30
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class ProgressBar:
+    """Draws on standard error; a context manager that leaves nothing behind."""
+
+    def __init__(self, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled = enabled and self._stream.isatty()
+        self._from_s = time.monotonic() + _DELAY_S
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._drawn:
+            self._stream.write(_CLEAR_LINE)
+            self._stream.flush()
+
+    def show(self, what: str, share: float) -> None:
+        """Say that `share` (0..1) of the work is done and `what` is being done now."""
+        if not self._enabled or time.monotonic() < self._from_s:
+            return
+        filled = round(_WIDTH * min(max(share, 0.0), 1.0))
+        bar = "#" * filled + "." * (_WIDTH - filled)
+        self._stream.write(f"{_CLEAR_LINE}[{bar}] {share:4.0%} {what}")
+        self._stream.flush()
+        self._drawn = True

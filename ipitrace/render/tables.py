@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run as tables on a terminal or in a log."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tabulate import tabulate
+
+from ipitrace.model import Scenario, Summary
+from ipitrace.result import ObserverCost, PerSide, RunResult, ScenarioResult
+from ipitrace.units import cycles_to_ns
+
+_NOTHING = "-"
+
+
+def render_run(run: RunResult, *, verbose: bool = False) -> str:
+    """Everything a run found, as text."""
+    measured = [row for row in run.scenarios if row.status == "measured"]
+    sections = [_header(run)]
+    if measured:
+        sections += [
+            _cycles(run, measured),
+            _exits(measured),
+            _events(run, measured),
+            _observer(run, measured),
+        ]
+    sections += [_not_measured(run), _losses(run), _notes(run, measured)]
+    if verbose:
+        sections.append(_details(run))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str]) -> str:
+    """The table of scenarios; each comes with why it cannot run, or None when it can."""
+    lines = [
+        (
+            scenario.name,
+            "default" if scenario.name in default else "yes" if reason is None else "no",
+            scenario.about if reason is None else f"{scenario.about} ({reason})",
+        )
+        for scenario, reason in rows
+    ]
+    return _table(("scenario", "runs", "about"), lines, text_columns=(0, 1, 2))
+
+
+def _header(run: RunResult) -> str:
+    clock = run.clock
+    lines = [f"host   {run.host['one_line']}", f"guest  {_guest(run)}"]
+    if clock.tsc_hz:
+        rate = f"clock  TSC {clock.tsc_hz / 1e6:.3f} MHz"
+        if clock.tsc_error_hz is not None:
+            rate += f" +- {clock.tsc_error_hz:.0f} Hz"
+        rate += f", {clock.source}"
+        if clock.half_width_ns is not None:
+            rate += (
+                f"; error bound of one reading {clock.half_width_cycles:.0f} cycles "
+                f"({clock.half_width_ns:.0f} ns)"
+            )
+        lines.append(rate)
+    return "\n".join(lines)
+
+
+def _guest(run: RunResult) -> str:
+    pinned = run.guest.get("pinned_cpus")
+    where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
+    return f"{run.guest['kind']}, {run.guest['n_vcpus']} vCPUs, {where}"
+
+
+def _cycles(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+    """One block of rows for each of S, D and R keeps the table within a terminal."""
+    headers = ("scenario", "sent", "delivered", "", "p50", "p50 ns", "p90", "p99", "max")
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        first = (row.name, f"{row.sent}", f"{row.delivered}")
+        for letter, summary in (
+            ("S", row.send_cycles),
+            ("D", row.deliver_cycles),
+            ("R", row.round_trip_cycles),
+        ):
+            lines.append((*first, letter, *_summary_cells(summary, run.clock.tsc_hz)))
+            first = ("", "", "")
+    title = (
+        "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
+    )
+    return f"{title}\n{_table(headers, lines, text_columns=(0, 3))}"
+
+
+def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
+    if summary is None:
+        return (_NOTHING,) * 5
+    ns = f"{cycles_to_ns(summary.p50, tsc_hz):.0f}" if tsc_hz else _NOTHING
+    return (
+        f"{summary.p50}",
+        ns,
+        f"{summary.p90}",
+        f"{summary.p99}",
+        f"{summary.max}",
+    )
+
+
+def _exits(rows: Sequence[ScenarioResult]) -> str:
+    names = _ordered(
+        name
+        for row in rows
+        if row.exits
+        for side in (row.exits.sender, row.exits.target)
+        for name in side or ()
+    )
+    headers = ("scenario", "vCPU", *names)
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        if row.exits is None:
+            continue
+        for label, side in (("sender", row.exits.sender), ("target", row.exits.target)):
+            if side is not None:
+                cells = (_per_ipi(side.get(name, 0.0)) for name in names)
+                lines.append((row.name, label, *cells))
+    sources = _ordered(row.exits.source or "nothing here" for row in rows if row.exits)
+    title = f"VM exits per IPI (source: {', '.join(sources)})"
+    if not names:
+        return f"{title}\nnone were counted"
+    return f"{title}\n{_table(headers, lines, text_columns=(0, 1))}"
+
+
+def _events(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+    """Tracepoints down, scenarios across: there are more of the former."""
+    if run.observer is None:
+        return f"Tracepoints per IPI: not counted, {run.observer_absent}"
+    names = _ordered(name for row in rows for name in row.events_per_ipi or ())
+    lines = [
+        (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
+    ]
+    headers = ("tracepoint", *(row.name for row in rows))
+    table = _table(headers, lines, text_columns=(0,))
+    return f"Tracepoints per IPI, sender + target\n{table}"
+
+
+def _sides(side: PerSide | None) -> str:
+    if side is None:
+        return _NOTHING
+    return f"{_per_ipi(side.sender)} + {_per_ipi(side.target)}"
+
+
+def _observer(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+    if run.observer is None:
+        return ""
+    headers = ("scenario", "S p50", "D p50", "R p50")
+    lines = []
+    for row in rows:
+        costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
+        cells = (_cost(costs.get(metric)) for metric in ("send", "deliver", "round_trip"))
+        lines.append((row.name, *cells))
+    title = (
+        f"Observer cost: traced minus untraced p50, in cycles, median [lowest, highest] of "
+        f"{run.observer.pairs} pairs"
+    )
+    return f"{title}\n{_table(headers, lines, text_columns=(0, 1, 2, 3))}"
+
+
+def _cost(cost: ObserverCost | None) -> str:
+    if cost is None:
+        return _NOTHING
+    share = cost.difference_cycles / cost.untraced_p50 if cost.untraced_p50 else 0.0
+    return (
+        f"{cost.difference_cycles:+d} ({share:+.1%}) "
+        f"[{cost.lowest_cycles:+d}, {cost.highest_cycles:+d}]"
+    )
+
+
+def _not_measured(run: RunResult) -> str:
+    lines = [f"  {row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
+    if run.failure is not None:
+        lines.append(f"  the rest: {run.failure}")
+    return "\n".join(["Not measured:", *lines]) if lines else ""
+
+
+def _losses(run: RunResult) -> str:
+    losses = run.losses
+    ipis = f"{losses.incomplete_ipis} incomplete IPIs"
+    if run.observer is None:
+        return f"losses {ipis}"
+    overruns = sum(losses.ring_overruns.values())
+    counted = [n for n in losses.recursion_misses.values() if n is not None]
+    unknown = len(losses.recursion_misses) - len(counted)
+    misses = f"{sum(counted)} recursion misses"
+    if unknown:
+        misses += f" (not counted by this kernel for {unknown} programs)"
+    return f"losses {overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
+
+
+def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+    notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
+    notes += [
+        f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
+    ]
+    if run.host["pinning"]["overcommitted"]:
+        notes.append(
+            "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
+            f"({run.host['pinning']['why']})"
+        )
+    others = run.host["neighbours"].get("kvm_processes") or ()
+    if others:
+        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
+        notes.append(f"note   other VMs were alive and disturb the numbers: {names}")
+    notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
+    return "\n".join(notes)
+
+
+def _details(run: RunResult) -> str:
+    lines = [f"version  ipitrace {run.ipitrace_version}, started {run.started_at}"]
+    lines.append(f"payload  sha256 {run.guest.get('payload_sha256', 'unknown')}")
+    lines += [f"pinning  {run.host['pinning']['why']}"]
+    if run.observer is not None:
+        lines.append(
+            f"BPF      loaded in {run.observer.setup_seconds:.3f} s, attached in "
+            f"{run.observer.attach_seconds:.3f} s"
+        )
+        hooked = ", ".join(f"{name} ({how})" for name, how in run.observer.hooks.items())
+        lines.append(f"watched  {hooked}")
+        lines += [f"left out {name}: {why}" for name, why in run.observer.left_out.items()]
+    return "\n".join(lines)
+
+
+def _per_ipi(count: float) -> str:
+    return "0" if count == 0 else f"{count:.2f}"
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _table(
+    headers: Sequence[str], lines: Sequence[Sequence[str]], text_columns: Sequence[int]
+) -> str:
+    align = ["left" if i in text_columns else "right" for i in range(len(headers))]
+    return tabulate(lines, headers, tablefmt="simple", colalign=align, disable_numparse=True)

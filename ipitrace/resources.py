@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the C sources lie: inside the installed package, or at the checkout's top level."""
+
+from pathlib import Path
+
+from ipitrace.errors import HostError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _data_dir(name: str) -> Path:
+    """`ipitrace/_data/<name>` of a wheel, else `<name>` beside the package (an editable install).
+
+    Raises HostError when neither is there.
+    """
+    for path in (_PACKAGE / "_data" / name, _PACKAGE.parent / name):
+        if path.is_dir():
+            return path
+    raise HostError(
+        f"the installation lacks its {name} files",
+        "reinstall ipitrace from a wheel, or run it from a whole checkout",
+    )
+
+
+def bpf_dir() -> Path:
+    """The BPF programs and the header they share with user space."""
+    return _data_dir("bpf")
+
+
+def guest_tools_dir() -> Path:
+    """The guest payloads and the header they share with user space."""
+    return _data_dir("guest-tools")

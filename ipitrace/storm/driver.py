@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every driver does: run one storm in one guest, and hand back its records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.model import Scenario, StormRequest
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller does at the points of a storm.
+
+    Attributes:
+        threads_known: gets the vCPUs' kernel thread ids, in vCPU order, before any runs.
+        mark: called when the first measured send is about to be made and when the last
+            has been acknowledged, by the sender's own thread; its answer is kept.
+        tick: called every 20 ms by the thread that called run().
+    """
+
+    threads_known: Callable[[Sequence[int]], None] = lambda _tids: None
+    mark: Callable[[], NDArray[np.uint64] | None] = lambda: None
+    tick: Callable[[int], None] = lambda _sent: None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One edge of the measured window.
+
+    Attributes:
+        ts_ns: CLOCK_MONOTONIC.
+        stats: each vCPU's KVM counters, or None where KVM gives none.
+        events_seen: what Hooks.mark answered.
+    """
+
+    ts_ns: int
+    stats: tuple[dict[str, int], ...] | None
+    events_seen: NDArray[np.uint64] | None
+
+
+@dataclass(frozen=True)
+class Storm:
+    """What one storm left behind; all stamps are guest TSC.
+
+    Attributes:
+        sends: the measured part of the sender's log (dtype abi.SEND).
+        receipts: each vCPU's measured handler entries (dtype abi.RECEIPT).
+        handled: each handler's own counter of measured entries, from guest memory.
+        incomplete: IPIs not acknowledged in time, warm-up included.
+        spurious: interrupts that came in on the spurious vector.
+        start: the snapshot before the first measured send.
+        end: the snapshot after the last.
+        tsc_offset: guest minus host TSC as KVM states it, None where it does not.
+        tsc_khz: the guest TSC's frequency as KVM states it, None where it does not.
+    """
+
+    sends: NDArray[np.void]
+    receipts: tuple[NDArray[np.void], ...]
+    handled: tuple[int, ...]
+    incomplete: int
+    spurious: int
+    start: Mark
+    end: Mark
+    tsc_offset: int | None
+    tsc_khz: int | None
+
+
+class Driver(Protocol):
+    """One kind of guest."""
+
+    @property
+    def n_vcpus(self) -> int:
+        """vCPUs of the guest; vCPU 0 sends."""
+
+    def unsupported(self, scenario: Scenario) -> str | None:
+        """Why this guest cannot run `scenario`, or None when it can."""
+
+    def targets(self, scenario: Scenario) -> tuple[int, ...]:
+        """The vCPUs that handle each IPI of `scenario`."""
+
+    def describe(self) -> dict[str, object]:
+        """The guest as run.json shows it."""
+
+    def run(self, request: StormRequest, hooks: Hooks) -> Storm:
+        """Run one storm in a fresh guest."""

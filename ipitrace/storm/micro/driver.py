@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the micro-guest: one fresh VM a storm."""
+
+from dataclasses import dataclass
+
+from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
+from ipitrace.storm.abi import (
+    RECEIPT,
+    SEND,
+    StormInject,
+    StormPattern,
+    StormSendMethod,
+    StormTargetState,
+)
+from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.storm.micro.image import MAX_MEMORY, MG_MAX_VCPUS, LogSizes, Payload, load_payload
+from ipitrace.storm.micro.machine import Machine
+from ipitrace.units import MIB
+
+MIN_VCPUS = 2
+MAX_VCPUS = MG_MAX_VCPUS
+MAX_COUNT = 10_000_000
+_MAX_INCOMPLETE = 3
+_NOMINAL_TSC_HZ = 3_000_000_000  # only where KVM does not state the guest's; bounds a timeout
+
+_PATTERNS = {
+    Pattern.UNICAST: StormPattern.UNICAST,
+    Pattern.SELF: StormPattern.SELF,
+    Pattern.BROADCAST: StormPattern.BROADCAST,
+}
+_STATES = {
+    TargetState.RUNNING: StormTargetState.RUNNING_USER,
+    TargetState.RUNNING_KERNEL: StormTargetState.RUNNING_KERNEL,
+    TargetState.HALTED: StormTargetState.HALTED,
+    TargetState.BLOCKED: StormTargetState.HALTED,
+}
+_METHODS = {
+    SendMethod.X2APIC: StormSendMethod.X2APIC,
+    SendMethod.XAPIC: StormSendMethod.XAPIC,
+}
+_UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
+    Pattern.RING: "the micro-guest has one sender",
+    TargetState.PREEMPTED: "the micro-guest has no way yet to keep a target off its CPU",
+    SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
+    SendMethod.PASSTHROUGH: "the host offers no descriptors to send through",
+}
+
+
+@dataclass(frozen=True)
+class MicroGuest:
+    """The embedded guest.
+
+    Attributes:
+        n_vcpus: 2 to 64; vCPU 0 sends.
+        cpus: the host CPU each vCPU is pinned to, or None.
+        payload: what the vCPUs run.
+    """
+
+    n_vcpus: int
+    cpus: tuple[int, ...] | None
+    payload: Payload
+
+    @classmethod
+    def prepare(cls, n_vcpus: int, cpus: tuple[int, ...] | None) -> "MicroGuest":
+        """Load the payload.
+
+        Raises:
+            HostError: it was not built.
+        """
+        return cls(n_vcpus, cpus, load_payload())
+
+    def unsupported(self, scenario: Scenario) -> str | None:
+        """Why this guest cannot run `scenario`, or None when it can."""
+        return unsupported(scenario)
+
+    def targets(self, scenario: Scenario) -> tuple[int, ...]:
+        """The vCPUs that handle each IPI of `scenario`."""
+        if scenario.pattern == Pattern.SELF:
+            return (0,)
+        if scenario.pattern == Pattern.UNICAST:
+            return (1,)
+        return tuple(range(1, self.n_vcpus))
+
+    def describe(self) -> dict[str, object]:
+        """The guest as run.json shows it."""
+        return {
+            "kind": "micro",
+            "n_vcpus": self.n_vcpus,
+            "pinned_cpus": None if self.cpus is None else list(self.cpus),
+            "payload_sha256": self.payload.sha256,
+        }
+
+    def run(self, request: StormRequest, hooks: Hooks) -> Storm:
+        """Boot a fresh VM, run one storm, take the VM down again.
+
+        Raises:
+            HostError: KVM refuses, or memory is short.
+            MeasurementError: the guest hung, died, or lost IPIs.
+        """
+        scenario = request.scenario
+        total = request.warmup + request.count
+        logs = LogSizes(sends=total, receipts_per_vcpu=total)
+        method = _METHODS[scenario.send_method]
+        with Machine(self.payload, self.n_vcpus, logs, method) as machine:
+            tsc_hz = (machine.tsc_khz or 0) * 1000 or _NOMINAL_TSC_HZ
+            machine.memory.write_params(
+                pattern=_PATTERNS[scenario.pattern],
+                target_state=_STATES[scenario.target_state],
+                send_method=method,
+                target=1,
+                inject=StormInject[(request.inject or "none").upper().replace("-", "_")],
+                max_incomplete=_MAX_INCOMPLETE,
+                warmup=request.warmup,
+                count=request.count,
+                pace_cycles=request.pace_cycles,
+                timeout_cycles=int(request.timeout_s * tsc_hz),
+            )
+            silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
+            return machine.run(self.cpus, hooks, warmup=request.warmup, silence_s=silence_s)
+
+
+def unsupported(scenario: Scenario) -> str | None:
+    """Why no micro-guest can run `scenario`, or None when one can."""
+    parts = (scenario.pattern, scenario.target_state, scenario.send_method)
+    return next((_UNSUPPORTED[part] for part in parts if part in _UNSUPPORTED), None)
+
+
+def max_count(n_vcpus: int) -> int:
+    """The largest storm, warm-up included, that a guest of `n_vcpus` can log."""
+    room = MAX_MEMORY - 4 * MIB - n_vcpus * 4096
+    return min(MAX_COUNT, room // (SEND.itemsize + RECEIPT.itemsize * n_vcpus))

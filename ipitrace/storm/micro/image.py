@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The micro-guest's memory: page tables, descriptor tables, payload, parameters, logs.
+
+Addresses named MG_* are those of guest-tools/microguest/microguest.h
+(tests/contract compares them); the tables below 64 KiB are the VMM's own.
+"""
+
+import hashlib
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.errors import HostError
+from ipitrace.resources import guest_tools_dir
+from ipitrace.storm.abi import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
+from ipitrace.storm.micro.kvm import DescriptorTable, Registers, Segment, SpecialRegisters
+from ipitrace.units import MIB
+
+MG_LOAD = 0x10000
+MG_PARAMS = 0x20000
+MG_STATUS = 0x20100
+MG_VCPUS = 0x21000
+MG_VCPU_SIZE = 128
+MG_MAX_VCPUS = 64
+MG_VECTOR_TARGET = 0xF0
+MG_VECTOR_SELF = 0xF1
+MG_VECTOR_SPURIOUS = 0xFF
+MG_KERNEL_CS = 0x08
+MG_KERNEL_DS = 0x10
+MG_USER_DS = 0x1B
+MG_USER_CS = 0x23
+MG_PORT = 0x501
+MG_XAPIC_BASE = 0xFEE00000
+
+VCPU = np.dtype(
+    [
+        ("handled", "<u8"),
+        ("ready", "<u8"),
+        ("pad1", "<u8", (6,)),
+        ("next_receipt", "<u8"),
+        ("end_receipt", "<u8"),
+        ("xapic", "<u8"),
+        ("pad2", "<u8", (5,)),
+    ]
+)
+"""struct mg_vcpu."""
+
+_PML4, _PDPT, _PD_LOW, _PD_APIC = 0x1000, 0x2000, 0x3000, 0x4000
+_GDT, _IDT, _TSS, _TSS_SIZE = 0x5000, 0x6000, 0x7000, 0x80
+_STACKS, _STACK_SIZE = 0x30000, 0x1000  # a vCPU's: upper half its own, lower half TSS.RSP0
+_LOGS = 2 * MIB
+_PAGE = 4096
+_LARGE_PAGE = 2 * MIB
+MAX_MEMORY = 1024 * MIB  # what one page directory maps
+
+# Intel SDM vol. 3A, 4.5: present, writable, user, write-through, no cache,
+# accessed, dirty, page size.
+_TABLE = 0x07
+_LARGE = 0x67 | 0x80
+_UNCACHED = 0x18
+_FIRST_TSS_SELECTOR = 0x30
+_GATE_INTERRUPT = 0x8E00
+_TRAP_GATE_FROM_USER = 0xEF00
+_BREAKPOINT = 3
+_EXCEPTIONS = 32
+_EXCEPTION_STRIDE = 16
+
+# CR0: PG AM WP NE ET MP PE; CR4: OSXMMEXCPT OSFXSR PAE; EFER: NXE LMA LME SCE
+# (SDM vol. 3A, 2.5 and 2.2.1).
+_CR0 = 0x80050033
+_CR4 = 0x620
+_EFER = 0xD01
+_APIC_BASE_ENABLED = MG_XAPIC_BASE | 0x800
+_APIC_BASE_X2APIC = 0x400
+_APIC_BASE_BSP = 0x100
+_RFLAGS_FIXED = 2
+
+_HEADER = struct.Struct("<8x8s7I")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The built payload and the places its header names (offsets from MG_LOAD)."""
+
+    image: bytes
+    target_entry: int
+    self_entry: int
+    spurious_entry: int
+    service_entry: int
+    exception_entries: int
+
+    @property
+    def sha256(self) -> str:
+        """What was measured with, for the fingerprint."""
+        return hashlib.sha256(self.image).hexdigest()
+
+
+def load_payload(path: Path | None = None) -> Payload:
+    """Read the payload built from guest-tools/microguest.
+
+    Raises:
+        HostError: it was not built, or is of another version than this package.
+    """
+    path = path or guest_tools_dir() / "microguest" / "microguest.bin"
+    hint = f"Build it: make -C {path.parent}"
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise HostError(f"The micro-guest's payload cannot be read: {error}.", hint) from error
+    if len(image) < _HEADER.size:
+        raise HostError(f"{path} is not a micro-guest payload: {len(image)} bytes.", hint)
+    magic, version, *entries, size = _HEADER.unpack_from(image)
+    if magic != b"ipitrace" or version != ABI_VERSION or size != len(image):
+        raise HostError(f"{path} is not a payload of ABI version {ABI_VERSION}.", hint)
+    return Payload(image, *entries)
+
+
+@dataclass(frozen=True)
+class LogSizes:
+    """How many records the guest's logs hold."""
+
+    sends: int
+    receipts_per_vcpu: int
+
+
+class GuestMemory:
+    """The guest's memory: built here, read back here, given to KVM by address."""
+
+    def __init__(self, payload: Payload, n_vcpus: int, logs: LogSizes) -> None:
+        """Lay everything out.
+
+        Raises:
+            HostError: the logs do not fit the guest, or memory is short.
+        """
+        self._n_vcpus = n_vcpus
+        self._sends_at = _LOGS
+        self._n_sends = logs.sends
+        self._n_receipts = logs.receipts_per_vcpu
+        receipts_at = _round_up(self._sends_at + logs.sends * SEND.itemsize, _PAGE)
+        self._receipts_step = _round_up(logs.receipts_per_vcpu * RECEIPT.itemsize, _PAGE)
+        self._receipts_at = receipts_at
+        self.size = _round_up(receipts_at + n_vcpus * self._receipts_step, _LARGE_PAGE)
+        if self.size > MAX_MEMORY:
+            raise HostError(
+                f"The logs of this storm need {self.size // MIB} MiB of guest memory; "
+                f"{MAX_MEMORY // MIB} MiB is the most.",
+                "Ask for a smaller --count, or fewer vCPUs.",
+            )
+        try:
+            self._memory = mmap.mmap(
+                -1, self.size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+            )
+        except OSError as error:
+            raise HostError(
+                f"No memory for a guest of {self.size // MIB} MiB: {error.strerror}.",
+                "Free memory, or ask for a smaller --count.",
+            ) from error
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
+        self.host_address = int(self._bytes.ctypes.data)
+        self._memory[MG_LOAD : MG_LOAD + len(payload.image)] = payload.image
+        self._build_page_tables()
+        self._build_descriptors(payload)
+
+    def _put(self, at: int, layout: str, *values: int) -> None:
+        struct.pack_into("<" + layout, self._memory, at, *values)
+
+    def _build_page_tables(self) -> None:
+        """Map all memory one to one for kernel and user mode, and the xAPIC's page."""
+        self._put(_PML4, "Q", _PDPT | _TABLE)
+        self._put(_PDPT, "Q", _PD_LOW | _TABLE)
+        self._put(_PDPT + 8 * (MG_XAPIC_BASE >> 30), "Q", _PD_APIC | _TABLE)
+        for i in range(self.size // _LARGE_PAGE):
+            self._put(_PD_LOW + 8 * i, "Q", i * _LARGE_PAGE | _LARGE)
+        apic = MG_XAPIC_BASE // _LARGE_PAGE
+        self._put(_PD_APIC + 8 * (apic % 512), "Q", apic * _LARGE_PAGE | _LARGE | _UNCACHED)
+
+    def _build_descriptors(self, payload: Payload) -> None:
+        """GDT (flat segments, one TSS a vCPU), IDT and the TSSs' ring-0 stacks."""
+        flat = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
+        self._put(_GDT, "5Q", *flat)
+        for i in range(self._n_vcpus):
+            base = _TSS + i * _TSS_SIZE
+            low, middle, high = base & 0xFFFF, base >> 16 & 0xFF, base >> 24 & 0xFF
+            self._put(
+                _GDT + _FIRST_TSS_SELECTOR + 16 * i,
+                "HHBBBBII",
+                *(_TSS_SIZE - 1, low, middle, 0x8B, 0, high, 0, 0),
+            )
+            self._put(base + 4, "Q", self._stack_top(i) - _STACK_SIZE // 2)
+        for vector in range(_EXCEPTIONS):
+            self._gate(vector, payload.exception_entries + vector * _EXCEPTION_STRIDE)
+        self._gate(_BREAKPOINT, payload.service_entry, _TRAP_GATE_FROM_USER)
+        self._gate(MG_VECTOR_TARGET, payload.target_entry)
+        self._gate(MG_VECTOR_SELF, payload.self_entry)
+        self._gate(MG_VECTOR_SPURIOUS, payload.spurious_entry)
+
+    def _gate(self, vector: int, entry: int, kind: int = _GATE_INTERRUPT) -> None:
+        at = MG_LOAD + entry
+        self._put(
+            _IDT + 16 * vector,
+            "HHHHII",
+            *(at & 0xFFFF, MG_KERNEL_CS, kind, at >> 16 & 0xFFFF, at >> 32, 0),
+        )
+
+    @staticmethod
+    def _stack_top(index: int) -> int:
+        return _STACKS + _STACK_SIZE * (index + 1) - 16
+
+    def start_state(
+        self, index: int, method: StormSendMethod, template: SpecialRegisters
+    ) -> tuple[SpecialRegisters, Registers]:
+        """The registers vCPU `index` starts with: long mode, the payload's first byte.
+
+        Args:
+            index: the vCPU, which is also its APIC id.
+            method: decides between x2APIC and xAPIC mode.
+            template: what KVM_GET_SREGS answered; changed and returned.
+        """
+        code = Segment(0, 0xFFFFFFFF, MG_KERNEL_CS, 11, 1, 0, 0, 1, 1, 1, 0, 0, 0)
+        data = Segment(0, 0xFFFFFFFF, MG_KERNEL_DS, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0)
+        template.cs = code
+        for name in ("ds", "es", "fs", "gs", "ss"):
+            setattr(template, name, data)
+        tss = _TSS + index * _TSS_SIZE
+        selector = _FIRST_TSS_SELECTOR + 16 * index
+        template.tr = Segment(tss, _TSS_SIZE - 1, selector, 11, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+        template.ldt = Segment(0, 0xFFFF, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0)
+        template.gdt = DescriptorTable(_GDT, _FIRST_TSS_SELECTOR + 16 * self._n_vcpus - 1)
+        template.idt = DescriptorTable(_IDT, 256 * 16 - 1)
+        template.cr0, template.cr3, template.cr4, template.efer = _CR0, _PML4, _CR4, _EFER
+        template.apic_base = (
+            _APIC_BASE_ENABLED
+            | (_APIC_BASE_X2APIC if method == StormSendMethod.X2APIC else 0)
+            | (_APIC_BASE_BSP if index == 0 else 0)
+        )
+        return template, Registers(
+            rip=MG_LOAD, rflags=_RFLAGS_FIXED, rdi=index, rsp=self._stack_top(index)
+        )
+
+    def write_params(self, **fields: int) -> None:
+        """Write struct storm_params and prepare every vCPU's receipt log."""
+        params = self._view(MG_PARAMS, PARAMS, 1)[0]
+        params["abi_version"] = ABI_VERSION
+        params["n_vcpus"] = self._n_vcpus
+        params["sends"] = self._sends_at
+        for name, value in fields.items():
+            params[name] = value
+        vcpus = self.vcpus()
+        vcpus["xapic"] = fields["send_method"] == StormSendMethod.XAPIC
+        starts = self._receipts_at + np.arange(self._n_vcpus) * self._receipts_step
+        vcpus["next_receipt"] = starts
+        vcpus["end_receipt"] = starts + self._n_receipts * RECEIPT.itemsize
+
+    def status(self) -> NDArray[np.void]:
+        """struct storm_status as it stands now; shape (1,), shared with the guest."""
+        return self._view(MG_STATUS, STATUS, 1)
+
+    def vcpus(self) -> NDArray[np.void]:
+        """struct mg_vcpu of every vCPU; shape (n_vcpus,), shared with the guest."""
+        return self._view(MG_VCPUS, VCPU, self._n_vcpus)
+
+    def sends(self, count: int) -> NDArray[np.void]:
+        """A copy of the first `count` entries of the sender's log."""
+        return self._view(self._sends_at, SEND, min(count, self._n_sends)).copy()
+
+    def receipts(self, index: int) -> NDArray[np.void]:
+        """A copy of what vCPU `index` logged."""
+        at = self._receipts_at + index * self._receipts_step
+        used = (int(self.vcpus()["next_receipt"][index]) - at) // RECEIPT.itemsize
+        return self._view(at, RECEIPT, min(max(used, 0), self._n_receipts)).copy()
+
+    def _view(self, at: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
+        return np.frombuffer(self._memory, dtype, count, at)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMM: a VM, one thread per vCPU, one storm from boot to power-off.
+
+A storm comes to user space a handful of times, none of them between its first
+and its last measured send, so the language of the VMM does not show in the
+numbers.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Self
+
+import numpy as np
+
+from ipitrace.errors import HostError, MeasurementError
+from ipitrace.storm.abi import StormSendMethod, StormState
+from ipitrace.storm.driver import Hooks, Mark, Storm
+from ipitrace.storm.micro.image import MG_PORT, GuestMemory, LogSizes, Payload
+from ipitrace.storm.micro.kvm import ExitReason, Vcpu, Vm
+from ipitrace.storm.micro.stats_fd import VcpuStats
+
+_TICK_S = 0.02
+_KICK_S = 0.05
+_HANG_GRACE_S = 3.0
+_KICK_SIGNAL = signal.SIGUSR1
+_LAST_STATES = {StormState.DONE, StormState.GAVE_UP, StormState.FAULTED}
+
+
+class Machine:
+    """One VM with its memory and vCPUs, good for one storm. A context manager."""
+
+    def __init__(
+        self, payload: Payload, n_vcpus: int, logs: LogSizes, method: StormSendMethod
+    ) -> None:
+        """Build the VM; nothing runs yet.
+
+        Raises:
+            HostError: KVM refuses, or memory is short.
+        """
+        self._vm = Vm()
+        self._cleanup = contextlib.ExitStack()
+        self._cleanup.callback(self._vm.close)
+        self._vcpus: list[Vcpu] = []
+        self._stats: list[VcpuStats] = []
+        self._stopping = False
+        self._ended = threading.Event()
+        self._failures: list[str] = []
+        self._marks: dict[StormState, Mark] = {}
+        try:
+            self.memory = GuestMemory(payload, n_vcpus, logs)
+            self._vm.set_memory(self.memory.host_address, self.memory.size)
+            for index in range(n_vcpus):
+                self._add_vcpu(index, method)
+        except BaseException:
+            self._cleanup.close()
+            raise
+        self.tsc_khz = self._vcpus[0].tsc_khz()
+        self.tsc_offset = self._vcpus[0].tsc_offset()
+
+    def _add_vcpu(self, index: int, method: StormSendMethod) -> None:
+        vcpu = self._vm.create_vcpu(index)
+        self._cleanup.callback(vcpu.close)
+        self._vcpus.append(vcpu)
+        vcpu.set_tsc_offset(0)
+        special, general = self.memory.start_state(index, method, vcpu.special_registers())
+        vcpu.set_special_registers(special)
+        vcpu.set_registers(general)
+        vcpu.set_runnable()
+        stats_fd = vcpu.stats_fd()
+        if stats_fd is not None:
+            stats = VcpuStats(stats_fd)
+            self._cleanup.callback(stats.close)
+            self._stats.append(stats)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._cleanup.close()
+
+    def run(
+        self, cpus: Sequence[int] | None, hooks: Hooks, *, warmup: int, silence_s: float
+    ) -> Storm:
+        """Run the storm that the parameters in memory describe.
+
+        Args:
+            cpus: one host CPU for each vCPU to be pinned to, or None.
+            hooks: what else happens at its points.
+            warmup: sends that the answer leaves out.
+            silence_s: how long the guest may go without a send before it counts as hung;
+                a grace of 3 s is added.
+
+        Raises:
+            MeasurementError: the guest hung, triple-faulted, took an exception, or lost
+                more IPIs than it may.
+            HostError: KVM could not run it.
+        """
+        threads = [_VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
+        with _kick_signal_handled():
+            try:
+                for thread in threads:
+                    thread.start()
+                hooks.threads_known([thread.wait_for_tid() for thread in threads])
+                self._hooks = hooks
+                for thread in threads:
+                    thread.go.set()
+                self._watch(hooks, silence_s + _HANG_GRACE_S)
+            finally:
+                self._stop(threads)
+        self._raise_on_failure(silence_s + _HANG_GRACE_S)
+        return self._collect(warmup)
+
+    def _watch(self, hooks: Hooks, silence_s: float) -> None:
+        status = self.memory.status()
+        last, since = -1, time.monotonic()
+        while not self._ended.wait(_TICK_S):
+            sent = int(status["sent"][0])
+            hooks.tick(sent)
+            if sent != last:
+                last, since = sent, time.monotonic()
+            elif time.monotonic() - since > silence_s:
+                return
+
+    def _stop(self, threads: Sequence["_VcpuThread"]) -> None:
+        self._stopping = True
+        for vcpu, thread in zip(self._vcpus, threads, strict=True):
+            thread.go.set()
+            while thread.is_alive():
+                vcpu.ask_immediate_exit()
+                if thread.ident is not None:
+                    signal.pthread_kill(thread.ident, _KICK_SIGNAL)
+                thread.join(_KICK_S)
+
+    def run_vcpu(self, index: int) -> None:
+        """Run vCPU `index` until the storm ends; called by its own thread."""
+        vcpu = self._vcpus[index]
+        while not self._stopping:
+            try:
+                vcpu.run()
+            except InterruptedError:
+                continue
+            except OSError as error:
+                self._fail(index, f"KVM_RUN failed: {error.strerror}")
+                return
+            if vcpu.exit_reason != ExitReason.IO:
+                self._fail(index, _describe_exit(vcpu))
+                return
+            port, value = vcpu.io_exit()
+            if port != MG_PORT:
+                self._fail(index, f"wrote to the unknown port {port:#x}")
+                return
+            state = StormState(value)
+            self._marks[state] = self._mark()
+            if state in _LAST_STATES:
+                self._ended.set()
+                return
+
+    def _mark(self) -> Mark:
+        stats = tuple(s.read() for s in self._stats) if self._stats else None
+        return Mark(time.monotonic_ns(), stats, self._hooks.mark())
+
+    def _fail(self, index: int, what: str) -> None:
+        self._failures.append(f"vCPU {index} {what}")
+        self._ended.set()
+
+    def _raise_on_failure(self, silence_s: float) -> None:
+        status = self.memory.status()[0]
+        if self._failures:
+            raise MeasurementError(
+                f"The guest died: {self._failures[0]}, after {int(status['sent'])} sends.",
+                "Look in dmesg; try --no-trace, and --scenario one at a time.",
+            )
+        if StormState.FAULTED in self._marks:
+            raise MeasurementError(
+                f"The guest took exception {int(status['fault_vector'])} (error "
+                f"{int(status['fault_error']):#x}) at {int(status['fault_rip']):#x} on vCPU "
+                f"{int(status['fault_vcpu'])}.",
+                "This is a defect of the micro-guest or of the KVM under it; please report it.",
+            )
+        if StormState.GAVE_UP in self._marks:
+            raise MeasurementError(
+                f"The guest gave up: {int(status['incomplete'])} IPIs were not acknowledged "
+                "in time.",
+                "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
+            )
+        if StormState.DONE not in self._marks:
+            raise MeasurementError(
+                f"The guest hung: no IPI was sent for {silence_s:.0f} s, after "
+                f"{int(status['sent'])} sends.",
+                "Look in dmesg and at the host's load; the guest was stopped.",
+            )
+
+    def _collect(self, warmup: int) -> Storm:
+        status = self.memory.status()[0]
+        handled = self.memory.vcpus()["handled"]
+        sends = self.memory.sends(int(status["sent"]))
+        first_tsc = int(sends["send_tsc"][warmup])
+        receipts = [self.memory.receipts(i) for i in range(len(self._vcpus))]
+        skipped = [int(np.searchsorted(r["handler_tsc"], first_tsc)) for r in receipts]
+        return Storm(
+            sends=sends[warmup:],
+            receipts=tuple(r[n:] for r, n in zip(receipts, skipped, strict=True)),
+            handled=tuple(int(h) - n for h, n in zip(handled, skipped, strict=True)),
+            incomplete=int(status["incomplete"]),
+            spurious=int(status["spurious"]),
+            start=self._marks[StormState.MEASURING],
+            end=self._marks[StormState.DONE],
+            tsc_offset=self.tsc_offset,
+            tsc_khz=self.tsc_khz,
+        )
+
+
+class _VcpuThread(threading.Thread):
+    """A vCPU's thread: pins itself, says who it is, waits, runs."""
+
+    def __init__(self, machine: Machine, index: int, cpus: Sequence[int] | None) -> None:
+        super().__init__(name=f"vcpu{index}", daemon=True)
+        self.go = threading.Event()
+        self._machine = machine
+        self._index = index
+        self._cpus = cpus
+        self._ready = threading.Event()
+        self._pin_error: OSError | None = None
+
+    def run(self) -> None:
+        if self._cpus is not None:
+            try:
+                os.sched_setaffinity(0, {self._cpus[self._index]})
+            except OSError as error:
+                self._pin_error = error
+        self._ready.set()
+        self.go.wait()
+        self._machine.run_vcpu(self._index)
+
+    def wait_for_tid(self) -> int:
+        """The kernel's id of this thread, once it is pinned."""
+        self._ready.wait()
+        if self._pin_error is not None:
+            raise HostError(
+                f"vCPU {self._index} cannot be pinned: {self._pin_error.strerror}.",
+                "See which CPUs this process may use (taskset -p $$).",
+            )
+        return self.native_id or 0
+
+
+def _describe_exit(vcpu: Vcpu) -> str:
+    reason = vcpu.exit_reason
+    rip = vcpu.registers().rip
+    if reason == ExitReason.SHUTDOWN:
+        return f"triple-faulted at rip {rip:#x}"
+    try:
+        name = ExitReason(reason).name
+    except ValueError:
+        name = str(reason)
+    words = " ".join(f"{word:#x}" for word in vcpu.exit_words(4))
+    return f"stopped with KVM_EXIT_{name} at rip {rip:#x} ({words})"
+
+
+@contextlib.contextmanager
+def _kick_signal_handled() -> Iterator[None]:
+    """While inside, the signal that interrupts KVM_RUN does nothing else."""
+
+    def ignore(_signum: int, _frame: FrameType | None) -> None:
+        """KVM_RUN returns EINTR; that is all that is wanted."""
+
+    before = signal.signal(_KICK_SIGNAL, ignore)
+    try:
+        yield
+    finally:
+        signal.signal(_KICK_SIGNAL, before)

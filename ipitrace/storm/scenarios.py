@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of scenarios: every kind of IPI ipitrace knows by name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from ipitrace.errors import UsageError
+from ipitrace.model import Pattern, Scenario, SendMethod, TargetState
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        "unicast-running",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "one target, spinning in guest user mode",
+    ),
+    Scenario(
+        "unicast-halted",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.X2APIC,
+        "one target in HLT, the host still polling for it if it polls",
+    ),
+    Scenario(
+        "self",
+        Pattern.SELF,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "the sender to itself",
+    ),
+    Scenario(
+        "broadcast",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "one send to all other vCPUs, all spinning",
+    ),
+    Scenario(
+        "unicast-blocked",
+        Pattern.UNICAST,
+        TargetState.BLOCKED,
+        SendMethod.X2APIC,
+        "one target in HLT for so long that its thread sleeps",
+    ),
+    Scenario(
+        "unicast-running-kernel",
+        Pattern.UNICAST,
+        TargetState.RUNNING_KERNEL,
+        SendMethod.X2APIC,
+        "one target, spinning in guest kernel mode",
+    ),
+    Scenario(
+        "broadcast-halted",
+        Pattern.BROADCAST,
+        TargetState.HALTED,
+        SendMethod.X2APIC,
+        "one send to all other vCPUs, all in HLT",
+    ),
+    Scenario(
+        "unicast-running-xapic",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as unicast-running, through the memory-mapped ICR",
+    ),
+    Scenario(
+        "unicast-halted-xapic",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.XAPIC,
+        "as unicast-halted, through the memory-mapped ICR",
+    ),
+    Scenario(
+        "self-xapic",
+        Pattern.SELF,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "the sender to itself, through the memory-mapped ICR",
+    ),
+    Scenario(
+        "broadcast-xapic",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as broadcast, through the memory-mapped ICR",
+    ),
+    Scenario(
+        "unicast-preempted",
+        Pattern.UNICAST,
+        TargetState.PREEMPTED,
+        SendMethod.X2APIC,
+        "one target whose thread waits for a CPU",
+    ),
+    Scenario(
+        "ring",
+        Pattern.RING,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "all pairs at once",
+    ),
+    Scenario(
+        "broadcast-pv",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.PV_HYPERCALL,
+        "one KVM_HC_SEND_IPI hypercall to all other vCPUs",
+    ),
+    Scenario(
+        "unicast-running-passthrough",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.PASSTHROUGH,
+        "through the posted-interrupt descriptor, without the hypervisor",
+    ),
+)
+
+DEFAULT_SCENARIOS = ("unicast-running", "unicast-halted", "self", "broadcast")
+ALL = "all"
+
+
+def select_scenarios(names: Iterable[str]) -> tuple[Scenario, ...]:
+    """The scenarios of these names, each once, in the order asked; `all` is the whole table.
+
+    Raises:
+        UsageError: there is no scenario of a name.
+    """
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    chosen: dict[str, Scenario] = {}
+    for name in names:
+        if name == ALL:
+            chosen.update(by_name)
+            continue
+        if name not in by_name:
+            close = get_close_matches(name, by_name, n=1)
+            guess = f"Did you mean {close[0]}? " if close else ""
+            raise UsageError(
+                f"There is no scenario '{name}'.",
+                f"{guess}Known: {', '.join(by_name)}; or {ALL}.",
+            )
+        chosen[name] = by_name[name]
+    return tuple(chosen.values())

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles and loads through bcc: without kernel headers, and without its noise."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from ipitrace.errors import HostError
+from ipitrace.tracer.bcc_import import import_bcc
+from ipitrace.tracer.program import Plan, Probe
+
+_KERNEL_SOURCE: Final = "BCC_KERNEL_SOURCE"
+_MAX_HINT: Final = 300  # characters of a compiler's or verifier's text that we repeat
+
+
+class Bpf(Protocol):
+    """What we use of bcc.BPF, which has no types of its own."""
+
+    RAW_TRACEPOINT: int
+    TRACEPOINT: int
+    funcs: dict[bytes, Any]
+
+    def __getitem__(self, table: bytes) -> Any: ...  # noqa: ANN401
+    def load_func(self, func_name: bytes, prog_type: int) -> object: ...  # noqa: D102
+    def attach_raw_tracepoint(self, *, tp: bytes, fn_name: bytes) -> object: ...  # noqa: D102
+    def detach_raw_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
+    def attach_tracepoint(self, *, tp: bytes, fn_name: bytes) -> object: ...  # noqa: D102
+    def detach_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
+    def cleanup(self) -> None: ...  # noqa: D102
+
+
+class Noise:
+    """What was written to file descriptor 2 while it was captured."""
+
+    text = ""
+
+    def useful_line(self) -> str:
+        """The line that says what is wrong: a compiler's first error, else the last line."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line.lower()]
+        # The verifier ends with a line of statistics; its reason comes before that.
+        rest = [line for line in lines if not line.startswith("processed ")]
+        chosen = errors[0] if errors else (rest or [""])[-1]
+        return chosen[:_MAX_HINT]
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Noise]:
+    """Capture file descriptor 2 of the whole process: libbcc writes there from C."""
+    noise = Noise()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with os.fdopen(os.memfd_create("ipitrace-stderr"), "w+b") as sink:
+            os.dup2(sink.fileno(), 2)
+            try:
+                yield noise
+            finally:
+                os.dup2(kept, 2)
+                sink.seek(0)
+                noise.text = sink.read().decode("utf-8", "replace")
+    finally:
+        os.close(kept)
+
+
+@contextmanager
+def _kernel_source(stubs: Path) -> Iterator[None]:
+    """Make bcc take `stubs` for the kernel's source tree."""
+    former = os.environ.get(_KERNEL_SOURCE)
+    os.environ[_KERNEL_SOURCE] = str(stubs)
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_KERNEL_SOURCE]
+        else:
+            os.environ[_KERNEL_SOURCE] = former
+
+
+def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
+    """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
+
+    Raises HostError. bcc changes the working directory while it compiles.
+    """
+    bcc = import_bcc()
+    with captured_stderr() as noise, _kernel_source(directory / "stubs"):
+        try:
+            return cast("Bpf", bcc.BPF(text=text.encode(), cflags=flags))
+        except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
+            failure = raised
+    line = noise.useful_line() or str(failure)
+    if "bpf map" in line.lower():
+        raise HostError(
+            "the kernel refused the maps that the host events are written to",
+            f"it needs mappable BPF arrays (Linux 5.5) and memory for the rings; it said: {line}",
+        ) from failure
+    raise HostError(
+        "the BPF programs do not compile with the installed bcc",
+        f"report this with `python3 -c 'import bcc; print(bcc.__version__)'`; it said: {line}",
+    ) from failure
+
+
+def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str, str]]:
+    """Have the verifier accept each program: those it accepted, and why not the others.
+
+    Raises HostError when it accepts none.
+    """
+    types = {"raw": bpf.RAW_TRACEPOINT, "classic": bpf.TRACEPOINT}
+    accepted: list[Probe] = []
+    refused: dict[str, str] = {}
+    for probe in planned.probes:
+        with captured_stderr() as noise:
+            try:
+                bpf.load_func(probe.function.encode(), types[probe.hook])
+                accepted.append(probe)
+                continue
+            except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
+                failure = str(raised)
+        refused[probe.event.tracepoint] = f"refused: {noise.useful_line() or failure}"
+    if not accepted:
+        raise HostError(
+            "the kernel refused every BPF program",
+            next(iter(refused.values()), "nothing to load"),
+        )
+    return tuple(accepted), refused

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host events we watch: one table."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.layout import Kind
+
+
+@dataclass(frozen=True)
+class Field:
+    """A value a probe reads: its name in the BPF source, and how kernels spell it.
+
+    `spellings` are tried in order, newest kernel first, as argument names of the
+    raw tracepoint and as column names of the classic one; `columns` replaces
+    them for the classic one where the two differ.
+    """
+
+    name: str
+    spellings: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def column_spellings(self) -> tuple[str, ...]:
+        """How a tracefs `format` file may name this value."""
+        return self.columns or self.spellings
+
+
+@dataclass(frozen=True)
+class EventSpec:
+    """One tracepoint: its kind, its place in tracefs, what it means and what we read.
+
+    `prototypes` are the argument lists it is known to have had, newest first,
+    each as "name:shape ..." (shapes as in btf.Arg): they name the arguments on
+    kernels whose BTF knows only their types.
+    """
+
+    kind: Kind
+    category: str
+    meaning: str
+    fields: tuple[Field, ...] = ()
+    prototypes: tuple[str, ...] = ()
+    ring: bool = True
+
+    @property
+    def tracepoint(self) -> str:
+        """The tracepoint's name, as kernel and tracefs spell it."""
+        return self.kind.name.lower()
+
+
+def _same(*names: str) -> tuple[Field, ...]:
+    """Fields that every kernel spells as we do."""
+    return tuple(Field(name, (name,)) for name in names)
+
+
+_ACCEPT = ("apicid:u32 dm:u16 tm:u16 vec:u8",)
+_VECTOR = ("vector:s32",)
+
+EVENTS: Final[tuple[EventSpec, ...]] = (
+    EventSpec(
+        Kind.KVM_EXIT,
+        "kvm",
+        "The guest left to KVM, and why.",
+        (
+            # The reason is a raw argument only before 0a62a0319abb, "KVM: x86: Get
+            # exit_reason as part of kvm_x86_ops.get_exit_info"; info1 never is one.
+            *_same("exit_reason", "isa"),
+            Field("info1", ("info1",), optional=True),
+        ),
+        ("vcpu:*kvm_vcpu isa:u32", "exit_reason:u32 vcpu:*kvm_vcpu isa:u32"),
+    ),
+    EventSpec(Kind.KVM_ENTRY, "kvm", "KVM is about to enter the guest."),
+    EventSpec(
+        Kind.KVM_APIC_IPI,
+        "kvm",
+        "KVM's local APIC sends an IPI the guest asked for.",
+        _same("icr_low", "dest_id"),
+        ("icr_low:u32 dest_id:u32",),
+    ),
+    EventSpec(
+        Kind.KVM_APIC_ACCEPT_IRQ,
+        "kvm",
+        "The destination's local APIC accepts an interrupt.",
+        _same("apicid", "dm", "vec"),
+        _ACCEPT,
+    ),
+    EventSpec(
+        Kind.KVM_APICV_ACCEPT_IRQ,
+        "kvm",
+        "The interrupt was handed to APICv or AVIC.",
+        _same("apicid", "dm", "vec"),
+        _ACCEPT,
+    ),
+    EventSpec(
+        Kind.KVM_EOI,
+        "kvm",
+        "KVM handles an end of interrupt.",
+        _same("vector"),
+        ("apic:*kvm_lapic vector:s32",),
+    ),
+    EventSpec(
+        Kind.KVM_PV_EOI,
+        "kvm",
+        "KVM finds an end of interrupt the guest left in memory.",
+        _same("vector"),
+        ("apic:*kvm_lapic vector:s32",),
+    ),
+    EventSpec(
+        Kind.KVM_MSR,
+        "kvm",
+        "The guest accesses the x2APIC ICR or self-IPI register through an exit.",
+        _same("write", "ecx", "data", "exception"),
+        ("write:u32 ecx:u32 data:u64 exception:bool",),
+    ),
+    EventSpec(
+        Kind.KVM_APIC,
+        "kvm",
+        "KVM accesses the ICR of the virtual APIC for the guest.",
+        _same("rw", "reg", "val"),
+        # val grew from u32 with IPI virtualization: the 64-bit ICR of x2APIC.
+        ("rw:u32 reg:u32 val:u64", "rw:u32 reg:u32 val:u32"),
+    ),
+    EventSpec(
+        Kind.KVM_HYPERCALL,
+        "kvm",
+        "The guest sends IPIs by hypercall.",
+        _same("nr", "a0"),
+        ("nr:u64 a0:u64 a1:u64 a2:u64 a3:u64",),
+    ),
+    EventSpec(
+        Kind.KVM_INJ_VIRQ,
+        "kvm",
+        "KVM injects an interrupt at the next entry.",
+        # "vector" since soft and reinjected joined it; "irq" before.
+        (Field("vector", ("vector", "irq")),),
+        ("vector:u32 soft:bool reinjected:bool", "irq:u32"),
+    ),
+    EventSpec(
+        Kind.KVM_VCPU_WAKEUP,
+        "kvm",
+        "A halted vCPU wakes up.",
+        _same("ns", "waited", "valid"),
+        ("ns:u64 waited:bool valid:bool",),
+    ),
+    EventSpec(
+        Kind.KVM_EMULATE_INSN, "kvm", "KVM emulates an instruction for the guest.", ring=False
+    ),
+    EventSpec(
+        Kind.KVM_AVIC_INCOMPLETE_IPI,
+        "kvm",
+        "AVIC could not deliver an IPI by itself, and why.",
+        _same("icrh", "icrl", "id", "index"),
+        ("vcpu:u32 icrh:u32 icrl:u32 id:u32 index:u32",),
+    ),
+    EventSpec(
+        Kind.KVM_AVIC_KICK_VCPU_SLOWPATH,
+        "kvm",
+        "AVIC found the target not running and KVM searches for it.",
+        _same("icrh", "icrl", "index"),
+        ("icrh:u32 icrl:u32 index:u32",),
+    ),
+    EventSpec(
+        Kind.KVM_AVIC_DOORBELL,
+        "kvm",
+        "KVM rings the AVIC doorbell of the CPU the target runs on.",
+        _same("vcpuid", "apicid"),
+        ("vcpuid:u32 apicid:u32",),
+    ),
+    EventSpec(
+        Kind.KVM_APICV_INHIBIT_CHANGED,
+        "kvm",
+        "APICv or AVIC is switched off or on for the VM.",
+        _same("reason", "set", "inhibits"),
+        ("reason:s32 set:bool inhibits:u64",),
+    ),
+    EventSpec(
+        Kind.KVM_WRITE_TSC_OFFSET,
+        "kvm",
+        "A vCPU's TSC offset is written.",
+        _same("vcpu_id", "next_tsc_offset"),
+        ("vcpu_id:u32 previous_tsc_offset:u64 next_tsc_offset:u64",),
+    ),
+    EventSpec(
+        Kind.KVM_PI_IRTE_UPDATE,
+        "kvm",
+        "A device's interrupt is posted to a vCPU, or no longer.",
+        _same("host_irq", "gsi", "gvec"),
+        (
+            "host_irq:u32 vcpu:*kvm_vcpu gsi:u32 gvec:u32 set:bool",
+            "host_irq:u32 vcpu_id:u32 gsi:u32 gvec:u32 pi_desc_addr:u64 set:bool",
+        ),
+    ),
+    EventSpec(
+        Kind.RESCHEDULE_ENTRY,
+        "irq_vectors",
+        "A reschedule IPI interrupts the vCPU's thread.",
+        _same("vector"),
+        _VECTOR,
+    ),
+    EventSpec(
+        Kind.CALL_FUNCTION_ENTRY,
+        "irq_vectors",
+        "A call-function IPI interrupts the vCPU's thread.",
+        _same("vector"),
+        _VECTOR,
+    ),
+    EventSpec(
+        Kind.CALL_FUNCTION_SINGLE_ENTRY,
+        "irq_vectors",
+        "A single call-function IPI interrupts the vCPU's thread.",
+        _same("vector"),
+        _VECTOR,
+    ),
+    EventSpec(
+        Kind.IPI_SEND_CPU,
+        "ipi",
+        "The vCPU's thread sends a physical IPI.",
+        _same("cpu"),
+        ("cpu:u32 callsite:u64 callback:*",),
+    ),
+    EventSpec(
+        Kind.SCHED_SWITCH,
+        "sched",
+        "The vCPU's thread leaves a CPU or gets one.",
+        (Field("next", ("next",), columns=("next_pid",)),),
+        (
+            "preempt:bool prev:*task_struct next:*task_struct prev_state:u32",
+            "preempt:bool prev_state:u32 prev:*task_struct next:*task_struct",
+            "preempt:bool prev:*task_struct next:*task_struct",
+        ),
+    ),
+)
+
+EVENT_BY_TRACEPOINT: Final = {event.tracepoint: event for event in EVENTS}

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides how each event is hooked on this kernel, and writes down the program for it.
+
+Pure: what the kernel offers comes in as data, the program goes out as text and
+flags. A raw tracepoint is taken wherever its arguments suffice: it costs a third
+of a classic one, and does not share the classic ones' per-CPU recursion guard,
+which drops events that nest in one another.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from ipitrace.tracer.btf import Arg
+from ipitrace.tracer.events import EventSpec
+from ipitrace.tracer.formats import Column
+
+Hook = Literal["raw", "classic"]
+
+# In this order they make one translation unit: bcc rewrites map accesses in the
+# main file only, so they are joined rather than included.
+SOURCES: Final = (
+    "ring.bpf.c",
+    "exits.bpf.c",
+    "apic.bpf.c",
+    "accel.bpf.c",
+    "irq.bpf.c",
+    "sched.bpf.c",
+)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a kernel offers: raw arguments from BTF and classic columns from tracefs.
+
+    `no_args` and `no_columns` say why when nothing could be read at all.
+    """
+
+    args: Mapping[str, tuple[Arg, ...]] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, Column]] = field(default_factory=dict)
+    task_pid_offset: int | None = None
+    no_args: str | None = None
+    no_columns: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One event, hooked: `places` maps our field names to an argument position or a column."""
+
+    event: EventSpec
+    hook: Hook
+    places: Mapping[str, int | Column]
+
+    @property
+    def function(self) -> str:
+        """The BPF program's name."""
+        return f"probe_{self.event.tracepoint}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The probes in row order (those with a ring first), and what was left out and why."""
+
+    probes: tuple[Probe, ...]
+    left_out: Mapping[str, str]
+    task_pid_offset: int | None
+
+    @property
+    def n_rings(self) -> int:
+        """How many rows have a ring."""
+        return sum(probe.event.ring for probe in self.probes)
+
+
+def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] | None:
+    """The arguments with names: their own, or those of the known prototype of the same types."""
+    if all(arg.name for arg in args):
+        return args
+    shapes = [arg.shape for arg in args]
+    for prototype in prototypes:
+        known = [Arg(*part.split(":")) for part in prototype.split()]
+        if [arg.shape for arg in known] == shapes:
+            return tuple(known)
+    return None
+
+
+def _raw(event: EventSpec, offer: Offer) -> Probe | str:
+    """The event as a raw tracepoint, or why not."""
+    args = offer.args.get(event.tracepoint)
+    if args is None:
+        return offer.no_args or "not in the kernel's BTF"
+    named = _named(args, event.prototypes) if event.fields else ()
+    if named is None:
+        return "the kernel's BTF does not name its arguments and their types are new to us"
+    positions = {arg.name: position for position, arg in enumerate(named)}
+    places: dict[str, int | Column] = {}
+    for wanted in event.fields:
+        found = next((name for name in wanted.spellings if name in positions), None)
+        if found is not None:
+            places[wanted.name] = positions[found]
+            if named[positions[found]].shape == "*task_struct" and offer.task_pid_offset is None:
+                return "the kernel's BTF lacks task_struct.pid"
+        elif not wanted.optional:
+            return f"its raw arguments lack {wanted.name}"
+    return Probe(event, "raw", places)
+
+
+def _classic(event: EventSpec, offer: Offer) -> Probe | str:
+    """The event as a classic tracepoint, or why not."""
+    columns = offer.columns.get(event.tracepoint)
+    if columns is None:
+        return offer.no_columns or "not in tracefs"
+    places: dict[str, int | Column] = {}
+    for wanted in event.fields:
+        found = next((name for name in wanted.column_spellings if name in columns), None)
+        if found is not None and columns[found].c_type is not None:
+            places[wanted.name] = columns[found]
+        elif not wanted.optional:
+            return f"its tracefs format lacks {wanted.name}"
+    return Probe(event, "classic", places)
+
+
+def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
+    """Hook every event of `events` that this kernel lets us hook."""
+    probes: list[Probe] = []
+    left_out: dict[str, str] = {}
+    for event in events:
+        raw = _raw(event, offer)
+        if isinstance(raw, Probe):
+            probes.append(raw)
+            continue
+        classic = _classic(event, offer)
+        if isinstance(classic, Probe):
+            probes.append(classic)
+        else:
+            left_out[event.tracepoint] = f"raw: {raw}; classic: {classic}"
+    probes.sort(key=lambda probe: not probe.event.ring)
+    return Plan(tuple(probes), left_out, offer.task_pid_offset)
+
+
+def _record_struct(probe: Probe) -> str:
+    """The classic tracepoint's record as C, holding the wanted columns and padding."""
+    lines = [f"struct {probe.event.tracepoint}_record {{"]
+    end = 0
+    columns = {place for place in probe.places.values() if isinstance(place, Column)}
+    for column in sorted(columns, key=lambda column: column.offset):
+        if column.offset > end:
+            lines.append(f"\tchar pad_{end}[{column.offset - end}];")
+        lines.append(f"\t{column.c_type} {column.name};")
+        end = column.offset + column.size
+    return "\n".join([*lines, "};", ""])
+
+
+def source(planned: Plan, directory: Path) -> str:
+    """The whole translation unit: this kernel's records, then the files of bpf/."""
+    parts = [_record_struct(probe) for probe in planned.probes if probe.hook == "classic"]
+    for name in SOURCES:
+        parts += [f'#line 1 "{name}"\n', (directory / name).read_text()]
+    return "".join(parts)
+
+
+def cflags(
+    planned: Plan, directory: Path, *, pid: int, n_vcpus: int, slots_per_ring: int
+) -> list[str]:
+    """The flags that configure the translation unit for this kernel and this VM."""
+    flags = [
+        f"-I{directory}",
+        f"-DTGID={pid}",
+        f"-DN_VCPUS={n_vcpus}",
+        f"-DN_ROWS={len(planned.probes)}",
+        f"-DN_RINGS={max(planned.n_rings, 1)}",
+        f"-DN_SLOTS={slots_per_ring}",
+    ]
+    for row, probe in enumerate(planned.probes):
+        name = probe.event.tracepoint
+        flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}", f"-DROW_{name}={row}"]
+        for wanted, place in probe.places.items():
+            spelt = place.name if isinstance(place, Column) else place
+            flags.append(f"-DARG_{name}_{wanted}={spelt}")
+        if name == "sched_switch" and probe.hook == "raw":
+            flags.append(f"-DTASK_PID_OFFSET={planned.task_pid_offset}")
+    return flags

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the rings that the BPF programs write, in place and without a system call."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.layout import RING_EVENT
+
+
+class RingReader:
+    """The one reader of rings that writers keep writing to.
+
+    A writer fills the slot `seen` points at and then adds one to `seen`; it
+    never waits. So of the records up to `seen`, the last n_slots are there,
+    less the one the writer may be about to replace; the rest is lost.
+    """
+
+    def __init__(self, slots: NDArray[np.void], heads: NDArray[np.void]) -> None:
+        """`slots`: RING_EVENT (n_vcpus, n_rings, n_slots), `heads`: RING_HEAD (n_vcpus, n_rows).
+
+        Rows from n_rings on have no slots and are only counted. Reading starts
+        at each ring's first event.
+        """
+        self._slots = slots
+        self._heads = heads
+        n_vcpus, n_rings, self._n_slots = slots.shape
+        self._ring_heads = heads[:, :n_rings]["seen"]
+        self._read: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
+        self.lost: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
+
+    def seen(self) -> NDArray[np.uint64]:
+        """Events counted so far, (n_vcpus, n_rows)."""
+        counted: NDArray[np.uint64] = self._heads["seen"] + self._heads["elsewhere"]
+        return counted
+
+    def missed(self) -> NDArray[np.uint64]:
+        """Events turned away because they came while their ring was written, (n_vcpus, n_rows)."""
+        return np.array(self._heads["missed"])
+
+    def drain(self) -> list[tuple[int, int, NDArray[np.void]]]:
+        """Copy what is new: (vcpu, ring, records in order) of each ring with news.
+
+        After it, for every ring: events seen by it = records handed out + lost.
+        """
+        heads = np.array(self._ring_heads)
+        news: list[tuple[int, int, NDArray[np.void]]] = []
+        for vcpu, ring in np.argwhere(heads != self._read).tolist():
+            start, end = int(self._read[vcpu, ring]), int(heads[vcpu, ring])
+            first = max(start, end - self._n_slots)
+            records = self._copy(self._slots[vcpu, ring], first, end)
+            # The writer went on while we copied: it has replaced, or is
+            # replacing, every record more than n_slots - 1 behind where it is now.
+            valid_from = int(self._ring_heads[vcpu, ring]) + 1 - self._n_slots
+            if valid_from > first:
+                records = records[valid_from - first :]
+            self.lost[vcpu, ring] += np.uint64(end - start - len(records))
+            self._read[vcpu, ring] = end
+            if len(records):
+                news.append((vcpu, ring, records))
+        return news
+
+    def _copy(self, ring: NDArray[np.void], first: int, end: int) -> NDArray[np.void]:
+        """Records `first` up to `end`, at most n_slots of them, as a copy."""
+        if first == end:
+            return np.empty(0, RING_EVENT)
+        left, right = first % self._n_slots, end % self._n_slots
+        if left < right:
+            return ring[left:right].copy()
+        return np.concatenate((ring[left:], ring[:right]))

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tracer of one VM: load once, then attach, drain and detach as often as needed."""
+
+import atexit
+import ctypes
+import mmap
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace import resources
+from ipitrace.errors import HostError, UsageError
+from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.layout import HOST_EVENT, NR_KINDS, RING_EVENT, RING_HEAD
+from ipitrace.tracer import kernel
+from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs, load_programs
+from ipitrace.tracer.events import EVENT_BY_TRACEPOINT, EVENTS, EventSpec
+from ipitrace.tracer.program import Hook, Offer, Plan, Probe, cflags, plan, source
+from ipitrace.tracer.rings import RingReader
+from ipitrace.tracer.tracefs import ensure_tracefs
+
+
+@dataclass(frozen=True)
+class TraceLosses:
+    """What was not recorded, by tracepoint, since the tracer was loaded.
+
+    `ring_overruns`: events that were counted, and overwritten before they were drained.
+    `recursion_misses`: events the kernel, or our ring, turned away because a program
+    was running already; neither counted nor recorded. The kernel's share comes before
+    our filter, so it is an upper bound, and None where the kernel does not tell.
+    Classic tracepoints are counted since dd8657894c11 ("bpf: Count missed stats in
+    trace_call_bpf"), raw ones since 05b24ff9b2cf ("bpf: Prevent bpf program recursion
+    for raw tracepoint probes").
+    """
+
+    ring_overruns: dict[str, int]
+    recursion_misses: dict[str, int | None]
+
+
+def _chosen(only: Collection[str] | None) -> tuple[EventSpec, ...]:
+    if only is None:
+        return EVENTS
+    unknown = sorted(set(only) - EVENT_BY_TRACEPOINT.keys())
+    if unknown:
+        raise UsageError(
+            f"no such host event: {', '.join(unknown)}",
+            f"choose from {', '.join(EVENT_BY_TRACEPOINT)}",
+        )
+    return tuple(event for event in EVENTS if event.tracepoint in only)
+
+
+def _plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
+    """Raw tracepoints where they suffice; tracefs is looked for only where they do not."""
+    offer = kernel.raw_offer(events)
+    raw = plan(events, offer)
+    if not raw.left_out:
+        return raw
+    tracefs, no_columns = ensure_tracefs()
+    missing = [EVENT_BY_TRACEPOINT[name] for name in raw.left_out]
+    columns = kernel.classic_columns(missing, tracefs) if tracefs else {}
+    return plan(
+        events,
+        Offer(offer.args, columns, offer.task_pid_offset, offer.no_args, no_columns),
+    )
+
+
+def _mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
+    """A BPF array as NumPy sees it, read-only; the mapping lives as long as the array."""
+    size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+    return np.frombuffer(memory, dtype, count)
+
+
+class Tracer:
+    """Host events of one process's vCPU threads.
+
+    Load in the main thread before others start: where tracefs is not mounted,
+    loading enters a private mount namespace (see tracefs.py).
+    """
+
+    def __init__(
+        self,
+        bpf: Bpf,
+        probes: tuple[Probe, ...],
+        rows: tuple[Probe, ...],
+        reader: RingReader,
+    ) -> None:
+        """Take over a compiled `bpf`; use Tracer.load()."""
+        self._bpf: Bpf | None = bpf
+        self._probes = probes
+        self._rows = rows  # what each row of the rings is, in order
+        self._reader: RingReader | None = reader
+        self._tids: tuple[int, ...] = ()
+        self._drained: list[tuple[int, int, NDArray[np.void]]] = []
+        self._links: dict[str, Hook] = {}
+        self._last_seen: NDArray[np.uint64]
+        self._last_losses: TraceLosses
+        self._n_vcpus = len(reader.seen())
+        self.left_out: dict[str, str] = {}
+        self.load_s = 0.0
+        self.attach_s = 0.0
+        self.detach_s = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        pid: int,
+        n_vcpus: int,
+        slots_per_ring: int = 16384,
+        only: Collection[str] | None = None,
+    ) -> Self:
+        """Compile and load for process `pid`, attaching nothing.
+
+        `slots_per_ring` (a power of two) bounds what fits between two drains of
+        one event of one vCPU; a slot is 24 bytes. `only` names tracepoints.
+        Raises HostError where BPF cannot be used, UsageError for unknown names.
+        """
+        if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
+            raise ValueError(f"slots_per_ring is no power of two: {slots_per_ring}")
+        started_s = time.perf_counter()
+        events = _chosen(only)
+        require_trace_privilege()
+        require_initial_pid_namespace()
+        planned = _plan_for_this_kernel(events)
+        if not planned.probes:
+            raise HostError(
+                "this kernel offers none of the tracepoints asked for",
+                "; ".join(f"{name}: {why}" for name, why in planned.left_out.items())
+                or "choose at least one",
+            )
+        directory = resources.bpf_dir()
+        bpf = compile_programs(
+            source(planned, directory),
+            cflags(planned, directory, pid=pid, n_vcpus=n_vcpus, slots_per_ring=slots_per_ring),
+            directory,
+        )
+        try:
+            accepted, refused = load_programs(bpf, planned)
+            shape = (n_vcpus, max(planned.n_rings, 1), slots_per_ring)
+            slots = _mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
+            heads = _mapped(bpf[b"heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
+        except BaseException:
+            _dispose(bpf)
+            raise
+        reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads.reshape(n_vcpus, -1))
+        tracer = cls(bpf, accepted, planned.probes, reader)
+        tracer.left_out = {**planned.left_out, **refused}
+        tracer.load_s = time.perf_counter() - started_s
+        return tracer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def hooks(self) -> dict[str, Hook]:
+        """How each loaded tracepoint is hooked."""
+        return {probe.event.tracepoint: probe.hook for probe in self._probes}
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """The tracepoints attached now."""
+        return tuple(self._links)
+
+    def set_vcpu_threads(self, tids: Sequence[int]) -> None:
+        """Watch these threads, vCPU i's being tids[i], and no others any more.
+
+        Call it while detached or while the vCPUs stand still: a ring takes one
+        writer at a time.
+        """
+        if len(tids) > self._n_vcpus:
+            raise ValueError(f"{len(tids)} threads for {self._n_vcpus} vCPUs")
+        table = self._open_bpf()[b"vcpu_of_tid"]
+        for tid in self._tids:
+            del table[ctypes.c_uint(tid)]
+        self._tids = tuple(tids)
+        for vcpu, tid in enumerate(tids):
+            table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
+
+    def attach(self) -> None:
+        """Start counting and recording. Raises HostError when nothing can be attached."""
+        bpf = self._open_bpf()
+        started_s = time.perf_counter()
+        for probe in self._probes:
+            name = probe.event.tracepoint
+            if name in self._links:
+                continue
+            with captured_stderr() as noise:
+                try:
+                    _attach(bpf, probe)
+                except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
+                    failure = str(raised)
+                else:
+                    failure = ""
+                    self._links[name] = probe.hook
+            if failure:
+                self.left_out[name] = f"not attached: {noise.useful_line() or failure}"
+            else:
+                self.left_out.pop(name, None)
+        self.attach_s = time.perf_counter() - started_s
+        if not self._links:
+            raise HostError(
+                "no tracepoint could be attached", next(iter(self.left_out.values()), "")
+            )
+
+    def detach(self) -> None:
+        """Stop; the tracepoints cost nothing afterwards. What was recorded stays readable."""
+        bpf = self._open_bpf()
+        started_s = time.perf_counter()
+        for name, hook in self._links.items():
+            _detach(bpf, name, hook)
+        self._links.clear()
+        self.detach_s = time.perf_counter() - started_s
+
+    def seen(self) -> NDArray[np.uint64]:
+        """Events counted so far, (NR_KINDS, n_vcpus); 0 where not attached.
+
+        Column 0 also has what APICv inhibits, TSC offset writes and posted-interrupt
+        updates did in threads of the process that are no vCPU's; those leave no record.
+        """
+        if self._reader is None:
+            return self._last_seen.copy()
+        by_kind = np.zeros((NR_KINDS, self._n_vcpus), np.uint64)
+        by_kind[[probe.event.kind for probe in self._rows]] = self._reader.seen().T
+        return by_kind
+
+    def drain(self) -> None:
+        """Copy what is new out of the rings; call it every 20 ms or so."""
+        if self._reader is not None:
+            self._drained += self._reader.drain()
+
+    def take(self) -> NDArray[np.void]:
+        """Every event drained since it was last called, as HOST_EVENT sorted by ts_ns."""
+        drained, self._drained = self._drained, []
+        events = np.zeros(sum(len(records) for _, _, records in drained), HOST_EVENT)
+        at = 0
+        for vcpu, row, records in drained:
+            part = events[at : at + len(records)]
+            for name in RING_EVENT.names or ():
+                part[name] = records[name]
+            part["vcpu"] = vcpu
+            part["kind"] = self._rows[row].event.kind
+            at += len(records)
+        return events[np.argsort(events["ts_ns"], kind="stable")]
+
+    def losses(self) -> TraceLosses:
+        """What was lost since load."""
+        if self._reader is None:
+            return self._last_losses
+        overruns = self._reader.lost.sum(axis=0)
+        nested = self._reader.missed().sum(axis=0)
+        row_of = {probe.event.tracepoint: row for row, probe in enumerate(self._rows)}
+        misses: dict[str, int | None] = {}
+        for probe in self._probes:
+            name = probe.event.tracepoint
+            told = _recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
+            misses[name] = None if told is None else told + int(nested[row_of[name]])
+        return TraceLosses(
+            {
+                probe.event.tracepoint: int(overruns[row_of[probe.event.tracepoint]])
+                for probe in self._probes
+                if probe.event.ring
+            },
+            misses,
+        )
+
+    def close(self) -> None:
+        """Detach and free everything; what was drained can still be taken."""
+        if self._reader is None:
+            return
+        self._last_seen, self._last_losses = self.seen(), self.losses()
+        self.detach()
+        self._reader = None
+        bpf, self._bpf = self._open_bpf(), None
+        _dispose(bpf)
+
+    def _open_bpf(self) -> Bpf:
+        if self._bpf is None:
+            raise ValueError("the tracer is closed")
+        return self._bpf
+
+
+def _attach(bpf: Bpf, probe: Probe) -> None:
+    name, function = probe.event.tracepoint.encode(), probe.function.encode()
+    if probe.hook == "raw":
+        bpf.attach_raw_tracepoint(tp=name, fn_name=function)
+    else:
+        bpf.attach_tracepoint(tp=probe.event.category.encode() + b":" + name, fn_name=function)
+
+
+def _detach(bpf: Bpf, tracepoint: str, hook: Hook) -> None:
+    if hook == "raw":
+        bpf.detach_raw_tracepoint(tracepoint.encode())
+    else:
+        category = EVENT_BY_TRACEPOINT[tracepoint].category
+        bpf.detach_tracepoint(f"{category}:{tracepoint}".encode())
+
+
+def _dispose(bpf: Bpf) -> None:
+    """Free what a bcc.BPF holds, and have it not wait for the interpreter's exit."""
+    bpf.cleanup()
+    atexit.unregister(bpf.cleanup)
+
+
+def _recursion_misses(program_fd: int) -> int | None:
+    """The kernel's count for a program; None where it keeps none."""
+    for line in Path(f"/proc/self/fdinfo/{program_fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "recursion_misses":
+            return int(value)
+    return None

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds tracefs, and where nobody has mounted it, mounts it for this process alone."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Final
+
+MOUNT_POINTS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+MOUNT_HINT: Final = "mount it with: mount -t tracefs tracefs /sys/kernel/tracing"
+
+_CLONE_NEWNS: Final = 0x00020000  # include/uapi/linux/sched.h
+_MS_REC: Final = 0x4000  # include/uapi/linux/mount.h
+_MS_SLAVE: Final = 1 << 19
+
+
+def find_tracefs(mount_points: tuple[Path, ...] = MOUNT_POINTS) -> Path | None:
+    """The mounted tracefs, or None."""
+    for path in mount_points:
+        try:
+            if (path / "events").is_dir():
+                return path
+        except OSError:
+            continue
+    return None
+
+
+def _check(result: int, action: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{action}: {os.strerror(error)}")
+
+
+def mount_privately(mount_point: Path = MOUNT_POINTS[0]) -> Path:
+    """Enter a mount namespace of our own and mount tracefs in it; returns the mount point.
+
+    Nothing of it is seen outside, and it goes away with the process, however
+    that ends. Mounts made on the host later still show up here (MS_SLAVE).
+    Linux gives the new namespace to the calling thread and to threads and
+    processes it starts afterwards: call this in the main thread, before it
+    starts others that need tracefs. Raises OSError when the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    _check(libc.unshare(_CLONE_NEWNS), "unshare")
+    _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "mount --make-rslave /")
+    target = os.fsencode(mount_point)
+    _check(libc.mount(b"tracefs", target, b"tracefs", 0, None), f"mount {mount_point}")
+    return mount_point
+
+
+def ensure_tracefs() -> tuple[Path | None, str | None]:
+    """The mounted tracefs, mounting it privately if need be; or None and why there is none."""
+    found = find_tracefs()
+    if found is not None:
+        return found, None
+    try:
+        return mount_privately(), None
+    except OSError as error:
+        return None, f"tracefs is not mounted and cannot be ({error.strerror}); {MOUNT_HINT}"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How events are hooked on different kernels, decided without one."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ipitrace import resources
+from ipitrace.layout import Kind
+from ipitrace.tracer.btf import Arg
+from ipitrace.tracer.events import EVENT_BY_TRACEPOINT, EVENTS, EventSpec
+from ipitrace.tracer.formats import Column, parse_format
+from ipitrace.tracer.program import SOURCES, Offer, Plan, cflags, plan, source
+
+TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
+
+
+def args(prototype: str) -> tuple[Arg, ...]:
+    return tuple(Arg(*part.split(":")) for part in prototype.split())
+
+
+def unnamed(prototype: str) -> tuple[Arg, ...]:
+    return tuple(Arg(None, arg.shape) for arg in args(prototype))
+
+
+def planned(offer: Offer, *tracepoints: str) -> Plan:
+    return plan([EVENT_BY_TRACEPOINT[name] for name in tracepoints], offer)
+
+
+def flags(a_plan: Plan) -> list[str]:
+    return cflags(a_plan, Path("/bpf"), pid=42, n_vcpus=3, slots_per_ring=64)
+
+
+def kvm_exit_columns() -> dict[str, dict[str, Column]]:
+    return {"kvm_exit": parse_format((TRACEFS / "6.18/kvm_exit").read_text())}
+
+
+def test_the_table_has_every_kind_once() -> None:
+    assert [event.kind for event in EVENTS] == list(Kind)
+
+
+@pytest.mark.parametrize("spec", EVENTS, ids=lambda event: event.tracepoint)
+def test_every_known_prototype_has_the_fields_that_are_read(spec: EventSpec) -> None:
+    assert bool(spec.fields) <= bool(spec.prototypes)
+    shapes = [tuple(arg.shape for arg in args(prototype)) for prototype in spec.prototypes]
+    assert len(set(shapes)) == len(shapes), "types alone must tell the prototypes apart"
+    if spec.kind is Kind.KVM_EXIT:
+        return  # its newest prototype lacks the reason: that is why it is classic
+    for prototype in spec.prototypes:
+        names = {arg.name for arg in args(prototype)}
+        for field in spec.fields:
+            assert names & set(field.spellings), (prototype, field.name)
+
+
+def test_every_probe_in_the_c_files_is_in_the_table_and_reads_what_it_says() -> None:
+    text = "".join((resources.bpf_dir() / name).read_text() for name in SOURCES)
+    probes = dict(
+        re.findall(r"^#ifdef HAVE_(\w+)\n(.*?)^}\n#endif", text, re.DOTALL | re.MULTILINE)
+    )
+    assert probes.keys() == EVENT_BY_TRACEPOINT.keys()
+    for name, body in probes.items():
+        read = {field for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", body)}
+        assert read == {field.name for field in EVENT_BY_TRACEPOINT[name].fields}, name
+        assert {event for event, _ in re.findall(r"FIELD\((\w+), (\w+)\)", body)} <= {name}
+        assert f"ROW_{name}" in body
+
+
+def test_a_new_kernel_hooks_kvm_exit_by_its_format() -> None:
+    offer = Offer(args={"kvm_exit": args("vcpu:*kvm_vcpu isa:u32")}, columns=kvm_exit_columns())
+    a_plan = planned(offer, "kvm_exit")
+    assert [probe.hook for probe in a_plan.probes] == ["classic"]
+    assert {"-DHOOK_kvm_exit=CLASSIC", "-DARG_kvm_exit_info1=info1"} <= set(flags(a_plan))
+
+
+def test_an_older_kernel_has_the_reason_in_the_raw_arguments() -> None:
+    offer = Offer(
+        args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")},
+        columns=kvm_exit_columns(),
+    )
+    a_plan = planned(offer, "kvm_exit")
+    assert [probe.hook for probe in a_plan.probes] == ["raw"]
+    given = flags(a_plan)
+    assert {"-DARG_kvm_exit_exit_reason=0", "-DARG_kvm_exit_isa=2"} <= set(given)
+    assert not any("info1" in flag for flag in given)
+
+
+@pytest.mark.parametrize("spelling", ["vector", "irq"])
+def test_both_spellings_of_the_injected_vector(spelling: str) -> None:
+    offer = Offer(args={"kvm_inj_virq": args(f"{spelling}:u32")})
+    assert "-DARG_kvm_inj_virq_vector=0" in flags(planned(offer, "kvm_inj_virq"))
+
+
+def test_types_name_the_arguments_where_btf_does_not() -> None:
+    for prototype, position in (
+        ("vector:u32 soft:bool reinjected:bool", 0),
+        ("irq:u32", 0),
+    ):
+        offer = Offer(args={"kvm_inj_virq": unnamed(prototype)})
+        assert f"-DARG_kvm_inj_virq_vector={position}" in flags(planned(offer, "kvm_inj_virq"))
+    moved = EVENT_BY_TRACEPOINT["sched_switch"].prototypes[1]
+    offer = Offer(args={"sched_switch": unnamed(moved)}, task_pid_offset=1264)
+    given = flags(planned(offer, "sched_switch"))
+    assert {"-DARG_sched_switch_next=3", "-DTASK_PID_OFFSET=1264"} <= set(given)
+
+
+def test_unknown_types_are_not_guessed() -> None:
+    offer = Offer(args={"kvm_inj_virq": (Arg(None, "u64"), Arg(None, "u32"))})
+    a_plan = planned(offer, "kvm_inj_virq")
+    assert a_plan.probes == ()
+    assert "new to us" in a_plan.left_out["kvm_inj_virq"]
+
+
+def test_sched_switch_without_the_task_layout_is_classic() -> None:
+    offer = Offer(
+        args={"sched_switch": args(EVENT_BY_TRACEPOINT["sched_switch"].prototypes[0])},
+        columns={"sched_switch": parse_format((TRACEFS / "6.18/sched_switch").read_text())},
+    )
+    given = flags(planned(offer, "sched_switch"))
+    assert {"-DHOOK_sched_switch=CLASSIC", "-DARG_sched_switch_next=next_pid"} <= set(given)
+    assert not any("TASK_PID_OFFSET" in flag for flag in given)
+
+
+def test_reasons_for_what_is_left_out() -> None:
+    nothing = Offer(no_args="the kernel has no BTF", no_columns="tracefs is not mounted")
+    assert planned(nothing, "kvm_eoi").left_out == {
+        "kvm_eoi": "raw: the kernel has no BTF; classic: tracefs is not mounted"
+    }
+    new = Offer(args={"kvm_eoi": args("apic:*kvm_lapic irq_line:s32")}, columns={"kvm_eoi": {}})
+    assert planned(new, "kvm_eoi").left_out == {
+        "kvm_eoi": "raw: its raw arguments lack vector; classic: its tracefs format lacks vector"
+    }
+
+
+def test_rows_with_rings_come_first() -> None:
+    offer = Offer(args={"kvm_emulate_insn": (), "kvm_entry": ()})
+    a_plan = planned(offer, "kvm_emulate_insn", "kvm_entry")
+    assert [probe.event.tracepoint for probe in a_plan.probes] == ["kvm_entry", "kvm_emulate_insn"]
+    assert a_plan.n_rings == 1
+    assert {"-DN_ROWS=2", "-DN_RINGS=1", "-DROW_kvm_emulate_insn=1", "-DTGID=42"} <= set(
+        flags(a_plan)
+    )
+
+
+FORMATS = sorted(TRACEFS.glob("[0-9]*/*"))
+
+
+@pytest.mark.parametrize("path", FORMATS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_the_record_in_c_lies_as_the_format_says(path: Path, tmp_path: Path) -> None:
+    columns = parse_format(path.read_text())
+    name = path.name
+    a_plan = planned(Offer(columns={name: columns}), name)
+    assert [probe.hook for probe in a_plan.probes] == ["classic"], a_plan.left_out
+    places = [place for place in a_plan.probes[0].places.values() if isinstance(place, Column)]
+    assert len(places) == len(EVENT_BY_TRACEPOINT[name].fields)
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    struct = source(a_plan, resources.bpf_dir()).split("#line")[0]
+    checks = "".join(
+        f'_Static_assert(offsetof(struct {name}_record, {place.name}) == {place.offset}, "");'
+        f'_Static_assert(sizeof(((struct {name}_record *)0)->{place.name}) == {place.size}, "");\n'
+        for place in places
+    )
+    types = "".join(
+        f"typedef {sign}int{bits}_t {short}{bits};"
+        for sign, short in (("", "s"), ("u", "u"))
+        for bits in (8, 16, 32, 64)
+    )
+    code = tmp_path / "record.c"
+    code.write_text(f"#include <stddef.h>\n#include <stdint.h>\n{types}\n{struct}\n{checks}")
+    subprocess.run([compiler, "-fsyntax-only", code], check=True)
