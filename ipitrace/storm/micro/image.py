@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.errors import HostError
+from ipitrace.host.memory import require_memory
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm.abi import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
 from ipitrace.storm.micro.kvm import DescriptorTable, Registers, Segment, SpecialRegisters
@@ -150,6 +151,7 @@ class GuestMemory:
                 f"{MAX_MEMORY // MIB} MiB is the most.",
                 "Ask for a smaller --count, or fewer vCPUs.",
             )
+        require_memory(self.size, "The guest")
         try:
             self._memory = mmap.mmap(
                 -1, self.size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
