@@ -25,5 +25,5 @@ wheel: ## build sdist and wheel into dist/
 
 clean: ## remove what builds and checks leave; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean
-	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist __pycache__ .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +

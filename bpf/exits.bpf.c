@@ -6,13 +6,17 @@ PROBE(kvm_exit)
 {
 	int vcpu = this_vcpu();
 	u64 info1 = 0;
+	u16 isa = HOST_ISA;
 
 	if (vcpu < 0)
 		return 0;
 #ifdef ARG_kvm_exit_info1
 	info1 = FIELD(kvm_exit, info1);
 #endif
-	record(vcpu, ROW_kvm_exit, info1, FIELD(kvm_exit, exit_reason), FIELD(kvm_exit, isa));
+#ifdef ARG_kvm_exit_isa
+	isa = FIELD(kvm_exit, isa);
+#endif
+	record(vcpu, ROW_kvm_exit, info1, FIELD(kvm_exit, exit_reason), isa);
 	return 0;
 }
 #endif

@@ -25,16 +25,18 @@ struct ipitrace_event {
 };
 
 /*
- * The head of one ring, alone on its cache line. `seen` counts every event
- * that passed the filter, whether or not user space was in time to read it:
- * what is lost is `seen` minus what was read, never a guess.
+ * The head of one ring, alone on its cache line. `written` + `counted` is every
+ * event that passed the filter, whether or not user space was in time to read
+ * it: what is lost is `written` minus what was read, never a guess.
  */
 struct ipitrace_head {
-	__u64 seen;
+	__u64 written; /* records put in the ring; where the next one goes */
+	__u64 counted; /* events that left no record */
 	__u64 missed; /* turned away while this ring was being written */
 	__u64 busy;
 	__u64 elsewhere; /* vCPU 0's only: seen in other threads of the process, no record */
-	__u64 pad[4];
+	__u64 count_only; /* user space's: count, and write no records */
+	__u64 pad[2];
 };
 
 /* ICRs: the interrupt command registers and the self-IPI register. */
@@ -63,7 +65,20 @@ enum ipitrace_kind {
 	IPITRACE_CALL_FUNCTION_SINGLE_ENTRY = 21, /* detail: vector */
 	IPITRACE_IPI_SEND_CPU = 22, /* word: destination CPU */
 	IPITRACE_SCHED_SWITCH = 23, /* word: the other task's tid, detail: 0 out, 1 in */
-	IPITRACE_NR_KINDS = 24,
+	/*
+	 * Functions of the kernel. The first three run on behalf of whichever vCPU
+	 * an interrupt is for: a record says only which vCPU's thread they interrupted.
+	 */
+	IPITRACE_PI_WAKEUP_HANDLER = 24,
+	IPITRACE_SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI = 25,
+	IPITRACE_SMP_KVM_POSTED_INTR_IPI = 26,
+	IPITRACE_VMX_DELIVER_INTERRUPT = 27, /* detail: vector, 0 when not known */
+	IPITRACE_VMX_DELIVER_POSTED_INTERRUPT = 28, /* detail: vector, 0 when not known */
+	/* On return, and only when they handled the exit; word: the fastpath_t returned. */
+	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
+	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
+	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
+	IPITRACE_NR_KINDS = 32,
 };
 
 #endif

@@ -2,8 +2,10 @@
 /*
  * Rings and filters; every probe set follows this file in one translation unit.
  * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
- * two); and for each attached tracepoint X: HAVE_X, HOOK_X (RAW or CLASSIC),
- * ROW_X, and ARG_X_field (a raw argument's position, or a format column's name).
+ * two), HOST_ISA (what kvm_exit's isa is where the record does not say); and for
+ * each attached event X: HAVE_X, HOOK_X (RAW, CLASSIC, KPROBE or KRETPROBE), ROW_X,
+ * and ARG_X_field (a raw argument's position from 0, a format column's name, or a
+ * function argument's position from 1).
  *
  * Rows below N_RINGS have slots; the rows after them are counted only.
  */
@@ -16,16 +18,21 @@
 BPF_F_TABLE("array", u32, struct ipitrace_event, slots, ALL_SLOTS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct ipitrace_head, heads, ALL_HEADS, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, N_VCPUS, 0);
+/* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
+BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 
-/* PROBE(x) and FIELD(x, f) mean a raw argument or a column of the tracepoint's record. */
+/* FIELD(x, f): a raw argument, a column of the tracepoint's record, a function's argument. */
 #define CTX_RAW(event) struct bpf_raw_tracepoint_args
 #define CTX_CLASSIC(event) struct event##_record
+#define CTX_KPROBE(event) struct pt_regs
+#define CTX_KRETPROBE(event) struct pt_regs
 #define CTX_2(hook, event) CTX_##hook(event)
 #define CTX_1(hook, event) CTX_2(hook, event)
 #define PROBE(event) int probe_##event(CTX_1(HOOK_##event, event) * ctx)
 
 #define FIELD_RAW(place) ctx->args[place]
 #define FIELD_CLASSIC(place) ctx->place
+#define FIELD_KPROBE(place) PT_REGS_PARM##place(ctx)
 #define FIELD_2(hook, place) FIELD_##hook(place)
 #define FIELD_1(hook, place) FIELD_2(hook, place)
 #define FIELD(event, field) FIELD_1(HOOK_##event, ARG_##event##_##field)
@@ -64,7 +71,7 @@ static __always_inline void count(u32 vcpu, u32 row)
 	struct ipitrace_head *head = head_of(vcpu, row);
 
 	if (head)
-		head->seen++;
+		head->counted++;
 }
 
 /* Any thread may come here at any time, hence the atomic add, and no record. */
@@ -76,11 +83,35 @@ static __always_inline void count_elsewhere(u32 row)
 		__sync_fetch_and_add(&head->elsewhere, 1);
 }
 
+/* The context is some other task's, whose business the event may or may not be. */
+static __always_inline void count_unattributed(u32 row)
+{
+	u64 *n = unattributed.lookup(&row);
+
+	if (n)
+		(*n)++;
+}
+
+static __always_inline void write_slot(struct ipitrace_head *head, u32 ring, u64 arg, u32 word,
+				       u16 detail)
+{
+	u32 slot = ring * N_SLOTS + (head->written & (N_SLOTS - 1));
+	struct ipitrace_event *event = slots.lookup(&slot);
+
+	if (!event)
+		return;
+	event->ts_ns = bpf_ktime_get_ns();
+	event->arg = arg;
+	event->word = word;
+	event->cpu = bpf_get_smp_processor_id();
+	event->detail = detail;
+	compiler_barrier(); /* x86 keeps stores in order: the record is whole before it shows */
+	head->written++;
+}
+
 static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 detail)
 {
 	struct ipitrace_head *head = head_of(vcpu, row);
-	struct ipitrace_event *event;
-	u32 slot;
 
 	if (!head)
 		return;
@@ -90,17 +121,10 @@ static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 det
 	}
 	head->busy = 1;
 	compiler_barrier();
-	slot = (vcpu * N_RINGS + row) * N_SLOTS + (head->seen & (N_SLOTS - 1));
-	event = slots.lookup(&slot);
-	if (event) {
-		event->ts_ns = bpf_ktime_get_ns();
-		event->arg = arg;
-		event->word = word;
-		event->cpu = bpf_get_smp_processor_id();
-		event->detail = detail;
-		compiler_barrier(); /* x86 keeps stores in order: the record is whole before it shows */
-		head->seen++;
-	}
+	if (head->count_only)
+		head->counted++;
+	else
+		write_slot(head, vcpu * N_RINGS + row, arg, word, detail);
 	compiler_barrier();
 	head->busy = 0;
 }

@@ -6,6 +6,7 @@ import sys
 import click
 
 import ipitrace
+from ipitrace.commands.report import report
 from ipitrace.commands.run import run
 from ipitrace.commands.scenarios import scenarios
 from ipitrace.errors import ExitCode, IpitraceError
@@ -18,6 +19,7 @@ def ipitrace_group() -> None:
 
 
 ipitrace_group.add_command(run)
+ipitrace_group.add_command(report)
 ipitrace_group.add_command(scenarios)
 
 
@@ -35,9 +37,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _tell("Interrupted.", "Nothing was measured yet.")
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # the reader of our output left; there is nobody to tell
-        sys.stderr.close()
+    except SystemExit:
+        # click's way of saying that the reader of our output left, and its only one: it
+        # asks for code 1, which means a regression here
         sys.exit(ExitCode.OK)
     sys.exit(code or ExitCode.OK)
 

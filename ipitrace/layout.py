@@ -34,6 +34,14 @@ class Kind(IntEnum):
     CALL_FUNCTION_SINGLE_ENTRY = 21
     IPI_SEND_CPU = 22
     SCHED_SWITCH = 23
+    PI_WAKEUP_HANDLER = 24
+    SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI = 25
+    SMP_KVM_POSTED_INTR_IPI = 26
+    VMX_DELIVER_INTERRUPT = 27
+    VMX_DELIVER_POSTED_INTERRUPT = 28
+    HANDLE_FASTPATH_SET_MSR_IRQOFF = 29
+    HANDLE_FASTPATH_WRMSR = 30
+    HANDLE_FASTPATH_WRMSR_IMM = 31
 
 
 NR_KINDS: Final = len(Kind)
@@ -46,11 +54,13 @@ RING_EVENT: Final = np.dtype(
 # `struct ipitrace_head`, one cache line.
 RING_HEAD: Final = np.dtype(
     [
-        ("seen", "u8"),
+        ("written", "u8"),
+        ("counted", "u8"),
         ("missed", "u8"),
         ("busy", "u8"),
         ("elsewhere", "u8"),
-        ("pad", "u8", (4,)),
+        ("count_only", "u8"),
+        ("pad", "u8", (2,)),
     ]
 )
 

@@ -4,12 +4,24 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace.clock import Clock, Sandwich, measure_frequency, tsc_went_backwards
+from ipitrace.clock import Clock, Sandwich
+from ipitrace.columns import (
+    GUEST_IPI_MEANINGS,
+    HOST_EVENT_MEANINGS,
+    SPAN_MEANINGS,
+    Place,
+    guest_ipi_columns,
+    host_event_columns,
+    span_columns,
+)
 from ipitrace.errors import (
     HostError,
     InterruptedRunError,
@@ -24,31 +36,44 @@ from ipitrace.host.access import (
 )
 from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.fingerprint import one_line, read_fingerprint
-from ipitrace.host.neighbours import read_neighbours
+from ipitrace.host.neighbours import Neighbours, read_neighbours
 from ipitrace.model import Scenario, StormRequest, TargetState
-from ipitrace.result import ClockResult, Losses, Observer, RunResult, ScenarioResult
-from ipitrace.storm.driver import Driver, Hooks
+from ipitrace.repetition import Recorded, run_repetition
+from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
+from ipitrace.stats import interval_confidence
+from ipitrace.storm.driver import Driver
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest, max_count
 from ipitrace.summary import (
+    SENDER,
     Measured,
+    Mode,
     Repetition,
-    TraceWindow,
-    deliveries,
     observer_costs,
+    reduce_storm,
     summarise_scenario,
 )
 from ipitrace.tracer.session import Tracer
-from ipitrace.units import NS_PER_S, cycles_to_ns
+from ipitrace.trust import clock_result, doubts
+from ipitrace.units import NS_PER_S
 
 WARMUP = 100
-PAIRS = 2
-_ABBA = "untraced, traced, traced, untraced"
+REPETITIONS = 6  # the least whose extremes enclose the median with 95 % confidence
+_MOST_SENDS = 250_000  # of one repetition: bounds the memory that its events take
+_METHOD = "fresh guests in turn: off, counting, full; full, counting, off; and so on"
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
-_LOSS_LIMIT = 0.001
 
 Progress = Callable[[str, float], None]
 """Told which scenario runs and what share (0..1) of the whole run is done."""
+
+
+class Sink(Protocol):
+    """Where rows of the recording go as they come."""
+
+    def append(
+        self, table: str, columns: Mapping[str, NDArray[Any]], meanings: Mapping[str, str]
+    ) -> None:
+        """Add rows to a table."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +103,23 @@ class RunRequest:
 class _Run:
     """What a run has gathered so far."""
 
+    request: RunRequest
+    guest: Driver
+    tracer: Tracer | None
     clock: Clock | None
-    sandwiches: list[Sandwich] = field(default_factory=list)
+    sink: Sink
+    progress: Progress
     measured: list[Measured] = field(default_factory=list)
     rows: list[ScenarioResult] = field(default_factory=list)
+    sandwiches: list[Sandwich] = field(default_factory=list)
+    violations: dict[str, int] = field(default_factory=dict)
+    bound_cycles: int = 0
+    repetitions: int = 0
+    ipis: int = 0
+    tsc_khz: int | None = None
+    tsc_offset: int | None = None
+    incomplete: int = 0
     failure: IpitraceError | None = None
-
-    def read_clocks(self) -> None:
-        """Take one more sandwich, where they can be taken."""
-        if self.clock is not None:
-            self.sandwiches.append(self.clock.sandwich())
 
 
 def check_request(request: RunRequest) -> None:
@@ -114,7 +146,9 @@ def check_request(request: RunRequest) -> None:
         )
 
 
-def run(request: RunRequest, progress: Progress) -> tuple[RunResult, IpitraceError | None]:
+def run(
+    request: RunRequest, sink: Sink, progress: Progress
+) -> tuple[RunResult, IpitraceError | None]:
     """Measure, and answer what was found, with the error that cut it short if one did.
 
     Raises:
@@ -132,13 +166,23 @@ def run(request: RunRequest, progress: Progress) -> tuple[RunResult, IpitraceErr
             f"The scenario '{first.name}' cannot run here: {guest.unsupported(first)}.",
             "See 'ipitrace scenarios' for those that can.",
         )
+    neighbours = read_neighbours()
     with contextlib.ExitStack() as stack:
         tracer = stack.enter_context(_load_tracer(request)) if request.trace else None
-        gathered = _Run(_open_clock())
-        _run_scenarios(request, guest, tracer, gathered, progress)
-        losses = _losses(gathered, tracer)
+        gathered = _Run(request, guest, tracer, _open_clock(), sink, progress)
+        _run_scenarios(gathered)
+        losses = _losses(gathered)
         observer = None if tracer is None else _observer(gathered, tracer)
-    clock = _clock_result(gathered)
+    early = sum(r.cycles.early for m in gathered.measured for r in m.repetitions)
+    clock = clock_result(
+        gathered.sandwiches,
+        tsc_khz=gathered.tsc_khz,
+        tsc_offset=gathered.tsc_offset,
+        bound_cycles=gathered.bound_cycles,
+        violations={"handler_before_send": early, **gathered.violations},
+    )
+    all_sends = sum(r.sent + m.warmup for m in gathered.measured for r in m.repetitions)
+    recorded_sends = sum(row.sent for row in gathered.rows)
     result = RunResult(
         ipitrace_version=ipitrace.__version__,
         started_at=started_at,
@@ -146,8 +190,10 @@ def run(request: RunRequest, progress: Progress) -> tuple[RunResult, IpitraceErr
         command=request.command,
         complete=gathered.failure is None,
         failure=None if gathered.failure is None else gathered.failure.message,
-        untrustworthy=tuple(_doubts(gathered, losses, clock)),
-        host=_host(pinning),
+        untrustworthy=tuple(
+            doubts(losses, clock, all_sends=all_sends, recorded_sends=recorded_sends)
+        ),
+        host=_host(pinning, neighbours),
         guest=guest.describe(),
         clock=clock,
         losses=losses,
@@ -171,36 +217,23 @@ def _open_clock() -> Clock | None:
         return None
 
 
-def _run_scenarios(
-    request: RunRequest,
-    guest: Driver,
-    tracer: Tracer | None,
-    gathered: _Run,
-    progress: Progress,
-) -> None:
+def _run_scenarios(run: _Run) -> None:
     """Run every scenario that the guest can; what was finished stays when one fails."""
-    share = 1 / len(request.scenarios)
-    gathered.read_clocks()
     try:
-        for i, scenario in enumerate(request.scenarios):
-            reason = guest.unsupported(scenario)
+        for i, scenario in enumerate(run.request.scenarios):
+            reason = run.guest.unsupported(scenario)
             if reason is not None:
-                gathered.rows.append(_unsupported(scenario, reason))
+                run.rows.append(_unsupported(scenario, reason))
                 continue
-
-            def told(done: float, name: str = scenario.name, before: float = i * share) -> None:
-                progress(name, before + share * done)
-
-            measured = _measure(request, scenario, guest, tracer, told)
-            gathered.read_clocks()
-            gathered.measured.append(measured)
-            gathered.rows.append(summarise_scenario(measured))
+            measured = _measure(run, scenario, i)
+            run.measured.append(measured)
+            run.rows.append(summarise_scenario(measured))
     except KeyboardInterrupt:
-        gathered.failure = InterruptedRunError(
-            "Interrupted.", "What was finished until then is kept."
-        )
-    except MeasurementError as error:
-        gathered.failure = error
+        run.failure = InterruptedRunError("Interrupted.", "What was finished until then is kept.")
+    except IpitraceError as error:
+        if not run.rows and not isinstance(error, MeasurementError):
+            raise
+        run.failure = error
 
 
 def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
@@ -214,49 +247,99 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
     )
 
 
-def _measure(
-    request: RunRequest,
-    scenario: Scenario,
-    guest: Driver,
-    tracer: Tracer | None,
-    told: Callable[[float], None],
-) -> Measured:
-    """Run one scenario's repetitions: traced and untraced ones in turn, ABBA."""
-    order = _repetition_order(request.count) if tracer is not None else ((False, request.count),)
-    pace_cycles = _pace(request, scenario)
-    repetitions = []
-    total = sum(count for _traced, count in order)
-    done = 0
-    for traced, count in order:
-        storm_request = StormRequest(
-            scenario,
-            guest.n_vcpus,
-            count,
-            WARMUP,
-            pace_cycles,
-            inject=request.inject,
-        )
+def _measure(run: _Run, scenario: Scenario, index: int) -> Measured:
+    """Run one scenario's repetitions, each in a fresh guest."""
+    plan = repetition_plan(run.request.count, traced=run.tracer is not None)
+    pace_cycles = _pace(run.request, scenario)
+    targets = run.guest.targets(scenario)
+    repetitions: list[Repetition] = []
+    notes: list[str] = []
+    bound_cycles = done = 0
+    total = sum(count for _mode, count in plan)
+    share = 1 / len(run.request.scenarios)
 
-        def tick(sent: int, before: int = done) -> None:
-            told((before + max(sent - WARMUP, 0)) / total)
+    with _detached_at_end(run.tracer):
+        for mode, count in plan:
+            request = StormRequest(
+                scenario, run.guest.n_vcpus, count, WARMUP, pace_cycles, inject=run.request.inject
+            )
 
-        if tracer is not None and traced:
-            repetitions.append(_traced(storm_request, guest, tracer, tick))
-        else:
-            repetitions.append(Repetition(guest.run(storm_request, Hooks(tick=tick)), None))
-        done += count
-    return Measured(scenario, guest.targets(scenario), pace_cycles, WARMUP, tuple(repetitions))
+            def told(sent: int, before: int = done) -> None:
+                part = (before + max(sent - WARMUP, 0)) / total
+                run.progress(scenario.name, (index + part) * share)
+
+            _set_mode(run.tracer, mode)
+            recorded = run_repetition(
+                request, run.guest, tracer=run.tracer, mode=mode, clock=run.clock, told=told
+            )
+            repetitions.append(reduce_storm(recorded.storm, targets, mode, recorded.watched))
+            _keep(run, scenario, recorded)
+            if recorded.trace is not None:
+                bound_cycles = max(bound_cycles, recorded.trace.bound_cycles)
+            elif recorded.no_trace_reason and recorded.no_trace_reason not in notes:
+                notes.append(f"no stages: {recorded.no_trace_reason}")
+            done += count
+    return Measured(
+        scenario, targets, pace_cycles, WARMUP, bound_cycles, tuple(repetitions), tuple(notes)
+    )
 
 
-def _repetition_order(count: int) -> tuple[tuple[bool, int], ...]:
-    """(traced?, sends) of each repetition: `count` sends are traced, as many are not."""
-    pairs = min(PAIRS, count)
-    order: list[tuple[bool, int]] = []
-    for i in range(pairs):
-        sends = count // pairs + (i < count % pairs)
-        pair = [(False, sends), (True, sends)]
-        order += pair if i % 2 == 0 else reversed(pair)
-    return tuple(order)
+def repetition_plan(count: int, *, traced: bool) -> tuple[tuple[Mode, int], ...]:
+    """Mode and sends of each repetition, in the order to run.
+
+    `count` sends are recorded, as many counted and as many left alone; the modes
+    take turns in mirrored order, so that a drift of the host falls on all alike.
+    """
+    blocks = min(max(REPETITIONS, -(-count // _MOST_SENDS)), count)
+    modes = tuple(Mode) if traced else (Mode.OFF,)
+    plan: list[tuple[Mode, int]] = []
+    for i in range(blocks):
+        sends = count // blocks + (i < count % blocks)
+        plan += [(mode, sends) for mode in (modes if i % 2 == 0 else reversed(modes))]
+    return tuple(plan)
+
+
+def _set_mode(tracer: Tracer | None, mode: Mode) -> None:
+    if tracer is None:
+        return
+    if mode == Mode.OFF:
+        tracer.detach()
+    else:
+        tracer.attach(counting_only=mode == Mode.COUNTING)
+
+
+@contextlib.contextmanager
+def _detached_at_end(tracer: Tracer | None) -> Iterator[None]:
+    """Whatever happens inside, no probe stays attached."""
+    try:
+        yield
+    finally:
+        if tracer is not None:
+            tracer.detach()
+
+
+def _keep(run: _Run, scenario: Scenario, recorded: Recorded) -> None:
+    """Write what a repetition gave to the recording, and note what the run as a whole needs."""
+    place = Place(scenario.name, run.repetitions)
+    targets = run.guest.targets(scenario)
+    storm = recorded.storm
+    run.sink.append(
+        "guest_ipis",
+        guest_ipi_columns(place, storm, recorded.mode, SENDER, targets),
+        GUEST_IPI_MEANINGS,
+    )
+    if recorded.trace is not None and recorded.watched is not None:
+        trace, spans = recorded.trace, recorded.watched.spans
+        run.sink.append("host_events", host_event_columns(place, trace), HOST_EVENT_MEANINGS)
+        run.sink.append("spans", span_columns(place, spans, SENDER, run.ipis), SPAN_MEANINGS)
+        run.ipis += len(spans.seq)
+        run.bound_cycles = max(run.bound_cycles, trace.bound_cycles)
+    run.repetitions += 1
+    run.sandwiches += recorded.sandwiches
+    run.incomplete += storm.incomplete
+    run.tsc_khz, run.tsc_offset = storm.tsc_khz, storm.tsc_offset
+    for kind, n in recorded.violations.items():
+        run.violations[kind] = run.violations.get(kind, 0) + n
 
 
 def _pace(request: RunRequest, scenario: Scenario) -> int:
@@ -274,60 +357,27 @@ def _pace(request: RunRequest, scenario: Scenario) -> int:
     return int((2 * polled_s + _BLOCKED_S) * 3e9)
 
 
-@contextlib.contextmanager
-def _attached(tracer: Tracer) -> Iterator[None]:
-    tracer.attach()
-    try:
-        yield
-    finally:
-        tracer.detach()
-
-
-def _traced(
-    request: StormRequest, guest: Driver, tracer: Tracer, told: Callable[[int], None]
-) -> Repetition:
-    def tick(sent: int) -> None:
-        tracer.drain()
-        told(sent)
-
-    hooks = Hooks(threads_known=tracer.set_vcpu_threads, mark=tracer.seen, tick=tick)
-    with _attached(tracer):
-        storm = guest.run(request, hooks)
-    tracer.drain()
-    events = tracer.take()
-    inside = (events["ts_ns"] >= storm.start.ts_ns) & (events["ts_ns"] <= storm.end.ts_ns)
-    if storm.start.events_seen is None or storm.end.events_seen is None:
-        raise ValueError("the driver did not call the mark hook")
-    seen = storm.end.events_seen - storm.start.events_seen
-    return Repetition(storm, TraceWindow(seen, events[inside]))
-
-
-def _losses(gathered: _Run, tracer: Tracer | None) -> Losses:
-    storms = [r.storm for m in gathered.measured for r in m.repetitions]
-    unpaired = sum(
-        d.unpaired
-        for m in gathered.measured
-        for r in m.repetitions
-        for d in deliveries(r.storm, m.targets)
-    )
-    incomplete = sum(storm.incomplete for storm in storms)
-    if tracer is None:
-        return Losses(0, {}, {}, incomplete, unpaired)
-    lost = tracer.losses()
+def _losses(run: _Run) -> Losses:
+    unpaired = sum(r.cycles.unpaired for m in run.measured for r in m.repetitions)
+    if run.tracer is None:
+        return Losses(0, {}, {}, run.incomplete, unpaired)
+    lost = run.tracer.losses()
     return Losses(
-        int(tracer.seen().sum()),
+        int(run.tracer.seen().sum()),
         {name: n for name, n in lost.ring_overruns.items() if n},
         {name: n for name, n in lost.recursion_misses.items() if n or n is None},
-        incomplete,
+        run.incomplete,
         unpaired,
     )
 
 
-def _observer(gathered: _Run, tracer: Tracer) -> Observer:
+def _observer(run: _Run, tracer: Tracer) -> Observer:
+    repetitions = len(repetition_plan(run.request.count, traced=True)) // len(Mode)
     return Observer(
-        method=f"fresh guests in the order {_ABBA}; difference between neighbours",
-        pairs=PAIRS,
-        costs={m.scenario.name: observer_costs(m) for m in gathered.measured},
+        method=_METHOD,
+        repetitions=repetitions,
+        confidence=interval_confidence(repetitions),
+        costs={m.scenario.name: observer_costs(m) for m in run.measured},
         setup_seconds=round(tracer.load_s, 3),
         attach_seconds=round(tracer.attach_s, 3),
         hooks=dict(tracer.hooks),
@@ -335,61 +385,11 @@ def _observer(gathered: _Run, tracer: Tracer) -> Observer:
     )
 
 
-def _clock_result(gathered: _Run) -> ClockResult:
-    storms = [r.storm for m in gathered.measured for r in m.repetitions]
-    kvm_tsc_khz = storms[0].tsc_khz if storms else None
-    frequency = measure_frequency(gathered.sandwiches)
-    hz = frequency.hz if frequency else kvm_tsc_khz and kvm_tsc_khz * 1000.0
-    widths = [s.half_width_cycles for s in gathered.sandwiches]
-    early = sum(
-        d.before_send
-        for m in gathered.measured
-        for r in m.repetitions
-        for d in deliveries(r.storm, m.targets)
-    )
-    return ClockResult(
-        tsc_hz=hz,
-        tsc_error_hz=frequency.error_hz if frequency else None,
-        source=_clock_source(hz, measured=frequency is not None),
-        kvm_tsc_khz=kvm_tsc_khz,
-        guest_tsc_offset=storms[0].tsc_offset if storms else None,
-        sandwiches=len(gathered.sandwiches),
-        half_width_cycles=max(widths, default=None),
-        half_width_ns=cycles_to_ns(max(widths), hz) if widths and hz else None,
-        causality_violations={
-            "handler_before_send": early,
-            "tsc_backwards": int(tsc_went_backwards(gathered.sandwiches)),
-        },
-    )
-
-
-def _clock_source(hz: float | None, *, measured: bool) -> str | None:
-    if hz is None:
-        return None
-    return "measured against CLOCK_MONOTONIC" if measured else "KVM_GET_TSC_KHZ"
-
-
-def _doubts(gathered: _Run, losses: Losses, clock: ClockResult) -> Sequence[str]:
-    """Why the numbers should not be relied on."""
-    doubts = []
-    if losses.events_lost > _LOSS_LIMIT * max(losses.events_seen, 1):
-        doubts.append(f"{losses.events_lost} of {losses.events_seen} host events were lost")
-    sends = sum(row.sent for row in gathered.rows)
-    if losses.incomplete_ipis > _LOSS_LIMIT * sends:
-        doubts.append(f"{losses.incomplete_ipis} IPIs were not acknowledged in time")
-    doubts += [
-        f"the clocks contradict each other: {kind} {n} times"
-        for kind, n in clock.causality_violations.items()
-        if n
-    ]
-    return doubts
-
-
-def _host(pinning: Pinning) -> dict[str, object]:
+def _host(pinning: Pinning, neighbours: Neighbours) -> dict[str, object]:
     fingerprint = read_fingerprint()
     return {
         "one_line": one_line(fingerprint),
         "fingerprint": fingerprint.to_dict(),
-        "neighbours": read_neighbours().to_dict(),
+        "neighbours": neighbours.to_dict(),
         "pinning": {"overcommitted": pinning.overcommitted, "why": pinning.why},
     }

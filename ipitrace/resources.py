@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the C sources lie: inside the installed package, or at the checkout's top level."""
+"""Where what is not Python lies: inside the installed package, or in the checkout."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from ipitrace.errors import HostError
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def _data_dir(name: str) -> Path:
-    """`ipitrace/_data/<name>` of a wheel, else `<name>` beside the package (an editable install).
+def _data_dir(name: str, checkout_path: str | None = None) -> Path:
+    """`ipitrace/_data/<name>` of a wheel, else its place beside the package (an editable install).
 
     Raises HostError when neither is there.
     """
-    for path in (_PACKAGE / "_data" / name, _PACKAGE.parent / name):
+    for path in (_PACKAGE / "_data" / name, _PACKAGE.parent / (checkout_path or name)):
         if path.is_dir():
             return path
     raise HostError(
@@ -30,3 +30,8 @@ def bpf_dir() -> Path:
 def guest_tools_dir() -> Path:
     """The guest payloads and the header they share with user space."""
     return _data_dir("guest-tools")
+
+
+def example_dir() -> Path:
+    """A recording of a real run."""
+    return _data_dir("example", "tests/data/recordings/micro-pvm")

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found, as plain data, and its form on disk: run.json.
+"""What a run found, as plain data, and as the text of run.json.
 
-The form is described by schemas/run.schema.json, which tests validate against.
+That text is described by schemas/run.schema.json, which tests validate against.
 
 History of SCHEMA_VERSION:
     1  first version.
 """
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
-from ipitrace.errors import HostError, UsageError
+from ipitrace.loading import load
 from ipitrace.model import Summary
 
 SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,75 @@ class PerSide:
 
 
 @dataclass(frozen=True)
+class StageStep:
+    """One stage of the sequence most IPIs of a scenario followed.
+
+    Attributes:
+        side: whose vCPU it happens on, `sender` or `target`.
+        spans: how many of those IPIs have it.
+        since_send_cycles: median from the send.
+        step_cycles: median from the stage before it on the interrupt's way; None for
+            stages beside that way.
+        share_of_deliver: the part of all D spent in this step; None likewise.
+        resolved: False when the step is shorter than the clock's error bound, so that
+            its length is not known.
+    """
+
+    stage: str
+    side: str
+    spans: int
+    since_send_cycles: int
+    step_cycles: int | None
+    share_of_deliver: float | None
+    resolved: bool
+
+
+@dataclass(frozen=True)
+class StageSequence:
+    """Stages in the order some IPIs went through them, and how many did."""
+
+    stages: tuple[str, ...]
+    spans: int
+
+
+@dataclass(frozen=True)
+class StageBreakdown:
+    """Where D goes.
+
+    Attributes:
+        spans: deliveries broken down.
+        bound_cycles: the error bound of a host event's place on the guest's clock.
+        sequences: the most frequent, dominant first, at most three.
+        steps: the dominant sequence's, in order of their medians.
+    """
+
+    spans: int
+    bound_cycles: int
+    sequences: tuple[StageSequence, ...]
+    steps: tuple[StageStep, ...]
+
+
+@dataclass(frozen=True)
+class ExitTime:
+    """How long exits of one reason took on one side.
+
+    Attributes:
+        exits: how many there were.
+        unpaired: those of them that no kvm_entry ended.
+        p50_cycles: from kvm_exit to kvm_entry; None when all are unpaired.
+        share_of_deliver: the part of all D that they cover.
+    """
+
+    side: str
+    reason: str
+    exits: int
+    unpaired: int
+    p50_cycles: int | None
+    p99_cycles: int | None
+    share_of_deliver: float
+
+
+@dataclass(frozen=True)
 class ScenarioResult:
     """One scenario's row.
 
@@ -58,6 +124,16 @@ class ScenarioResult:
         send_cycles: S; deliver_cycles: D; round_trip_cycles: R.
         kvm_stats: KVM's other counters per IPI, by name.
         events_per_ipi: host tracepoints per IPI, by name.
+        paths: the share of IPIs that took each path, by its name.
+        stages: where D goes.
+        exit_times: how long exits took, by side and reason.
+        late_posts: posted-interrupt notifications that reached a CPU outside guest mode,
+            by their row in /proc/interrupts, over all CPUs and the recorded repetitions.
+        host_interrupts: rows of /proc/interrupts (posted, reschedule and call-function
+            interrupts) to CPU to increase over the recorded repetitions, warm-up included.
+        unmatched_ipis: deliveries for which no host event was found.
+        unmatched_events: events with the IPIs' vector that belong to none, by tracepoint.
+        suspect_spans: deliveries around which the guest's TSC offset changed.
         absent: for each field that is null, why.
         notes: what a reader should know before trusting the row.
     """
@@ -82,28 +158,43 @@ class ScenarioResult:
     exits: Exits | None = None
     kvm_stats: Mapping[str, PerSide] | None = None
     events_per_ipi: Mapping[str, PerSide] | None = None
+    paths: Mapping[str, float] | None = None
+    stages: StageBreakdown | None = None
+    exit_times: tuple[ExitTime, ...] | None = None
+    late_posts: Mapping[str, int] | None = None
+    host_interrupts: Mapping[str, Mapping[str, int]] | None = None
+    unmatched_ipis: int = 0
+    unmatched_events: Mapping[str, int] | None = None
+    suspect_spans: int = 0
     absent: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A median of paired differences, and its confidence interval, in cycles."""
+
+    median: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
 class ObserverCost:
-    """How far one median moved because we watched.
+    """How far one metric's median moved because we watched.
 
     Attributes:
-        untraced_p50: the metric's median with all probes off, in cycles.
-        traced_p50: with all probes on.
-        difference_cycles: the median, over the pairs of neighbouring repetitions, of
-            traced minus untraced.
-        lowest_cycles: the smallest of those differences.
-        highest_cycles: the largest of those differences.
+        off_p50: the median of the repetitions' medians with all probes detached, in cycles.
+        counting_p50: with all attached and only counting; full_p50: recording as well.
+        counting: counting minus off, repetition by repetition.
+        full: recording minus off.
     """
 
-    untraced_p50: int
-    traced_p50: int
-    difference_cycles: int
-    lowest_cycles: int
-    highest_cycles: int
+    off_p50: int
+    counting_p50: int
+    full_p50: int
+    counting: Difference
+    full: Difference
 
 
 @dataclass(frozen=True)
@@ -111,17 +202,19 @@ class Observer:
     """What watching cost, per scenario and metric, and how that was found out.
 
     Attributes:
-        method: how traced and untraced repetitions alternate.
-        pairs: neighbouring traced and untraced repetitions of each scenario.
+        method: how the repetitions alternate.
+        repetitions: of each scenario in each mode.
+        confidence: of the intervals; order statistics make it exact.
         costs: scenario name to metric (send, deliver, round_trip) to cost.
         setup_seconds: from nothing to programs loaded.
         attach_seconds: to attach them all once.
-        hooks: tracepoint to how it is hooked (raw, classic).
+        hooks: tracepoint to how it is hooked.
         left_out: tracepoint to why it was not watched.
     """
 
     method: str
-    pairs: int
+    repetitions: int
+    confidence: float
     costs: Mapping[str, Mapping[str, ObserverCost]]
     setup_seconds: float
     attach_seconds: float
@@ -140,8 +233,13 @@ class ClockResult:
         kvm_tsc_khz: the guest TSC's rate as KVM states it.
         guest_tsc_offset: guest minus host TSC as KVM states it.
         sandwiches: how many readings of both clocks there were.
-        half_width_cycles: the worst sandwich's error bound, also in ns.
-        causality_violations: by kind.
+        sandwiches_rejected: those not used because something came in between.
+        half_width_cycles: the error bound of the worst used one, also in ns.
+        bound_cycles: the error bound of a host event's place on the guest's clock, the
+            worst of the run, also in ns; None when nothing was put there.
+        drift_ppm: the largest change of one clock's rate against the other's.
+        drift_noise_ppm: how much of that the readings' own errors could make.
+        causality_violations: effects before their causes by more than the bound, by kind.
     """
 
     tsc_hz: float | None
@@ -150,8 +248,13 @@ class ClockResult:
     kvm_tsc_khz: int | None
     guest_tsc_offset: int | None
     sandwiches: int
+    sandwiches_rejected: int
     half_width_cycles: float | None
     half_width_ns: float | None
+    bound_cycles: int | None
+    bound_ns: float | None
+    drift_ppm: float | None
+    drift_noise_ppm: float | None
     causality_violations: Mapping[str, int]
 
 
@@ -182,6 +285,18 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class TableInfo:
+    """One Parquet table of a recording.
+
+    Attributes:
+        columns: each column and what it means.
+    """
+
+    rows: int
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One run of `ipitrace run`.
 
@@ -189,6 +304,7 @@ class RunResult:
         complete: every scenario asked for was finished.
         failure: what ended the run early, when something did.
         untrustworthy: why the numbers should not be relied on; empty when they may be.
+        tables: the Parquet tables beside run.json, by name.
     """
 
     ipitrace_version: str
@@ -205,6 +321,7 @@ class RunResult:
     observer: Observer | None
     observer_absent: str | None
     scenarios: tuple[ScenarioResult, ...]
+    tables: Mapping[str, TableInfo] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json holds it."""
@@ -214,47 +331,11 @@ class RunResult:
         """run.json's text; the same run gives the same text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The run that to_dict() or run.json made `data` of.
 
-def prepare_directory(directory: Path, *, force: bool) -> None:
-    """See that a recording can be written to `directory`, before anything is measured.
-
-    Raises:
-        UsageError: a recording is there already, or something else is.
-        HostError: it cannot be written to.
-    """
-    if (directory / RUN_FILE).exists() and not force:
-        raise UsageError(
-            f"{directory} already holds a recording.",
-            "Choose another directory with -o, or replace it with --force.",
-        )
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is not a directory.", "Choose another with -o.")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        writable = os.access(directory, os.W_OK)
-    except OSError as error:
-        raise HostError(
-            f"{directory} cannot be made: {error.strerror}.", "Choose another directory with -o."
-        ) from error
-    if not writable:
-        raise HostError(f"{directory} cannot be written to.", "Choose another directory with -o.")
-
-
-def write_run(result: RunResult, directory: Path) -> Path:
-    """Write run.json into `directory`, whole or not at all, and answer its path.
-
-    Raises:
-        HostError: the disk refuses.
-    """
-    path = directory / RUN_FILE
-    unfinished = directory / f".{RUN_FILE}.{os.getpid()}"
-    try:
-        unfinished.write_text(result.to_json())
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise HostError(
-            f"{path} cannot be written: {error.strerror}.",
-            "Free space, or choose another directory with -o.",
-        ) from error
-    return path
+        Raises:
+            ValueError: a key too many, one too few, or a value of the wrong type.
+        """
+        return load(cls, {key: value for key, value in data.items() if key != "schema_version"})

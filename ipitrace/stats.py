@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers that stand for many."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.model import Summary
+from ipitrace.result import Difference
 
 PERCENTILES = (50, 90, 99)
 
@@ -21,3 +24,25 @@ def summarise(values: NDArray[np.int64]) -> Summary | None:
     return Summary(
         int(values.size), int(values.min()), int(p50), int(p90), int(p99), int(values.max())
     )
+
+
+def median(values: NDArray[np.int64]) -> int | None:
+    """The measured value in the middle (the lower one of two); None of nothing."""
+    if values.size == 0:
+        return None
+    return int(np.percentile(values, 50, method="inverted_cdf"))
+
+
+def paired_difference(before: Sequence[int], after: Sequence[int]) -> Difference:
+    """The median of after[i] - before[i], with the interval from the least to the greatest.
+
+    That interval holds the true median with interval_confidence(n), whatever the
+    distribution (order statistics; David and Nagaraja, Order Statistics, 7.1).
+    """
+    differences = np.subtract(after, before)
+    return Difference(int(np.median(differences)), int(differences.min()), int(differences.max()))
+
+
+def interval_confidence(n: int) -> float:
+    """How surely the least and the greatest of `n` values enclose the median: 1 - 2^(1-n)."""
+    return 1 - 2.0 ** (1 - n) if n else 0.0

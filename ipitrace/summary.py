@@ -2,45 +2,159 @@
 """From the repetitions of one scenario to its row: pure, no guest and no host needed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate import Deliveries, pair_deliveries
+from ipitrace.correlate.breakdown import break_down, path_shares
+from ipitrace.correlate.exits import ExitTable
+from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+from ipitrace.correlate.paths import Path
+from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stages import STAGES
 from ipitrace.host.exit_reasons import reason_name
+from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.layout import Kind
-from ipitrace.model import Pattern, Scenario, Summary, TargetState
-from ipitrace.result import Exits, ObserverCost, PerSide, ScenarioResult
-from ipitrace.stats import summarise
+from ipitrace.model import Pattern, Scenario, TargetState
+from ipitrace.result import (
+    Exits,
+    ExitTime,
+    ObserverCost,
+    PerSide,
+    ScenarioResult,
+    StageBreakdown,
+    StageSequence,
+    StageStep,
+)
+from ipitrace.stats import median, paired_difference, summarise
 from ipitrace.storm.driver import Storm
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
 KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
 SENDER = 0
 _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
+POSTED_ROWS = ("PIN", "NPI", "PIW")
+_UNTRACED = "nothing was traced (--no-trace)"
 _MOSTLY = 0.5
 
 
+class Mode(StrEnum):
+    """How much watched a repetition."""
+
+    OFF = "off"
+    COUNTING = "counting"
+    FULL = "full"
+
+
 @dataclass(frozen=True)
-class TraceWindow:
-    """What the host showed between a repetition's first and last measured send.
+class Cycles:
+    """What one storm measured; arrays of cycles in the order sent.
 
     Attributes:
-        seen: events per kind and vCPU; shape (kinds, n_vcpus).
-        events: records of layout.HOST_EVENT.
+        send: S of every measured send.
+        deliver: D of every handler entry, on all targets.
+        round_trip: R of every send acknowledged in time.
+        early: handler entries that seem to come before their send; with one TSC for all
+            vCPUs there must be none.
+        unpaired: handler entries that belong to no send.
     """
 
-    seen: NDArray[np.uint64]
-    events: NDArray[np.void]
+    send: NDArray[np.int64]
+    deliver: NDArray[np.int64]
+    round_trip: NDArray[np.int64]
+    early: int
+    unpaired: int
+
+
+def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
+    """S, D and R of a storm, from the guest's own stamps alone."""
+    send_tsc = storm.sends["send_tsc"].astype(np.int64)
+    ack_tsc = storm.sends["ack_tsc"].astype(np.int64)
+    parts, unpaired = [], 0
+    for target in targets:
+        handled = storm.receipts[target]["handler_tsc"].astype(np.int64)
+        pairing = pair_receipts(send_tsc, handled)
+        handler = taken(handled, pairing.receipt_of_send)
+        parts.append((handler - send_tsc)[handler != ABSENT])
+        unpaired += pairing.unpaired
+    deliver = np.concatenate(parts)
+    return Cycles(
+        send=storm.sends["sent_tsc"].astype(np.int64) - send_tsc,
+        deliver=deliver,
+        round_trip=(ack_tsc - send_tsc)[ack_tsc != 0],
+        early=int(np.count_nonzero(deliver <= 0)),
+        unpaired=unpaired,
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the host showed of one recorded repetition between its first and last measured send.
+
+    Attributes:
+        spans: one row for each send and target.
+        exits: the exits of each vCPU concerned.
+        interrupts: what rows of /proc/interrupts moved by, warm-up included; None where
+            it cannot be read.
+    """
+
+    spans: Spans
+    exits: Sequence[ExitTable]
+    interrupts: InterruptDelta | None
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """One storm, and what was traced of it; `trace` is None when probes were off."""
+    """One storm, reduced to what the row needs.
 
-    storm: Storm
-    trace: TraceWindow | None
+    Attributes:
+        seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
+        watched: only of recorded repetitions.
+        stats: per vCPU, what KVM's counters moved by; None where KVM has none.
+    """
+
+    mode: Mode
+    cycles: Cycles
+    n_vcpus: int
+    sent: int
+    handled: tuple[int, ...]
+    timed_out: int
+    stats: tuple[Mapping[str, int], ...] | None
+    seen: NDArray[np.int64] | None = None
+    watched: Watched | None = None
+
+
+def reduce_storm(
+    storm: Storm,
+    targets: Sequence[int],
+    mode: Mode,
+    watched: Watched | None = None,
+) -> Repetition:
+    """Keep of a storm what its scenario's row is made of."""
+    seen = None
+    if mode != Mode.OFF and storm.start.events_seen is not None:
+        seen = np.asarray(storm.end.events_seen, np.int64) - storm.start.events_seen.astype(
+            np.int64
+        )
+    stats = None
+    if storm.start.stats is not None and storm.end.stats is not None:
+        stats = tuple(
+            {name: value - start[name] for name, value in end.items()}
+            for start, end in zip(storm.start.stats, storm.end.stats, strict=True)
+        )
+    return Repetition(
+        mode=mode,
+        cycles=cycles_of(storm, targets),
+        n_vcpus=len(storm.handled),
+        sent=len(storm.sends),
+        handled=storm.handled,
+        timed_out=int(np.count_nonzero(storm.sends["ack_tsc"] == 0)),
+        stats=stats,
+        seen=seen,
+        watched=watched,
+    )
 
 
 @dataclass(frozen=True)
@@ -51,46 +165,37 @@ class Measured:
     targets: tuple[int, ...]
     pace_cycles: int
     warmup: int
+    bound_cycles: int
     repetitions: tuple[Repetition, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def of(self, mode: Mode) -> tuple[Repetition, ...]:
+        """The repetitions of one mode."""
+        return tuple(r for r in self.repetitions if r.mode == mode)
 
     @property
     def headline(self) -> tuple[Repetition, ...]:
-        """The repetitions the row is made of: the traced ones, or all where none was traced."""
-        traced = tuple(r for r in self.repetitions if r.trace is not None)
-        return traced or self.repetitions
-
-
-def send_cycles(storm: Storm) -> NDArray[np.int64]:
-    """S of every measured send."""
-    return np.asarray(storm.sends["sent_tsc"] - storm.sends["send_tsc"], np.int64)
-
-
-def round_trip_cycles(storm: Storm) -> NDArray[np.int64]:
-    """R of every measured send that was acknowledged in time."""
-    acknowledged = storm.sends[storm.sends["ack_tsc"] > 0]
-    return np.asarray(acknowledged["ack_tsc"] - acknowledged["send_tsc"], np.int64)
-
-
-def deliveries(storm: Storm, targets: Iterable[int]) -> list[Deliveries]:
-    """Every target's handler entries, paired with their sends."""
-    return [pair_deliveries(storm.sends, storm.receipts[target]) for target in targets]
-
-
-def deliver_cycles(storm: Storm, targets: Iterable[int]) -> NDArray[np.int64]:
-    """D of every handler entry on every target."""
-    return np.concatenate([d.deliver_cycles for d in deliveries(storm, targets)])
+        """The repetitions the row is made of: the recorded ones, or all if none was."""
+        return self.of(Mode.FULL) or self.repetitions
 
 
 def summarise_scenario(measured: Measured) -> ScenarioResult:
     """Make one row of a scenario's repetitions."""
-    scenario, targets = measured.scenario, measured.targets
-    storms = [repetition.storm for repetition in measured.headline]
-    sent = sum(len(storm.sends) for storm in storms)
-    delivered = sum(storm.handled[t] for storm in storms for t in targets)
-    timed_out = sum(int(np.count_nonzero(storm.sends["ack_tsc"] == 0)) for storm in storms)
+    scenario, targets, storms = measured.scenario, measured.targets, measured.headline
+    sent = sum(r.sent for r in storms)
+    delivered = sum(r.handled[t] for r in storms for t in targets)
+    timed_out = sum(r.timed_out for r in storms)
     sides = _Sides(scenario, targets, sent, max(delivered, 1))
-    exits, absent = _exits(measured, sides)
     stats = _kvm_stats(storms, sides)
+    exits, absent = _exits(measured, sides, stats)
+    watched = [r.watched for r in storms if r.watched is not None]
+    spans = [w.spans for w in watched]
+    interrupts = _interrupts(watched)
+    late_posts = {
+        row: sum(per_cpu.values())
+        for row, per_cpu in (interrupts or {}).items()
+        if row in POSTED_ROWS
+    } or None
     return ScenarioResult(
         name=scenario.name,
         pattern=scenario.pattern,
@@ -103,17 +208,31 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         repetitions=len(storms),
         sent=sent,
         delivered=delivered,
-        coalesced=max(sent * len(targets) - delivered - timed_out, 0),
+        coalesced=sum(_coalesced(r, targets) for r in storms),
         incomplete=timed_out,
-        send_cycles=_pooled(storms, send_cycles),
-        deliver_cycles=_pooled(storms, lambda storm: deliver_cycles(storm, targets)),
-        round_trip_cycles=_pooled(storms, round_trip_cycles),
+        send_cycles=summarise(np.concatenate([r.cycles.send for r in storms])),
+        deliver_cycles=summarise(np.concatenate([r.cycles.deliver for r in storms])),
+        round_trip_cycles=summarise(np.concatenate([r.cycles.round_trip for r in storms])),
         exits=exits,
         kvm_stats=stats,
-        events_per_ipi=_events_per_ipi(measured, sides),
-        absent=absent,
-        notes=tuple(_notes(scenario, stats)),
+        events_per_ipi=_events_per_ipi(storms, sides),
+        paths={Path(p).text: share for p, share in path_shares(spans).items()} if spans else None,
+        stages=_stages(measured, spans),
+        exit_times=_exit_times(measured, watched) or None,
+        late_posts=late_posts,
+        host_interrupts=interrupts,
+        unmatched_ipis=sum(s.unmatched_ipis for s in spans),
+        unmatched_events=_added(s.unmatched_events for s in spans) if spans else None,
+        suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
+        absent=absent | _absent(storms, watched, stats),
+        notes=(*measured.notes, *_notes(scenario, stats)),
     )
+
+
+def _coalesced(storm: Repetition, targets: Iterable[int]) -> int:
+    """Deliveries missing without a time-out; a timed-out send excuses one of each target."""
+    expected = storm.sent - storm.timed_out
+    return sum(max(expected - storm.handled[target], 0) for target in targets)
 
 
 @dataclass(frozen=True)
@@ -132,42 +251,34 @@ class _Sides:
         return PerSide(int(per_vcpu[SENDER]) / self.sent, on_targets / self.delivered)
 
 
-def _pooled(
-    storms: Iterable[Storm], cycles: Callable[[Storm], NDArray[np.int64]]
-) -> Summary | None:
-    return summarise(np.concatenate([cycles(storm) for storm in storms]))
-
-
-def _kvm_stats(storms: Sequence[Storm], sides: _Sides) -> dict[str, PerSide] | None:
+def _kvm_stats(storms: Sequence[Repetition], sides: _Sides) -> dict[str, PerSide] | None:
     """KVM's counters per IPI that moved at all, `exits` among them."""
     totals: dict[str, list[int]] = {}
     for storm in storms:
-        if storm.start.stats is None or storm.end.stats is None:
+        if storm.stats is None:
             return None
-        for vcpu, (start, end) in enumerate(zip(storm.start.stats, storm.end.stats, strict=True)):
-            for name, value in end.items():
-                per_vcpu = totals.setdefault(name, [0] * len(storm.handled))
-                per_vcpu[vcpu] += value - start[name]
+        for vcpu, moved in enumerate(storm.stats):
+            for name, value in moved.items():
+                totals.setdefault(name, [0] * storm.n_vcpus)[vcpu] += value
     per_ipi = {name: sides.per_ipi(counts) for name, counts in totals.items() if any(counts)}
     return dict(sorted(per_ipi.items()))
 
 
-def _exits(measured: Measured, sides: _Sides) -> tuple[Exits, dict[str, str]]:
+def _exits(
+    measured: Measured, sides: _Sides, stats: Mapping[str, PerSide] | None
+) -> tuple[Exits, dict[str, str]]:
     """Exits per IPI from kvm_exit where it fires, else from KVM's statistics."""
     absent: dict[str, str] = {}
     by_reason = _kvm_exits(measured, sides)
-    source: str | None = KVM_EXIT_SOURCE
-    if not by_reason:
-        stats = _kvm_stats([r.storm for r in measured.headline], sides) or {}
+    source = KVM_EXIT_SOURCE if by_reason else None
+    if source is None and stats is not None:  # which may have counted none: that is a result
         by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
         source = KVM_STATS_SOURCE
-    if not by_reason:
-        source = None
-        absent["exits.sender"] = "neither kvm_exit nor KVM_GET_STATS_FD counted any"
+    if source is None:
+        nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
+        absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
     if measured.scenario.pattern == Pattern.SELF:
         absent["exits.target"] = "the sender is the target"
-    elif source is None:
-        absent["exits.target"] = absent["exits.sender"]
     sender = {name: side.sender for name, side in by_reason.items() if side.sender}
     target = {name: side.target for name, side in by_reason.items() if side.target}
     return (
@@ -176,48 +287,174 @@ def _exits(measured: Measured, sides: _Sides) -> tuple[Exits, dict[str, str]]:
             None if "exits.sender" in absent else sender,
             None if "exits.target" in absent else target,
         ),
-        absent | _trace_absence(measured),
+        absent,
     )
 
 
-def _trace_absence(measured: Measured) -> dict[str, str]:
-    if measured.headline[0].trace is not None:
-        return {}
-    return {"events_per_ipi": "nothing was traced (--no-trace)"}
+def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:
+    """(vCPU, reason name) to the exits of that reason, from every recorded repetition."""
+    found: dict[tuple[int, str], list[ExitTable]] = {}
+    for repetition in measured.headline:
+        for table in repetition.watched.exits if repetition.watched else ():
+            pairs = np.unique(np.stack([table.isa.astype(np.int64), table.reason]), axis=1)
+            for isa, reason in pairs.T:
+                hit = (table.isa == isa) & (table.reason == reason)
+                part = ExitTable(
+                    table.vcpu,
+                    table.isa[hit],
+                    table.reason[hit],
+                    table.cycles[hit],
+                    table.in_deliver_cycles[hit],
+                )
+                key = (table.vcpu, reason_name(int(isa), int(reason)))
+                found.setdefault(key, []).append(part)
+    return found
 
 
 def _kvm_exits(measured: Measured, sides: _Sides) -> dict[str, PerSide]:
-    """Reason name to exits per IPI, most frequent first, plus the total as `exits`."""
-    n_vcpus = len(measured.headline[0].storm.handled)
+    """Reason name to exits per IPI, most frequent first, after the total as `exits`."""
+    n_vcpus = measured.headline[0].n_vcpus
     counts: dict[str, NDArray[np.int64]] = {}
-    for repetition in measured.headline:
-        if repetition.trace is None:
-            continue
-        events = repetition.trace.events
-        exits = events[events["kind"] == Kind.KVM_EXIT]
-        for isa, reason in {(int(e["detail"]), int(e["word"])) for e in _unique(exits)}:
-            hit = exits[(exits["detail"] == isa) & (exits["word"] == reason)]
-            per_vcpu = np.bincount(hit["vcpu"], minlength=n_vcpus)[:n_vcpus]
-            name = reason_name(isa, reason)
-            counts[name] = counts.get(name, np.zeros(n_vcpus, np.int64)) + per_vcpu
+    for (vcpu, name), parts in _by_reason(measured).items():
+        per_vcpu = counts.setdefault(name, np.zeros(n_vcpus, np.int64))
+        per_vcpu[vcpu] += sum(len(part.reason) for part in parts)
     if not counts:
         return {}
     ordered = sorted(counts.items(), key=lambda item: (-int(item[1].sum()), item[0]))
-    total = np.sum(list(counts.values()), axis=0)
+    total = np.stack(list(counts.values())).sum(axis=0)
     return {"exits": sides.per_ipi(total), **{n: sides.per_ipi(c) for n, c in ordered}}
 
 
-def _unique(exits: NDArray[np.void]) -> NDArray[np.void]:
-    return np.unique(exits[["detail", "word"]])
+def _exit_times(measured: Measured, watched: Sequence[Watched]) -> tuple[ExitTime, ...]:
+    """How long exits took by side and reason, the longest share of D first."""
+    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline)
+    by_side: dict[tuple[str, str], list[ExitTable]] = {}
+    for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
+        side = "sender" if vcpu == SENDER else "target"
+        by_side.setdefault((side, name), []).extend(parts)
+    rows = []
+    for (side, name), parts in by_side.items():
+        cycles = np.concatenate([part.cycles for part in parts])
+        paired = summarise(cycles[cycles != ABSENT])
+        covered = sum(int(part.in_deliver_cycles.sum()) for part in parts)
+        rows.append(
+            ExitTime(
+                side=side,
+                reason=name,
+                exits=len(cycles),
+                unpaired=int(np.count_nonzero(cycles == ABSENT)),
+                p50_cycles=paired.p50 if paired else None,
+                p99_cycles=paired.p99 if paired else None,
+                share_of_deliver=covered / deliver if deliver else 0.0,
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (row.side, -row.share_of_deliver, row.reason)))
 
 
-def _events_per_ipi(measured: Measured, sides: _Sides) -> dict[str, PerSide] | None:
+def _events_per_ipi(storms: Sequence[Repetition], sides: _Sides) -> dict[str, PerSide] | None:
     """Tracepoint name to events per IPI, for every one that fired."""
-    windows = [r.trace for r in measured.headline if r.trace is not None]
-    if not windows:
+    counted = [storm.seen for storm in storms if storm.seen is not None]
+    if not counted:
         return None
-    seen = np.stack([window.seen for window in windows]).sum(axis=0).astype(np.int64)
+    seen = np.stack(counted).sum(axis=0)
     return {kind.name.lower(): sides.per_ipi(seen[kind]) for kind in Kind if seen[kind].any()}
+
+
+def _stages(measured: Measured, spans: Sequence[Spans]) -> StageBreakdown | None:
+    found = break_down(spans, measured.bound_cycles)
+    if found is None:
+        return None
+    return StageBreakdown(
+        spans=found.spans,
+        bound_cycles=measured.bound_cycles,
+        sequences=tuple(
+            StageSequence(tuple(s.name.lower() for s in q.stages), q.spans) for q in found.sequences
+        ),
+        steps=tuple(
+            StageStep(
+                stage=step.stage.name.lower(),
+                side=STAGES[step.stage].side,
+                spans=step.spans,
+                since_send_cycles=step.since_send_cycles,
+                step_cycles=step.step_cycles,
+                share_of_deliver=step.share_of_deliver,
+                resolved=step.resolved,
+            )
+            for step in found.steps
+        ),
+    )
+
+
+def _interrupts(watched: Sequence[Watched]) -> dict[str, dict[str, int]] | None:
+    """Row of /proc/interrupts to CPU to increase; a row with an unknown part is left out."""
+    deltas = [w.interrupts for w in watched if w.interrupts is not None]
+    if not deltas:
+        return None
+    total: dict[str, dict[str, int]] = {}
+    for row in deltas[0].rows:
+        if any(delta.total(row) is None for delta in deltas):
+            continue
+        per_cpu = total.setdefault(row, {})
+        for delta in deltas:
+            for cpu, n in zip(delta.cpus, delta.rows[row], strict=True):
+                per_cpu[str(cpu)] = per_cpu.get(str(cpu), 0) + (n or 0)
+    return total
+
+
+def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, n in part.items():
+            total[name] = total.get(name, 0) + n
+    return total
+
+
+_OF_TRACED_ROWS = (
+    "paths",
+    "stages",
+    "exit_times",
+    "late_posts",
+    "host_interrupts",
+    "unmatched_events",
+)
+
+
+def _absent(
+    storms: Sequence[Repetition],
+    watched: Sequence[Watched],
+    stats: Mapping[str, PerSide] | None,
+) -> dict[str, str]:
+    """Why what is null is null, but for the exits."""
+    interrupts = _interrupts(watched)
+    reasons = {
+        "send_cycles": _nothing_of(r.cycles.send for r in storms),
+        "deliver_cycles": _nothing_of(r.cycles.deliver for r in storms),
+        "round_trip_cycles": _nothing_of(r.cycles.round_trip for r in storms),
+    }
+    if stats is None:
+        reasons["kvm_stats"] = "this KVM has no KVM_GET_STATS_FD"
+    if all(r.seen is None for r in storms):
+        reasons["events_per_ipi"] = _UNTRACED
+    if not watched:
+        traced = any(r.mode == Mode.FULL for r in storms)
+        why = "host and guest could not be put on one clock" if traced else _UNTRACED
+        return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
+    reasons["stages"] = reasons["deliver_cycles"]
+    if not any(len(table.reason) for w in watched for table in w.exits):
+        reasons["exit_times"] = "kvm_exit never fired"
+    if interrupts is None:
+        reasons["host_interrupts"] = "/proc/interrupts cannot be read"
+    if not any(row in POSTED_ROWS for row in interrupts or {}):
+        reasons["late_posts"] = "/proc/interrupts has no rows for posted interrupts"
+    return _known(reasons)
+
+
+def _nothing_of(parts: Iterable[NDArray[np.int64]]) -> str | None:
+    return None if any(len(part) for part in parts) else "no IPI got that far"
+
+
+def _known(reasons: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if why is not None}
 
 
 def _notes(scenario: Scenario, stats: Mapping[str, PerSide] | None) -> Iterable[str]:
@@ -229,7 +466,7 @@ def _notes(scenario: Scenario, stats: Mapping[str, PerSide] | None) -> Iterable[
     polled = stats.get("halt_successful_poll", zero).target
     slept = stats.get("halt_wakeup", zero).target
     if scenario.target_state in {TargetState.HALTED, TargetState.BLOCKED}:
-        if "halt_exits" in stats and halts < _MOSTLY:
+        if halts < _MOSTLY:
             yield f"the target was in HLT for only {halts:.0%} of the IPIs; try a larger --pace"
         elif scenario.target_state == TargetState.BLOCKED and slept < _MOSTLY:
             yield f"the target's thread slept for only {slept:.0%} of the IPIs; raise --pace"
@@ -240,34 +477,26 @@ def _notes(scenario: Scenario, stats: Mapping[str, PerSide] | None) -> Iterable[
 
 
 def observer_costs(measured: Measured) -> dict[str, ObserverCost]:
-    """What tracing cost each metric's median, from neighbouring repetitions.
+    """What counting and recording cost each metric's median.
 
-    Repetitions come in pairs of one untraced and one traced, in either order.
+    The n-th repetitions of the modes ran next to each other and form the n-th pair.
     """
-    metrics: dict[str, Callable[[Storm], NDArray[np.int64]]] = {
-        "send": send_cycles,
-        "deliver": lambda storm: deliver_cycles(storm, measured.targets),
-        "round_trip": round_trip_cycles,
+    metrics: dict[str, Callable[[Cycles], NDArray[np.int64]]] = {
+        "send": lambda cycles: cycles.send,
+        "deliver": lambda cycles: cycles.deliver,
+        "round_trip": lambda cycles: cycles.round_trip,
     }
     costs = {}
-    for name, cycles in metrics.items():
-        medians = [(r.trace is not None, _median(cycles(r.storm))) for r in measured.repetitions]
-        off = [m for traced, m in medians if not traced and m is not None]
-        on = [m for traced, m in medians if traced and m is not None]
-        if not off or len(off) != len(on):
+    for name, of in metrics.items():
+        medians = {mode: [median(of(r.cycles)) for r in measured.of(mode)] for mode in Mode}
+        off, counting, full = ([m for m in medians[mode] if m is not None] for mode in Mode)
+        if not off or not len(off) == len(counting) == len(full):
             continue
-        # repetition i of either kind belongs to pair i, whichever came first
-        differences = [b - a for a, b in zip(off, on, strict=True)]
         costs[name] = ObserverCost(
-            int(np.median(off)),
-            int(np.median(on)),
-            int(np.median(differences)),
-            min(differences),
-            max(differences),
+            off_p50=int(np.median(off)),
+            counting_p50=int(np.median(counting)),
+            full_p50=int(np.median(full)),
+            counting=paired_difference(off, counting),
+            full=paired_difference(off, full),
         )
     return costs
-
-
-def _median(cycles: NDArray[np.int64]) -> int | None:
-    summary = summarise(cycles)
-    return None if summary is None else summary.p50

@@ -165,7 +165,7 @@ static void inject(volatile struct storm_send *record)
 	switch (params->inject) {
 	case STORM_INJECT_LOST_IPI:
 		record->send_tsc = rdtsc();
-		record->sent_tsc = record->send_tsc;
+		record->sent_tsc = rdtsc();
 		record->target = params->target;
 		return;
 	case STORM_INJECT_HANG:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace run`: measure."""
 
+import contextlib
 import re
 import sys
 from datetime import UTC, datetime
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import click
 
-from ipitrace.errors import MeasurementError, UsageError
+from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.pipeline import RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
+from ipitrace.recording import RUN_FILE, RecordingWriter
 from ipitrace.render.progress import ProgressBar
 from ipitrace.render.tables import render_run
-from ipitrace.result import prepare_directory, write_run
+from ipitrace.result import RunResult
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
 
@@ -75,7 +77,7 @@ def run(
 ) -> None:
     """Fire IPI storms in a guest and print what each IPI cost.
 
-    The result is also written as DIR/run.json.
+    The recording in DIR holds all of it; 'ipitrace report DIR' prints it again.
     """
     request = RunRequest(
         n_vcpus=_vcpus_of(vm),
@@ -88,19 +90,19 @@ def run(
     )
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    prepare_directory(directory, force=force)
-    try:
+    with RecordingWriter(directory, force=force) as writer:
         with ProgressBar(enabled=not (quiet or as_json)) as bar:
-            result, failure = run_pipeline(request, bar.show)
-    except BaseException:
-        _remove_if_empty(directory)
-        raise
-    path = write_run(result, directory)
-    if as_json:
-        click.echo(result.to_json(), nl=False)
-    elif not quiet:
-        click.echo(render_run(result, verbose=verbose))
-        click.echo(f"Wrote {path}")
+            try:
+                result, failure = run_pipeline(request, writer, bar.show)
+            except KeyboardInterrupt:
+                raise InterruptedRunError("Interrupted.", "Nothing was measured yet.") from None
+        try:
+            result = writer.finish(result)
+        finally:
+            _show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+    path = directory / RUN_FILE
+    if not (quiet or as_json):
+        click.echo(f"Wrote {path}", err=True)
     if failure is not None:
         raise failure
     if result.untrustworthy:
@@ -125,8 +127,9 @@ def _vcpus_of(vm: str) -> int:
     return int(match[1]) if match[1] else _DEFAULT_VCPUS
 
 
-def _remove_if_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        return
+def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the verdict stands, whoever listens
+        if as_json:
+            click.echo(result.to_json(), nl=False)
+        elif not quiet:
+            click.echo(render_run(result, verbose=verbose))

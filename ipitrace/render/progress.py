@@ -37,7 +37,8 @@ class ProgressBar:
         """Say that `share` (0..1) of the work is done and `what` is being done now."""
         if not self._enabled or time.monotonic() < self._from_s:
             return
-        filled = round(_WIDTH * min(max(share, 0.0), 1.0))
+        share = min(max(share, 0.0), 1.0)
+        filled = round(_WIDTH * share)
         bar = "#" * filled + "." * (_WIDTH - filled)
         self._stream.write(f"{_CLEAR_LINE}[{bar}] {share:4.0%} {what}")
         self._stream.flush()

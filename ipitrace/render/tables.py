@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from tabulate import tabulate
 
 from ipitrace.model import Scenario, Summary
-from ipitrace.result import ObserverCost, PerSide, RunResult, ScenarioResult
+from ipitrace.result import (
+    ClockResult,
+    Difference,
+    ObserverCost,
+    PerSide,
+    RunResult,
+    ScenarioResult,
+    StageBreakdown,
+)
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"
@@ -20,6 +28,9 @@ def render_run(run: RunResult, *, verbose: bool = False) -> str:
         sections += [
             _cycles(run, measured),
             _exits(measured),
+            _exit_times(measured),
+            _paths(measured),
+            *(_stages(row, row.stages) for row in measured if row.stages),
             _events(run, measured),
             _observer(run, measured),
         ]
@@ -50,13 +61,29 @@ def _header(run: RunResult) -> str:
         if clock.tsc_error_hz is not None:
             rate += f" +- {clock.tsc_error_hz:.0f} Hz"
         rate += f", {clock.source}"
-        if clock.half_width_ns is not None:
-            rate += (
-                f"; error bound of one reading {clock.half_width_cycles:.0f} cycles "
-                f"({clock.half_width_ns:.0f} ns)"
-            )
         lines.append(rate)
+    if clock.half_width_ns is not None:
+        reading = (
+            f"       error bound: {clock.half_width_cycles:.0f} cycles "
+            f"({clock.half_width_ns:.0f} ns) of one reading of both clocks"
+        )
+        if clock.bound_cycles is not None:
+            reading += (
+                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) of a host event on the "
+                "guest's clock"
+            )
+        lines.append(reading)
+    if clock.drift_ppm is not None:
+        lines.append(
+            f"       drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
+            f"the readings' own error); causality violations: {_violations(clock)}"
+        )
     return "\n".join(lines)
+
+
+def _violations(clock: ClockResult) -> str:
+    found = [f"{kind} {n}" for kind, n in clock.causality_violations.items() if n]
+    return ", ".join(found) or f"none of {len(clock.causality_violations)} kinds"
 
 
 def _guest(run: RunResult) -> str:
@@ -67,20 +94,27 @@ def _guest(run: RunResult) -> str:
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     """One block of rows for each of S, D and R keeps the table within a terminal."""
-    headers = ("scenario", "sent", "delivered", "", "p50", "p50 ns", "p90", "p99", "max")
+    watched = ("watching",) if run.observer else ()
+    headers = ("scenario", "sent", "delivered", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
     lines: list[tuple[str, ...]] = []
     for row in rows:
+        costs = run.observer.costs.get(row.name, {}) if run.observer else {}
         first = (row.name, f"{row.sent}", f"{row.delivered}")
-        for letter, summary in (
-            ("S", row.send_cycles),
-            ("D", row.deliver_cycles),
-            ("R", row.round_trip_cycles),
+        for letter, metric, summary in (
+            ("S", "send", row.send_cycles),
+            ("D", "deliver", row.deliver_cycles),
+            ("R", "round_trip", row.round_trip_cycles),
         ):
-            lines.append((*first, letter, *_summary_cells(summary, run.clock.tsc_hz)))
+            p50, ns, *rest = _summary_cells(summary, run.clock.tsc_hz)
+            cost = costs.get(metric)
+            added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
+            lines.append((*first, letter, p50, ns, *added, *rest))
             first = ("", "", "")
     title = (
         "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
     )
+    if watched:
+        title += ";\nwatching: what our probes add to that p50, see the observer cost below"
     return f"{title}\n{_table(headers, lines, text_columns=(0, 3))}"
 
 
@@ -143,27 +177,113 @@ def _sides(side: PerSide | None) -> str:
 def _observer(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     if run.observer is None:
         return ""
-    headers = ("scenario", "S p50", "D p50", "R p50")
+    headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
     lines = []
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
-        cells = (_cost(costs.get(metric)) for metric in ("send", "deliver", "round_trip"))
-        lines.append((row.name, *cells))
+        name = row.name
+        for letter, metric in (("S", "send"), ("D", "deliver"), ("R", "round_trip")):
+            cost = costs.get(metric)
+            if cost is not None:
+                lines.append((name, letter, *_cost_cells(cost)))
+                name = ""
     title = (
-        f"Observer cost: traced minus untraced p50, in cycles, median [lowest, highest] of "
-        f"{run.observer.pairs} pairs"
+        f"Observer cost: what probes that count, and probes that record, add to the median, in "
+        f"cycles; median\nand {run.observer.confidence:.1%} interval of "
+        f"{run.observer.repetitions} differences between neighbouring repetitions"
     )
-    return f"{title}\n{_table(headers, lines, text_columns=(0, 1, 2, 3))}"
+    return f"{title}\n{_table(headers, lines, text_columns=(0, 1))}"
 
 
-def _cost(cost: ObserverCost | None) -> str:
-    if cost is None:
-        return _NOTHING
-    share = cost.difference_cycles / cost.untraced_p50 if cost.untraced_p50 else 0.0
-    return (
-        f"{cost.difference_cycles:+d} ({share:+.1%}) "
-        f"[{cost.lowest_cycles:+d}, {cost.highest_cycles:+d}]"
+def _cost_cells(cost: ObserverCost) -> tuple[str, ...]:
+    def cells(difference: Difference) -> tuple[str, str]:
+        share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
+        return (
+            f"{difference.median:+d} ({share:+.1%})",
+            f"[{difference.low:+d}, {difference.high:+d}]",
+        )
+
+    return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
+
+
+def _exit_times(rows: Sequence[ScenarioResult]) -> str:
+    headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
+    lines = [
+        (
+            row.name,
+            time.side,
+            time.reason,
+            f"{time.exits}",
+            f"{time.unpaired}",
+            _NOTHING if time.p50_cycles is None else f"{time.p50_cycles}",
+            _NOTHING if time.p99_cycles is None else f"{time.p99_cycles}",
+            f"{time.share_of_deliver:.1%}",
+        )
+        for row in rows
+        for time in row.exit_times or ()
+    ]
+    if not lines:
+        reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
+        return f"Cycles from exit to entry: not known, {', '.join(r for r in reasons if r)}"
+    title = "Cycles from exit to entry, and the share of D that the exits cover"
+    return f"{title}\n{_table(headers, lines, text_columns=(0, 1, 2))}"
+
+
+def _paths(rows: Sequence[ScenarioResult]) -> str:
+    traced = [row for row in rows if row.paths is not None]
+    if not traced:
+        return ""
+    names = _ordered(name for row in traced for name in row.paths or ())
+    posted = _ordered(name for row in traced for name in row.late_posts or ())
+    headers = ("scenario", *names, "unmatched IPIs", "unmatched events", *posted)
+    lines = [
+        (
+            row.name,
+            *(f"{(row.paths or {}).get(name, 0.0):.1%}" for name in names),
+            f"{row.unmatched_ipis}",
+            f"{sum((row.unmatched_events or {}).values())}",
+            *(f"{(row.late_posts or {}).get(name, 0)}" for name in posted),
+        )
+        for row in traced
+    ]
+    title = "Paths, proved by events"
+    if posted:
+        title += f"; late posts ({', '.join(posted)}: notifications outside guest mode)"
+    else:
+        reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
+        title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
+    return f"{title}\n{_table(headers, lines, text_columns=(0,))}"
+
+
+def _stages(row: ScenarioResult, stages: StageBreakdown) -> str:
+    """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
+    dominant = stages.sequences[0]
+    lines = []
+    for step in stages.steps:
+        on_the_way = step.step_cycles is not None
+        cycles = f"{step.step_cycles}" if on_the_way else ""
+        share = f"{step.share_of_deliver:.1%}" if on_the_way else ""
+        if on_the_way and not step.resolved:
+            cycles, share = f"< {stages.bound_cycles}", "?"
+        lines.append((step.stage, step.side, f"{step.since_send_cycles}", cycles, share))
+    headers = ("stage", "vCPU", "since send", "step", "of D")
+    followed = dominant.spans / stages.spans
+    title = (
+        f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
+        f"({followed:.1%}) that went this way"
     )
+    table = _table(headers, lines, text_columns=(0, 1))
+    others = [
+        f"  next: {sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
+        + " > ".join(sequence.stages)
+        for sequence in stages.sequences[1:]
+    ]
+    if any(not step.resolved for step in stages.steps):
+        others.append(
+            f"  < {stages.bound_cycles}: shorter than the clock's error bound, so its length and "
+            "share are not known"
+        )
+    return "\n".join([title, table, *others])
 
 
 def _not_measured(run: RunResult) -> str:
@@ -201,6 +321,12 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     if others:
         names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
         notes.append(f"note   other VMs were alive and disturb the numbers: {names}")
+    notes += [
+        f"note   {row.name}: {row.suspect_spans} IPIs left out of the stages: the guest's TSC "
+        "offset changed around them"
+        for row in rows
+        if row.suspect_spans
+    ]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
 

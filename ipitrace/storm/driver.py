@@ -56,6 +56,8 @@ class Storm:
         end: the snapshot after the last.
         tsc_offset: guest minus host TSC as KVM states it, None where it does not.
         tsc_khz: the guest TSC's frequency as KVM states it, None where it does not.
+        tsc_offsets_start: each vCPU's tsc_offset before the storm.
+        tsc_offsets_end: each vCPU's after it; where the two differ, see clock.offset_changes.
     """
 
     sends: NDArray[np.void]
@@ -67,6 +69,8 @@ class Storm:
     end: Mark
     tsc_offset: int | None
     tsc_khz: int | None
+    tsc_offsets_start: tuple[int | None, ...] = ()
+    tsc_offsets_end: tuple[int | None, ...] = ()
 
 
 class Driver(Protocol):
@@ -75,6 +79,13 @@ class Driver(Protocol):
     @property
     def n_vcpus(self) -> int:
         """vCPUs of the guest; vCPU 0 sends."""
+
+    @property
+    def pinned_cpus(self) -> tuple[int, ...] | None:
+        """The host CPU of each vCPU where they are pinned."""
+
+    def vector(self, scenario: Scenario) -> int:
+        """The interrupt vector the IPIs of `scenario` are sent with."""
 
     def unsupported(self, scenario: Scenario) -> str | None:
         """Why this guest cannot run `scenario`, or None when it can."""

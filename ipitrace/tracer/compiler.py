@@ -21,6 +21,7 @@ class Bpf(Protocol):
 
     RAW_TRACEPOINT: int
     TRACEPOINT: int
+    KPROBE: int
     funcs: dict[bytes, Any]
 
     def __getitem__(self, table: bytes) -> Any: ...  # noqa: ANN401
@@ -29,6 +30,10 @@ class Bpf(Protocol):
     def detach_raw_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
     def attach_tracepoint(self, *, tp: bytes, fn_name: bytes) -> object: ...  # noqa: D102
     def detach_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
+    def attach_kprobe(self, *, event: bytes, fn_name: bytes) -> object: ...  # noqa: D102
+    def detach_kprobe(self, event: bytes) -> object: ...  # noqa: D102
+    def attach_kretprobe(self, *, event: bytes, fn_name: bytes) -> object: ...  # noqa: D102
+    def detach_kretprobe(self, event: bytes) -> object: ...  # noqa: D102
     def cleanup(self) -> None: ...  # noqa: D102
 
 
@@ -108,7 +113,12 @@ def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str,
 
     Raises HostError when it accepts none.
     """
-    types = {"raw": bpf.RAW_TRACEPOINT, "classic": bpf.TRACEPOINT}
+    types = {
+        "raw": bpf.RAW_TRACEPOINT,
+        "classic": bpf.TRACEPOINT,
+        "kprobe": bpf.KPROBE,
+        "kretprobe": bpf.KPROBE,
+    }
     accepted: list[Probe] = []
     refused: dict[str, str] = {}
     for probe in planned.probes:
@@ -119,7 +129,7 @@ def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str,
                 continue
             except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
                 failure = str(raised)
-        refused[probe.event.tracepoint] = f"refused: {noise.useful_line() or failure}"
+        refused[probe.event.name] = f"refused: {noise.useful_line() or failure}"
     if not accepted:
         raise HostError(
             "the kernel refused every BPF program",

@@ -12,8 +12,8 @@ class Field:
     """A value a probe reads: its name in the BPF source, and how kernels spell it.
 
     `spellings` are tried in order, newest kernel first, as argument names of the
-    raw tracepoint and as column names of the classic one; `columns` replaces
-    them for the classic one where the two differ.
+    raw tracepoint or function and as column names of the classic tracepoint;
+    `columns` replaces them for the classic one where the two differ.
     """
 
     name: str
@@ -29,11 +29,15 @@ class Field:
 
 @dataclass(frozen=True)
 class EventSpec:
-    """One tracepoint: its kind, its place in tracefs, what it means and what we read.
+    """One event: its kind, its place in tracefs, what it means and what we read.
 
     `prototypes` are the argument lists it is known to have had, newest first,
     each as "name:shape ..." (shapes as in btf.Arg): they name the arguments on
     kernels whose BTF knows only their types.
+
+    An event with a `symbol` is no tracepoint but a kernel function of that name,
+    `on_return` when it is its return we watch. `anyones`: it runs in whatever
+    context an interrupt finds, on behalf of whichever VM.
     """
 
     kind: Kind
@@ -42,16 +46,33 @@ class EventSpec:
     fields: tuple[Field, ...] = ()
     prototypes: tuple[str, ...] = ()
     ring: bool = True
+    symbol: str = ""
+    on_return: bool = False
+    anyones: bool = False
 
     @property
-    def tracepoint(self) -> str:
-        """The tracepoint's name, as kernel and tracefs spell it."""
+    def name(self) -> str:
+        """What we call it: a tracepoint's name as kernel and tracefs spell it."""
         return self.kind.name.lower()
 
 
 def _same(*names: str) -> tuple[Field, ...]:
     """Fields that every kernel spells as we do."""
     return tuple(Field(name, (name,)) for name in names)
+
+
+def _function(
+    kind: Kind,
+    meaning: str,
+    fields: tuple[Field, ...] = (),
+    *,
+    symbol: str = "",
+    on_return: bool = False,
+    anyones: bool = False,
+) -> EventSpec:
+    """A kernel function; its symbol is the kind's name unless said otherwise."""
+    symbol = symbol or kind.name.lower()
+    return EventSpec(kind, "", meaning, fields, symbol=symbol, on_return=on_return, anyones=anyones)
 
 
 _ACCEPT = ("apicid:u32 dm:u16 tm:u16 vec:u8",)
@@ -65,7 +86,8 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         (
             # The reason is a raw argument only before 0a62a0319abb, "KVM: x86: Get
             # exit_reason as part of kvm_x86_ops.get_exit_info"; info1 never is one.
-            *_same("exit_reason", "isa"),
+            *_same("exit_reason"),
+            Field("isa", ("isa",), optional=True),
             Field("info1", ("info1",), optional=True),
         ),
         ("vcpu:*kvm_vcpu isa:u32", "exit_reason:u32 vcpu:*kvm_vcpu isa:u32"),
@@ -230,6 +252,45 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
             "preempt:bool prev:*task_struct next:*task_struct",
         ),
     ),
+    _function(
+        Kind.PI_WAKEUP_HANDLER,
+        "A posted interrupt arrives for a blocked vCPU.",
+        anyones=True,
+    ),
+    _function(
+        Kind.SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI,
+        "A posted interrupt arrives for a blocked vCPU (outside KVM).",
+        # The entry code around it may not be probed: 13cad9851c9b, "x86/entry: Convert
+        # various system vectors".
+        symbol="__sysvec_kvm_posted_intr_wakeup_ipi",
+        anyones=True,
+    ),
+    _function(
+        Kind.SMP_KVM_POSTED_INTR_IPI,
+        "A posted interrupt came too late: its vCPU had left the guest (up to Linux 5.7).",
+        anyones=True,
+    ),
+    _function(
+        Kind.VMX_DELIVER_INTERRUPT,
+        "KVM delivers an interrupt to a vCPU, posting it if it can.",
+        (Field("vector", ("vector",), optional=True),),
+    ),
+    _function(
+        Kind.VMX_DELIVER_POSTED_INTERRUPT,
+        "KVM posts an interrupt to a vCPU.",
+        (Field("vector", ("vector",), optional=True),),
+    ),
+    _function(
+        Kind.HANDLE_FASTPATH_SET_MSR_IRQOFF,
+        "The fastpath handled the vCPU's MSR write.",
+        on_return=True,
+    ),
+    _function(Kind.HANDLE_FASTPATH_WRMSR, "The fastpath handled the vCPU's WRMSR.", on_return=True),
+    _function(
+        Kind.HANDLE_FASTPATH_WRMSR_IMM,
+        "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
+        on_return=True,
+    ),
 )
 
-EVENT_BY_TRACEPOINT: Final = {event.tracepoint: event for event in EVENTS}
+EVENT_BY_NAME: Final = {event.name: event for event in EVENTS}

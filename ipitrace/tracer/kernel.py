@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks this kernel what it offers to a tracer: BTF and tracefs formats."""
+"""Asks this kernel what it offers to a tracer: BTF, tracefs formats, functions to probe."""
 
+import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer.btf import Arg, Btf, BtfError, tracepoint_args
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column, parse_format
@@ -30,6 +33,10 @@ def read_btf(directory: Path = BTF_DIR) -> list[Btf]:
     return [*found, vmlinux]
 
 
+def _args(btf: Btf, event: EventSpec) -> tuple[Arg, ...] | None:
+    return btf.func_args(event.symbol) if event.symbol else tracepoint_args(btf, event.name)
+
+
 def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer:
     """What BTF says about `events`; an offer that says why when there is no usable BTF."""
     args: dict[str, tuple[Arg, ...]] = {}
@@ -37,9 +44,9 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer
         blobs = read_btf(directory)
         for event in events:
             for btf in blobs:
-                found = tracepoint_args(btf, event.tracepoint)
+                found = _args(btf, event)
                 if found is not None:
-                    args[event.tracepoint] = found
+                    args[event.name] = found
                     break
         pid_offset = blobs[-1].member_offset("task_struct", "pid")
     except OSError as error:
@@ -53,9 +60,45 @@ def classic_columns(events: Collection[EventSpec], tracefs: Path) -> dict[str, d
     """The columns of those `events` that tracefs has."""
     columns: dict[str, dict[str, Column]] = {}
     for event in events:
-        path = tracefs / "events" / event.category / event.tracepoint / "format"
+        path = tracefs / "events" / event.category / event.name / "format"
         try:
-            columns[event.tracepoint] = parse_format(path.read_text())
+            columns[event.name] = parse_format(path.read_text())
         except OSError:
             continue
     return columns
+
+
+def function_offer(
+    symbols: Collection[str], files: HostFiles = HOST
+) -> tuple[frozenset[str], dict[str, str]]:
+    """Those of `symbols` that can be probed, and for each of the others why not.
+
+    What the kernel will not let anyone probe is listed in debugfs; where that is not
+    mounted, attaching fails and says so.
+    """
+    # The event source of e12f03d7031a, "perf/core: Implement the 'perf_kprobe' PMU" (Linux 4.17).
+    if not files.names("/sys/bus/event_source/devices/kprobe"):
+        return frozenset(), dict.fromkeys(symbols, "the kernel was built without kprobes")
+    text = files.text("/proc/kallsyms")
+    if text is None:
+        return frozenset(), dict.fromkeys(symbols, "/proc/kallsyms cannot be read")
+    either = "|".join(map(re.escape, symbols))
+    functions = Counter(re.findall(rf"^\S+ [tTwW] ({either})(?=\s|$)", text, re.MULTILINE))
+    blacklist = files.text("/sys/kernel/debug/kprobes/blacklist") or ""
+    refused = {line.split()[-1] for line in blacklist.splitlines() if line.strip()}
+    why: dict[str, str] = {}
+    for symbol in symbols:
+        if not functions[symbol]:
+            why[symbol] = "not a function of this kernel (absent, inlined or renamed)"
+        elif functions[symbol] > 1:
+            why[symbol] = "several functions of this kernel have this name"
+        elif symbol in refused:
+            why[symbol] = "the kernel forbids probing it"
+    return frozenset(symbols) - why.keys(), why
+
+
+def host_isa(files: HostFiles = HOST) -> int:
+    """What kvm_exit's `isa` is on this CPU (1 VMX, 2 SVM); 0 where it has neither."""
+    flags = re.search(r"^flags\s*:(.*)$", files.text("/proc/cpuinfo") or "", re.MULTILINE)
+    names = flags[1].split() if flags else []
+    return 1 if "vmx" in names else 2 if "svm" in names else 0

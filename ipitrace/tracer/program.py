@@ -4,7 +4,8 @@
 Pure: what the kernel offers comes in as data, the program goes out as text and
 flags. A raw tracepoint is taken wherever its arguments suffice: it costs a third
 of a classic one, and does not share the classic ones' per-CPU recursion guard,
-which drops events that nest in one another.
+which drops events that nest in one another. Functions are hooked where the kernel
+has them and lets them be probed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column
 
-Hook = Literal["raw", "classic"]
+Hook = Literal["raw", "classic", "kprobe", "kretprobe"]
 
 # In this order they make one translation unit: bcc rewrites map accesses in the
 # main file only, so they are joined rather than included.
@@ -27,14 +28,18 @@ SOURCES: Final = (
     "accel.bpf.c",
     "irq.bpf.c",
     "sched.bpf.c",
+    "functions.bpf.c",
 )
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a kernel offers: raw arguments from BTF and classic columns from tracefs.
+    """What a kernel offers: arguments from BTF, columns from tracefs, functions to probe.
 
-    `no_args` and `no_columns` say why when nothing could be read at all.
+    `args` has raw tracepoints' and functions' by event name. `no_args` and
+    `no_columns` say why when nothing could be read at all, `no_functions` why by
+    symbol. `host_isa`: what this CPU's exits are (1 VMX, 2 SVM, 0 not known), for
+    kernels whose kvm_exit does not say.
     """
 
     args: Mapping[str, tuple[Arg, ...]] = field(default_factory=dict)
@@ -42,11 +47,18 @@ class Offer:
     task_pid_offset: int | None = None
     no_args: str | None = None
     no_columns: str | None = None
+    functions: Collection[str] = ()
+    no_functions: Mapping[str, str] = field(default_factory=dict)
+    host_isa: int = 0
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One event, hooked: `places` maps our field names to an argument position or a column."""
+    """One event, hooked: `places` maps our field names to where they are.
+
+    That is a raw argument's position from 0, a column of the classic tracepoint's
+    record, or a function argument's position from 1.
+    """
 
     event: EventSpec
     hook: Hook
@@ -55,7 +67,7 @@ class Probe:
     @property
     def function(self) -> str:
         """The BPF program's name."""
-        return f"probe_{self.event.tracepoint}"
+        return f"probe_{self.event.name}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Plan:
     probes: tuple[Probe, ...]
     left_out: Mapping[str, str]
     task_pid_offset: int | None
+    host_isa: int
 
     @property
     def n_rings(self) -> int:
@@ -86,7 +99,7 @@ def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] 
 
 def _raw(event: EventSpec, offer: Offer) -> Probe | str:
     """The event as a raw tracepoint, or why not."""
-    args = offer.args.get(event.tracepoint)
+    args = offer.args.get(event.name)
     if args is None:
         return offer.no_args or "not in the kernel's BTF"
     named = _named(args, event.prototypes) if event.fields else ()
@@ -107,7 +120,7 @@ def _raw(event: EventSpec, offer: Offer) -> Probe | str:
 
 def _classic(event: EventSpec, offer: Offer) -> Probe | str:
     """The event as a classic tracepoint, or why not."""
-    columns = offer.columns.get(event.tracepoint)
+    columns = offer.columns.get(event.name)
     if columns is None:
         return offer.no_columns or "not in tracefs"
     places: dict[str, int | Column] = {}
@@ -120,27 +133,49 @@ def _classic(event: EventSpec, offer: Offer) -> Probe | str:
     return Probe(event, "classic", places)
 
 
+def _function(event: EventSpec, offer: Offer) -> Probe | str:
+    """The event as a kprobe or kretprobe, or why not."""
+    if event.symbol not in offer.functions:
+        return offer.no_functions.get(event.symbol, "not a function of this kernel")
+    names = [arg.name for arg in offer.args.get(event.name, ())]
+    places: dict[str, int | Column] = {}
+    for wanted in event.fields:
+        found = next((name for name in wanted.spellings if name in names), None)
+        if found is not None:
+            places[wanted.name] = names.index(found) + 1
+        elif not wanted.optional:
+            return f"the kernel's BTF does not say where {event.symbol} has {wanted.name}"
+    return Probe(event, "kretprobe" if event.on_return else "kprobe", places)
+
+
+def _hooked(event: EventSpec, offer: Offer) -> Probe | str:
+    """The event hooked the best way there is, or why none will do."""
+    if event.symbol:
+        return _function(event, offer)
+    raw = _raw(event, offer)
+    if isinstance(raw, Probe):
+        return raw
+    classic = _classic(event, offer)
+    return classic if isinstance(classic, Probe) else f"raw: {raw}; classic: {classic}"
+
+
 def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
     """Hook every event of `events` that this kernel lets us hook."""
     probes: list[Probe] = []
     left_out: dict[str, str] = {}
     for event in events:
-        raw = _raw(event, offer)
-        if isinstance(raw, Probe):
-            probes.append(raw)
-            continue
-        classic = _classic(event, offer)
-        if isinstance(classic, Probe):
-            probes.append(classic)
+        hooked = _hooked(event, offer)
+        if isinstance(hooked, Probe):
+            probes.append(hooked)
         else:
-            left_out[event.tracepoint] = f"raw: {raw}; classic: {classic}"
+            left_out[event.name] = hooked
     probes.sort(key=lambda probe: not probe.event.ring)
-    return Plan(tuple(probes), left_out, offer.task_pid_offset)
+    return Plan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa)
 
 
 def _record_struct(probe: Probe) -> str:
     """The classic tracepoint's record as C, holding the wanted columns and padding."""
-    lines = [f"struct {probe.event.tracepoint}_record {{"]
+    lines = [f"struct {probe.event.name}_record {{"]
     end = 0
     columns = {place for place in probe.places.values() if isinstance(place, Column)}
     for column in sorted(columns, key=lambda column: column.offset):
@@ -170,9 +205,10 @@ def cflags(
         f"-DN_ROWS={len(planned.probes)}",
         f"-DN_RINGS={max(planned.n_rings, 1)}",
         f"-DN_SLOTS={slots_per_ring}",
+        f"-DHOST_ISA={planned.host_isa}",
     ]
     for row, probe in enumerate(planned.probes):
-        name = probe.event.tracepoint
+        name = probe.event.name
         flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}", f"-DROW_{name}={row}"]
         for wanted, place in probe.places.items():
             spelt = place.name if isinstance(place, Column) else place

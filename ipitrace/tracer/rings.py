@@ -10,9 +10,10 @@ from ipitrace.layout import RING_EVENT
 class RingReader:
     """The one reader of rings that writers keep writing to.
 
-    A writer fills the slot `seen` points at and then adds one to `seen`; it
-    never waits. So of the records up to `seen`, the last n_slots are there,
-    less the one the writer may be about to replace; the rest is lost.
+    A writer fills the slot `written` points at and then adds one to `written`;
+    it never waits. So of the records up to `written`, the last n_slots are there,
+    less the one the writer may be about to replace; the rest is lost. Events that
+    are only counted go by `counted` and concern no ring.
     """
 
     def __init__(self, slots: NDArray[np.void], heads: NDArray[np.void]) -> None:
@@ -24,14 +25,15 @@ class RingReader:
         self._slots = slots
         self._heads = heads
         n_vcpus, n_rings, self._n_slots = slots.shape
-        self._ring_heads = heads[:, :n_rings]["seen"]
+        self._ring_heads = heads[:, :n_rings]["written"]
         self._read: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
         self.lost: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
 
     def seen(self) -> NDArray[np.uint64]:
-        """Events counted so far, (n_vcpus, n_rows)."""
-        counted: NDArray[np.uint64] = self._heads["seen"] + self._heads["elsewhere"]
-        return counted
+        """Events so far, recorded or only counted, (n_vcpus, n_rows)."""
+        heads = self._heads
+        seen: NDArray[np.uint64] = heads["written"] + heads["counted"] + heads["elsewhere"]
+        return seen
 
     def missed(self) -> NDArray[np.uint64]:
         """Events turned away because they came while their ring was written, (n_vcpus, n_rows)."""
@@ -40,7 +42,7 @@ class RingReader:
     def drain(self) -> list[tuple[int, int, NDArray[np.void]]]:
         """Copy what is new: (vcpu, ring, records in order) of each ring with news.
 
-        After it, for every ring: events seen by it = records handed out + lost.
+        After it, for every ring: records written = records handed out + lost.
         """
         heads = np.array(self._ring_heads)
         news: list[tuple[int, int, NDArray[np.void]]] = []

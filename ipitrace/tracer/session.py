@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -19,21 +19,21 @@ from ipitrace.host.access import require_initial_pid_namespace, require_trace_pr
 from ipitrace.layout import HOST_EVENT, NR_KINDS, RING_EVENT, RING_HEAD
 from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs, load_programs
-from ipitrace.tracer.events import EVENT_BY_TRACEPOINT, EVENTS, EventSpec
-from ipitrace.tracer.program import Hook, Offer, Plan, Probe, cflags, plan, source
+from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
+from ipitrace.tracer.program import Hook, Plan, Probe, cflags, plan, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.tracer.tracefs import ensure_tracefs
 
 
 @dataclass(frozen=True)
 class TraceLosses:
-    """What was not recorded, by tracepoint, since the tracer was loaded.
+    """What was not recorded, by event, since the tracer was loaded.
 
-    `ring_overruns`: events that were counted, and overwritten before they were drained.
+    `ring_overruns`: records that were overwritten before they were drained.
     `recursion_misses`: events the kernel, or our ring, turned away because a program
     was running already; neither counted nor recorded. The kernel's share comes before
     our filter, so it is an upper bound, and None where the kernel does not tell.
-    Classic tracepoints are counted since dd8657894c11 ("bpf: Count missed stats in
+    Classic tracepoints and functions are counted since dd8657894c11 ("bpf: Count missed stats in
     trace_call_bpf"), raw ones since 05b24ff9b2cf ("bpf: Prevent bpf program recursion
     for raw tracepoint probes").
     """
@@ -45,34 +45,50 @@ class TraceLosses:
 def _chosen(only: Collection[str] | None) -> tuple[EventSpec, ...]:
     if only is None:
         return EVENTS
-    unknown = sorted(set(only) - EVENT_BY_TRACEPOINT.keys())
+    unknown = sorted(set(only) - EVENT_BY_NAME.keys())
     if unknown:
         raise UsageError(
             f"no such host event: {', '.join(unknown)}",
-            f"choose from {', '.join(EVENT_BY_TRACEPOINT)}",
+            f"choose from {', '.join(EVENT_BY_NAME)}",
         )
-    return tuple(event for event in EVENTS if event.tracepoint in only)
+    return tuple(event for event in EVENTS if event.name in only)
+
+
+def _functions(events: Collection[EventSpec]) -> tuple[frozenset[str], dict[str, str]]:
+    """Those of the events' functions that can be probed, and why not the others.
+
+    bcc looks into tracefs when it detaches a kprobe; without it, it would believe that
+    it failed and close the same file descriptor again later.
+    """
+    functions, why = kernel.function_offer([event.symbol for event in events if event.symbol])
+    no_tracefs = ensure_tracefs()[1] if functions else None
+    if no_tracefs is None:
+        return functions, why
+    return frozenset(), why | dict.fromkeys(functions, no_tracefs)
 
 
 def _plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
     """Raw tracepoints where they suffice; tracefs is looked for only where they do not."""
-    offer = kernel.raw_offer(events)
+    functions, no_functions = _functions(events)
+    offer = replace(
+        kernel.raw_offer(events),
+        functions=functions,
+        no_functions=no_functions,
+        host_isa=kernel.host_isa(),
+    )
     raw = plan(events, offer)
-    if not raw.left_out:
+    missing = [EVENT_BY_NAME[name] for name in raw.left_out if not EVENT_BY_NAME[name].symbol]
+    if not missing:
         return raw
     tracefs, no_columns = ensure_tracefs()
-    missing = [EVENT_BY_TRACEPOINT[name] for name in raw.left_out]
     columns = kernel.classic_columns(missing, tracefs) if tracefs else {}
-    return plan(
-        events,
-        Offer(offer.args, columns, offer.task_pid_offset, offer.no_args, no_columns),
-    )
+    return plan(events, replace(offer, columns=columns, no_columns=no_columns))
 
 
 def _mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
-    """A BPF array as NumPy sees it, read-only; the mapping lives as long as the array."""
+    """A BPF array as NumPy sees it, shared; the mapping lives as long as the array."""
     size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+    memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     return np.frombuffer(memory, dtype, count)
 
 
@@ -88,18 +104,21 @@ class Tracer:
         bpf: Bpf,
         probes: tuple[Probe, ...],
         rows: tuple[Probe, ...],
+        heads: NDArray[np.void],
         reader: RingReader,
     ) -> None:
         """Take over a compiled `bpf`; use Tracer.load()."""
         self._bpf: Bpf | None = bpf
         self._probes = probes
         self._rows = rows  # what each row of the rings is, in order
+        self._heads: NDArray[np.void] | None = heads  # RING_HEAD (n_vcpus, n_rows)
         self._reader: RingReader | None = reader
         self._tids: tuple[int, ...] = ()
         self._drained: list[tuple[int, int, NDArray[np.void]]] = []
-        self._links: dict[str, Hook] = {}
+        self._links: dict[str, Probe] = {}
         self._last_seen: NDArray[np.uint64]
         self._last_losses: TraceLosses
+        self._last_unattributed: dict[str, int]
         self._n_vcpus = len(reader.seen())
         self.left_out: dict[str, str] = {}
         self.load_s = 0.0
@@ -118,7 +137,7 @@ class Tracer:
         """Compile and load for process `pid`, attaching nothing.
 
         `slots_per_ring` (a power of two) bounds what fits between two drains of
-        one event of one vCPU; a slot is 24 bytes. `only` names tracepoints.
+        one event of one vCPU; a slot is 24 bytes. `only` names events.
         Raises HostError where BPF cannot be used, UsageError for unknown names.
         """
         if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
@@ -130,7 +149,7 @@ class Tracer:
         planned = _plan_for_this_kernel(events)
         if not planned.probes:
             raise HostError(
-                "this kernel offers none of the tracepoints asked for",
+                "this kernel offers none of the events asked for",
                 "; ".join(f"{name}: {why}" for name, why in planned.left_out.items())
                 or "choose at least one",
             )
@@ -148,8 +167,9 @@ class Tracer:
         except BaseException:
             _dispose(bpf)
             raise
-        reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads.reshape(n_vcpus, -1))
-        tracer = cls(bpf, accepted, planned.probes, reader)
+        heads = heads.reshape(n_vcpus, -1)
+        reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
+        tracer = cls(bpf, accepted, planned.probes, heads, reader)
         tracer.left_out = {**planned.left_out, **refused}
         tracer.load_s = time.perf_counter() - started_s
         return tracer
@@ -162,12 +182,12 @@ class Tracer:
 
     @property
     def hooks(self) -> dict[str, Hook]:
-        """How each loaded tracepoint is hooked."""
-        return {probe.event.tracepoint: probe.hook for probe in self._probes}
+        """How each loaded event is hooked."""
+        return {probe.event.name: probe.hook for probe in self._probes}
 
     @property
     def attached(self) -> tuple[str, ...]:
-        """The tracepoints attached now."""
+        """The events attached now."""
         return tuple(self._links)
 
     def set_vcpu_threads(self, tids: Sequence[int]) -> None:
@@ -185,12 +205,20 @@ class Tracer:
         for vcpu, tid in enumerate(tids):
             table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
 
-    def attach(self) -> None:
-        """Start counting and recording. Raises HostError when nothing can be attached."""
+    def attach(self, *, counting_only: bool = False) -> None:
+        """Start counting and recording, or counting alone.
+
+        `counting_only` leaves out time stamps and records: seen() goes on, drain()
+        finds nothing new. It may change while attached, and while the vCPUs run: each
+        event is either recorded or counted, so none is lost. Raises HostError when
+        nothing can be attached.
+        """
         bpf = self._open_bpf()
         started_s = time.perf_counter()
+        if self._heads is not None:
+            self._heads["count_only"] = counting_only
         for probe in self._probes:
-            name = probe.event.tracepoint
+            name = probe.event.name
             if name in self._links:
                 continue
             with captured_stderr() as noise:
@@ -200,37 +228,51 @@ class Tracer:
                     failure = str(raised)
                 else:
                     failure = ""
-                    self._links[name] = probe.hook
+                    self._links[name] = probe
             if failure:
                 self.left_out[name] = f"not attached: {noise.useful_line() or failure}"
             else:
                 self.left_out.pop(name, None)
         self.attach_s = time.perf_counter() - started_s
         if not self._links:
-            raise HostError(
-                "no tracepoint could be attached", next(iter(self.left_out.values()), "")
-            )
+            raise HostError("no event could be attached to", next(iter(self.left_out.values()), ""))
 
     def detach(self) -> None:
-        """Stop; the tracepoints cost nothing afterwards. What was recorded stays readable."""
+        """Stop; the events cost nothing afterwards. What was recorded stays readable."""
         bpf = self._open_bpf()
         started_s = time.perf_counter()
-        for name, hook in self._links.items():
-            _detach(bpf, name, hook)
+        for probe in self._links.values():
+            _detach(bpf, probe)
         self._links.clear()
         self.detach_s = time.perf_counter() - started_s
 
     def seen(self) -> NDArray[np.uint64]:
         """Events counted so far, (NR_KINDS, n_vcpus); 0 where not attached.
 
-        Column 0 also has what APICv inhibits, TSC offset writes and posted-interrupt
-        updates did in threads of the process that are no vCPU's; those leave no record.
+        Column 0 also has what APICv inhibits, TSC offset writes, posted-interrupt
+        updates and VMX deliveries did in threads of the process that are no vCPU's;
+        those leave no record.
         """
         if self._reader is None:
             return self._last_seen.copy()
         by_kind = np.zeros((NR_KINDS, self._n_vcpus), np.uint64)
         by_kind[[probe.event.kind for probe in self._rows]] = self._reader.seen().T
         return by_kind
+
+    def unattributed(self) -> dict[str, int]:
+        """Posted-interrupt handlers run outside our vCPUs' threads since load, by event.
+
+        They may have run for one of our vCPUs or for another VM: nobody can tell. They
+        are no part of seen(). Empty where the kernel lets none of them be probed.
+        """
+        if self._reader is None:
+            return self._last_unattributed.copy()
+        per_cpu = self._open_bpf()[b"unattributed"]
+        return {
+            probe.event.name: sum(per_cpu[ctypes.c_int(row)])
+            for row, probe in enumerate(self._rows)
+            if probe.event.anyones
+        }
 
     def drain(self) -> None:
         """Copy what is new out of the rings; call it every 20 ms or so."""
@@ -257,15 +299,15 @@ class Tracer:
             return self._last_losses
         overruns = self._reader.lost.sum(axis=0)
         nested = self._reader.missed().sum(axis=0)
-        row_of = {probe.event.tracepoint: row for row, probe in enumerate(self._rows)}
+        row_of = {probe.event.name: row for row, probe in enumerate(self._rows)}
         misses: dict[str, int | None] = {}
         for probe in self._probes:
-            name = probe.event.tracepoint
+            name = probe.event.name
             told = _recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
             misses[name] = None if told is None else told + int(nested[row_of[name]])
         return TraceLosses(
             {
-                probe.event.tracepoint: int(overruns[row_of[probe.event.tracepoint]])
+                probe.event.name: int(overruns[row_of[probe.event.name]])
                 for probe in self._probes
                 if probe.event.ring
             },
@@ -277,8 +319,9 @@ class Tracer:
         if self._reader is None:
             return
         self._last_seen, self._last_losses = self.seen(), self.losses()
+        self._last_unattributed = self.unattributed()
         self.detach()
-        self._reader = None
+        self._reader = self._heads = None
         bpf, self._bpf = self._open_bpf(), None
         _dispose(bpf)
 
@@ -289,19 +332,29 @@ class Tracer:
 
 
 def _attach(bpf: Bpf, probe: Probe) -> None:
-    name, function = probe.event.tracepoint.encode(), probe.function.encode()
-    if probe.hook == "raw":
-        bpf.attach_raw_tracepoint(tp=name, fn_name=function)
-    else:
-        bpf.attach_tracepoint(tp=probe.event.category.encode() + b":" + name, fn_name=function)
+    event, function = probe.event, probe.function.encode()
+    match probe.hook:
+        case "raw":
+            bpf.attach_raw_tracepoint(tp=event.name.encode(), fn_name=function)
+        case "classic":
+            bpf.attach_tracepoint(tp=f"{event.category}:{event.name}".encode(), fn_name=function)
+        case "kprobe":
+            bpf.attach_kprobe(event=event.symbol.encode(), fn_name=function)
+        case "kretprobe":
+            bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
 
 
-def _detach(bpf: Bpf, tracepoint: str, hook: Hook) -> None:
-    if hook == "raw":
-        bpf.detach_raw_tracepoint(tracepoint.encode())
-    else:
-        category = EVENT_BY_TRACEPOINT[tracepoint].category
-        bpf.detach_tracepoint(f"{category}:{tracepoint}".encode())
+def _detach(bpf: Bpf, probe: Probe) -> None:
+    event = probe.event
+    match probe.hook:
+        case "raw":
+            bpf.detach_raw_tracepoint(event.name.encode())
+        case "classic":
+            bpf.detach_tracepoint(f"{event.category}:{event.name}".encode())
+        case "kprobe":
+            bpf.detach_kprobe(event.symbol.encode())
+        case "kretprobe":
+            bpf.detach_kretprobe(event.symbol.encode())
 
 
 def _dispose(bpf: Bpf) -> None:

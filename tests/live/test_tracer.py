@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracer on this kernel, watching this process's own threads in place of vCPUs."""
 
+import ctypes
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +19,17 @@ import pytest
 from ipitrace import resources
 from ipitrace.errors import HostError, UsageError
 from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
-from ipitrace.tracer import Tracer, kernel
+from ipitrace.tracer import Tracer, kernel, session
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.compiler import compile_programs, load_programs
-from ipitrace.tracer.events import EVENT_BY_TRACEPOINT, EVENTS
-from ipitrace.tracer.program import Offer, plan
+from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
+from ipitrace.tracer.formats import parse_format
+from ipitrace.tracer.program import Offer, Plan, Probe, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
 
 pytestmark = pytest.mark.live("root", "bpf")
+
+TRACEFS = Path(__file__).parents[1] / "data" / "tracefs"
 
 
 class Worker:
@@ -91,10 +96,14 @@ def open_descriptors() -> dict[str, str]:
 
 
 def test_every_event_is_loaded_or_left_out_for_a_reason(whole: Tracer) -> None:
-    names = {event.tracepoint for event in EVENTS}
+    names = {event.name for event in EVENTS}
     assert whole.hooks.keys() | whole.left_out.keys() == names
     assert not whole.hooks.keys() & whole.left_out.keys()
     assert not [why for why in whole.left_out.values() if why.startswith("refused")]
+    kprobes = Path("/sys/bus/event_source/devices/kprobe").exists()
+    for event in EVENTS:
+        if event.symbol and not kprobes:
+            assert whole.left_out[event.name] == "the kernel was built without kprobes"
     assert whole.hooks["sched_switch"] == "raw"
     assert whole.hooks["reschedule_entry"] == "raw"
     assert whole.attached == ()
@@ -103,7 +112,12 @@ def test_every_event_is_loaded_or_left_out_for_a_reason(whole: Tracer) -> None:
 def test_everything_attaches(whole: Tracer) -> None:
     whole.attach()
     try:
-        assert set(whole.attached) == set(whole.hooks)
+        # A kernel may refuse a kprobe only now; it always says why.
+        assert {*whole.attached, *whole.left_out} >= set(whole.hooks)
+        assert not {*whole.attached} & {*whole.left_out}
+        assert {name for name, hook in whole.hooks.items() if "probe" not in hook} <= {
+            *whole.attached
+        }
         assert whole.attach_s > 0
     finally:
         whole.detach()
@@ -268,6 +282,249 @@ def test_closing_while_attached_leaves_nothing(workers: list[Worker]) -> None:
     assert open_descriptors() == before
 
 
+def test_counting_only_and_back_again(workers: list[Worker]) -> None:
+    worker = workers[0]
+    with Tracer.load(
+        pid=os.getpid(), n_vcpus=1, slots_per_ring=64, only=["sched_switch"]
+    ) as tracer:
+        tracer.set_vcpu_threads([worker.tid])
+        recorded = 0
+        for counting_only in (True, False, True, False, False, True, True):
+            before = int(tracer.seen().sum())
+            tracer.attach(counting_only=counting_only)
+            worker.do(lambda: nap(20))
+            time.sleep(0.001)  # the worker goes back to sleep
+            tracer.detach()
+            happened = int(tracer.seen().sum()) - before
+            assert happened > 20
+            tracer.drain()
+            taken = len(tracer.take())
+            assert taken == (0 if counting_only else happened)
+            recorded += taken
+        assert recorded > 3 * 20
+        assert tracer.losses().ring_overruns == {"sched_switch": 0}
+        # What overran while recording stays known when only counting goes on.
+        tracer.attach()
+        worker.do(lambda: nap(100))
+        tracer.detach()
+        tracer.attach(counting_only=True)
+        worker.do(lambda: nap(100))
+        tracer.detach()
+        tracer.drain()
+        kept = len(tracer.take())
+        assert kept == 63
+        lost = tracer.losses().ring_overruns["sched_switch"]
+        heads = tracer._heads
+        assert heads is not None
+        assert lost > 0
+        assert recorded + kept + lost == heads["written"].sum()
+
+
+def context_switches(tid: int) -> int:
+    """How often the thread has left a CPU, says the scheduler."""
+    text = Path(f"/proc/self/task/{tid}/status").read_text()
+    return sum(
+        int(line.split()[1]) for line in text.splitlines() if "voluntary_ctxt_switches" in line
+    )
+
+
+def test_the_mode_changes_while_events_go_on(workers: list[Worker]) -> None:
+    worker = workers[0]
+    with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["sched_switch"]) as tracer:
+        tracer.set_vcpu_threads([worker.tid])
+        time.sleep(0.001)  # the worker is asleep
+        switches = context_switches(worker.tid)
+        tracer.attach()
+        running = threading.Thread(target=worker.do, args=(lambda: nap(1500),))
+        running.start()
+        recorded = modes = 0
+        while running.is_alive():
+            tracer.attach(counting_only=modes % 2 == 0)
+            time.sleep(0.002)
+            modes += 1
+            tracer.drain()
+            recorded += len(tracer.take())
+        running.join()
+        time.sleep(0.001)
+        tracer.detach()
+        tracer.drain()
+        recorded += len(tracer.take())
+        heads = tracer._heads
+        assert heads is not None
+        counted = int(heads["counted"].sum())
+        assert modes > 20
+        assert recorded > 100
+        assert counted > 100
+        assert recorded + counted == tracer.seen().sum()
+        # A busy kernel itself leaves out one switch event in some thousands, uncounted.
+        switches = context_switches(worker.tid) - switches
+        assert abs(recorded + counted - 2 * switches) < 0.01 * switches
+        assert tracer.losses().ring_overruns == {"sched_switch": 0}
+
+
+def probes_on_libc(
+    monkeypatch: pytest.MonkeyPatch, places: dict[str, tuple[str, tuple[Arg, ...]]]
+) -> None:
+    """Put function probes on functions of our own C library: the same programs, run as uprobes.
+
+    `places`: event name to the C library's function and what BTF would say its arguments are.
+    """
+    libc = next(
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "/libc.so" in line
+    ).encode()
+    attach, detach = session._attach, session._detach
+    args = {name: args for name, (_, args) in places.items() if args}
+
+    def on_libc(bpf: Any, probe: Probe, verb: str) -> bool:
+        if probe.event.name not in places:
+            return False
+        kind = "uretprobe" if probe.hook == "kretprobe" else "uprobe"
+        where = {"name": libc, "sym": places[probe.event.name][0].encode(), "pid": os.getpid()}
+        if verb == "attach":
+            where["fn_name"] = probe.function.encode()
+        getattr(bpf, f"{verb}_{kind}")(**where)
+        return True
+
+    monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
+    monkeypatch.setattr(kernel, "raw_offer", lambda _: Offer(args=args))
+    monkeypatch.setattr(session, "_attach", lambda b, p: on_libc(b, p, "attach") or attach(b, p))
+    monkeypatch.setattr(session, "_detach", lambda b, p: on_libc(b, p, "detach") or detach(b, p))
+
+
+def test_the_programs_of_functions(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    deliver = tuple(Arg(name, "s32") for name in ("apic", "mode", "trig", "vector"))
+    probes_on_libc(
+        monkeypatch,
+        {
+            "pi_wakeup_handler": ("getppid", ()),
+            "vmx_deliver_interrupt": ("getpgrp", deliver),
+            "handle_fastpath_wrmsr": ("getppid", ()),
+            "handle_fastpath_set_msr_irqoff": ("geteuid", ()),
+        },
+    )
+    libc = ctypes.CDLL(None)
+
+    def call() -> None:
+        for _ in range(5):
+            libc.getppid()
+            libc.getpgrp(1, 2, 3, 0xEC)
+            libc.geteuid()  # 0, like EXIT_FASTPATH_NONE
+
+    names = [
+        "pi_wakeup_handler",
+        "vmx_deliver_interrupt",
+        "handle_fastpath_wrmsr",
+        "handle_fastpath_set_msr_irqoff",
+    ]
+    vcpu, other, _ = workers
+    before = open_descriptors()
+    with Tracer.load(pid=os.getpid(), n_vcpus=1, only=names) as tracer:
+        assert tracer.left_out == {}
+        assert tracer.unattributed() == {"pi_wakeup_handler": 0}
+        tracer.set_vcpu_threads([vcpu.tid])
+        tracer.attach()
+        assert set(tracer.attached) == set(names)
+        vcpu.do(call)
+        assert tracer.unattributed() == {"pi_wakeup_handler": 0}
+        other.do(call)
+        other.do(call)
+        tracer.detach()
+        assert tracer.attached == ()
+        vcpu.do(call)
+        tracer.drain()
+        events, seen = tracer.take(), tracer.seen()
+    assert open_descriptors() == before
+    assert tracer.unattributed() == {"pi_wakeup_handler": 10}
+    by_kind = {kind: events[events["kind"] == kind] for kind in Kind}
+    assert len(by_kind[Kind.PI_WAKEUP_HANDLER]) == seen[Kind.PI_WAKEUP_HANDLER, 0] == 5
+    assert (by_kind[Kind.VMX_DELIVER_INTERRUPT]["detail"] == [0xEC] * 5).all()
+    assert seen[Kind.VMX_DELIVER_INTERRUPT, 0] == 5 + 10, "other threads are counted"
+    assert (by_kind[Kind.HANDLE_FASTPATH_WRMSR]["word"] == [os.getppid()] * 5).all()
+    assert seen[Kind.HANDLE_FASTPATH_SET_MSR_IRQOFF, 0] == 0, "not taken"
+
+
+def test_without_tracefs_no_function_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
+    monkeypatch.setattr(session, "ensure_tracefs", lambda: (None, "tracefs is not mounted"))
+    with Tracer.load(pid=1, n_vcpus=1, only=["sched_switch", "pi_wakeup_handler"]) as tracer:
+        assert tracer.left_out == {"pi_wakeup_handler": "tracefs is not mounted"}
+
+
+def test_a_function_that_cannot_be_probed_is_left_out(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is patched but what we believe: the kernel itself refuses."""
+    monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
+    names = ["sched_switch", "smp_kvm_posted_intr_ipi"]
+    if Path("/sys/bus/event_source/devices/kprobe").exists() and (
+        " smp_kvm_posted_intr_ipi\n" in Path("/proc/kallsyms").read_text()
+    ):
+        pytest.skip("this kernel has the function")
+    with Tracer.load(pid=os.getpid(), n_vcpus=1, only=names) as tracer:
+        assert set(tracer.hooks) == set(names)
+        tracer.set_vcpu_threads([workers[0].tid])
+        tracer.attach()
+        assert tracer.attached == ("sched_switch",)
+        assert tracer.left_out["smp_kvm_posted_intr_ipi"].startswith("not attached: ")
+        workers[0].do(lambda: nap(3))
+        assert tracer.seen().sum() >= 6
+    with (
+        Tracer.load(pid=os.getpid(), n_vcpus=1, only=names[1:]) as tracer,
+        pytest.raises(HostError, match="no event could be attached to"),
+    ):
+        tracer.attach()
+
+
+def compile_and_load(a_plan: Plan) -> None:
+    """Have bcc compile the program and the verifier accept it; nothing is attached."""
+    directory = resources.bpf_dir()
+    flags = cflags(a_plan, directory, pid=os.getpid(), n_vcpus=2, slots_per_ring=64)
+    bpf = compile_programs(source(a_plan, directory), flags, directory)
+    try:
+        accepted, refused = load_programs(bpf, a_plan)
+        assert refused == {}
+        assert accepted == a_plan.probes
+    finally:
+        session._dispose(bpf)
+
+
+LAYOUTS = sorted(path for path in TRACEFS.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("directory", LAYOUTS, ids=lambda path: path.name)
+def test_the_program_of_every_layout_compiles_and_loads(directory: Path) -> None:
+    columns = {path.name: parse_format(path.read_text()) for path in directory.iterdir()}
+    a_plan = plan([EVENT_BY_NAME[name] for name in columns], Offer(columns=columns))
+    assert a_plan.left_out == {}
+    assert {probe.hook for probe in a_plan.probes} == {"classic"}
+    compile_and_load(a_plan)
+
+
+def test_a_program_without_isa_or_info1_compiles_and_loads() -> None:
+    columns = parse_format((TRACEFS / "6.18/kvm_exit").read_text())
+    del columns["isa"], columns["info1"]
+    a_plan = plan([EVENT_BY_NAME["kvm_exit"]], Offer(columns={"kvm_exit": columns}, host_isa=2))
+    assert [probe.hook for probe in a_plan.probes] == ["classic"]
+    compile_and_load(a_plan)
+
+
+@pytest.mark.parametrize("btf", [True, False])
+def test_the_program_of_every_function_compiles_and_loads(btf: bool) -> None:  # noqa: FBT001
+    functions = [event for event in EVENTS if event.symbol]
+    args = {
+        "vmx_deliver_interrupt": tuple(Arg(n, "s32") for n in ("apic", "dm", "tm", "vector")),
+        "vmx_deliver_posted_interrupt": (Arg("vcpu", "*kvm_vcpu"), Arg("vector", "s32")),
+    }
+    offer = Offer(
+        args=args if btf else {}, functions=frozenset(event.symbol for event in functions)
+    )
+    a_plan = plan(functions, offer)
+    assert a_plan.left_out == {}
+    compile_and_load(a_plan)
+
+
 def test_an_event_that_is_only_counted_can_be_watched_alone() -> None:
     with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["kvm_emulate_insn"]) as tracer:
         tracer.attach()
@@ -300,7 +557,7 @@ def test_a_program_the_verifier_refuses() -> None:
     bpf = compile_programs(text, [], resources.bpf_dir())
     try:
         with pytest.raises(HostError, match="refused every BPF program") as raised:
-            load_programs(bpf, plan([EVENT_BY_TRACEPOINT["kvm_eoi"]], offer))
+            load_programs(bpf, plan([EVENT_BY_NAME["kvm_eoi"]], offer))
         assert "invalid" in raised.value.hint
     finally:
         bpf.cleanup()

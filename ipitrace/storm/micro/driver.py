@@ -13,7 +13,15 @@ from ipitrace.storm.abi import (
     StormTargetState,
 )
 from ipitrace.storm.driver import Hooks, Storm
-from ipitrace.storm.micro.image import MAX_MEMORY, MG_MAX_VCPUS, LogSizes, Payload, load_payload
+from ipitrace.storm.micro.image import (
+    MAX_MEMORY,
+    MG_MAX_VCPUS,
+    MG_VECTOR_SELF,
+    MG_VECTOR_TARGET,
+    LogSizes,
+    Payload,
+    load_payload,
+)
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.units import MIB
 
@@ -52,12 +60,12 @@ class MicroGuest:
 
     Attributes:
         n_vcpus: 2 to 64; vCPU 0 sends.
-        cpus: the host CPU each vCPU is pinned to, or None.
+        pinned_cpus: the host CPU each vCPU is pinned to, or None.
         payload: what the vCPUs run.
     """
 
     n_vcpus: int
-    cpus: tuple[int, ...] | None
+    pinned_cpus: tuple[int, ...] | None
     payload: Payload
 
     @classmethod
@@ -73,6 +81,10 @@ class MicroGuest:
         """Why this guest cannot run `scenario`, or None when it can."""
         return unsupported(scenario)
 
+    def vector(self, scenario: Scenario) -> int:
+        """The interrupt vector the IPIs of `scenario` are sent with."""
+        return MG_VECTOR_SELF if scenario.pattern == Pattern.SELF else MG_VECTOR_TARGET
+
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
         if scenario.pattern == Pattern.SELF:
@@ -86,7 +98,7 @@ class MicroGuest:
         return {
             "kind": "micro",
             "n_vcpus": self.n_vcpus,
-            "pinned_cpus": None if self.cpus is None else list(self.cpus),
+            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
             "payload_sha256": self.payload.sha256,
         }
 
@@ -116,7 +128,7 @@ class MicroGuest:
                 timeout_cycles=int(request.timeout_s * tsc_hz),
             )
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
-            return machine.run(self.cpus, hooks, warmup=request.warmup, silence_s=silence_s)
+            return machine.run(self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s)
 
 
 def unsupported(scenario: Scenario) -> str | None:

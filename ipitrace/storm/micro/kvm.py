@@ -5,6 +5,7 @@ Numbers and structures are those of Linux's Documentation/virt/kvm/api.rst and
 include/uapi/linux/kvm.h; they are ABI and do not change.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -261,8 +262,16 @@ class Vm:
         Raises:
             HostError: /dev/kvm is missing, not permitted, or not KVM.
         """
-        self._kvm_fd = _open_kvm()
-        self.fd = _create_vm(self._kvm_fd)
+        self._descriptors = contextlib.ExitStack()
+        with contextlib.ExitStack() as until_whole:
+            self._kvm_fd = _open_kvm()
+            until_whole.callback(os.close, self._kvm_fd)
+            self.fd = _create_vm(self._kvm_fd)
+            until_whole.callback(os.close, self.fd)
+            self._set_up()
+            self._descriptors = until_whole.pop_all()
+
+    def _set_up(self) -> None:
         _ioctl(self.fd, "KVM_SET_TSS_ADDR", _SET_TSS_ADDR, _TSS_ADDR)
         _ioctl(self.fd, "KVM_CREATE_IRQCHIP", _CREATE_IRQCHIP)
         flags = _X2APIC_API_USE_32BIT_IDS | _X2APIC_API_DISABLE_BROADCAST_QUIRK
@@ -280,7 +289,11 @@ class Vm:
         """Create vCPU `index`, whose APIC id is the same number."""
         fd = _ioctl(self.fd, "KVM_CREATE_VCPU", _CREATE_VCPU, index)
         vcpu = Vcpu(fd, self._run_size)
-        vcpu.set_cpuid(_cpuid_of(self._cpuid, index))
+        try:
+            vcpu.set_cpuid(_cpuid_of(self._cpuid, index))
+        except HostError:
+            vcpu.close()
+            raise
         return vcpu
 
     def _supported_cpuid(self) -> bytes:
@@ -291,8 +304,7 @@ class Vm:
 
     def close(self) -> None:
         """Close the VM's descriptors."""
-        os.close(self.fd)
-        os.close(self._kvm_fd)
+        self._descriptors.close()
 
 
 def _open_kvm() -> int:

@@ -50,6 +50,7 @@ class Machine:
         self._stopping = False
         self._ended = threading.Event()
         self._failures: list[str] = []
+        self._error: Exception | None = None
         self._marks: dict[StormState, Mark] = {}
         try:
             self.memory = GuestMemory(payload, n_vcpus, logs)
@@ -60,7 +61,11 @@ class Machine:
             self._cleanup.close()
             raise
         self.tsc_khz = self._vcpus[0].tsc_khz()
-        self.tsc_offset = self._vcpus[0].tsc_offset()
+        self._tsc_offsets = self._read_tsc_offsets()
+
+    def _read_tsc_offsets(self) -> tuple[int | None, ...]:
+        """Each vCPU's; only while none of them runs, or KVM makes us wait until it stops."""
+        return tuple(vcpu.tsc_offset() for vcpu in self._vcpus)
 
     def _add_vcpu(self, index: int, method: StormSendMethod) -> None:
         vcpu = self._vm.create_vcpu(index)
@@ -112,6 +117,8 @@ class Machine:
                 self._watch(hooks, silence_s + _HANG_GRACE_S)
             finally:
                 self._stop(threads)
+        if self._error is not None:
+            raise self._error
         self._raise_on_failure(silence_s + _HANG_GRACE_S)
         return self._collect(warmup)
 
@@ -154,6 +161,9 @@ class Machine:
             if port != MG_PORT:
                 self._fail(index, f"wrote to the unknown port {port:#x}")
                 return
+            if value not in set(StormState):
+                self._fail(index, f"reported the unknown state {value:#x}")
+                return
             state = StormState(value)
             self._marks[state] = self._mark()
             if state in _LAST_STATES:
@@ -163,6 +173,11 @@ class Machine:
     def _mark(self) -> Mark:
         stats = tuple(s.read() for s in self._stats) if self._stats else None
         return Mark(time.monotonic_ns(), stats, self._hooks.mark())
+
+    def abort(self, error: Exception) -> None:
+        """End the storm; run() raises `error`."""
+        self._error = error
+        self._ended.set()
 
     def _fail(self, index: int, what: str) -> None:
         self._failures.append(f"vCPU {index} {what}")
@@ -210,8 +225,10 @@ class Machine:
             spurious=int(status["spurious"]),
             start=self._marks[StormState.MEASURING],
             end=self._marks[StormState.DONE],
-            tsc_offset=self.tsc_offset,
+            tsc_offset=self._tsc_offsets[0],
             tsc_khz=self.tsc_khz,
+            tsc_offsets_start=self._tsc_offsets,
+            tsc_offsets_end=self._read_tsc_offsets(),
         )
 
 
@@ -235,7 +252,10 @@ class _VcpuThread(threading.Thread):
                 self._pin_error = error
         self._ready.set()
         self.go.wait()
-        self._machine.run_vcpu(self._index)
+        try:
+            self._machine.run_vcpu(self._index)
+        except Exception as error:  # noqa: BLE001  (a hook's: not this thread's to judge)
+            self._machine.abort(error)
 
     def wait_for_tid(self) -> int:
         """The kernel's id of this thread, once it is pinned."""

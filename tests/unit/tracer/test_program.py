@@ -11,11 +11,12 @@ import pytest
 from ipitrace import resources
 from ipitrace.layout import Kind
 from ipitrace.tracer.btf import Arg
-from ipitrace.tracer.events import EVENT_BY_TRACEPOINT, EVENTS, EventSpec
+from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.formats import Column, parse_format
 from ipitrace.tracer.program import SOURCES, Offer, Plan, cflags, plan, source
 
 TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
+TRACEPOINTS = [event for event in EVENTS if not event.symbol]
 
 
 def args(prototype: str) -> tuple[Arg, ...]:
@@ -27,7 +28,7 @@ def unnamed(prototype: str) -> tuple[Arg, ...]:
 
 
 def planned(offer: Offer, *tracepoints: str) -> Plan:
-    return plan([EVENT_BY_TRACEPOINT[name] for name in tracepoints], offer)
+    return plan([EVENT_BY_NAME[name] for name in tracepoints], offer)
 
 
 def flags(a_plan: Plan) -> list[str]:
@@ -42,7 +43,7 @@ def test_the_table_has_every_kind_once() -> None:
     assert [event.kind for event in EVENTS] == list(Kind)
 
 
-@pytest.mark.parametrize("spec", EVENTS, ids=lambda event: event.tracepoint)
+@pytest.mark.parametrize("spec", TRACEPOINTS, ids=lambda event: event.name)
 def test_every_known_prototype_has_the_fields_that_are_read(spec: EventSpec) -> None:
     assert bool(spec.fields) <= bool(spec.prototypes)
     shapes = [tuple(arg.shape for arg in args(prototype)) for prototype in spec.prototypes]
@@ -60,10 +61,10 @@ def test_every_probe_in_the_c_files_is_in_the_table_and_reads_what_it_says() -> 
     probes = dict(
         re.findall(r"^#ifdef HAVE_(\w+)\n(.*?)^}\n#endif", text, re.DOTALL | re.MULTILINE)
     )
-    assert probes.keys() == EVENT_BY_TRACEPOINT.keys()
+    assert probes.keys() == EVENT_BY_NAME.keys()
     for name, body in probes.items():
         read = {field for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", body)}
-        assert read == {field.name for field in EVENT_BY_TRACEPOINT[name].fields}, name
+        assert read == {field.name for field in EVENT_BY_NAME[name].fields}, name
         assert {event for event, _ in re.findall(r"FIELD\((\w+), (\w+)\)", body)} <= {name}
         assert f"ROW_{name}" in body
 
@@ -100,7 +101,7 @@ def test_types_name_the_arguments_where_btf_does_not() -> None:
     ):
         offer = Offer(args={"kvm_inj_virq": unnamed(prototype)})
         assert f"-DARG_kvm_inj_virq_vector={position}" in flags(planned(offer, "kvm_inj_virq"))
-    moved = EVENT_BY_TRACEPOINT["sched_switch"].prototypes[1]
+    moved = EVENT_BY_NAME["sched_switch"].prototypes[1]
     offer = Offer(args={"sched_switch": unnamed(moved)}, task_pid_offset=1264)
     given = flags(planned(offer, "sched_switch"))
     assert {"-DARG_sched_switch_next=3", "-DTASK_PID_OFFSET=1264"} <= set(given)
@@ -115,7 +116,7 @@ def test_unknown_types_are_not_guessed() -> None:
 
 def test_sched_switch_without_the_task_layout_is_classic() -> None:
     offer = Offer(
-        args={"sched_switch": args(EVENT_BY_TRACEPOINT["sched_switch"].prototypes[0])},
+        args={"sched_switch": args(EVENT_BY_NAME["sched_switch"].prototypes[0])},
         columns={"sched_switch": parse_format((TRACEFS / "6.18/sched_switch").read_text())},
     )
     given = flags(planned(offer, "sched_switch"))
@@ -134,17 +135,134 @@ def test_reasons_for_what_is_left_out() -> None:
     }
 
 
+FUNCTIONS = [event for event in EVENTS if event.symbol]
+
+
+def test_functions_are_hooked_where_the_kernel_has_them() -> None:
+    offer = Offer(
+        args={"vmx_deliver_interrupt": args("apic:*kvm_lapic mode:s32 trig:s32 vector:s32")},
+        functions={
+            "vmx_deliver_interrupt",
+            "vmx_deliver_posted_interrupt",
+            "handle_fastpath_wrmsr",
+            "__sysvec_kvm_posted_intr_wakeup_ipi",
+        },
+        no_functions={"pi_wakeup_handler": "the kernel forbids probing it"},
+    )
+    a_plan = plan(FUNCTIONS, offer)
+    assert {probe.event.name: probe.hook for probe in a_plan.probes} == {
+        "vmx_deliver_interrupt": "kprobe",
+        "vmx_deliver_posted_interrupt": "kprobe",
+        "handle_fastpath_wrmsr": "kretprobe",
+        "sysvec_kvm_posted_intr_wakeup_ipi": "kprobe",
+    }
+    assert a_plan.left_out["pi_wakeup_handler"] == "the kernel forbids probing it"
+    assert a_plan.left_out["smp_kvm_posted_intr_ipi"] == "not a function of this kernel"
+    # The fourth argument, counted from one; without BTF the vector is not guessed.
+    vectors = [flag for flag in flags(a_plan) if "_vector=" in flag]
+    assert vectors == ["-DARG_vmx_deliver_interrupt_vector=4"]
+
+
+def test_only_interrupt_handlers_are_anyones_and_only_fastpaths_are_on_return() -> None:
+    text = (resources.bpf_dir() / "functions.bpf.c").read_text()
+    counted = set(re.findall(r"count_unattributed\(ROW_(\w+)\)", text))
+    assert counted == {event.name for event in EVENTS if event.anyones}
+    returned = re.findall(r"PROBE\((\w+)\)\n{\n\tu32 taken = PT_REGS_RC", text)
+    assert set(returned) == {event.name for event in EVENTS if event.on_return}
+
+
 def test_rows_with_rings_come_first() -> None:
     offer = Offer(args={"kvm_emulate_insn": (), "kvm_entry": ()})
     a_plan = planned(offer, "kvm_emulate_insn", "kvm_entry")
-    assert [probe.event.tracepoint for probe in a_plan.probes] == ["kvm_entry", "kvm_emulate_insn"]
+    assert [probe.event.name for probe in a_plan.probes] == ["kvm_entry", "kvm_emulate_insn"]
     assert a_plan.n_rings == 1
     assert {"-DN_ROWS=2", "-DN_RINGS=1", "-DROW_kvm_emulate_insn=1", "-DTGID=42"} <= set(
         flags(a_plan)
     )
 
 
-FORMATS = sorted(TRACEFS.glob("[0-9]*/*"))
+# Where each kernel's kvm_exit has (exit_reason, isa, info1): they stayed put for all that was
+# added behind them. Then kvm_entry's columns, and what kvm_inj_virq and kvm_apic look like.
+EXIT_PLACES = {"exit_reason": (8, 4), "isa": (24, 4), "info1": (32, 8)}
+OLD_EXIT = ["exit_reason", "guest_rip", "isa", "info1", "info2"]
+NEW_EXIT = [*OLD_EXIT, "intr_info", "error_code", "vcpu_id"]
+LAYOUTS: dict[str, tuple[list[str], list[str], str, int]] = {
+    "4.18": (OLD_EXIT, ["vcpu_id"], "irq", 4),
+    "4.18-el8": (NEW_EXIT, ["vcpu_id", "rip"], "irq", 4),
+    "5.3": (OLD_EXIT, ["vcpu_id"], "irq", 4),
+    "5.4": ([*OLD_EXIT, "vcpu_id"], ["vcpu_id"], "irq", 4),
+    "5.10": (NEW_EXIT, ["vcpu_id", "rip"], "irq", 4),
+    "5.16": (NEW_EXIT, ["vcpu_id", "rip"], "irq", 4),
+    "6.1": (NEW_EXIT, ["vcpu_id", "rip"], "vector", 8),
+    "6.12": (NEW_EXIT, ["vcpu_id", "rip", "immediate_exit"], "vector", 8),
+    "6.14": (
+        [*NEW_EXIT, "requests"],
+        ["vcpu_id", "rip", "immediate_exit", "intr_info", "error_code"],
+        "vector",
+        8,
+    ),
+    "6.18": (
+        [*NEW_EXIT, "requests"],
+        ["vcpu_id", "rip", "immediate_exit", "intr_info", "error_code"],
+        "vector",
+        8,
+    ),
+}
+
+
+def columns_of(kernel: str) -> dict[str, dict[str, Column]]:
+    return {path.name: parse_format(path.read_text()) for path in (TRACEFS / kernel).iterdir()}
+
+
+def own(columns: dict[str, Column]) -> list[str]:
+    return [name for name in columns if not name.startswith("common_")]
+
+
+def test_every_layout_is_here() -> None:
+    assert {path.name for path in TRACEFS.iterdir() if path.is_dir()} == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("kernel", LAYOUTS)
+def test_the_classic_hooks_of_every_layout(kernel: str) -> None:
+    exit_columns, entry_columns, injected, val_size = LAYOUTS[kernel]
+    columns = columns_of(kernel)
+    assert own(columns["kvm_exit"]) == exit_columns
+    assert own(columns["kvm_entry"]) == entry_columns
+    names = ["kvm_exit", "kvm_entry", "kvm_inj_virq", "kvm_apic"]
+    a_plan = planned(Offer(columns=columns), *names)
+    assert a_plan.left_out == {}
+    assert {probe.hook for probe in a_plan.probes} == {"classic"}
+    places = {probe.event.name: probe.places for probe in a_plan.probes}
+    bound = {
+        name: (place.offset, place.size)
+        for name, place in places["kvm_exit"].items()
+        if isinstance(place, Column)
+    }
+    assert bound == EXIT_PLACES
+    assert places["kvm_entry"] == {}
+    assert places["kvm_inj_virq"] == {"vector": Column(injected, 8, 4, signed=False)}
+    assert places["kvm_apic"]["val"] == Column("val", 16, val_size, signed=False)
+    given = set(flags(a_plan))
+    assert {
+        "-DARG_kvm_exit_exit_reason=exit_reason",
+        "-DARG_kvm_exit_isa=isa",
+        "-DARG_kvm_exit_info1=info1",
+        f"-DARG_kvm_inj_virq_vector={injected}",
+    } <= given
+
+
+def test_a_kvm_exit_that_does_not_say_whose_reasons_it_has() -> None:
+    columns = columns_of("6.18")
+    del columns["kvm_exit"]["isa"]
+    for isa in (0, 1, 2):
+        a_plan = planned(Offer(columns=columns, host_isa=isa), "kvm_exit")
+        assert [probe.hook for probe in a_plan.probes] == ["classic"]
+        given = flags(a_plan)
+        assert f"-DHOST_ISA={isa}" in given
+        assert not any("ARG_kvm_exit_isa" in flag for flag in given)
+
+
+FORMATS = sorted(TRACEFS.glob("*/*"))
 
 
 @pytest.mark.parametrize("path", FORMATS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -154,7 +272,7 @@ def test_the_record_in_c_lies_as_the_format_says(path: Path, tmp_path: Path) -> 
     a_plan = planned(Offer(columns={name: columns}), name)
     assert [probe.hook for probe in a_plan.probes] == ["classic"], a_plan.left_out
     places = [place for place in a_plan.probes[0].places.values() if isinstance(place, Column)]
-    assert len(places) == len(EVENT_BY_TRACEPOINT[name].fields)
+    assert len(places) == len(EVENT_BY_NAME[name].fields)
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many events per second one CPU can put in its ring before any is overwritten."""
+
+import itertools
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bench.report import PER_SECOND, Report, Series
+from ipitrace import resources
+from ipitrace.layout import RING_EVENT, RING_HEAD
+from ipitrace.tracer.compiler import compile_programs
+from ipitrace.tracer.rings import RingReader
+from ipitrace.tracer.session import _dispose, _mapped
+
+_BURST = 8
+_DRAIN_MS = (20, 2)
+_SLOTS = (16384, 65536)  # the tracer's default, and what one ring of 1.5 MiB holds
+_RATES = (0.4e6, 0.6e6, 0.8e6, 1.2e6, 1.6e6, 2.0e6, 2.5e6, 3.0e6, 3.5e6, 4e6, 5e6, 6e6, 8e6)
+_SECONDS = 0.4
+_REPEATS = 2
+_TICK_S = 0.0005
+_ORDER = struct.Struct("dd")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one trial at one rate showed."""
+
+    rate: float
+    lost: int
+    longest_gap_s: float
+
+
+def rings() -> Report:
+    """Raise the rate until the reader is too late, for each ring size and interval."""
+    rows: list[Sequence[object]] = []
+    series: list[Series] = []
+    for n_slots, drain_ms in itertools.product(_SLOTS, _DRAIN_MS):
+        with _Producer() as producer, producer.rings(n_slots) as reader:
+            best, first_loss = _search(producer, reader, drain_ms / 1000)
+        limit = _limit(first_loss, n_slots)
+        rows.append((f"{n_slots:,}", drain_ms, f"{best.rate / 1e6:.2f}", limit))
+        series.append(
+            Series(f"no-loss rate {n_slots} slots {drain_ms} ms", PER_SECOND, [best.rate])
+        )
+    return Report(
+        "No-loss rate of a ring",
+        ("slots", "drained every, ms", "million events/s", "what limited it"),
+        rows,
+        (
+            f"A process on one CPU makes system calls; the tracer's code writes {_BURST} records each.",
+            "This process drains with the tracer's reader, on whichever other CPU it gets.",
+            f"The highest rate tried without a loss in {_REPEATS} trials of {_SECONDS} s each.",
+        ),
+        series,
+    )
+
+
+def _search(producer: "_Producer", reader: RingReader, drain_s: float) -> tuple[Load, Load | None]:
+    """The best trial without a loss, and the first that had one."""
+    best = Load(0.0, 0, 0.0)
+    for rate in _RATES:
+        trials = [_trial(producer, reader, rate, drain_s) for _ in range(_REPEATS)]
+        lossy = next((trial for trial in trials if trial.lost), None)
+        if lossy is not None:
+            return best, lossy
+        best = max(best, *trials, key=lambda trial: trial.rate)
+    return best, None
+
+
+def _trial(producer: "_Producer", reader: RingReader, rate: float, drain_s: float) -> Load:
+    reader.drain()
+    written, lost = int(reader.seen().sum()), int(reader.lost.sum())
+    producer.start(rate, _SECONDS)
+    last_s, longest_s = time.perf_counter(), 0.0
+    while not producer.finished():
+        time.sleep(drain_s)
+        reader.drain()
+        now_s = time.perf_counter()
+        last_s, longest_s = now_s, max(longest_s, now_s - last_s)
+    reader.drain()
+    made = int(reader.seen().sum()) - written
+    return Load(made / producer.took_s, int(reader.lost.sum()) - lost, longest_s)
+
+
+def _limit(first_loss: Load | None, n_slots: int) -> str:
+    if first_loss is None:
+        return "the producer: it cannot make more"
+    gap_ms = first_loss.longest_gap_s * 1000
+    held = first_loss.rate * first_loss.longest_gap_s
+    if held > n_slots:
+        return (
+            f"the ring: {gap_ms:.1f} ms between drains at {first_loss.rate / 1e6:.2f} M/s fill it"
+        )
+    return f"the reader: overtaken while copying at {first_loss.rate / 1e6:.2f} M/s"
+
+
+class _Producer:
+    """A forked process that makes system calls at a given pace, on a CPU of its own."""
+
+    def __init__(self) -> None:
+        self.took_s = 0.0
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        cpus = sorted(os.sched_getaffinity(0))
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._orders)
+            os.sched_setaffinity(0, {cpus[-1]})
+            while order := os.read(orders, _ORDER.size):
+                os.write(answers, struct.pack("d", _produce(*_ORDER.unpack(order))))
+            os._exit(0)
+        os.close(orders)
+        os.close(answers)
+        os.set_blocking(self._answers, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._orders)
+        os.close(self._answers)
+        os.waitpid(self._pid, 0)
+
+    def start(self, rate: float, seconds: float) -> None:
+        """Begin to make `rate` records a second."""
+        os.write(self._orders, _ORDER.pack(rate / _BURST, seconds))
+
+    def finished(self) -> bool:
+        """Whether it has ended; then `took_s` says how long it took."""
+        try:
+            answer = os.read(self._answers, 8)
+        except BlockingIOError:
+            return False
+        (self.took_s,) = struct.unpack("d", answer)
+        return True
+
+    @contextmanager
+    def rings(self, n_slots: int) -> Iterator[RingReader]:
+        """A ring that the producer's system calls fill, and its reader."""
+        directory = resources.bpf_dir()
+        here = Path(__file__).parent / "ring_load.bpf.c"
+        text = (directory / "ring.bpf.c").read_text() + here.read_text()
+        flags = [f"-I{directory}", f"-DTGID={self._pid}", "-DN_VCPUS=1", "-DN_ROWS=1"]
+        flags += ["-DN_RINGS=1", f"-DN_SLOTS={n_slots}", f"-DBURST={_BURST}", "-DHOST_ISA=0"]
+        with ExitStack() as stack:
+            bpf = compile_programs(text, flags, directory)
+            stack.callback(_dispose, bpf)
+            bpf.load_func(b"probe_ring_load", bpf.RAW_TRACEPOINT)
+            table = bpf[b"vcpu_of_tid"]
+            table[table.Key(self._pid)] = table.Leaf(0)
+            slots = _mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots)
+            heads = _mapped(bpf[b"heads"].map_fd, RING_HEAD, 1)
+            bpf.attach_raw_tracepoint(tp=b"sys_enter", fn_name=b"probe_ring_load")
+            yield RingReader(slots.reshape(1, 1, n_slots), heads.reshape(1, 1))
+            bpf.detach_raw_tracepoint(b"sys_enter")
+
+
+def _produce(calls_per_s: float, seconds: float) -> float:
+    """Make system calls at that rate, a handful each half millisecond; how long it took."""
+    call, clock = os.getppid, time.perf_counter
+    started_s = clock()
+    made = 0
+    while (elapsed_s := clock() - started_s) < seconds:
+        due = int((elapsed_s + _TICK_S) * calls_per_s)
+        for _ in range(min(due - made, 4096)):
+            call()
+        made = max(made, due)
+        while clock() - started_s < elapsed_s + _TICK_S:
+            pass
+    return clock() - started_s

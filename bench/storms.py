@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storms in the micro-guest, as every benchmark that needs a guest runs them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
+from ipitrace.model import Scenario, StormRequest
+from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.storm.micro.driver import MicroGuest
+from ipitrace.storm.scenarios import SCENARIOS
+from ipitrace.tracer import Tracer
+
+N_VCPUS = 2
+WARMUP = 100
+PACE_CYCLES = 60_000
+NO_HOOKS = Hooks()
+_TARGET = 1
+T = TypeVar("T")
+
+
+def scenario(name: str) -> Scenario:
+    """A scenario by its name."""
+    return next(s for s in SCENARIOS if s.name == name)
+
+
+@dataclass(frozen=True)
+class Storms:
+    """Runs storms of one scenario, each in a fresh guest."""
+
+    scenario: Scenario
+    count: int
+
+    def run(self, hooks: Hooks = NO_HOOKS) -> Storm:
+        """One storm."""
+        pinning = choose_cpus(N_VCPUS, allowed_cpus(), read_topology())
+        guest = MicroGuest.prepare(N_VCPUS, pinning.cpus)
+        request = StormRequest(self.scenario, N_VCPUS, self.count, WARMUP, PACE_CYCLES)
+        return guest.run(request, hooks)
+
+
+def watching(tracer: Tracer) -> Hooks:
+    """The hooks of a storm that `tracer`, already attached, watches."""
+    return Hooks(
+        threads_known=tracer.set_vcpu_threads,
+        mark=tracer.seen,
+        tick=lambda _sent: tracer.drain(),
+    )
+
+
+def deliver_cycles(storm: Storm) -> float:
+    """Median D; storms that lost an IPI have none."""
+    handled = storm.receipts[_TARGET]["handler_tsc"].astype(np.int64)
+    return float(np.median(handled - storm.sends["send_tsc"].astype(np.int64)))
+
+
+def round_trip_cycles(storm: Storm) -> float:
+    """Median R."""
+    sends = storm.sends[storm.sends["ack_tsc"] > 0]
+    return float(np.median(sends["ack_tsc"].astype(np.int64) - sends["send_tsc"].astype(np.int64)))
+
+
+def tsc_hz(storm: Storm) -> float:
+    """The guest TSC's rate; its nominal 1 GHz where KVM does not state it."""
+    return (storm.tsc_khz or 1_000_000) * 1000.0
+
+
+def mirrored(conditions: Sequence[T], rounds: int) -> Iterator[T]:
+    """Every condition once a round, forwards and backwards in turn, so that a trend cancels."""
+    for i in range(rounds):
+        yield from conditions if i % 2 == 0 else conditions[::-1]

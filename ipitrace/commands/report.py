@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace report`: what a recording holds."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipitrace.errors import UsageError
+from ipitrace.recording import read_run, read_run_text, read_table
+from ipitrace.render.tables import render_run
+from ipitrace.render.timeline import Timeline, render_timeline, window
+from ipitrace.resources import example_dir
+from ipitrace.result import RunResult
+
+_EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
+
+
+@click.command(short_help="Print a recording as 'run' printed it, or one of its IPIs.")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR", required=False)
+@click.option("--example", is_flag=True, help="Use the recording that comes with ipitrace.")
+@click.option(
+    "--ipi",
+    type=int,
+    metavar="N",
+    help="Print all that happened to IPI N (its number in the table spans).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
+@click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
+def report(
+    *, directory: Path | None, example: bool, ipi: int | None, as_json: bool, verbose: bool
+) -> None:
+    """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege."""
+    if (directory is None) != example:
+        raise UsageError(
+            "Which recording?", "Give either the directory of a recording, or --example."
+        )
+    if ipi is not None and as_json:
+        raise UsageError("--ipi and --json do not go together.", "Give one of them.")
+    recording = directory or example_dir()
+    run = read_run(recording)
+    if as_json:
+        click.echo(read_run_text(recording), nl=False)
+    elif ipi is not None:
+        click.echo(render_timeline(_timeline(recording, run, ipi), run.clock.tsc_hz), nl=False)
+    else:
+        click.echo(render_run(run, verbose=verbose))
+    if not run.complete:
+        click.echo(f"This recording is partial: {run.failure}", err=True)
+
+
+def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
+    """Read what is known of one IPI.
+
+    Raises:
+        UsageError: the recording holds no spans, or none of that number.
+    """
+    near: list[dict[str, Any]] = read_table(
+        recording, "spans", filters=[("ipi", ">=", ipi - 1), ("ipi", "<=", ipi + 1)]
+    ).to_pylist()
+    by_number = {row["ipi"]: row for row in near}
+    if ipi not in by_number:
+        raise UsageError(
+            f"There is no IPI {ipi} in {recording}.",
+            f"They are numbered from 0 to {run.tables['spans'].rows - 1}.",
+        )
+    span = by_number[ipi]
+    storm = (span["scenario"], span["repetition"])
+    before, after = (
+        row if row is not None and (row["scenario"], row["repetition"]) == storm else None
+        for row in (by_number.get(ipi - 1), by_number.get(ipi + 1))
+    )
+    first_tsc, last_tsc = window(span)
+    events: list[dict[str, Any]] = []
+    if "host_events" in run.tables:
+        events = read_table(
+            recording,
+            "host_events",
+            _EVENT_COLUMNS,
+            [
+                ("scenario", "==", span["scenario"]),
+                ("repetition", "==", span["repetition"]),
+                ("tsc", ">=", first_tsc),
+                ("tsc", "<=", last_tsc),
+            ],
+        ).to_pylist()
+    return Timeline(span, before, after, events)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the cycles of D go: the sequences IPIs followed, and the steps of the dominant one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stages import CRITICAL, STAGES, Stage
+
+_LATE = np.iinfo(np.int64).max
+_NAMED_SEQUENCES = 3
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The critical stages some IPIs went through, in order, and how many those were."""
+
+    stages: tuple[Stage, ...]
+    spans: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the dominant sequence.
+
+    Attributes:
+        since_send_cycles: median of stage minus send, over the spans that have it.
+        step_cycles: median of stage minus the critical stage before it; None off the
+            critical way and for the send itself.
+        share_of_deliver: the sum of these steps over the sum of D; None likewise.
+        resolved: the step is longer than the clock's error bound, or both its ends are
+            the guest's own stamps.
+    """
+
+    stage: Stage
+    spans: int
+    since_send_cycles: int
+    step_cycles: int | None
+    share_of_deliver: float | None
+    resolved: bool
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """The stage breakdown of one scenario.
+
+    Attributes:
+        spans: how many had a handler entry and an undisturbed clock; all others are left out.
+        sequences: the most frequent ones, dominant first, at most three.
+        steps: of the dominant one, and of what the same spans did besides.
+    """
+
+    spans: int
+    sequences: tuple[Followed, ...]
+    steps: tuple[Step, ...]
+
+
+def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
+    """Break the D of all `parts` together into steps; None without a delivered span.
+
+    Args:
+        parts: the spans of one scenario's repetitions.
+        bound_cycles: the clock's error bound for host events.
+    """
+    if not parts:
+        return None
+    since = np.concatenate([_since_send(part) for part in parts])
+    if not len(since):
+        return None
+    codes = _sequence_codes(since)
+    unique, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")[:_NAMED_SEQUENCES]
+    sequences = tuple(
+        Followed(tuple(Stage(int(s)) for s in unique[i] if s >= 0), int(counts[i]))
+        for i in by_count
+    )
+    dominant = since[inverse.reshape(-1) == by_count[0]]
+    return Breakdown(
+        spans=len(since),
+        sequences=sequences,
+        steps=tuple(_steps(dominant, sequences[0].stages, bound_cycles)),
+    )
+
+
+def _since_send(spans: Spans) -> NDArray[np.int64]:
+    """Cycles since the send of every delivered, unsuspected span; _LATE where absent."""
+    tsc = spans.tsc[(spans.stage(Stage.HANDLER) != ABSENT) & ~spans.suspect]
+    send = tsc[:, Stage.SEND : Stage.SEND + 1]
+    return np.where(tsc == ABSENT, _LATE, tsc - np.where(tsc == ABSENT, 0, send))
+
+
+def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.int8]:
+    """For each span its critical stages in order of time, padded with -1."""
+    critical = np.where(CRITICAL, since, _LATE)
+    critical[:, Stage.SEND] = -_LATE  # whatever the clock's error, it came first
+    # nothing that leads to the handler comes after it but by the clock's error
+    critical[:, Stage.HANDLER] = _LATE - 1
+    order = np.argsort(critical, axis=1, kind="stable").astype(np.int8)
+    seen = np.take_along_axis(critical, order.astype(np.int64), axis=1) != _LATE
+    return np.where(seen, order, np.int8(-1))
+
+
+def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: int) -> list[Step]:
+    """Steps of spans that all followed `sequence`, in order of their medians."""
+    total = float(since[:, Stage.HANDLER].sum())
+    before = dict(zip(sequence[1:], sequence[:-1], strict=True))
+    steps = []
+    for spec in STAGES:
+        present = since[:, spec.stage] != _LATE
+        if not present.any():
+            continue
+        stamps = since[present, spec.stage]
+        step_cycles = share = None
+        resolved = True
+        if spec.stage in before:
+            former = before[spec.stage]
+            cycles = since[:, spec.stage] - since[:, former]
+            step_cycles = _median(cycles)
+            share = float(cycles.sum()) / total if total else None
+            own = spec.guest and STAGES[former].guest
+            resolved = own or (step_cycles >= bound_cycles)
+        steps.append(
+            Step(spec.stage, int(present.sum()), _median(stamps), step_cycles, share, resolved)
+        )
+    position = {stage: i for i, stage in enumerate(sequence)}
+    return sorted(steps, key=lambda s: (s.since_send_cycles, position.get(s.stage, len(STAGES))))
+
+
+def _median(values: NDArray[np.int64]) -> int:
+    return int(np.percentile(values, 50, method="inverted_cdf"))
+
+
+def path_shares(parts: Sequence[Spans]) -> dict[int, float]:
+    """Share of all spans that took each path, by paths.Path number, largest first."""
+    paths = np.concatenate([part.path for part in parts]) if parts else np.empty(0, np.int8)
+    if not len(paths):
+        return {}
+    numbers, counts = np.unique(paths, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {int(numbers[i]): float(counts[i] / len(paths)) for i in order}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VM exits inside the IPIs' windows: by reason, how long, and how much of D they cover."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.stages import Stage
+from ipitrace.layout import Kind
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """The exits of one vCPU in one storm; arrays of shape (n,).
+
+    Attributes:
+        vcpu: whose they are.
+        isa: as kvm_exit says: 1 VMX, 2 SVM, 0 unknown.
+        reason: the raw exit reason.
+        cycles: from kvm_exit to the kvm_entry that ended it; ABSENT for the unpaired.
+        in_deliver_cycles: the part of it that lies between an IPI's send and its handler.
+    """
+
+    vcpu: int
+    isa: NDArray[np.uint16]
+    reason: NDArray[np.uint32]
+    cycles: NDArray[np.int64]
+    in_deliver_cycles: NDArray[np.int64]
+
+    @property
+    def unpaired(self) -> int:
+        """Exits that no entry followed before the next exit.
+
+        KVM's fastpaths re-entered the guest without a kvm_entry in Linux 5.8 to 5.12, so
+        that an exit can follow an exit; the last one before an entry is the one it ends.
+        """
+        return int(np.count_nonzero(self.cycles == ABSENT))
+
+
+def exit_tables(trace: StormTrace, spans: Spans) -> list[ExitTable]:
+    """The exits of the sender and of each target, inside the measured windows."""
+    vcpus = dict.fromkeys([trace.sender, *trace.targets])
+    return [_exit_table(trace, spans, vcpu) for vcpu in vcpus]
+
+
+def _exit_table(trace: StormTrace, spans: Spans, vcpu: int) -> ExitTable:
+    own = trace.events["vcpu"] == vcpu
+    kinds = trace.events["kind"]
+    exits = _sorted(trace, own & (kinds == Kind.KVM_EXIT))
+    entry_tsc = np.sort(trace.event_tsc[own & (kinds == Kind.KVM_ENTRY)])
+    exit_tsc = trace.event_tsc[exits]
+    records = trace.events[exits]
+    entry = _ending_entry(exit_tsc, entry_tsc)
+    cycles = np.where(entry == ABSENT, ABSENT, entry - exit_tsc)
+    return ExitTable(
+        vcpu,
+        records["detail"],
+        records["word"],
+        cycles,
+        _overlap(trace, spans, vcpu, exit_tsc, np.where(entry == ABSENT, exit_tsc, entry)),
+    )
+
+
+def _sorted(trace: StormTrace, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    index = np.flatnonzero(chosen)
+    return index[np.argsort(trace.event_tsc[index], kind="stable")]
+
+
+def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The entry that ends each exit, ABSENT where another exit comes first."""
+    if not len(entry_tsc):
+        return np.full(len(exit_tsc), ABSENT, np.int64)
+    at = np.searchsorted(entry_tsc, exit_tsc, side="right")
+    entry = np.append(entry_tsc, np.iinfo(np.int64).max)[at]
+    next_exit = np.append(exit_tsc[1:], np.iinfo(np.int64).max)
+    ends = (at < len(entry_tsc)) & (entry <= next_exit)
+    return np.asarray(np.where(ends, entry, ABSENT), np.int64)
+
+
+def _overlap(
+    trace: StormTrace,
+    spans: Spans,
+    vcpu: int,
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """How much of each [start, end) lies between a send and its handler.
+
+    A sender's exits are held against the last handler of its sends, a target's
+    against its own.
+    """
+    own = spans.target == vcpu if vcpu != trace.sender else spans.target == trace.targets[-1]
+    send, handler = spans.tsc[own, Stage.SEND], spans.tsc[own, Stage.HANDLER]
+    if not len(send) or not len(start):
+        return np.zeros(len(start), np.int64)
+    handler = np.where(handler == ABSENT, send, handler)
+    # an exit may begin before the send it overlaps (a halted target's does)
+    at = np.clip(np.searchsorted(send, end) - 1, 0, len(send) - 1)
+    overlap = np.minimum(end, handler[at]) - np.maximum(start, send[at])
+    return np.asarray(np.maximum(overlap, 0), np.int64)
+
+
+def share_of_deliver(tables: Sequence[ExitTable], deliver_cycles: int) -> float:
+    """What part of all D these exits cover."""
+    covered = sum(int(table.in_deliver_cycles.sum()) for table in tables)
+    return covered / deliver_cycles if deliver_cycles else 0.0

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checks import assert_sound
+
+from ipitrace.errors import ExitCode
+
+
+def ipitrace(
+    *words: object, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "ipitrace", *map(str, words)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, check=False, env=env, preexec_fn=before)
+
+
+@pytest.mark.live
+def test_report_prints_what_run_printed(tmp_path: Path) -> None:
+    place = tmp_path / "r"
+    ran = ipitrace("run", "--count", 100, "-v", "-o", place)
+    assert ran.returncode in {0, 4}, ran.stderr.decode()  # 4: a busy host is told, not hidden
+    assert f"Wrote {place / 'run.json'}" in ran.stderr.decode()
+    assert ran.stdout
+    assert ipitrace("report", "-v", place).stdout == ran.stdout
+
+
+@pytest.mark.live("kvm")
+def test_the_json_printed_is_the_json_kept(tmp_path: Path) -> None:
+    place = tmp_path / "r"
+    ran = ipitrace("run", "--no-trace", "--count", 50, "--json", "-o", place)
+    assert (
+        ran.stdout
+        == (place / "run.json").read_bytes()
+        == ipitrace("report", "--json", place).stdout
+    )
+    assert_sound(json.loads(ran.stdout))
+
+
+@pytest.mark.live("kvm")
+def test_what_was_measured_is_printed_when_the_disk_is_full(tmp_path: Path) -> None:
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    done = ipitrace("run", "--no-trace", "--count", 50, "-o", tmp_path / "r", before=fill_disk)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert b"Cycles per IPI" in done.stdout
+    assert b"cannot be written" in done.stderr
+    assert b"Wrote" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person reads; figures are checked, spaces are not."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from checks import assert_sound
+from runs import made_run, measured_row, unsupported_row
+
+from ipitrace.render.tables import render_run, render_scenarios
+from ipitrace.result import Losses, RunResult
+from ipitrace.storm.micro.driver import unsupported
+from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
+
+UNTRACED = {"observer": None, "observer_absent": "nothing was traced (--no-trace)"}
+
+
+def rendered(run: RunResult, *, verbose: bool = False) -> str:
+    assert_sound(run.to_dict())
+    text = render_run(run, verbose=verbose)
+    assert text.endswith("\n")
+    assert "None" not in text
+    assert "nan" not in text
+    return text
+
+
+def line_of(text: str, *words: str) -> list[str]:
+    """The cells of the first line that begins with these words."""
+    for line in text.splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if tuple(cells[: len(words)]) == words:
+            return cells
+    raise AssertionError(f"no line {words} in\n{text}")
+
+
+def test_a_whole_run() -> None:
+    text = rendered(made_run())
+    assert "a processor, 2 CPUs" in text
+    assert "2 vCPUs" in text
+    assert "pinned to CPUs 0, 1" in text
+    assert "2000.000 MHz +- 50 Hz" in text
+    assert "40 cycles (20 ns) of one reading" in text
+    assert "60 cycles (30 ns) of a host event" in text
+    # 20 cycles at 2 GHz are 10 ns.
+    cells = line_of(text, "unicast-running", "3", "3", "S")
+    assert cells[4:6] == ["20", "10"]
+    assert line_of(text, "D")[1:3] == ["50", "25"]
+    assert line_of(text, "R")[1:3] == ["200", "100"]
+    assert "source: kvm_exit tracepoint" in text
+    assert "MSR_WRITE" in text
+    assert line_of(text, "kvm_apic_ipi")[1] == "1.00 + 0"
+    observer = text.partition("Observer cost")[2]
+    assert "96.9% interval of 6 differences" in observer
+    assert line_of(observer, "unicast-running", "S")[2:] == [
+        *("20", "+2 (+10.0%)", "[+1, +4]", "+5 (+25.0%)", "[+3, +7]"),
+    ]
+    assert "0 of 100 events in ring overruns" in text
+    assert "DOUBT" not in text
+    assert "Not measured" not in text
+
+
+def test_verbose_says_what_was_watched() -> None:
+    text = rendered(made_run(), verbose=True)
+    assert "kvm_apic_ipi (raw)" in text
+    assert "kvm_exit: tracefs is not mounted" in text
+    assert "0" * 64 in text
+
+
+def test_without_tracing() -> None:
+    text = rendered(made_run(**UNTRACED, scenarios=(measured_row(traced=False),)))
+    assert "not counted, nothing was traced (--no-trace)" in text
+    assert "Observer cost" not in text
+    assert "ring overruns" not in text
+
+
+def test_self_has_one_line_of_exits() -> None:
+    text = rendered(made_run(scenarios=(measured_row("self"),)))
+    exits = text.partition("VM exits")[2].partition("\n\n")[0]
+    lines = [line for line in exits.splitlines() if line.startswith("self") and "sender" in line]
+    assert len(lines) == 1
+    assert not re.search(r"^self +target", exits, re.MULTILINE)
+
+
+def test_what_could_not_be_measured_is_told() -> None:
+    text = rendered(made_run(scenarios=(measured_row(), unsupported_row("ring"))))
+    assert re.search(r"ring: the micro-guest has one sender", text)
+
+
+def test_a_partial_run_says_what_ended_it() -> None:
+    text = rendered(made_run(complete=False, failure="Interrupted."))
+    assert "Interrupted." in text
+    assert line_of(text, "unicast-running", "3", "3", "S")
+
+
+@pytest.mark.parametrize("tracing", [{}, UNTRACED])
+def test_a_run_that_ended_before_its_first_row(tracing: dict[str, None]) -> None:
+    text = rendered(made_run(complete=False, failure="Interrupted.", scenarios=(), **tracing))
+    assert "Interrupted." in text
+    assert "Cycles per IPI" not in text
+
+
+def test_doubts_are_shown() -> None:
+    text = rendered(made_run(untrustworthy=("7 of 9 host events were lost",)))
+    assert "7 of 9 host events were lost" in text
+    assert "do not rely on these numbers" in text
+
+
+def test_losses_are_shown() -> None:
+    losses = Losses(1000, {"kvm_eoi": 30, "kvm_msr": 12}, {"kvm_eoi": 5, "kvm_msr": None}, 3, 0)
+    text = rendered(made_run(losses=losses))
+    assert "42 of 1000 events in ring overruns" in text
+    assert "5 recursion misses" in text
+    assert "1 program" in text
+    assert "3 incomplete IPIs" in text
+
+
+def test_coalesced_deliveries_are_shown() -> None:
+    row = replace(measured_row(), coalesced=4)
+    assert "4 deliveries coalesced" in rendered(made_run(scenarios=(row,)))
+
+
+def test_overcommitment_and_neighbours_are_shown() -> None:
+    host = {
+        **made_run().host,
+        "pinning": {"overcommitted": True, "why": "9 vCPUs do not fit on 2 allowed CPUs"},
+        "neighbours": {"kvm_processes": [{"name": "qemu-system", "pid": 4711}]},
+    }
+    text = rendered(made_run(host=host))
+    assert "9 vCPUs do not fit on 2 allowed CPUs" in text
+    assert "qemu-system (pid 4711)" in text
+
+
+def test_an_unpinned_guest_and_an_unknown_clock() -> None:
+    unknown = replace(
+        made_run().clock,
+        **dict.fromkeys(("tsc_hz", "tsc_error_hz", "source", "kvm_tsc_khz"), None),
+        **dict.fromkeys(("guest_tsc_offset", "half_width_cycles", "half_width_ns"), None),
+        **dict.fromkeys(("bound_cycles", "bound_ns", "drift_ppm", "drift_noise_ppm"), None),
+    )
+    guest = {**made_run().guest, "pinned_cpus": None}
+    text = rendered(made_run(clock=unknown, guest=guest))
+    assert "not pinned" in text
+    assert "MHz" not in text
+    assert line_of(text, "unicast-running", "3", "3", "S")[4:6] == ["20", "-"]
+
+
+def test_nothing_delivered() -> None:
+    why = {"deliver_cycles": "no handler ran", "round_trip_cycles": "none acknowledged"}
+    row = measured_row()
+    row = replace(
+        row,
+        **dict.fromkeys(why, None),
+        delivered=0,
+        incomplete=3,
+        absent={**(row.absent or {}), **why},
+    )
+    observer = replace(made_run().observer, costs={})  # type: ignore[type-var]
+    text = rendered(made_run(scenarios=(row,), observer=observer))
+    for letter in "DR":
+        assert set(line_of(text, letter)[1:]) == {"-"}
+
+
+def test_the_table_of_scenarios() -> None:
+    text = render_scenarios([(s, unsupported(s)) for s in SCENARIOS], DEFAULT_SCENARIOS)
+    for scenario in SCENARIOS:
+        cells = line_of(text, scenario.name)
+        runs = "no" if unsupported(scenario) else "yes"
+        assert cells[1] == ("default" if scenario.name in DEFAULT_SCENARIOS else runs)
+        assert (unsupported(scenario) or "") in cells[2]

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from ipitrace.errors import UsageError
+from ipitrace.model import Pattern, SendMethod, TargetState
+from ipitrace.storm.micro.driver import unsupported
+from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS, select_scenarios
+
+
+def names(*asked: str) -> list[str]:
+    return [scenario.name for scenario in select_scenarios(asked)]
+
+
+def test_names_are_unique_and_the_default_runs_in_the_micro_guest() -> None:
+    known = [scenario.name for scenario in SCENARIOS]
+    assert len(set(known)) == len(known)
+    for scenario in select_scenarios(DEFAULT_SCENARIOS):
+        assert unsupported(scenario) is None
+
+
+def test_no_two_scenarios_are_the_same() -> None:
+    kinds = {(s.pattern, s.target_state, s.send_method) for s in SCENARIOS}
+    assert len(kinds) == len(SCENARIOS)
+
+
+def test_every_word_of_the_model_is_in_the_table() -> None:
+    assert {s.pattern for s in SCENARIOS} == set(Pattern)
+    assert {s.target_state for s in SCENARIOS} == set(TargetState)
+    assert {s.send_method for s in SCENARIOS} == set(SendMethod)
+
+
+def test_the_order_asked_is_kept_and_each_comes_once() -> None:
+    assert names("self", "broadcast", "self") == ["self", "broadcast"]
+    assert names("all") == [scenario.name for scenario in SCENARIOS]
+    assert names("self", "all")[0] == "self"
+    assert len(names("self", "all", "broadcast")) == len(SCENARIOS)
+    assert names() == []
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match="'unicast-runing'") as raised:
+        select_scenarios(["self", "unicast-runing"])
+    assert raised.value.hint.startswith("Did you mean unicast-running? ")
+    for scenario in SCENARIOS:
+        assert scenario.name in raised.value.hint
+
+
+def test_an_outlandish_name_suggests_nothing() -> None:
+    with pytest.raises(UsageError) as raised:
+        select_scenarios(["zzz"])
+    assert "Did you mean" not in raised.value.hint
+    assert "broadcast" in raised.value.hint
+
+
+def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
+    cannot = {s.name for s in SCENARIOS if unsupported(s)}
+    assert cannot == {
+        "ring",
+        "unicast-preempted",
+        "broadcast-pv",
+        "unicast-running-passthrough",
+    }
