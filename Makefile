@@ -2,10 +2,10 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint payload wheel clean
+.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-lab test-lab-amd test-lab-intel
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## set up, then measure IPIs in the built-in guest (as root)
 	@script/demo $(ARGS)
@@ -15,6 +15,10 @@ test: ## set up, then run all tests (as root, or the live ones are skipped)
 
 lint: ## set up, then run every static check
 	@script/lint
+
+bench: ## set up, then measure what watching costs (as root)
+	@script/setup dev
+	.venv/bin/python -m bench $(ARGS)
 
 payload: ## build the micro-guest's payload
 	$(MAKE) --no-print-directory -C guest-tools/microguest
@@ -27,3 +31,17 @@ clean: ## remove what builds and checks leave; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean
 	rm -rf build dist __pycache__ .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +
+
+lab-amd lab-intel: ## measure on an emulated host (as root; lab/README.md)
+	@script/setup dev
+	@.venv/bin/python -m lab.$(@:lab-%=%) $(ARGS)
+
+lab-clean: ## remove all that the lab has built
+	@script/setup dev
+	@.venv/bin/python -m lab.common.clean
+
+test-lab: test-lab-amd test-lab-intel ## run the tests on both emulated hosts (as root)
+
+test-lab-amd test-lab-intel: ## run the tests on one of them
+	@script/setup dev
+	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)

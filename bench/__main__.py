@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the benchmarks and print their tables; see docs/benchmarks.md."""
+"""Run the benchmarks and print their tables."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from bench.programs import in_guest, on_host
 from bench.report import Report, write_json
 from bench.rings import rings
 from ipitrace.errors import IpitraceError
+from ipitrace.host.fingerprint import one_line, read_fingerprint
 
 BENCHMARKS: dict[str, Callable[[], Report]] = {
     "programs": in_guest,
@@ -32,13 +33,15 @@ def main() -> None:
     """Run what was asked for; everything unless told otherwise."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="may be repeated")
-    parser.add_argument("-o", "--output", type=Path, default=Path("bench.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/bench.json"))
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("The benchmarks attach BPF programs: run them as root (sudo make bench).")
     if _INSIDE not in os.environ:
         _enter_private_mounts()
     _mount_what_is_missing()
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    print(f"{one_line(read_fingerprint())}; load {load:.1f} on {cpus} CPUs at the start.\n")
     reports = []
     for name in options.only or BENCHMARKS:
         started_s = time.monotonic()

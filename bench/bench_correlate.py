@@ -63,7 +63,10 @@ _VMX = (
     Shape(1, 6_400, Kind.KVM_EOI, detail=_VECTOR),
     Shape(1, 7_000, Kind.KVM_ENTRY),
 )
-_SENT_HANDLER_EOI_ACK = {_EMULATED: (41_000, 61_000, 105_000, 125_000), _VMX: (4_000, 5_200, 7_500, 8_500)}
+_SENT_HANDLER_EOI_ACK = {
+    _EMULATED: (41_000, 61_000, 105_000, 125_000),
+    _VMX: (4_000, 5_200, 7_500, 8_500),
+}
 
 
 def storm(shapes: tuple[Shape, ...], n_events: int, *, with_events: bool = True) -> StormTrace:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from ipitrace.tracer.events import EVENTS
 from ipitrace.tracer.tracefs import find_tracefs
 
 _ROUNDS = 5
-_COUNT = 1500
+_COUNT = 1000
 _READY_LIMIT_S = 10.0
 _SETTLE_S = 0.3
 _STOP_S = 10.0
@@ -55,24 +56,27 @@ def peers() -> Report:
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         tracer = stack.enter_context(Tracer.load(pid=os.getpid(), n_vcpus=2))
-        stack.enter_context(_tracing_on_kept())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ipitrace-bench-")))
         watches: dict[str, Watch] = {
             "nothing": lambda: nullcontext(NO_HOOKS),
             "ipitrace, counting": lambda: _ours(tracer, counting_only=True),
             "ipitrace, full": lambda: _ours(tracer, counting_only=False),
         }
-        for peer in _peers(scratch):
+        tracefs = find_tracefs()
+        for peer in _peers(scratch, tracefs):
             program = next(filter(None, map(shutil.which, peer.commands)), None)
             if program is None:
                 missing[peer.name] = "absent"
                 continue
-            watch = _theirs(peer, program)
+            if tracefs is None or _host_tracing_in_use(tracefs):
+                missing[peer.name] = "left out: tracefs is absent, or in use by somebody else"
+                continue
+            watch = _theirs(peer, program, tracefs)
             try:
                 with watch():
                     watches[peer.name] = watch
             except DoesNotRunError as error:
-                missing[peer.name] = f"does not run here: {error}"
+                missing[peer.name] = textwrap.shorten(f"does not run here: {error}", 90)
         cycles: dict[str, list[float]] = {name: [] for name in watches}
         storms.run()
         for name in mirrored(list(watches), _ROUNDS):
@@ -101,16 +105,19 @@ def peers() -> Report:
 
 
 @contextmanager
-def _tracing_on_kept() -> Iterator[None]:
-    """Whether the host's own trace buffer records is as before, however trace-cmd leaves it."""
-    tracefs = find_tracefs()
-    switch = tracefs / "tracing_on" if tracefs else None
-    before = switch.read_text() if switch else ""
+def _host_tracing_kept(tracefs: Path) -> Iterator[None]:
+    """The host's own trace buffer is set as before, even where trace-cmd dies half-way."""
+    switches = [tracefs / "tracing_on", tracefs / "events/kvm/enable"]
+    before = [switch.read_text() for switch in switches]
     try:
         yield
     finally:
-        if switch:
-            switch.write_text(before)
+        for switch, text in zip(switches, before, strict=True):
+            switch.write_text(text)
+
+
+def _host_tracing_in_use(tracefs: Path) -> bool:
+    return (tracefs / "events/enable").read_text().strip() != "0"
 
 
 @contextmanager
@@ -122,10 +129,10 @@ def _ours(tracer: Tracer, *, counting_only: bool) -> Iterator[Hooks]:
         tracer.detach()
 
 
-def _theirs(peer: Peer, program: str) -> Watch:
+def _theirs(peer: Peer, program: str, tracefs: Path) -> Watch:
     @contextmanager
     def watch() -> Iterator[Hooks]:
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile() as output, _host_tracing_kept(tracefs):
             process = subprocess.Popen(
                 [program, *peer.arguments], stdout=output, stderr=output, start_new_session=True
             )
@@ -142,7 +149,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], output: int, peer: Peer)
     until_s = time.monotonic() + (_READY_LIMIT_S if peer.ready else 3 * _SETTLE_S)
     while time.monotonic() < until_s:
         said = os.pread(output, 1 << 16, 0).decode(errors="replace")
-        if process.poll() is not None:
+        if _ended(process):
             raise DoesNotRunError((said.strip().splitlines() or ["it ended"])[-1].strip())
         if peer.ready and peer.ready in said:
             break
@@ -150,19 +157,24 @@ def _wait_until_ready(process: subprocess.Popen[bytes], output: int, peer: Peer)
     time.sleep(_SETTLE_S)
 
 
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended; it is not reaped, so that its process group stays ours."""
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, how) is not None
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt it as a person would, so that it detaches; kill what does not listen."""
-    if process.poll() is None:
+    """Interrupt it as a person would, so that it detaches; then kill what it left behind."""
+    if not _ended(process):
         process.send_signal(signal.SIGINT)
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    until_s = time.monotonic() + _STOP_S
+    while time.monotonic() < until_s and not _ended(process):
+        time.sleep(_SETTLE_S / 10)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _peers(scratch: Path) -> tuple[Peer, ...]:
-    tracefs = find_tracefs()
+def _peers(scratch: Path, tracefs: Path | None) -> tuple[Peer, ...]:
     names = [f"{e.category}:{e.name}" for e in EVENTS if e.category]
     there = [n for n in names if tracefs and (tracefs / "events" / n.replace(":", "/")).is_dir()]
     probes = ",".join(f"tracepoint:{name}" for name in there)
@@ -177,8 +189,7 @@ def _peers(scratch: Path) -> tuple[Peer, ...]:
             "trace-cmd record -e kvm",
             ("trace-cmd",),
             # -d leaves the function tracer alone, which some kernels insist on.
-            ("record", "-d", "-e", "kvm", "-o", str(scratch / "trace.dat")),
-            "Ctrl^C",
+            ("record", "-d", "-e", "kvm", "-o", str(scratch / "trace.dat"), "sleep", "600"),
         ),
         Peer("bcc kvmexit", ("kvmexit-bpfcc", "kvmexit"), ("-p", str(os.getpid())), "Ctrl-C"),
         Peer("bpftrace, counting", ("bpftrace",), ("-e", count), "Attaching"),

@@ -13,8 +13,8 @@ from bench.storms import Storms, mirrored, round_trip_cycles, scenario, tsc_hz, 
 from ipitrace.layout import Kind
 from ipitrace.tracer import Tracer
 
-_PAIRS = 6
-_COUNT = 800
+_PAIRS = 5
+_COUNT = 400
 _FIRES = 0.5  # events per IPI below which a program's cost does not show in one IPI
 _SCENARIOS = ("unicast-running", "unicast-halted")
 _SENDER, _TARGET = 0, 1

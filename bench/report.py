@@ -74,6 +74,9 @@ def write_json(reports: Iterable[Report], path: Path) -> None:
             runs = [
                 pyperf.Run([value], metadata=metadata, collect_metadata=False)
                 for value in series.values
+                if value > 0  # pyperf takes no others; a rate of 0 is in the table
             ]
-            benchmarks.append(pyperf.Benchmark(runs))
+            if runs:
+                benchmarks.append(pyperf.Benchmark(runs))
+    path.parent.mkdir(parents=True, exist_ok=True)
     pyperf.BenchmarkSuite(benchmarks).dump(str(path), replace=True)

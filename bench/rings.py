@@ -54,7 +54,7 @@ def rings() -> Report:
         ("slots", "drained every, ms", "million events/s", "what limited it"),
         rows,
         (
-            f"A process on one CPU makes system calls; the tracer's code writes {_BURST} records each.",
+            f"A process on one CPU makes system calls; our code writes {_BURST} records at each.",
             "This process drains with the tracer's reader, on whichever other CPU it gets.",
             f"The highest rate tried without a loss in {_REPEATS} trials of {_SECONDS} s each.",
         ),

@@ -65,7 +65,7 @@ struct storm_params {
 	unsigned long long pace_cycles; /* from one acknowledgement to the next send */
 	unsigned long long timeout_cycles; /* after which an IPI counts as incomplete */
 	unsigned long long sends; /* guest address of struct storm_send[warmup + count] */
-	unsigned long long reserved;
+	unsigned long long handler_burn_cycles; /* wasted in each handler after its stamp */
 };
 
 /* Written by the guest; 64 bytes. */

@@ -6,6 +6,8 @@ import sys
 import click
 
 import ipitrace
+from ipitrace.commands.ab import ab
+from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.commands.run import run
 from ipitrace.commands.scenarios import scenarios
@@ -20,6 +22,8 @@ def ipitrace_group() -> None:
 
 ipitrace_group.add_command(run)
 ipitrace_group.add_command(report)
+ipitrace_group.add_command(compare)
+ipitrace_group.add_command(ab)
 ipitrace_group.add_command(scenarios)
 
 

@@ -59,6 +59,7 @@ class StormRequest:
         pace_cycles: guest TSC cycles from one acknowledgement to the next send.
         timeout_s: an IPI not acknowledged within this time counts as incomplete.
         inject: a fault made on purpose, to prove that it is told; None in real runs.
+        handler_burn_cycles: cycles each handler wastes after its stamp, on purpose.
     """
 
     scenario: Scenario
@@ -68,6 +69,7 @@ class StormRequest:
     pace_cycles: int
     timeout_s: float = 1.0
     inject: str | None = None
+    handler_burn_cycles: int = 0
 
 
 @dataclass(frozen=True)

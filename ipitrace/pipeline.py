@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace.clock import Clock, Sandwich
+from ipitrace.clock import Clock, Sandwich, stamp_resolution_ns
 from ipitrace.columns import (
     GUEST_IPI_MEANINGS,
     HOST_EVENT_MEANINGS,
@@ -38,6 +38,7 @@ from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
 from ipitrace.model import Scenario, StormRequest, TargetState
+from ipitrace.plan import Turn, plan_turns, split
 from ipitrace.repetition import Recorded, run_repetition
 from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
 from ipitrace.stats import interval_confidence
@@ -58,8 +59,12 @@ from ipitrace.units import NS_PER_S
 
 WARMUP = 100
 REPETITIONS = 6  # the least whose extremes enclose the median with 95 % confidence
+MAX_REPETITIONS = 1000
 _MOST_SENDS = 250_000  # of one repetition: bounds the memory that its events take
-_METHOD = "fresh guests in turn: off, counting, full; full, counting, off; and so on"
+_METHOD = (
+    "fresh guests in turn: off, counting, full; full, counting, off; and so on; the scenarios "
+    "take turns, too, in an order shuffled by the run's seed and mirrored"
+)
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
 
@@ -88,6 +93,9 @@ class RunRequest:
         trace: attach BPF programs and find their cost, or run without any.
         command: the command line, for the record.
         inject: a fault made on purpose, to prove that it is told.
+        repeat: fresh guests of each scenario and mode, among which `count` is shared out.
+        seed: of the order in which scenarios take turns.
+        handler_burn_cycles: cycles each handler wastes, to prove that they are found.
     """
 
     n_vcpus: int
@@ -97,6 +105,20 @@ class RunRequest:
     trace: bool
     command: tuple[str, ...] = ()
     inject: str | None = None
+    repeat: int = REPETITIONS
+    seed: int = 0
+    handler_burn_cycles: int = 0
+
+
+@dataclass
+class _Taken:
+    """The repetitions of one scenario so far, in the order run."""
+
+    scenario: Scenario
+    pace_cycles: int
+    repetitions: list[Repetition] = field(default_factory=list)
+    notes: set[str] = field(default_factory=set)
+    bound_cycles: int = 0
 
 
 @dataclass
@@ -109,6 +131,7 @@ class _Run:
     clock: Clock | None
     sink: Sink
     progress: Progress
+    taken: dict[str, _Taken] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
     rows: list[ScenarioResult] = field(default_factory=list)
     sandwiches: list[Sandwich] = field(default_factory=list)
@@ -120,6 +143,25 @@ class _Run:
     tsc_offset: int | None = None
     incomplete: int = 0
     failure: IpitraceError | None = None
+
+    def finished(self, modes: tuple[Mode, ...]) -> list[Measured]:
+        """The scenarios of which something was finished, as far as it was in all modes."""
+        found = []
+        for taken in self.taken.values():
+            whole = len(taken.repetitions) // len(modes) * len(modes)
+            if whole:
+                found.append(
+                    Measured(
+                        taken.scenario,
+                        self.guest.targets(taken.scenario),
+                        taken.pace_cycles,
+                        WARMUP,
+                        taken.bound_cycles,
+                        tuple(taken.repetitions[:whole]),
+                        tuple(sorted(taken.notes)),
+                    )
+                )
+        return found
 
 
 def check_request(request: RunRequest) -> None:
@@ -138,6 +180,11 @@ def check_request(request: RunRequest) -> None:
         raise UsageError(
             f"--count {request.count} is out of range.",
             f"Ask for 1 to {most:,} IPIs (what the logs of {request.n_vcpus} vCPUs hold).",
+        )
+    if not 1 <= request.repeat <= MAX_REPETITIONS:
+        raise UsageError(
+            f"--repeat {request.repeat} is out of range.",
+            f"Ask for 1 to {MAX_REPETITIONS} repetitions.",
         )
     if request.pace_cycles is not None and not 0 <= request.pace_cycles <= NS_PER_S:
         raise UsageError(
@@ -200,6 +247,7 @@ def run(
         observer=observer,
         observer_absent=None if observer else "nothing was traced (--no-trace)",
         scenarios=tuple(gathered.rows),
+        seed=request.seed,
     )
     return result, gathered.failure
 
@@ -212,28 +260,37 @@ def _load_tracer(request: RunRequest) -> Tracer:
 
 def _open_clock() -> Clock | None:
     try:
-        return Clock()
+        return Clock(stamp_resolution_ns(read_fingerprint().clocksource))
     except OSError:
         return None
 
 
 def _run_scenarios(run: _Run) -> None:
-    """Run every scenario that the guest can; what was finished stays when one fails."""
+    """Run every scenario that the guest can; whole repetitions stay when something fails."""
+    able = [s for s in run.request.scenarios if run.guest.unsupported(s) is None]
+    modes = tuple(Mode) if run.tracer is not None else (Mode.OFF,)
+    turns = plan_turns(able, sends=sends_of(run.request), modes=modes, seed=run.request.seed)
+    total = sum(turn.sends for turn in turns)
+    done = 0
     try:
-        for i, scenario in enumerate(run.request.scenarios):
-            reason = run.guest.unsupported(scenario)
-            if reason is not None:
-                run.rows.append(_unsupported(scenario, reason))
-                continue
-            measured = _measure(run, scenario, i)
-            run.measured.append(measured)
-            run.rows.append(summarise_scenario(measured))
+        with _detached_at_end(run.tracer):
+            for turn in turns:
+                _take(run, turn, done, total)
+                done += turn.sends
     except KeyboardInterrupt:
         run.failure = InterruptedRunError("Interrupted.", "What was finished until then is kept.")
     except IpitraceError as error:
-        if not run.rows and not isinstance(error, MeasurementError):
+        if not run.finished(modes) and not isinstance(error, MeasurementError):
             raise
         run.failure = error
+    run.measured = run.finished(modes)
+    rows = {m.scenario.name: summarise_scenario(m) for m in run.measured}
+    for scenario in run.request.scenarios:
+        reason = run.guest.unsupported(scenario)
+        if reason is not None:
+            run.rows.append(_unsupported(scenario, reason))
+        elif scenario.name in rows:
+            run.rows.append(rows[scenario.name])
 
 
 def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
@@ -247,56 +304,41 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
     )
 
 
-def _measure(run: _Run, scenario: Scenario, index: int) -> Measured:
-    """Run one scenario's repetitions, each in a fresh guest."""
-    plan = repetition_plan(run.request.count, traced=run.tracer is not None)
-    pace_cycles = _pace(run.request, scenario)
-    targets = run.guest.targets(scenario)
-    repetitions: list[Repetition] = []
-    notes: list[str] = []
-    bound_cycles = done = 0
-    total = sum(count for _mode, count in plan)
-    share = 1 / len(run.request.scenarios)
-
-    with _detached_at_end(run.tracer):
-        for mode, count in plan:
-            request = StormRequest(
-                scenario, run.guest.n_vcpus, count, WARMUP, pace_cycles, inject=run.request.inject
-            )
-
-            def told(sent: int, before: int = done) -> None:
-                part = (before + max(sent - WARMUP, 0)) / total
-                run.progress(scenario.name, (index + part) * share)
-
-            _set_mode(run.tracer, mode)
-            recorded = run_repetition(
-                request, run.guest, tracer=run.tracer, mode=mode, clock=run.clock, told=told
-            )
-            repetitions.append(reduce_storm(recorded.storm, targets, mode, recorded.watched))
-            _keep(run, scenario, recorded)
-            if recorded.trace is not None:
-                bound_cycles = max(bound_cycles, recorded.trace.bound_cycles)
-            elif recorded.no_trace_reason and recorded.no_trace_reason not in notes:
-                notes.append(f"no stages: {recorded.no_trace_reason}")
-            done += count
-    return Measured(
-        scenario, targets, pace_cycles, WARMUP, bound_cycles, tuple(repetitions), tuple(notes)
+def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
+    """Run one repetition in a fresh guest; `done` of `total` sends were made before."""
+    scenario = turn.scenario
+    request = StormRequest(
+        scenario,
+        run.guest.n_vcpus,
+        turn.sends,
+        WARMUP,
+        _pace(run.request, scenario),
+        inject=run.request.inject,
+        handler_burn_cycles=run.request.handler_burn_cycles,
     )
 
+    def told(sent: int) -> None:
+        run.progress(scenario.name, (done + max(sent - WARMUP, 0)) / total)
 
-def repetition_plan(count: int, *, traced: bool) -> tuple[tuple[Mode, int], ...]:
-    """Mode and sends of each repetition, in the order to run.
+    _set_mode(run.tracer, turn.mode)
+    recorded = run_repetition(
+        request, run.guest, tracer=run.tracer, mode=turn.mode, clock=run.clock, told=told
+    )
+    kept = run.taken.setdefault(scenario.name, _Taken(scenario, request.pace_cycles))
+    targets = run.guest.targets(scenario)
+    kept.repetitions.append(
+        reduce_storm(recorded.storm, targets, turn.mode, recorded.watched, order=run.repetitions)
+    )
+    _keep(run, scenario, recorded)
+    if recorded.trace is not None:
+        kept.bound_cycles = max(kept.bound_cycles, recorded.trace.bound_cycles)
+    elif recorded.no_trace_reason:
+        kept.notes.add(f"no stages: {recorded.no_trace_reason}")
 
-    `count` sends are recorded, as many counted and as many left alone; the modes
-    take turns in mirrored order, so that a drift of the host falls on all alike.
-    """
-    blocks = min(max(REPETITIONS, -(-count // _MOST_SENDS)), count)
-    modes = tuple(Mode) if traced else (Mode.OFF,)
-    plan: list[tuple[Mode, int]] = []
-    for i in range(blocks):
-        sends = count // blocks + (i < count % blocks)
-        plan += [(mode, sends) for mode in (modes if i % 2 == 0 else reversed(modes))]
-    return tuple(plan)
+
+def sends_of(request: RunRequest) -> tuple[int, ...]:
+    """Measured sends of each repetition; so many of each scenario and mode."""
+    return split(request.count, max(request.repeat, -(-request.count // _MOST_SENDS)))
 
 
 def _set_mode(tracer: Tracer | None, mode: Mode) -> None:
@@ -372,7 +414,7 @@ def _losses(run: _Run) -> Losses:
 
 
 def _observer(run: _Run, tracer: Tracer) -> Observer:
-    repetitions = len(repetition_plan(run.request.count, traced=True)) // len(Mode)
+    repetitions = min((len(m.of(Mode.OFF)) for m in run.measured), default=0)
     return Observer(
         method=_METHOD,
         repetitions=repetitions,

@@ -122,6 +122,7 @@ def run_repetition(
             events,
             complete=_events_lost(tracer) == lost_before,
             sandwiches=reader.sandwiches,
+            resolution_ns=1 if clock is None else clock.resolution_ns,
         )
     except MeasurementError as error:
         return Recorded(storm, mode, None, None, error.message, {}, tuple(reader.sandwiches))
@@ -145,6 +146,7 @@ def _on_one_clock(
     *,
     complete: bool,
     sandwiches: list[Sandwich],
+    resolution_ns: int,
 ) -> StormTrace:
     """Put host events on the guest's clock.
 
@@ -155,7 +157,7 @@ def _on_one_clock(
     exits_fire = bool((events["kind"] == Kind.KVM_EXIT).any())
     inside = (events["ts_ns"] >= window[0]) & (events["ts_ns"] <= window[1])
     measured = events[inside]
-    host_map = HostClockMap.build(sandwiches)
+    host_map = HostClockMap.build(sandwiches, resolution_ns)
     host_hz = host_map.cycles_per_ns * 1e9
     guest_tsc, reason = own_guest_tsc(storm.tsc_offset, storm.tsc_khz, host_hz)
     if guest_tsc is None:

@@ -112,6 +112,42 @@ class ExitTime:
 
 
 @dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of one repetition, in cycles: measured values, never interpolated.
+
+    With fewer than 1000 values `p999` is the largest of them.
+    """
+
+    p50: int
+    p90: int
+    p99: int
+    p999: int
+
+
+@dataclass(frozen=True)
+class RepetitionFigures:
+    """What one repetition found; comparisons are made of these.
+
+    Attributes:
+        order: which fresh guest of the run it was, as `repetition` in the tables.
+        mode: what watched it: off, counting or full.
+        sent: measured sends.
+        send_cycles: S; deliver_cycles: D; round_trip_cycles: R; None when no IPI got there.
+        exits: per IPI, by reason.
+        paths: the share of IPIs that took each path; None unless the mode was full.
+    """
+
+    order: int
+    mode: str
+    sent: int
+    send_cycles: Percentiles | None
+    deliver_cycles: Percentiles | None
+    round_trip_cycles: Percentiles | None
+    exits: Exits | None
+    paths: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
 class ScenarioResult:
     """One scenario's row.
 
@@ -134,6 +170,7 @@ class ScenarioResult:
         unmatched_ipis: deliveries for which no host event was found.
         unmatched_events: events with the IPIs' vector that belong to none, by tracepoint.
         suspect_spans: deliveries around which the guest's TSC offset changed.
+        repetition_figures: each repetition's own, in every mode, in the order run.
         absent: for each field that is null, why.
         notes: what a reader should know before trusting the row.
     """
@@ -166,6 +203,7 @@ class ScenarioResult:
     unmatched_ipis: int = 0
     unmatched_events: Mapping[str, int] | None = None
     suspect_spans: int = 0
+    repetition_figures: tuple[RepetitionFigures, ...] = ()
     absent: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
 
@@ -305,6 +343,7 @@ class RunResult:
         failure: what ended the run early, when something did.
         untrustworthy: why the numbers should not be relied on; empty when they may be.
         tables: the Parquet tables beside run.json, by name.
+        seed: what the order of the scenarios was shuffled with.
     """
 
     ipitrace_version: str
@@ -322,6 +361,7 @@ class RunResult:
     observer_absent: str | None
     scenarios: tuple[ScenarioResult, ...]
     tables: Mapping[str, TableInfo] = field(default_factory=dict)
+    seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json holds it."""

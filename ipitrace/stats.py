@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.model import Summary
-from ipitrace.result import Difference
+from ipitrace.result import Difference, Percentiles
 
 PERCENTILES = (50, 90, 99)
+_TAILS = (50, 90, 99, 99.9)
 
 
 def summarise(values: NDArray[np.int64]) -> Summary | None:
@@ -24,6 +25,13 @@ def summarise(values: NDArray[np.int64]) -> Summary | None:
     return Summary(
         int(values.size), int(values.min()), int(p50), int(p90), int(p99), int(values.max())
     )
+
+
+def percentiles(values: NDArray[np.int64]) -> Percentiles | None:
+    """One repetition's percentiles, of the same kind as summarise()'s; None of nothing."""
+    if values.size == 0:
+        return None
+    return Percentiles(*map(int, np.percentile(values, _TAILS, method="inverted_cdf")))
 
 
 def median(values: NDArray[np.int64]) -> int | None:

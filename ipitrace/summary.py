@@ -2,7 +2,7 @@
 """From the repetitions of one scenario to its row: pure, no guest and no host needed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -23,12 +23,13 @@ from ipitrace.result import (
     ExitTime,
     ObserverCost,
     PerSide,
+    RepetitionFigures,
     ScenarioResult,
     StageBreakdown,
     StageSequence,
     StageStep,
 )
-from ipitrace.stats import median, paired_difference, summarise
+from ipitrace.stats import median, paired_difference, percentiles, summarise
 from ipitrace.storm.driver import Storm
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
@@ -110,6 +111,7 @@ class Repetition:
     """One storm, reduced to what the row needs.
 
     Attributes:
+        order: which fresh guest of the run it was.
         seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
         watched: only of recorded repetitions.
         stats: per vCPU, what KVM's counters moved by; None where KVM has none.
@@ -124,6 +126,7 @@ class Repetition:
     stats: tuple[Mapping[str, int], ...] | None
     seen: NDArray[np.int64] | None = None
     watched: Watched | None = None
+    order: int = 0
 
 
 def reduce_storm(
@@ -131,6 +134,8 @@ def reduce_storm(
     targets: Sequence[int],
     mode: Mode,
     watched: Watched | None = None,
+    *,
+    order: int = 0,
 ) -> Repetition:
     """Keep of a storm what its scenario's row is made of."""
     seen = None
@@ -154,6 +159,7 @@ def reduce_storm(
         stats=stats,
         seen=seen,
         watched=watched,
+        order=order,
     )
 
 
@@ -216,7 +222,7 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         exits=exits,
         kvm_stats=stats,
         events_per_ipi=_events_per_ipi(storms, sides),
-        paths={Path(p).text: share for p, share in path_shares(spans).items()} if spans else None,
+        paths=_shares(spans) if spans else None,
         stages=_stages(measured, spans),
         exit_times=_exit_times(measured, watched) or None,
         late_posts=late_posts,
@@ -224,9 +230,33 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         unmatched_ipis=sum(s.unmatched_ipis for s in spans),
         unmatched_events=_added(s.unmatched_events for s in spans) if spans else None,
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
+        repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
         absent=absent | _absent(storms, watched, stats),
         notes=(*measured.notes, *_notes(scenario, stats)),
     )
+
+
+def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:
+    """What one repetition found by itself."""
+    delivered = sum(storm.handled[t] for t in measured.targets)
+    sides = _Sides(measured.scenario, measured.targets, storm.sent, max(delivered, 1))
+    alone = replace(measured, repetitions=(storm,))
+    exits, _absent_exits = _exits(alone, sides, _kvm_stats((storm,), sides))
+    spans = None if storm.watched is None else storm.watched.spans
+    return RepetitionFigures(
+        order=storm.order,
+        mode=storm.mode,
+        sent=storm.sent,
+        send_cycles=percentiles(storm.cycles.send),
+        deliver_cycles=percentiles(storm.cycles.deliver),
+        round_trip_cycles=percentiles(storm.cycles.round_trip),
+        exits=exits if exits.source else None,
+        paths=None if spans is None else _shares([spans]),
+    )
+
+
+def _shares(spans: Sequence[Spans]) -> dict[str, float]:
+    return {Path(p).text: share for p, share in path_shares(spans).items()}
 
 
 def _coalesced(storm: Repetition, targets: Iterable[int]) -> int:

@@ -30,6 +30,8 @@ _start:
 	.long	spurious_entry - _start
 	.long	service_entry - _start
 	.long	exception_entries - _start
+	.long	burning_target_entry - _start
+	.long	burning_self_entry - _start
 	.long	payload_end - _start
 
 	.text
@@ -66,8 +68,12 @@ boot:
  * EOI comes before the acknowledgement, as in Linux's handlers, so that the
  * next IPI never finds this one still in service. All of rax, rcx, rdx and r11
  * are lost.
+ *
+ * With `burn` it wastes handler_burn_cycles before it acknowledges: R grows by
+ * them, S and D do not. It has entries of its own, so that the others hold no
+ * instruction for it.
  */
-.macro HANDLE
+.macro HANDLE burn=0
 	mov	MG_VCPU_NEXT_RECEIPT(%r15), %r11
 	cmp	MG_VCPU_END_RECEIPT(%r15), %r11
 	jae	4f
@@ -81,28 +87,48 @@ boot:
 	mov	%r11, MG_VCPU_NEXT_RECEIPT(%r15)
 	jmp	5f
 4:	END_OF_INTERRUPT
-5:	incq	MG_VCPU_HANDLED(%r15)
+5:
+	.if \burn
+	READ_TSC
+	mov	%rax, %r11
+	add	MG_PARAMS + MG_PARAMS_BURN, %r11
+6:	READ_TSC
+	cmp	%r11, %rax
+	jb	6b
+	.endif
+	incq	MG_VCPU_HANDLED(%r15)
 .endm
 
-	.balign 64
-target_entry:
-	rdtsc
-	shl	$32, %rdx
-	or	%rdx, %rax
-	HANDLE
+.macro HANDLE_ON_TARGET burn=0
+	READ_TSC
+	HANDLE \burn
 	iretq
+.endm
 
-	.balign 64
-self_entry:
+.macro HANDLE_ON_SENDER burn=0
 	mov	%rax, %r8
 	mov	%rdx, %r9
 	READ_TSC
 	mov	%rcx, %r10
-	HANDLE
+	HANDLE \burn
 	mov	%r8, %rax
 	mov	%r9, %rdx
 	mov	%r10, %rcx
 	iretq
+.endm
+
+	.balign 64
+target_entry:
+	HANDLE_ON_TARGET
+	.balign 64
+self_entry:
+	HANDLE_ON_SENDER
+	.balign 64
+burning_target_entry:
+	HANDLE_ON_TARGET burn=1
+	.balign 64
+burning_self_entry:
+	HANDLE_ON_SENDER burn=1
 
 	.balign 16
 spurious_entry:

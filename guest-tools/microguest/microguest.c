@@ -19,6 +19,8 @@ OFFSET_IS(ready, MG_VCPU_READY);
 OFFSET_IS(next_receipt, MG_VCPU_NEXT_RECEIPT);
 OFFSET_IS(end_receipt, MG_VCPU_END_RECEIPT);
 OFFSET_IS(xapic, MG_VCPU_XAPIC);
+_Static_assert(__builtin_offsetof(struct storm_params, handler_burn_cycles) == MG_PARAMS_BURN,
+	       "entry.S reads it there");
 _Static_assert(sizeof(struct mg_vcpu) == MG_VCPU_SIZE, "struct mg_vcpu");
 _Static_assert(__builtin_offsetof(struct storm_status, spurious) == 40, "entry.S counts there");
 _Static_assert(sizeof(struct storm_receipt) == 24, "entry.S steps by this");

@@ -41,6 +41,8 @@
 #define MG_VCPU_END_RECEIPT 72
 #define MG_VCPU_XAPIC 80
 
+#define MG_PARAMS_BURN 72 /* handler_burn_cycles in struct storm_params, likewise */
+
 #ifndef __ASSEMBLER__
 /*
  * One per vCPU at MG_VCPUS. The first cache line is what the sender polls;
@@ -66,6 +68,8 @@ struct mg_header {
 	unsigned int spurious_entry;
 	unsigned int service_entry; /* INT3, open to user mode, interrupts left on */
 	unsigned int exception_entries; /* 32 of them, 16 bytes apart */
+	unsigned int burning_target_entry; /* these two waste handler_burn_cycles */
+	unsigned int burning_self_entry;
 	unsigned int size;
 };
 #endif

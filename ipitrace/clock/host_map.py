@@ -20,7 +20,7 @@ _TOO_WIDE = 2.0
 _SPACING_NS = 10_000_000
 _SPACINGS = 8  # a short run is still cut in so many
 _SLEW_RANGE = 2 * 500e-6  # +-MAXFREQ, include/linux/timex.h: all that NTP may steer a clock
-_ROUNDING_CYCLES = 0.5
+_ROUNDING_CYCLES = 1.5  # readings are cut to whole cycles, the result is rounded
 _PPM = 1e6
 
 _RESOLUTION_NS = {"hpet": 100, "acpi_pm": 280, "jiffies": 10_000_000, "refined-jiffies": 10_000_000}

@@ -80,12 +80,13 @@ class TscFrequency:
 class Clock:
     """Takes sandwiches with a few bytes of machine code, so that no Python is in between."""
 
-    def __init__(self) -> None:
-        """Prepare the code.
+    def __init__(self, resolution_ns: int = 1) -> None:
+        """Prepare the code; `resolution_ns` is the step of CLOCK_MONOTONIC here.
 
         Raises:
             OSError: the host forbids executable memory to this process.
         """
+        self.resolution_ns = resolution_ns
         code = bytes.fromhex("".join(octets for octets, _mnemonic in SANDWICH_LISTING))
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.write(code)

@@ -3,6 +3,7 @@
 
 import contextlib
 import re
+import secrets
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 
 from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
-from ipitrace.pipeline import RunRequest, check_request
+from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
 from ipitrace.recording import RUN_FILE, RecordingWriter
 from ipitrace.render.progress import ProgressBar
@@ -18,6 +19,7 @@ from ipitrace.render.tables import render_run
 from ipitrace.result import RunResult
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
+from ipitrace.units import NS_PER_S
 
 _DEFAULT_VCPUS = 2
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
@@ -48,6 +50,20 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
     metavar="CYCLES",
     help="TSC cycles from one acknowledgement to the next send. Default: by scenario.",
 )
+@click.option(
+    "--repeat",
+    default=REPETITIONS,
+    show_default=True,
+    metavar="N",
+    help="Fresh guests per scenario, among which --count is shared out; the more, the smaller "
+    "the changes 'ipitrace compare' can prove.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Of the order in which scenarios take turns. Default: a new one each time.",
+)
 @click.option("--no-trace", is_flag=True, help="Attach no BPF programs; needs only /dev/kvm.")
 @click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
 @click.option(
@@ -61,12 +77,15 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
 @click.option("-q", "--quiet", is_flag=True, help="Print no tables and no progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
 @click.option("--inject", type=click.Choice(_INJECTIONS), hidden=True)
+@click.option("--burn-cycles", default=0, type=click.IntRange(0, NS_PER_S), hidden=True)
 def run(
     *,
     vm: str,
     scenarios: tuple[str, ...],
     count: int,
     pace: int | None,
+    repeat: int,
+    seed: int | None,
     no_trace: bool,
     as_json: bool,
     output: Path | None,
@@ -74,6 +93,7 @@ def run(
     quiet: bool,
     verbose: bool,
     inject: str | None,
+    burn_cycles: int,
 ) -> None:
     """Fire IPI storms in a guest and print what each IPI cost.
 
@@ -87,6 +107,9 @@ def run(
         trace=not no_trace,
         command=tuple(sys.argv[1:]),
         inject=inject,
+        repeat=repeat,
+        seed=secrets.randbelow(1 << 32) if seed is None else seed,
+        handler_burn_cycles=burn_cycles,
     )
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")

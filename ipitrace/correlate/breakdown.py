@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans
-from ipitrace.correlate.stages import CRITICAL, STAGES, Stage
+from ipitrace.correlate.stages import STAGES, Stage
 
 _LATE = np.iinfo(np.int64).max
 _NAMED_SEQUENCES = 3
+_BETWEEN = np.array(
+    [s.stage for s in STAGES if s.critical and s.stage not in {Stage.SEND, Stage.HANDLER}]
+)
+_BITS = 4  # hold one of them, or 0 for none; all together 44 bits
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Step:
             critical way and for the send itself.
         share_of_deliver: the sum of these steps over the sum of D; None likewise.
         resolved: the step is longer than the clock's error bound, or both its ends are
-            the guest's own stamps.
+            the guest's own stamps or both the host's, whose errors are the same.
     """
 
     stage: Stage
@@ -72,13 +76,10 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
     if not len(since):
         return None
     codes = _sequence_codes(since)
-    unique, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    unique, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
     by_count = np.argsort(-counts, kind="stable")[:_NAMED_SEQUENCES]
-    sequences = tuple(
-        Followed(tuple(Stage(int(s)) for s in unique[i] if s >= 0), int(counts[i]))
-        for i in by_count
-    )
-    dominant = since[inverse.reshape(-1) == by_count[0]]
+    sequences = tuple(Followed(_decoded(int(unique[i])), int(counts[i])) for i in by_count)
+    dominant = since[inverse == by_count[0]]
     return Breakdown(
         spans=len(since),
         sequences=sequences,
@@ -93,15 +94,23 @@ def _since_send(spans: Spans) -> NDArray[np.int64]:
     return np.where(tsc == ABSENT, _LATE, tsc - np.where(tsc == ABSENT, 0, send))
 
 
-def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.int8]:
-    """For each span its critical stages in order of time, padded with -1."""
-    critical = np.where(CRITICAL, since, _LATE)
-    critical[:, Stage.SEND] = -_LATE  # whatever the clock's error, it came first
-    # nothing that leads to the handler comes after it but by the clock's error
-    critical[:, Stage.HANDLER] = _LATE - 1
-    order = np.argsort(critical, axis=1, kind="stable").astype(np.int8)
-    seen = np.take_along_axis(critical, order.astype(np.int64), axis=1) != _LATE
-    return np.where(seen, order, np.int8(-1))
+def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """For each span its critical stages in order of time, as one number.
+
+    Whatever the clock's error, the send came first and the handler last: left out.
+    """
+    between = since[:, _BETWEEN]
+    order = np.argsort(between, axis=1, kind="stable")
+    numbers = np.where(np.take_along_axis(between, order, axis=1) == _LATE, 0, order + 1)
+    shifts = np.arange(len(_BETWEEN))[::-1] * _BITS
+    codes: NDArray[np.uint64] = (numbers << shifts).sum(axis=1).astype(np.uint64)
+    return codes
+
+
+def _decoded(code: int) -> tuple[Stage, ...]:
+    """The stages of a sequence's number."""
+    numbers = [code >> i * _BITS & (1 << _BITS) - 1 for i in reversed(range(len(_BETWEEN)))]
+    return (Stage.SEND, *(Stage(int(_BETWEEN[i - 1])) for i in numbers if i), Stage.HANDLER)
 
 
 def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: int) -> list[Step]:
@@ -121,8 +130,8 @@ def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: 
             cycles = since[:, spec.stage] - since[:, former]
             step_cycles = _median(cycles)
             share = float(cycles.sum()) / total if total else None
-            own = spec.guest and STAGES[former].guest
-            resolved = own or (step_cycles >= bound_cycles)
+            one_clock = spec.guest == STAGES[former].guest
+            resolved = one_clock or step_cycles >= bound_cycles
         steps.append(
             Step(spec.stage, int(present.sum()), _median(stamps), step_cycles, share, resolved)
         )

@@ -22,7 +22,9 @@ class ExitTable:
         isa: as kvm_exit says: 1 VMX, 2 SVM, 0 unknown.
         reason: the raw exit reason.
         cycles: from kvm_exit to the kvm_entry that ended it; ABSENT for the unpaired.
-        in_deliver_cycles: the part of it that lies between an IPI's send and its handler.
+        in_deliver_cycles: the part of it that lies between an IPI's send and its handler,
+            of all the IPIs it touches; with several targets once for each. 0 for the
+            unpaired, whose end is not known.
     """
 
     vcpu: int
@@ -33,7 +35,7 @@ class ExitTable:
 
     @property
     def unpaired(self) -> int:
-        """Exits that no entry followed before the next exit.
+        """Exits that no entry followed before the next exit or the end.
 
         KVM's fastpaths re-entered the guest without a kvm_entry in Linux 5.8 to 5.12, so
         that an exit can follow an exit; the last one before an entry is the one it ends.
@@ -88,20 +90,32 @@ def _overlap(
     start: NDArray[np.int64],
     end: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """How much of each [start, end) lies between a send and its handler.
+    """How much of each [start, end) lies between sends and their handlers.
 
-    A sender's exits are held against the last handler of its sends, a target's
-    against its own.
+    A target's exits are held against its own handlers; the sender's against those of
+    all targets, one after the other, as D is counted once a target.
     """
-    own = spans.target == vcpu if vcpu != trace.sender else spans.target == trace.targets[-1]
-    send, handler = spans.tsc[own, Stage.SEND], spans.tsc[own, Stage.HANDLER]
-    if not len(send) or not len(start):
-        return np.zeros(len(start), np.int64)
-    handler = np.where(handler == ABSENT, send, handler)
-    # an exit may begin before the send it overlaps (a halted target's does)
-    at = np.clip(np.searchsorted(send, end) - 1, 0, len(send) - 1)
-    overlap = np.minimum(end, handler[at]) - np.maximum(start, send[at])
-    return np.asarray(np.maximum(overlap, 0), np.int64)
+    total = np.zeros(len(start), np.int64)
+    for target in trace.targets if vcpu == trace.sender else [vcpu]:
+        own = spans.target == target
+        send, handler = spans.tsc[own, Stage.SEND], spans.tsc[own, Stage.HANDLER]
+        delivering = np.where(handler == ABSENT, 0, np.maximum(handler - send, 0))
+        total += _covered(send, delivering, end) - _covered(send, delivering, start)
+    return total
+
+
+def _covered(
+    start: NDArray[np.int64], length: NDArray[np.int64], until: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How much of the intervals, which do not overlap, lies before each `until`."""
+    if not len(start):
+        return np.zeros(len(until), np.int64)
+    # where clocks contradict each other an interval may seem to reach into the next
+    length = np.minimum(length, np.append(np.diff(start), np.iinfo(np.int64).max))
+    before = np.concatenate([[0], np.cumsum(length)])
+    at = np.searchsorted(start, until, side="right") - 1
+    inside = np.clip(until - start[np.maximum(at, 0)], 0, length[np.maximum(at, 0)])
+    return np.where(at < 0, 0, before[np.maximum(at, 0)] + inside)
 
 
 def share_of_deliver(tables: Sequence[ExitTable], deliver_cycles: int) -> float:

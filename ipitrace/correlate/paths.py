@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How each IPI travelled, proved by what was seen and never by a module parameter."""
 
+from collections.abc import Collection, Iterator
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +59,67 @@ _BY_REASON: dict[tuple[int, int], Path] = {
     (SVM, 0x402): Path.MMIO,  # AVIC: unaccelerated access
 }
 _VMX_BASIC_REASON = 0xFFFF
-_NEEDS_ICR_EVENT = (Path.MMIO, Path.MSR_EXIT)
+_ISA_SHIFT = 32
+_HALT = {(VMX, 12), (SVM, 0x78)}
+_ICR, _SELF_IPI = 0x300, 0x3F0  # offsets in the APIC's page
+_ONLY_SENDS = (Path.APIC_WRITE, Path.AVIC_INCOMPLETE)
 
 
-def path_of_exits(isa: NDArray[np.uint16], reason: NDArray[np.uint32]) -> NDArray[np.int8]:
-    """The Path each kvm_exit would prove if a send caused it; UNKNOWN for all other reasons."""
-    basic = np.where(isa == VMX, reason & _VMX_BASIC_REASON, reason)
+def path_of_exits(
+    isa: NDArray[np.integer[Any]], reason: NDArray[np.integer[Any]], info1: NDArray[np.integer[Any]]
+) -> NDArray[np.int8]:
+    """The Path each kvm_exit would prove if a send caused it; UNKNOWN for all other reasons.
+
+    Args:
+        isa: VMX or SVM.
+        reason: the raw exit reason.
+        info1: for an APIC-write exit, the register's offset (SDM vol. 3C, 29.4.3.3);
+            those of other registers than the ICR prove nothing.
+    """
     path = np.full(len(reason), Path.UNKNOWN, np.int8)
-    for (of_isa, of_reason), proved in _BY_REASON.items():
-        path[(isa == of_isa) & (basic == of_reason)] = proved
+    for (of_isa, of_reason), hit in _hits(isa, reason, _BY_REASON):
+        path[hit] = _BY_REASON[of_isa, of_reason]
+    written = path == Path.APIC_WRITE
+    path[written] = np.where(
+        np.isin(info1[written], (_ICR, _SELF_IPI)), Path.APIC_WRITE, Path.UNKNOWN
+    )
     return path
+
+
+def is_halt(isa: NDArray[np.integer[Any]], reason: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Which kvm_exit are for HLT."""
+    halt = np.zeros(len(reason), np.bool_)
+    for _, hit in _hits(isa, reason, _HALT):
+        halt |= hit
+    return halt
+
+
+def _hits(
+    isa: NDArray[np.integer[Any]],
+    reason: NDArray[np.integer[Any]],
+    wanted: Collection[tuple[int, int]],
+) -> Iterator[tuple[tuple[int, int], NDArray[np.bool_]]]:
+    """Where each of the wanted (isa, reason) that occurs at all occurs."""
+    basic = np.where(isa == VMX, reason & np.uint32(_VMX_BASIC_REASON), reason)
+    both = isa.astype(np.uint64) << np.uint64(_ISA_SHIFT) | basic
+    for of_isa, of_reason in wanted:
+        hit = both == of_isa << _ISA_SHIFT | of_reason
+        yield (of_isa, of_reason), hit
+
+
+def proves_alone(path: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Whether an exit that would prove this path can have no other cause than a send.
+
+    An MSR write, an access to memory or a hypercall can be anything; those count only
+    where KVM was seen to take an IPI on.
+    """
+    return np.isin(path, _ONLY_SENDS)
 
 
 def classify(
     *,
     exit_path: NDArray[np.int8],
+    any_exit: NDArray[np.bool_],
     hypercall: NDArray[np.bool_],
     avic_incomplete: NDArray[np.bool_],
     fastpath: NDArray[np.bool_],
@@ -82,24 +130,22 @@ def classify(
     """The path of each send, from the evidence inside its send window; arrays of shape (n,).
 
     Args:
-        exit_path: what its send exit proves (path_of_exits), UNKNOWN where there is none.
+        exit_path: what the exit during which KVM took the IPI on proves (path_of_exits),
+            UNKNOWN where there is none.
+        any_exit: an exit was seen that a send could have caused.
         hypercall: kvm_hypercall SEND_IPI seen.
         avic_incomplete: kvm_avic_incomplete_ipi seen.
         fastpath: KVM's MSR fastpath was seen to run.
-        kvm_took_it: kvm_apic_ipi, or a write of the ICR, seen.
+        kvm_took_it: any event seen by which KVM takes an IPI on.
         exits_fire: kvm_exit fired at all in this VM, so that its absence means something.
         complete: nothing was lost, so that any absence means something.
     """
-    path = np.full(len(exit_path), Path.UNKNOWN, np.int8)
+    path = exit_path.copy()
     if complete:
-        nothing = ~kvm_took_it & ~hypercall & ~avic_incomplete & (exit_path == Path.UNKNOWN)
         if exits_fire:
-            path[nothing] = Path.EXITLESS
+            path[~kvm_took_it & ~any_exit] = Path.EXITLESS
         else:
             path[kvm_took_it] = Path.EMULATED
-    # an EPT violation or MSR write proves the send's path only if KVM saw an IPI there
-    proved = (exit_path != Path.UNKNOWN) & (~np.isin(exit_path, _NEEDS_ICR_EVENT) | kvm_took_it)
-    path[proved] = exit_path[proved]
     path[fastpath & (path == Path.MSR_EXIT)] = Path.MSR_FASTPATH
     path[avic_incomplete] = Path.AVIC_INCOMPLETE
     path[hypercall] = Path.PV_HYPERCALL

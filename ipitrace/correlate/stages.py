@@ -68,21 +68,21 @@ class StageSpec:
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(Stage.SEND, "sender", "before the instruction that sends"),
-    StageSpec(Stage.SENDER_EXIT, "sender", "kvm_exit caused by the send"),
+    StageSpec(Stage.SENDER_EXIT, "sender", "kvm_exit during which KVM takes the IPI on"),
     StageSpec(Stage.IPI, "sender", "kvm_apic_ipi: KVM takes the IPI on"),
     StageSpec(Stage.ACCEPT, "sender", "kvm_apic_accept_irq: the target's APIC has it"),
     StageSpec(Stage.APICV_ACCEPT, "sender", "kvm_apicv_accept_irq: it was posted"),
     StageSpec(Stage.KICK, "sender", "ipi_send_cpu or doorbell to the target's CPU"),
-    StageSpec(Stage.ICR_WRITE, "sender", "kvm_msr or kvm_apic: ICR write done"),
-    StageSpec(Stage.SENDER_ENTRY, "sender", "kvm_entry of the sender"),
+    StageSpec(Stage.ICR_WRITE, "sender", "kvm_msr or kvm_apic: the ICR write"),
+    StageSpec(Stage.SENDER_ENTRY, "sender", "kvm_entry that ends it"),
     StageSpec(Stage.SENT, "sender", "after the instruction that sends"),
     StageSpec(Stage.TARGET_INTERRUPT, "target", "the host's interrupt stops the target"),
-    StageSpec(Stage.TARGET_EXIT, "target", "kvm_exit of the target"),
+    StageSpec(Stage.TARGET_EXIT, "target", "kvm_exit that lets the interrupt in"),
     StageSpec(Stage.SCHED_IN, "target", "the target's thread gets its CPU"),
     StageSpec(Stage.WAKEUP, "target", "kvm_vcpu_wakeup: HLT is over"),
     StageSpec(Stage.INJECT, "target", "kvm_inj_virq"),
     StageSpec(Stage.KVM_EOI, "target", "kvm_eoi of the vector"),
-    StageSpec(Stage.TARGET_ENTRY, "target", "kvm_entry of the target"),
+    StageSpec(Stage.TARGET_ENTRY, "target", "kvm_entry that leads to the handler"),
     StageSpec(Stage.HANDLER, "target", "the handler's first instruction"),
     StageSpec(Stage.EOI, "target", "after the handler's EOI"),
     StageSpec(Stage.ACK, "sender", "the sender has seen the acknowledgement"),
@@ -91,7 +91,6 @@ STAGES: tuple[StageSpec, ...] = (
 CRITICAL = np.array([spec.critical for spec in STAGES])
 """Which columns are on the interrupt's way."""
 
-KICKS = (Kind.IPI_SEND_CPU, Kind.KVM_AVIC_DOORBELL)
 HOST_INTERRUPTS = (
     Kind.RESCHEDULE_ENTRY,
     Kind.CALL_FUNCTION_ENTRY,

@@ -24,6 +24,9 @@ _TSC_FLAGS: Final = (
     "tsc_adjust",
     "tsc_scale",
 )
+_TCG_CPU: Final = "QEMU TCG"
+_BOCHS: Final = "Bochs"
+_DMI_NAMES: Final = ("bios_vendor", "sys_vendor")
 # Parameters named in one_line, in its order; the rest is in kvm_parameters.
 _HEADLINE_PARAMETERS: Final = {
     "kvm_intel": ("enable_apicv", "enable_ipiv"),
@@ -66,6 +69,8 @@ class HostFingerprint:
     x2apic: bool | None
     virtualised: bool | None
     """The CPU's hypervisor flag: this host is itself a guest."""
+    emulated: str | None
+    """The program that interprets this host's instructions, so that no cycle is real time."""
     numa_nodes: int | None
     isolated_cpus: str | None
     """List format ("2-5"); "" is known to be none."""
@@ -116,6 +121,7 @@ def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
         tsc_flags=None if flags is None else tuple(f for f in _TSC_FLAGS if f in flags),
         x2apic=None if flags is None else "x2apic" in flags,
         virtualised=None if flags is None else "hypervisor" in flags,
+        emulated=_emulator(files, cpu, flags),
         numa_nodes=len(nodes) if nodes else None,
         isolated_cpus=_list_text(files, f"{CPU_DIR}/isolated"),
         nohz_full_cpus=_list_text(files, f"{CPU_DIR}/nohz_full"),
@@ -136,8 +142,9 @@ def one_line(fp: HostFingerprint) -> str:
         f"Linux {fp.kernel_release}" if fp.kernel_release else "",
         _backend_words(fp.kvm_backend, parameters),
         _halt_poll_words(parameters.get("kvm.halt_poll_ns")),
-        "virtualised host" if fp.virtualised else "",
-        f"microcode {fp.microcode}" if fp.microcode else "",
+        "virtualised host" if fp.virtualised and not fp.emulated else "",
+        "emulated host: cycles are not real time" if fp.emulated else "",
+        f"microcode {fp.microcode}" if fp.microcode and not fp.emulated else "",
     ]
     return " · ".join(item for item in items if item) or "unknown host"
 
@@ -152,6 +159,19 @@ def _first_cpu(files: HostFiles) -> dict[str, str]:
 def _signature(cpu: Mapping[str, str]) -> str | None:
     parts = [cpu.get(key) for key in ("cpu family", "model", "stepping")]
     return None if None in parts else "-".join(cast("list[str]", parts))
+
+
+def _emulator(files: HostFiles, cpu: Mapping[str, str], flags: frozenset[str] | None) -> str | None:
+    """The emulator that runs this host, or None.
+
+    QEMU's TCG names its CPUs so in all models it makes up itself (target/i386/cpu.c).
+    Bochs copies a real CPU's name and shows no hypervisor flag, but its BIOS signs the
+    DMI tables (bios/rombios32.c); old QEMU with KVM has that BIOS, too, and the flag.
+    """
+    if _TCG_CPU in cpu.get("model name", ""):
+        return "QEMU TCG"
+    signed = any(_BOCHS in (files.text(f"/sys/class/dmi/id/{name}") or "") for name in _DMI_NAMES)
+    return _BOCHS if signed and flags is not None and "hypervisor" not in flags else None
 
 
 def _cpu_list(files: HostFiles, path: str) -> tuple[int, ...] | None:

@@ -71,7 +71,7 @@ PARAMS = np.dtype(
         ("pace_cycles", "<u8"),
         ("timeout_cycles", "<u8"),
         ("sends", "<u8"),
-        ("reserved", "<u8"),
+        ("handler_burn_cycles", "<u8"),
     ]
 )
 """struct storm_params."""

@@ -35,7 +35,9 @@ ENUMS: dict[str, type[IntEnum]] = {
 ENUM_PREFIXES = {"storm_inject": "STORM_INJECT_"}
 
 # Known to the payload's own C and assembly alone.
-PRIVATE = re.compile(r"MG_(SERVICE_\w+|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC))$")
+PRIVATE = re.compile(
+    r"MG_(SERVICE_\w+|PARAMS_BURN|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC))$"
+)
 
 KVM_STRUCTS = {
     "kvm_segment": kvm.Segment,

@@ -568,7 +568,7 @@ def test_an_interrupted_run_keeps_what_was_finished(
         *("--count", str(count), "-o", "here"),
         cwd=tmp_path,
     )
-    ran.wait_for(r"unicast-running")
+    ran.wait_for(r"\] +[4-7]\d%")
     ran.process.send_signal(signal.SIGINT)
     code, stdout = ran.finish()
     assert code == ExitCode.INTERRUPTED, ran.drawn
@@ -577,7 +577,11 @@ def test_an_interrupted_run_keeps_what_was_finished(
     run = run_json(tmp_path / "here")
     assert not run["complete"]
     assert run["failure"] == "Interrupted."
-    assert [row["name"] for row in run["scenarios"]] == ["self"]
+    assert [row["name"] for row in run["scenarios"]] == ["self", "unicast-running"]
+    for row in run["scenarios"]:
+        assert 1 <= row["repetitions"] < 6
+        modes = [figures["mode"] for figures in row["repetition_figures"]]
+        assert len({modes.count(mode) for mode in modes}) == 1
     assert "self" in stdout
     assert "Interrupted." in stdout
 

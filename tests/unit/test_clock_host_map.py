@@ -30,7 +30,7 @@ class World:
         return self.tsc_at_0 + (ns + later) * self.mhz / 1000
 
     def sandwich(self, ns: Fraction, half_width: int, place: Fraction) -> Sandwich:
-        """Around `ns`; its middle is off by `place` (-1..1) of its half width."""
+        """Around `ns`; its middle is off by `place` (-1..1) of its half width, then cut."""
         before = int(self.tsc(ns) + place * half_width) - half_width
         return Sandwich(before + half_width, int(ns), float(half_width))
 
@@ -128,6 +128,16 @@ def test_over_hours_the_arithmetic_loses_less_than_a_cycle() -> None:
         rate = Fraction(b.tsc - a.tsc, b.ts_ns - a.ts_ns)
         exact.append(round(a.tsc + (stamp - a.ts_ns) * rate))
     assert int(np.abs(mapped.to_tsc(stamps) - np.array(exact)).max()) <= 1
+
+
+def test_whole_cycles_of_a_tight_sandwich_are_in_the_bound() -> None:
+    world = World(0, Fraction(25061, 40))
+    mapped = HostClockMap.build(
+        [world.sandwich(Fraction(i * MS + 1), 0, Fraction(0)) for i in range(1, 6)]
+    )
+    moment = Fraction(500029629, 500)
+    error = abs(int(mapped.to_tsc(int(moment))) - world.tsc(moment))
+    assert 1.1 < error <= float(mapped.bound_cycles(int(moment)))
 
 
 def steady(n: int, spacing_ns: int = 20 * MS, half_width: int = 50) -> list[Sandwich]:

@@ -126,6 +126,7 @@ class MicroGuest:
                 count=request.count,
                 pace_cycles=request.pace_cycles,
                 timeout_cycles=int(request.timeout_s * tsc_hz),
+                handler_burn_cycles=request.handler_burn_cycles,
             )
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
             return machine.run(self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s)

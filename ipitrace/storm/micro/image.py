@@ -80,7 +80,7 @@ _APIC_BASE_X2APIC = 0x400
 _APIC_BASE_BSP = 0x100
 _RFLAGS_FIXED = 2
 
-_HEADER = struct.Struct("<8x8s7I")
+_HEADER = struct.Struct("<8x8s9I")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class Payload:
     spurious_entry: int
     service_entry: int
     exception_entries: int
+    burning_target_entry: int
+    burning_self_entry: int
 
     @property
     def sha256(self) -> str:
@@ -163,6 +165,7 @@ class GuestMemory:
             ) from error
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
         self.host_address = int(self._bytes.ctypes.data)
+        self._payload = payload
         self._memory[MG_LOAD : MG_LOAD + len(payload.image)] = payload.image
         self._build_page_tables()
         self._build_descriptors(payload)
@@ -251,6 +254,9 @@ class GuestMemory:
         params["sends"] = self._sends_at
         for name, value in fields.items():
             params[name] = value
+        if fields.get("handler_burn_cycles"):
+            self._gate(MG_VECTOR_TARGET, self._payload.burning_target_entry)
+            self._gate(MG_VECTOR_SELF, self._payload.burning_self_entry)
         vcpus = self.vcpus()
         vcpus["xapic"] = fields["send_method"] == StormSendMethod.XAPIC
         starts = self._receipts_at + np.arange(self._n_vcpus) * self._receipts_step

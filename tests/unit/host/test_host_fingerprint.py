@@ -45,6 +45,7 @@ def test_intel_laptop(captured: Captured) -> None:
         tsc_flags=("constant_tsc", "nonstop_tsc", "tsc_adjust"),
         x2apic=True,
         virtualised=False,
+        emulated=None,
         numa_nodes=1,
         isolated_cpus="",
         nohz_full_cpus="2-3",
@@ -126,6 +127,30 @@ def test_backend(
     contents = {f"/sys/module/{path}": text for path, text in modules.items()}
     files = make_files({"/proc/cpuinfo": f"flags : {flags}\n"} | contents)
     assert read_fingerprint(files).kvm_backend == backend
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "bios", "emulated"),
+    [
+        ("QEMU TCG CPU version 2.5+", "svm hypervisor", "SeaBIOS", "QEMU TCG"),
+        ("11th Gen Intel(R) Core(TM) i7", "vmx", "Bochs", "Bochs"),
+        ("QEMU Virtual CPU version 0.12.1", "hypervisor", "Bochs", None),
+        ("Intel(R) Xeon(R) Gold 6230", "vmx hypervisor", "SeaBIOS", None),
+        ("Intel(R) Xeon(R) Gold 6230", "vmx", "Dell Inc.", None),
+    ],
+)
+def test_emulated(
+    make_files: Make, model: str, flags: str, bios: str, emulated: str | None
+) -> None:
+    files = make_files(
+        {
+            "/proc/cpuinfo": f"model name : {model}\nflags : {flags}\n",
+            "/sys/class/dmi/id/bios_vendor": bios,
+        }
+    )
+    fp = read_fingerprint(files)
+    assert fp.emulated == emulated
+    assert ("cycles are not real time" in one_line(fp)) == bool(emulated)
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace ab`: two configurations measured in turn, A B B A, and compared."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
+from ipitrace.errors import (
+    ExitCode,
+    HostError,
+    InterruptedRunError,
+    IpitraceError,
+    MeasurementError,
+    UsageError,
+)
+
+# Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
+# gives after these replaces them.
+_OF_A_VISIT = ("--repeat", "1", "--count", "1000")
+
+
+@click.command(
+    short_help="Measure two configurations in turn (A B B A ...) and compare them.",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.option(
+    "--a", "command_a", required=True, metavar="CMD", help="Shell command that sets up A."
+)
+@click.option(
+    "--b", "command_b", required=True, metavar="CMD", help="Shell command that sets up B."
+)
+@click.option(
+    "--a-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for A alone."
+)
+@click.option(
+    "--b-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for B alone."
+)
+@click.option(
+    "--rounds",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="How often each is measured.",
+)
+@click.option(
+    "-o",
+    "--recordings",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where the recordings go. Default: ipitrace-ab-<date>-<time> here.",
+)
+@comparison_options
+@click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUN OPTIONS]")
+def ab(
+    *,
+    command_a: str,
+    command_b: str,
+    a_run: str,
+    b_run: str,
+    rounds: int,
+    recordings: Path | None,
+    run_options: tuple[str, ...],
+    **options: Any,  # noqa: ANN401 - as click parsed them
+) -> ExitCode:
+    """Measure two configurations in turn and compare B with A.
+
+    Before each measurement CMD is run by the shell ('true' changes nothing), then 'ipitrace run'
+    with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. An
+    even number of rounds ends with A set up. Exit codes are those of 'ipitrace compare'.
+    """
+    directory = recordings or Path(f"ipitrace-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty.", "Choose another directory with -o.")
+    sides = {
+        "a": (command_a, [*run_options, *_words(a_run)]),
+        "b": (command_b, [*run_options, *_words(b_run)]),
+    }
+    places: dict[str, list[Path]] = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in ("ab", "ba")[i % 2]:
+            place = directory / f"{name}-{i + 1:03}"
+            command, extra = sides[name]
+            _set_up(name, command)
+            _measure(place, extra)
+            places[name].append(place)
+
+    from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
+    from ipitrace.compare.reading import pool, read  # noqa: PLC0415
+
+    shared = ComparisonOptions.taken_from(options)
+    allow = frozenset(shared.allow)
+    base, patched = (
+        (name.upper(), pool([read(place) for place in places[name]], name.upper(), allow))
+        for name in sides
+    )
+    return compare_and_tell(base, [patched], shared, ())
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            f"'{text}' is not a list of options: {error}.", "Check its quotes."
+        ) from None
+
+
+def _set_up(name: str, command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
+    )
+    if done.returncode:
+        raise HostError(
+            f"The command that sets up {name.upper()} failed, code {done.returncode}: {command}",
+            "Try it by itself; what was measured so far is kept.",
+        )
+
+
+def _measure(place: Path, extra: Sequence[str]) -> None:
+    """One run in a process of its own, so that no visit inherits another's state.
+
+    Raises:
+        UsageError, HostError, MeasurementError, InterruptedRunError: as that run ended.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "ipitrace",
+        "run",
+        *_OF_A_VISIT,
+        *extra,
+        "-q",
+        "-o",
+        str(place),
+    ]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode == ExitCode.OK:
+        return
+    kinds: dict[int, type[IpitraceError]] = {
+        ExitCode.USAGE: UsageError,
+        ExitCode.UNTRUSTWORTHY: MeasurementError,
+        ExitCode.INTERRUPTED: InterruptedRunError,
+    }
+    said = " ".join(done.stderr.split()).removeprefix("ipitrace: ")
+    raise kinds.get(done.returncode, HostError)(
+        f"The run of {place.name} failed: {said}", f"It was: {shlex.join(command)}"
+    )

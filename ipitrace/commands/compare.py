@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace compare`: is one recording better than another?"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
+from ipitrace.errors import ExitCode
+
+_RUN = click.Path(path_type=Path)
+
+
+@click.command(short_help="Tell whether one recording is better than another, and by how much.")
+@click.argument("base", type=_RUN)
+@click.argument("patched", type=_RUN, nargs=-1, required=True, metavar="PATCHED [MORE]...")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this scenario only; may be repeated.",
+)
+@comparison_options
+def compare(
+    *,
+    base: Path,
+    patched: tuple[Path, ...],
+    scenarios: tuple[str, ...],
+    **options: Any,  # noqa: ANN401 - as click parsed them
+) -> ExitCode:
+    """Hold recordings (or run.json files) against BASE, and end with the verdict in words.
+
+    Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on broke), 3 the runs
+    are not comparable, 4 a run is not to be trusted, or --strict and undecided.
+    """
+    from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
+    from ipitrace.compare.reading import read  # noqa: PLC0415
+
+    return compare_and_tell(
+        (str(base), read(base)),
+        [(str(path), read(path)) for path in patched],
+        ComparisonOptions.taken_from(options),
+        scenarios,
+    )

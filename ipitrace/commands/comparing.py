@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ipitrace compare` and `ipitrace ab` do alike; imported late, since scipy takes a second."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from ipitrace.commands.comparison_options import ComparisonOptions
+from ipitrace.compare import Settings, compare, exit_code
+from ipitrace.compare.anchors import Anchor, read_anchors
+from ipitrace.compare.gates import GateFile, parse_gate, read_gates
+from ipitrace.compare.model import Comparison, MinimumEffect, to_json
+from ipitrace.errors import ExitCode, HostError, UsageError
+from ipitrace.render.compare_csv import render_csv
+from ipitrace.render.compare_junit import render_junit
+from ipitrace.render.compare_openmetrics import render_openmetrics
+from ipitrace.render.compare_tables import render_anchors, render_comparison
+from ipitrace.result import RunResult
+
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+
+Named = tuple[str, RunResult]
+
+
+def compare_and_tell(
+    base: Named, others: Sequence[Named], options: ComparisonOptions, scenarios: tuple[str, ...]
+) -> ExitCode:
+    """Compare every other run with the base, print it as asked, and answer the exit code.
+
+    Raises:
+        UsageError, HostError, MeasurementError: see compare().
+    """
+    from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
+    settings = Settings(
+        gates=tuple(map(parse_gate, (*from_file.fail_on, *options.fail_on))),
+        minimum=parse_minimum(options.min_effect),
+        allow=frozenset((*from_file.allow, *options.allow)),
+        scenarios=scenarios,
+    )
+    strict = options.strict or from_file.strict
+    if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):
+        raise UsageError(
+            f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
+            "GitHub Actions sets it in every step; leave the option out elsewhere.",
+        )
+    comparisons = tuple(compare(base[1], run, (base[0], name), settings) for name, run in others)
+    anchors = read_anchors() if options.anchors else ()
+    text = _text(comparisons, (base, *others), anchors, options, strict=strict)
+    if options.output_file is None:
+        click.echo(text, nl=False)
+    else:
+        _write(options.output_file, text, append=False)
+        for comparison in comparisons:
+            click.echo(comparison.sentence)
+    if options.github_summary:
+        page = _tables(comparisons, anchors, replace(options, output_format="markdown"))
+        _write(Path(os.environ[SUMMARY_VARIABLE]), page, append=True)
+    return exit_code(comparisons, strict=strict)
+
+
+def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
+    """Read --min-effect.
+
+    Raises:
+        UsageError: one of them is no size.
+    """
+    minimum = MinimumEffect()
+    for size in sizes:
+        match = re.fullmatch(r"(?:(cycles|exits|paths):)?(\d+(?:\.\d+)?)(%?)", size)
+        kind = (match[1] or "cycles") if match else ""
+        if match is None or (kind == "cycles") != bool(match[3]) or not float(match[2]):
+            raise UsageError(
+                f"--min-effect {size} is not the size of a change.",
+                "Give 2% for cycles, exits:0.05 or paths:0.01.",
+            )
+        minimum = replace(minimum, **{kind: float(match[2]) / (100 if match[3] else 1)})
+    return minimum
+
+
+def _text(
+    comparisons: tuple[Comparison, ...],
+    runs: Sequence[Named],
+    anchors: tuple[Anchor, ...],
+    options: ComparisonOptions,
+    *,
+    strict: bool,
+) -> str:
+    if options.output_format == "json":
+        return to_json(comparisons, tuple(map(asdict, anchors)))
+    if options.output_format == "junit":
+        return render_junit(comparisons, strict=strict)
+    if options.output_format == "openmetrics":
+        return render_openmetrics(comparisons)
+    if options.output_format == "csv":
+        return render_csv(runs)
+    return _tables(comparisons, anchors, options)
+
+
+def _tables(
+    comparisons: tuple[Comparison, ...], anchors: tuple[Anchor, ...], options: ComparisonOptions
+) -> str:
+    """Anchors first: the last line is the verdict."""
+    markdown = options.output_format == "markdown"
+    parts = [render_anchors(anchors, markdown=markdown)] if anchors else []
+    parts += [render_comparison(c, every=options.every, markdown=markdown) for c in comparisons]
+    return "\n".join(parts)
+
+
+def _write(path: Path, text: str, *, append: bool) -> None:
+    try:
+        with path.open("a" if append else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HostError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another place."
+        ) from error

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that `ipitrace compare` and `ipitrace ab` share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Their values, by the names click gives them."""
+
+    fail_on: tuple[str, ...]
+    gates_file: Path | None
+    strict: bool
+    allow: tuple[str, ...]
+    min_effect: tuple[str, ...]
+    output_format: str
+    output_file: Path | None
+    github_summary: bool
+    every: bool
+    anchors: bool
+
+    @classmethod
+    def taken_from(cls, values: dict[str, Any]) -> "ComparisonOptions":
+        """Pick the shared options out of a command's own."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+_OPTIONS = (
+    click.option(
+        "--fail-on",
+        multiple=True,
+        metavar="GATE",
+        help="Exit 1 when a metric gets worse by more than this: [SCENARIO:]METRIC:LIMIT, for "
+        "instance deliver.p50:+5% or exits:+0.1. May be repeated. Without any, a worse "
+        "headline metric is enough.",
+    ),
+    click.option(
+        "--gates",
+        "gates_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A TOML file of the same: fail-on, allow, strict.",
+    ),
+    click.option("--strict", is_flag=True, help="Exit 4 when something could not be decided."),
+    click.option(
+        "--allow",
+        multiple=True,
+        metavar="KEY",
+        help="Compare although KEY is not the same on both sides. May be repeated.",
+    ),
+    click.option(
+        "--min-effect",
+        multiple=True,
+        metavar="SIZE",
+        help="The smallest change that matters: 2% (of cycles), exits:0.05 (per IPI), "
+        "paths:0.01 (of all IPIs); these are the defaults. May be repeated.",
+    ),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="What to print.",
+    ),
+    click.option(
+        "--output",
+        "output_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write it to FILE instead, and print the verdict alone.",
+    ),
+    click.option(
+        "--github-summary",
+        is_flag=True,
+        help="Also append Markdown to the file that $GITHUB_STEP_SUMMARY names.",
+    ),
+    click.option("--all", "every", is_flag=True, help="Show every metric, not only what moved."),
+    click.option(
+        "--anchors", is_flag=True, help="Show figures that others published, apart from ours."
+    ),
+)
+
+
+def comparison_options(command: F) -> F:
+    """Add the shared options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

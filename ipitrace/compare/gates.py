@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates: how much worse a metric may get before the comparison fails."""
+
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipitrace.compare.model import GateResult, Held, Row
+from ipitrace.compare.statistics import ALPHA
+from ipitrace.errors import UsageError
+from ipitrace.metrics import Scale, expand, scale_of
+
+_SPEC = re.compile(
+    r"(?:(?P<scenario>[a-z0-9-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d+(?:\.\d+)?)(?P<unit>%?)"
+)
+_HINT = (
+    "A gate is [SCENARIO:]METRIC:LIMIT, for instance deliver.p50:+5%, "
+    "unicast-running:round_trip.p99:+10%, exits:+0.1 or path.exitless:-0.01."
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Fail when a metric moves further than `limit` in the limit's direction.
+
+    Attributes:
+        spec: as the person wrote it.
+        scenario: None is every scenario.
+        metrics: full names.
+        limit: a share of the base for cycles, else in the metric's unit; never negative.
+        sign: 1 when the metric may not grow by more, -1 when it may not fall by more.
+    """
+
+    spec: str
+    scenario: str | None
+    metrics: tuple[str, ...]
+    limit: float
+    sign: int
+
+
+@dataclass(frozen=True)
+class GateFile:
+    """What a gates file says."""
+
+    fail_on: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    strict: bool = False
+
+
+def parse_gate(spec: str) -> Gate:
+    """Read one gate.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UsageError(f"'{spec}' is not a gate.", _HINT)
+    metrics = expand(match["metric"])
+    relative = scale_of(metrics[0]) == Scale.RELATIVE
+    if relative != bool(match["unit"]):
+        wants = "a share of the base (+5%)" if relative else "a plain number (+0.1)"
+        raise UsageError(f"The limit of '{spec}' should be {wants}.", _HINT)
+    value = float(match["limit"]) / (100 if relative else 1)
+    sign = -1 if match["limit"].startswith("-") else 1
+    return Gate(spec, match["scenario"], metrics, abs(value), sign)
+
+
+def read_gates(path: Path) -> GateFile:
+    """Read a TOML file of `fail-on`, `allow` (both arrays of strings) and `strict`.
+
+    Raises:
+        UsageError: it cannot be read, or says something else.
+    """
+    hint = 'For instance: fail-on = ["deliver.p50:+5%", "exits:+0.1"]'
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The gates in {path} cannot be read: {error}.", hint) from error
+    unknown = sorted(data.keys() - {"fail-on", "allow", "strict"})
+    if unknown:
+        raise UsageError(f"{path} has the unknown key '{unknown[0]}'.", hint)
+    strict = data.get("strict", False)
+    if not isinstance(strict, bool):
+        raise UsageError(f"strict in {path} is neither true nor false.", hint)
+    return GateFile(_strings(data, "fail-on", path), _strings(data, "allow", path), strict)
+
+
+def _strings(data: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
+    value = data.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{key} in {path} is not an array of strings.", _HINT)
+    return tuple(value)
+
+
+def check_gates(gates: Sequence[Gate], rows: Iterable[Row]) -> tuple[GateResult, ...]:
+    """Hold every gate against the rows it is about.
+
+    Raises:
+        UsageError: a gate is about nothing that was measured on both sides.
+    """
+    by_key = {(row.scenario, row.metric): row for row in rows}
+    results: list[GateResult] = []
+    for gate in gates:
+        meant = [
+            row
+            for (scenario, metric), row in by_key.items()
+            if metric in gate.metrics and gate.scenario in {None, scenario}
+        ]
+        if not meant:
+            raise UsageError(
+                f"The gate '{gate.spec}' is about nothing that was measured.",
+                "See 'ipitrace compare' without it for the scenarios and metrics there are.",
+            )
+        results += [_check(gate, row) for row in meant]
+    return tuple(results)
+
+
+def _check(gate: Gate, row: Row) -> GateResult:
+    change = gate.sign * row.change
+    bounds = (row.change_low, row.change_high)
+    least, most = (-math.inf, math.inf)
+    if bounds[0] is not None and bounds[1] is not None:
+        least, most = sorted(gate.sign * bound for bound in (bounds[0], bounds[1]))
+    if row.p_corrected <= ALPHA and least > 0 and change > gate.limit:
+        held, why = Held.BROKEN, "the change is real and beyond the limit"
+    elif most <= gate.limit:
+        held, why = Held.HELD, "the whole interval of the change is within the limit"
+    else:
+        held, why = Held.OPEN, row.why or "the interval of the change reaches beyond the limit"
+    return GateResult(gate.spec, row.scenario, row.metric, held, why)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison is: plain data, and as JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""History: 1 first version. Described by schemas/compare.schema.json."""
+
+
+class Verdict(StrEnum):
+    """What can be said of a metric; `changed` where neither way is better."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "same"
+    CHANGED = "changed"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Held(StrEnum):
+    """What can be said of a gate."""
+
+    HELD = "held"
+    BROKEN = "broken"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class MinimumEffect:
+    """The smallest change that matters, for better or worse.
+
+    Attributes:
+        cycles: as a share of the base.
+        exits: per IPI.
+        paths: as a share of the IPIs.
+    """
+
+    cycles: float = 0.02
+    exits: float = 0.05
+    paths: float = 0.01
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        name: what the person called it.
+        kernel: its host's kernel release; None when not known.
+    """
+
+    name: str
+    started_at: str
+    kernel: str | None
+    ipitrace_version: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One metric on one side: the median of the repetitions and its 95 % interval."""
+
+    n: int
+    median: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one scenario.
+
+    Attributes:
+        headline: the comparison's verdict rests on it.
+        scale: `relative`, then the change is a share of the base; or `absolute`.
+        change: Hodges and Lehmann's estimate; low and high its 95 % interval.
+        p: of the U test by itself; p_corrected: Holm's, within the family of the headline
+            metrics or that of the others.
+        effect: Cliff's delta, patched against base.
+        minimum_effect: a change smaller than this counts as none.
+        why: what an inconclusive verdict lacks.
+        repetitions_wanted: about how many a side would tell a change of minimum_effect.
+    """
+
+    scenario: str
+    metric: str
+    unit: str
+    headline: bool
+    scale: str
+    base: Figures
+    patched: Figures
+    change: float
+    change_low: float | None
+    change_high: float | None
+    p: float
+    p_corrected: float
+    effect: float
+    minimum_effect: float
+    verdict: Verdict
+    why: str | None = None
+    repetitions_wanted: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An item of the fingerprint that is not the same on both sides."""
+
+    key: str
+    base: Any
+    patched: Any
+    accepted: str
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one metric of one scenario."""
+
+    gate: str
+    scenario: str
+    metric: str
+    held: Held
+    why: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recording held against another.
+
+    Attributes:
+        differences: what is not the same and was let pass, with the reason.
+        verdict: over the headline metrics.
+        sentence: the verdict in words.
+    """
+
+    base: Side
+    patched: Side
+    confidence: float
+    verdict: Verdict
+    sentence: str
+    rows: tuple[Row, ...]
+    gates: tuple[GateResult, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def headline(self) -> tuple[Row, ...]:
+        """The rows that the verdict rests on."""
+        return tuple(row for row in self.rows if row.headline)
+
+
+def to_json(comparisons: tuple[Comparison, ...], anchors: tuple[Mapping[str, Any], ...]) -> str:
+    """All comparisons as one document; anchors apart, since nothing here measured them."""
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+    if anchors:
+        document["anchors"] = list(anchors)
+    return json.dumps(document, indent=2) + "\n"

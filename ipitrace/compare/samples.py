@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a run to samples: for each scenario and metric one value a repetition."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.metrics import (
+    PERCENTILES,
+    TOTAL_EXITS,
+    Metric,
+    cycles_metric,
+    exits_metric,
+    path_metric,
+)
+from ipitrace.result import Percentiles, RepetitionFigures, ScenarioResult
+
+_OFF, _FULL = "off", "full"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric's values in the order of the repetitions."""
+
+    metric: Metric
+    values: NDArray[np.float64]
+
+
+def samples(row: ScenarioResult) -> dict[str, Sample]:
+    """The scenario's samples by the metric's name.
+
+    Cycles are those of the repetitions nobody watched; exits and paths those of the
+    recorded ones, or of all where none was recorded.
+    """
+    unwatched = [r for r in row.repetition_figures if r.mode == _OFF]
+    recorded = [r for r in row.repetition_figures if r.mode == _FULL] or unwatched
+    return {
+        s.metric.name: s for s in (*_cycles(unwatched), *_exits(row, recorded), *_paths(recorded))
+    }
+
+
+def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
+    for kind in ("send", "deliver", "round_trip"):
+        figures: list[Percentiles] = [
+            found for r in repetitions if (found := getattr(r, f"{kind}_cycles")) is not None
+        ]
+        for name, field in PERCENTILES.items():
+            values = np.array([getattr(f, field) for f in figures], float)
+            if len(values) and values.min() > 0:  # a change is a ratio
+                yield Sample(cycles_metric(kind, name), values)
+
+
+def _exits(row: ScenarioResult, repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
+    """Of one source only: KVM's statistics know other reasons than kvm_exit."""
+    source = None if row.exits is None else row.exits.source
+    counted = [r.exits for r in repetitions if r.exits is not None and r.exits.source == source]
+    for side in ("sender", "target"):
+        by_reason = [getattr(exits, side) for exits in counted]
+        if by_reason and None not in by_reason:
+            for reason in _names(by_reason) or [TOTAL_EXITS]:
+                values = np.array([counts.get(reason, 0.0) for counts in by_reason], float)
+                yield Sample(exits_metric(side, reason), values)
+
+
+def _paths(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
+    shares = [r.paths for r in repetitions if r.paths is not None]
+    for path in _names(shares):
+        values = np.array([share.get(path, 0.0) for share in shares], float)
+        yield Sample(path_metric(path), values)
+
+
+def _names(mappings: Sequence[Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))

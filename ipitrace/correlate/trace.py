@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the correlator is given: one storm's logs and host events, on one clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+
+
+@dataclass(frozen=True)
+class StormTrace:
+    """One traced storm; every stamp is guest TSC as int64.
+
+    A TSC of 2^63 or more is a negative stamp. A storm must not run across 2^63 or
+    come nearer to it than its clock's error; anything else is a valid place for it.
+
+    Attributes:
+        sends: records of storm.abi.SEND, ascending.
+        receipts: each vCPU's records of storm.abi.RECEIPT, ascending.
+        sender: the vCPU that sends.
+        targets: the vCPUs that handle each IPI.
+        vector: the interrupt vector they are sent with.
+        events: records of layout.HOST_EVENT, of the VM's vCPUs and in any order.
+        event_tsc: their stamps; shape (len(events),).
+        bound_cycles: how far an event's stamp may be off. All events of one moment are
+            off by the same: between themselves their order is exact.
+        cpus: the host CPU of each vCPU where they are pinned, else None.
+        complete: no event was lost.
+        exits_fire: kvm_exit was seen in this VM at all.
+        suspect: intervals of TSC in which the guest's clock cannot be trusted.
+        apic_ids: each vCPU's APIC id; None where it is the vCPU's own number.
+    """
+
+    sends: NDArray[np.void]
+    receipts: Sequence[NDArray[np.void]]
+    sender: int
+    targets: Sequence[int]
+    vector: int
+    events: NDArray[np.void]
+    event_tsc: NDArray[np.int64]
+    bound_cycles: int
+    cpus: Sequence[int] | None
+    complete: bool
+    exits_fire: bool
+    suspect: Sequence[tuple[int, int]] = ()
+    apic_ids: Sequence[int] | None = None
+
+    def apic_id(self, vcpu: int) -> int:
+        """What accept events call a vCPU."""
+        return vcpu if self.apic_ids is None else self.apic_ids[vcpu]
+
+
+@dataclass(frozen=True)
+class GuestSide:
+    """The guest's own stamps, and the window of each IPI; arrays of shape (n,) or (n, targets).
+
+    A window reaches from `low` to `until`, which is the next one's `low`. A host event
+    may seem to come before the send it follows by the clock's error; but never so
+    early that it lies nearer to the acknowledgement before.
+
+    Attributes:
+        seq: the send's number.
+        send: before the send.
+        sent: after it.
+        ack: its acknowledgement, ABSENT where it timed out.
+        handler: the handler's entry on each target, ABSENT where there was none.
+        eoi: likewise.
+        low: where the window begins.
+        until: where it ends.
+        done: where whatever the sending instruction itself does has ended.
+    """
+
+    seq: NDArray[np.int64]
+    send: NDArray[np.int64]
+    sent: NDArray[np.int64]
+    ack: NDArray[np.int64]
+    handler: NDArray[np.int64]
+    eoi: NDArray[np.int64]
+    low: NDArray[np.int64]
+    until: NDArray[np.int64]
+    done: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, trace: StormTrace) -> "GuestSide":
+        """What the guest logged of a storm."""
+        bound = trace.bound_cycles
+        send = trace.sends["send_tsc"].astype(np.int64)
+        sent = trace.sends["sent_tsc"].astype(np.int64)
+        acked = trace.sends["ack_tsc"] != 0
+        ack = np.where(acked, trace.sends["ack_tsc"].astype(np.int64), ABSENT)
+        handler, eoi = (np.full((len(send), len(trace.targets)), ABSENT) for _ in range(2))
+        for column, target in enumerate(trace.targets):
+            receipts = trace.receipts[target]
+            handled = receipts["handler_tsc"].astype(np.int64)
+            index = pair_receipts(send, handled).receipt_of_send
+            handler[:, column] = taken(handled, index)
+            eoi[:, column] = taken(receipts["eoi_tsc"].astype(np.int64), index)
+        over = np.maximum(sent, ack)
+        slack = np.full(len(send), bound, np.int64)
+        slack[1:] = np.clip((send[1:] - over[:-1]) // 2, 0, bound)
+        low = send - slack
+        # the last window ends where its IPI's own story ends
+        story = [*over[-1:], *handler[-1:].reshape(-1), *eoi[-1:].reshape(-1)]
+        end = np.array([max(story) + bound + 1] if story else [], np.int64)
+        until = np.concatenate([low[1:], end])
+        return cls(
+            seq=trace.sends["seq"].astype(np.int64),
+            send=send,
+            sent=sent,
+            ack=ack,
+            handler=handler,
+            eoi=eoi,
+            low=low,
+            until=until,
+            done=np.minimum(sent + bound + 1, until),
+        )
+
+    def part(self, rows: slice) -> "GuestSide":
+        """Some of the sends."""
+        return GuestSide(**{name: column[rows] for name, column in vars(self).items()})

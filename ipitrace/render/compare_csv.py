@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs as CSV for change-point detection over their history, in the layout Otava reads.
+
+One row a run: the time, attributes, and a column for each metric of each scenario (Otava's
+test definition names `time_column`, `attributes` and `metrics`). Rows of many runs, sorted
+by time, are the history.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+
+from ipitrace.compare.samples import samples
+from ipitrace.result import RunResult
+
+_ATTRIBUTES = ("run", "kernel", "ipitrace_version")
+
+
+def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
+    """The runs, each with what the person calls it, oldest first."""
+    rows = []
+    for name, run in sorted(runs, key=lambda pair: datetime.fromisoformat(pair[1].started_at)):
+        kernel = (run.host.get("fingerprint") or {}).get("kernel_release") or ""
+        when = datetime.fromisoformat(run.started_at).strftime("%Y-%m-%d %H:%M:%S %z")
+        cells = {
+            "time": when,
+            "run": name,
+            "kernel": kernel,
+            "ipitrace_version": run.ipitrace_version,
+        }
+        for row in run.scenarios:
+            for metric, sample in samples(row).items():
+                cells[f"{row.name}.{metric}"] = f"{np.median(sample.values):.6g}"
+        rows.append(cells)
+    columns = dict.fromkeys(["time", *_ATTRIBUTES, *(column for row in rows for column in row)])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

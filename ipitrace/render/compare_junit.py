@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison as JUnit XML: a suite for each scenario, a test case for each metric."""
+
+from collections.abc import Iterable, Sequence
+from xml.etree import ElementTree as ET  # only written here, never parsed
+
+from ipitrace.compare import tell_change
+from ipitrace.compare.model import Comparison, GateResult, Held, Row, Verdict
+
+
+def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:
+    """All comparisons as one document.
+
+    With gates each is a test case, and only a broken one fails; without any, each headline
+    metric is one, and a worse one fails. What could not be decided is skipped, or fails
+    when `strict`.
+    """
+    root = ET.Element("testsuites", name="ipitrace compare")
+    total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for comparison in comparisons:
+        about = f"{comparison.patched.name} against {comparison.base.name}"
+        cases: dict[str, list[ET.Element]] = {}
+        for scenario, case in _cases(comparison, about, strict=strict):
+            cases.setdefault(scenario, []).append(case)
+        for scenario, members in cases.items():
+            counts = {
+                "tests": len(members),
+                "failures": _count(members, "failure"),
+                "errors": 0,
+                "skipped": _count(members, "skipped"),
+            }
+            suite = ET.SubElement(
+                root,
+                "testsuite",
+                {
+                    "name": f"{about}: {scenario}",
+                    **{key: str(n) for key, n in counts.items()},
+                    "time": "0",
+                    "timestamp": comparison.patched.started_at.partition("+")[0],
+                },
+            )
+            suite.extend(members)
+            total = {key: total[key] + n for key, n in counts.items()}
+    root.attrib.update({key: str(n) for key, n in total.items()})
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
+
+
+def _cases(comparison: Comparison, about: str, *, strict: bool) -> Iterable[tuple[str, ET.Element]]:
+    rows = {(row.scenario, row.metric): row for row in comparison.rows}
+    if comparison.gates:
+        for gate in comparison.gates:
+            yield gate.scenario, _gate_case(gate, rows[gate.scenario, gate.metric], about, strict)
+    else:
+        for row in comparison.headline:
+            yield row.scenario, _row_case(row, about, strict)
+
+
+def _gate_case(gate: GateResult, row: Row, about: str, strict: bool) -> ET.Element:  # noqa: FBT001
+    case = _case(f"{gate.metric} ({gate.gate})", gate.scenario, about)
+    message = f"{gate.metric} {tell_change(row)}: {gate.why}"
+    if gate.held == Held.BROKEN:
+        _add(case, "failure", message)
+    elif gate.held == Held.OPEN:
+        _add(case, "failure" if strict else "skipped", message)
+    return case
+
+
+def _row_case(row: Row, about: str, strict: bool) -> ET.Element:  # noqa: FBT001
+    case = _case(row.metric, row.scenario, about)
+    if row.verdict == Verdict.WORSE:
+        _add(case, "failure", f"{row.metric} {tell_change(row)}")
+    elif row.verdict == Verdict.INCONCLUSIVE:
+        kind = "failure" if strict else "skipped"
+        _add(
+            case,
+            kind,
+            f"{row.metric} {tell_change(row)}: {row.why}",
+        )
+    return case
+
+
+def _case(name: str, scenario: str, about: str) -> ET.Element:
+    return ET.Element("testcase", name=name, classname=f"{about}.{scenario}", time="0")
+
+
+def _add(case: ET.Element, kind: str, message: str) -> None:
+    element = ET.SubElement(case, kind, message=message)
+    if kind == "failure":
+        element.set("type", "ipitrace")
+        element.text = message
+
+
+def _count(cases: Sequence[ET.Element], kind: str) -> int:
+    return sum(case.find(kind) is not None for case in cases)

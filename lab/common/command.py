@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line that both hosts share."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.common import rootfs
+from lab.common.cache import cache_dir
+from lab.common.session import Parts, Request, run_on
+from lab.common.steps import LabError, say
+
+FAILED = 3
+
+
+def main(host: str, boot: Callable[[Parts], None]) -> int:
+    """Run ipitrace on an emulated host; print what it printed. Answer the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m lab.{host}", description=__doc__)
+    parser.add_argument("--suite", default=rootfs.SUITE, help="Debian suite of the kernel")
+    parser.add_argument("--parameter", action="append", default=[], help="for the kernel")
+    parser.add_argument("--wheel", type=Path, help="built from the checkout unless given")
+    parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
+    parser.add_argument("--count", default="600", help="IPIs measured per scenario")
+    parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
+    asked = parser.parse_args()
+    try:
+        _require_root()
+        output = (asked.output or cache_dir() / "results" / host).resolve()
+        arguments = ["run", "--count", asked.count, "-o", "/job/result/recording", *asked.more]
+        run_on(boot, Request(asked.suite, arguments, asked.parameter, output, asked.wheel))
+    except LabError as error:
+        say(f"failed: {error}")
+        return FAILED
+    print((output / "stdout.txt").read_text(), end="")
+    return 0
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise LabError("the lab makes root file systems and mounts: run it as root")

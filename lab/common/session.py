@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From nothing to a recording made on an emulated host: every step in its order."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.common import kernel
+from lab.common.cache import cache_dir
+from lab.common.collect import collect
+from lab.common.image import root_image
+from lab.common.initramfs import build_initramfs
+from lab.common.job import build_wheel, ipitrace_command, pack_job
+from lab.common.steps import LabError, say, step
+
+BASE_COMMAND_LINE = (
+    "console=ttyS0,115200 panic=-1 loglevel=4 nokaslr mitigations=off "
+    # Both emulators have one TSC for all CPUs, but show no flag that says so. Kernels then
+    # may call it unstable, and KVM gives each vCPU another TSC offset at every entry.
+    "tsc=reliable"
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an emulator boots.
+
+    Attributes:
+        kernel: the kernel and its modules.
+        initramfs: ends in the job and powers off.
+        command_line: of the kernel.
+        root_disk: labelled lab-root; must not be written.
+        job_disk: labelled lab-job; written.
+        console: the file that the serial port's output goes to.
+    """
+
+    kernel: kernel.Kernel
+    initramfs: Path
+    command_line: str
+    root_disk: Path
+    job_disk: Path
+    console: Path
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do on an emulated host.
+
+    Attributes:
+        suite: of Debian, whose kernel is booted.
+        arguments: of ipitrace.
+        kernel_parameters: added to the kernel's command line.
+        output: where what comes back goes; replaced when it is there.
+        wheel: the wheel under test; None builds it from the checkout.
+    """
+
+    suite: str
+    arguments: Sequence[str]
+    kernel_parameters: Sequence[str]
+    output: Path
+    wheel: Path | None = None
+
+
+def run_on(boot: Callable[[Parts], None], request: Request) -> None:
+    """Make what is missing, boot it, bring the result out.
+
+    `request.output` has `console.log` and what the job left, also after a failure.
+
+    Args:
+        boot: starts the emulator and returns after power-off.
+        request: what to run.
+
+    Raises:
+        LabError: a step failed; the message names it.
+    """
+    chosen = kernel.fetch(request.suite)
+    initramfs = build_initramfs(chosen)
+    root_disk = root_image()
+    output = request.output
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix=".job-", dir=cache_dir()) as scratch:
+        job = Path(scratch)
+        wheel = request.wheel or build_wheel(job)
+        disk = job / "job.img"
+        pack_job(wheel, ipitrace_command(request.arguments), disk)
+        console = output / "console.log"
+        words = " ".join([BASE_COMMAND_LINE, *request.kernel_parameters])
+        parts = Parts(chosen, initramfs, words, root_disk, disk, console)
+        with step(f"boot, run, power off (Linux {chosen.release})"):
+            try:
+                boot(parts)
+            except LabError as error:
+                raise LabError(f"{error}; console: {console}") from error
+        collect(disk, console, output)
+    say(f"wrote {output}")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ipitrace on an emulated AMD host: stock kvm_amd, seen by what only bare metal has."""
+
+import subprocess
+import sys
+
+import pytest
+from lab_result import LabResult
+
+from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
+
+pytestmark = pytest.mark.lab("amd")
+
+
+def test_the_run_is_whole_and_says_where_it_was_made(amd: LabResult) -> None:
+    assert amd.run.complete
+    assert [s.name for s in amd.run.scenarios] == list(DEFAULT_SCENARIOS)
+    assert {s.status for s in amd.run.scenarios} == {"measured"}
+    assert amd.run.host["fingerprint"]["kvm_backend"] == "kvm_amd"
+    assert amd.run.host["fingerprint"]["emulated"] == "QEMU TCG"
+    assert "emulated host: cycles are not real time" in amd.printed
+
+
+@pytest.mark.parametrize("name", DEFAULT_SCENARIOS)
+def test_exits_and_entries_are_seen_and_belong_together(amd: LabResult, name: str) -> None:
+    exits, entries = amd.events(name, "kvm_exit"), amd.events(name, "kvm_entry")
+    assert exits.sender >= 1
+    # The storm's end leaves one exit without an entry; a start, one entry without an exit.
+    assert exits.sender == pytest.approx(entries.sender, abs=0.05)
+    assert exits.target == pytest.approx(entries.target, abs=0.05)
+
+
+@pytest.mark.parametrize("name", DEFAULT_SCENARIOS)
+def test_each_send_is_one_exit_and_so_is_each_end_of_interrupt(amd: LabResult, name: str) -> None:
+    # Without AVIC, the writes of the ICR and of the EOI register both exit.
+    if name == "self":
+        assert amd.exits(name, "sender", "msr") == pytest.approx(2, abs=0.02)
+    else:
+        assert amd.exits(name, "sender", "msr") == pytest.approx(1, abs=0.02)
+        assert amd.exits(name, "target", "msr") == pytest.approx(1, abs=0.02)
+
+
+def test_a_halted_target_exits_once_to_halt_and_a_running_one_never(amd: LabResult) -> None:
+    assert amd.exits("unicast-halted", "target", "hlt") == pytest.approx(1, abs=0.02)
+    assert amd.exits("unicast-running", "target", "hlt") == 0
+
+
+@pytest.mark.parametrize("name", DEFAULT_SCENARIOS)
+def test_every_send_is_proved_to_go_through_the_msr(amd: LabResult, name: str) -> None:
+    scenario = amd.scenario(name)
+    assert scenario.paths is not None
+    by_msr = sum(scenario.paths.get(path, 0) for path in ("msr-exit", "msr-fastpath"))
+    assert by_msr == pytest.approx(1)
+    assert scenario.delivered == scenario.sent * scenario.targets
+    assert scenario.unmatched_ipis == 0
+
+
+def test_host_and_guest_share_one_clock(amd: LabResult) -> None:
+    assert amd.run.clock is not None
+    assert set(amd.run.clock.causality_violations.values()) == {0}
+
+
+def test_the_recording_prints_the_same_outside(amd: LabResult) -> None:
+    command = [sys.executable, "-m", "ipitrace", "report", str(amd.recording)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == amd.printed

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import SEEDS, Happening, Story, stories, tell
+
+from ipitrace.correlate.exits import ExitTable, exit_tables, share_of_deliver
+from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.paths import VMX
+from ipitrace.correlate.spans import StormTrace, correlate
+from ipitrace.correlate.stages import Stage
+from ipitrace.layout import Kind
+
+
+def tables_of(trace: StormTrace) -> tuple[list[ExitTable], int]:
+    spans = correlate(trace)
+    handled = spans.stage(Stage.HANDLER) != ABSENT
+    deliver = (spans.stage(Stage.HANDLER) - spans.stage(Stage.SEND))[handled]
+    return exit_tables(trace, spans), int(deliver.sum())
+
+
+@given(story=stories(), seed=SEEDS, noise=st.booleans())
+def test_exits_cover_each_side_of_d_at_most_once(*, story: Story, seed: int, noise: bool) -> None:
+    rng = np.random.default_rng(seed)
+    happenings = list(story.happenings)
+    if noise:  # exits and entries anywhere, on every vCPU
+        low, high = int(story.tsc[0, Stage.SEND]) - 9999, int(story.over[-1]) + 9999
+        for tsc in rng.integers(low, high, 40).tolist():
+            kind = Kind.KVM_EXIT if rng.random() < 0.5 else Kind.KVM_ENTRY
+            happenings.append(Happening(tsc, int(rng.integers(0, 4)), kind, -1, VMX, 1))
+    tables, deliver = tables_of(story.with_events(happenings))
+    sides = [[t for t in tables if t.vcpu == 0], [t for t in tables if t.vcpu != 0]]
+    for side in sides:
+        assert 0 <= share_of_deliver(side, deliver) <= 1
+    for table in tables:
+        assert (table.in_deliver_cycles >= 0).all()
+        assert (table.in_deliver_cycles[table.cycles == ABSENT] == 0).all()
+        own = sorted(h.tsc for h in happenings if (h.vcpu, h.kind) == (table.vcpu, Kind.KVM_EXIT))
+        assert len(table.cycles) == len(own)
+
+
+@given(stories())
+def test_overlap_is_what_counting_cycle_by_cycle_finds(story: Story) -> None:
+    tables, _ = tables_of(story.trace)
+    targets = story.trace.targets
+    for table in tables:
+        exits = sorted(
+            h.tsc for h in story.happenings if (h.vcpu, h.kind) == (table.vcpu, Kind.KVM_EXIT)
+        )
+        for start, cycles, covered in zip(
+            exits, table.cycles.tolist(), table.in_deliver_cycles.tolist(), strict=True
+        ):
+            end = start if cycles == ABSENT else start + cycles
+            rows = story.tsc.reshape(-1, len(targets), len(Stage))
+            mine = range(len(targets)) if table.vcpu == 0 else [targets.index(table.vcpu)]
+            expected = sum(
+                max(0, min(end, rows[i, k, Stage.HANDLER]) - max(start, rows[i, k, Stage.SEND]))
+                for i in range(len(rows))
+                for k in mine
+            )
+            assert covered == expected
+
+
+def test_an_exit_over_several_windows_counts_in_each() -> None:
+    story = tell("exitless", 4, 1)
+    send, handler = story.tsc[:, Stage.SEND], story.tsc[:, Stage.HANDLER]
+    half = int(handler[1] - send[1]) // 2
+    long = [
+        Happening(int(send[1]) + half, 1, Kind.KVM_EXIT, -1, VMX, 1),
+        Happening(int(handler[3]) + 7, 1, Kind.KVM_ENTRY, -1),
+    ]
+    tables, _ = tables_of(story.with_events(long))
+    target = next(t for t in tables if t.vcpu == 1)
+    d = handler - send
+    assert target.in_deliver_cycles.tolist() == [d[1] - half + d[2] + d[3]]
+
+
+def test_the_last_exit_before_an_entry_is_the_one_it_ends() -> None:
+    story = tell("vmx-unpaired", 5, 3)
+    tables, _ = tables_of(story.trace)
+    sender = next(t for t in tables if t.vcpu == 0)
+    assert sender.unpaired == 5
+    assert sender.reason[sender.cycles == ABSENT].tolist() == [32] * 5
+    assert sender.reason[sender.cycles != ABSENT].tolist() == [1] * 5
+    whole = next(t for t in tables_of(tell("vmx", 5, 3).trace)[0] if t.vcpu == 0)
+    assert whole.unpaired == 0
+
+
+def test_no_exits_no_sends() -> None:
+    story = tell("vmx", 2, 3)
+    tables, _ = tables_of(story.with_events([]))
+    assert [len(t.cycles) for t in tables] == [0, 0]
+    assert share_of_deliver(tables, 0) == 0
+    unsent = replace(story.trace, sends=story.trace.sends[:0])
+    tables, deliver = tables_of(unsent)
+    assert deliver == 0
+    assert not any(t.in_deliver_cycles.any() for t in tables)
+    assert len(tables[0].cycles) == 2

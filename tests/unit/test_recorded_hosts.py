@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The correlator, tables and report on what an emulated AMD host recorded (see lab/)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from recorded import recorded_traces
+
+from ipitrace.commands.report import report
+from ipitrace.correlate import paths
+from ipitrace.correlate.exits import ExitTable, exit_tables
+from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.spans import Spans, correlate
+from ipitrace.correlate.stages import Stage
+from ipitrace.correlate.trace import StormTrace
+from ipitrace.recording import read_run
+from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
+
+AMD = Path("/root/.cache/ipitrace-lab/results/amd/recording")
+MSR, HLT = 0x7C, 0x78  # arch/x86/include/uapi/asm/svm.h
+ON_THE_WAY = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.INJECT, Stage.HANDLER)
+Storms = list[tuple[str, StormTrace, Spans]]
+
+
+@pytest.fixture(scope="module")
+def amd() -> Storms:
+    return [(name, trace, correlate(trace)) for name, _, trace in recorded_traces(AMD)]
+
+
+def test_every_scenario_was_recorded_six_times(amd: Storms) -> None:
+    names = [name for name, _, _ in amd]
+    assert {name: names.count(name) for name in names} == dict.fromkeys(DEFAULT_SCENARIOS, 6)
+
+
+def test_every_send_is_proved_to_go_through_the_msr(amd: Storms) -> None:
+    for _, trace, spans in amd:
+        assert set(spans.path) == {paths.Path.MSR_EXIT}
+        assert len(spans.path) == len(trace.sends)
+        assert (spans.sender_exits >= 1).all()
+        assert spans.unmatched_ipis == 0
+
+
+def test_stages_follow_each_other(amd: Storms) -> None:
+    for _, trace, spans in amd:
+        way = np.stack([spans.stage(stage) for stage in ON_THE_WAY], axis=1)
+        assert (way != ABSENT).all()
+        host, handler = way[:, :-1], way[:, -1]
+        assert (np.diff(host, axis=1) >= 0).all()
+        assert (handler > host[:, -1] - trace.bound_cycles).all()
+
+
+def test_exits_of_both_sides_by_reason(amd: Storms) -> None:
+    for name, trace, spans in amd:
+        sent = len(trace.sends)
+        tables = exit_tables(trace, spans)
+        counts = [
+            {reason: int((t.reason == reason).sum()) for reason in (MSR, HLT)} for t in tables
+        ]
+        # Without AVIC the writes of the ICR and of the EOI register exit, both.
+        if name == "self":
+            assert counts == [{MSR: 2 * sent, HLT: 0}]
+        else:
+            halts = pytest.approx(sent, abs=1) if name == "unicast-halted" else 0
+            assert counts == [{MSR: sent, HLT: 0}, {MSR: sent, HLT: halts}]
+
+
+def test_exits_end_in_entries(amd: Storms) -> None:
+    for _, trace, spans in amd:
+        for table in exit_tables(trace, spans):
+            assert set(table.isa) == {paths.SVM}
+            # The last exit hands the storm's end to user space; a window may cut one more.
+            assert table.unpaired <= 2
+            assert (_paired(table) > 0).all()
+
+
+def test_less_than_all_events_proves_less(amd: Storms) -> None:
+    """With the ICR's own exits gone, the same recording must not claim to know the path."""
+    _, trace, spans = amd[0]
+    kept = ~np.isin(trace.event_tsc, spans.stage(Stage.SENDER_EXIT))
+    without = replace(trace, events=trace.events[kept], event_tsc=trace.event_tsc[kept])
+    assert set(correlate(without).path) == {paths.Path.UNKNOWN}
+
+
+def test_the_report_says_what_it_is() -> None:
+    done = CliRunner().invoke(report, [str(AMD)])
+    assert done.exit_code == 0
+    assert "emulated host: cycles are not real time" in done.output
+    assert "kvm_exit tracepoint" in done.output
+    assert "msr-exit" in done.output
+
+
+def test_an_ipi_can_be_told_whole() -> None:
+    done = CliRunner().invoke(report, [str(AMD), "--ipi", "10"])
+    assert done.exit_code == 0
+    for event in ("kvm_exit", "kvm_entry", "kvm_inj_virq"):
+        assert event in done.output
+
+
+def test_nothing_was_lost_and_the_clocks_agree() -> None:
+    run = read_run(AMD)
+    assert run.complete
+    assert run.untrustworthy == ()
+    assert run.clock is not None
+    assert set(run.clock.causality_violations.values()) == {0}
+    assert run.host["fingerprint"]["emulated"] == "QEMU TCG"
+
+
+def _paired(table: ExitTable) -> NDArray[np.int64]:
+    return table.cycles[table.cycles != ABSENT]
