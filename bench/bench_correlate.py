@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many host events per second the correlator takes, and how much memory it needs.
 
-Stand-alone, without root: `python -m bench.bench_correlate [-n EVENTS] [--stream EVENTS]`.
+CPU time, the best of several, since the host may have other work. Stand-alone, without root:
+`python -m bench.bench_correlate [-n EVENTS] [--stream EVENTS]`.
 """
 
 import argparse
@@ -114,9 +115,9 @@ def _events(
 def _best_s(work: Callable[[], object]) -> float:
     times = []
     for _ in range(_REPEATS):
-        started = time.perf_counter()
+        started = time.process_time()
         work()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return min(times)
 
 
@@ -129,14 +130,14 @@ def _streamed(shapes: tuple[Shape, ...], n_events: int) -> tuple[float, int]:
         nonlocal making
         step = (1 << 20) // len(shapes)
         for first in range(0, len(trace.sends), step):
-            started = time.perf_counter()
+            started = time.process_time()
             chunk = _events(shapes, first, min(first + step, len(trace.sends)))
-            making += time.perf_counter() - started
+            making += time.process_time() - started
             yield chunk
 
-    started = time.perf_counter()
+    started = time.process_time()
     spans = sum(len(part.seq) for part in correlate_stream(trace, chunks()))
-    return time.perf_counter() - started - making, spans
+    return time.process_time() - started - making, spans
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

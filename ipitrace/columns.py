@@ -152,6 +152,8 @@ def _sequences(spans: Spans) -> NDArray[Any]:
     """Each span's critical stages in order of time, as one text; few differ."""
     tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, np.iinfo(np.int64).max)
     tsc[:, Stage.SEND] = ABSENT
+    handled = spans.tsc[:, Stage.HANDLER] != ABSENT
+    tsc[handled, Stage.HANDLER] = np.iinfo(np.int64).max - 1  # last, whatever the clock's error
     order = np.argsort(tsc, axis=1, kind="stable").astype(np.int8)
     absent = np.take_along_axis(tsc, order.astype(np.int64), axis=1) == np.iinfo(np.int64).max
     order[absent] = NONE

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Made-up runs to compare, with the truth known beforehand."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,10 @@ from ipitrace.result import Exits, Percentiles, RepetitionFigures, RunResult, Sc
 
 TAILS = {"p50": 1.0, "p90": 1.5, "p99": 3.0, "p999": 8.0}
 TRUTH = {"send": 20_000, "deliver": 50_000, "round_trip": 100_000}
+
+
+_row = functools.cache(measured_row)
+_run = functools.cache(made_run)
 
 
 def figures(
@@ -50,7 +55,7 @@ def row_of(
         found.append(figures(2 * i, cycles))
         watched = {kind: 1.3 * value for kind, value in cycles.items()}
         found.append(figures(2 * i + 1, watched, mode="full", exits=count, paths=path))
-    return replace(measured_row(name), exits=counted[0], repetition_figures=tuple(found))
+    return replace(_row(name), exits=counted[0], repetition_figures=tuple(found))
 
 
 def noisy(
@@ -64,7 +69,7 @@ def noisy(
 
 
 def run_of(*rows: ScenarioResult, **changes: Any) -> RunResult:
-    return made_run(scenarios=rows, **changes)
+    return replace(_run(), scenarios=rows, **changes)
 
 
 def steady(n: int = 8, factor: float = 1.0, **row: Any) -> RunResult:

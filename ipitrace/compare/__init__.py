@@ -258,7 +258,7 @@ def _sentence(
     if verdict == Verdict.SAME:
         return (
             f"{patched} is the same as {base}: none of {len(headline)} headline metrics moved by "
-            f"{minimum.cycles:.3g} of its cycles, or {minimum.exits:g} exits per IPI."
+            f"{100 * minimum.cycles:g} % of its cycles, or {minimum.exits:g} exits per IPI."
         )
     parts = []
     for moved in (Verdict.WORSE, Verdict.BETTER):

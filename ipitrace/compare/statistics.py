@@ -130,6 +130,11 @@ def fewest(family: int) -> int:
     return n
 
 
+@functools.cache
+def _normal_quantiles(family: int) -> float:
+    return float(stats.norm.ppf(1 - ALPHA / (2 * family)) + stats.norm.ppf(POWER))
+
+
 def wanted(base: Values, patched: Values, change: float, family: int) -> int:
     """About how many repetitions a side it takes to find `change` 9 times of 10.
 
@@ -137,6 +142,5 @@ def wanted(base: Values, patched: Values, change: float, family: int) -> int:
     spread seen here, at Bonferroni's level for `family` metrics), over the efficiency of U.
     """
     spread = math.sqrt((float(base.var(ddof=1)) + float(patched.var(ddof=1))) / 2)
-    z = float(stats.norm.ppf(1 - ALPHA / (2 * family)) + stats.norm.ppf(POWER))
-    n = 2 * (z * spread / change) ** 2 / _RANK_EFFICIENCY
+    n = 2 * (_normal_quantiles(family) * spread / change) ** 2 / _RANK_EFFICIENCY
     return max(math.ceil(n), fewest(family))

@@ -73,7 +73,7 @@ def path_of_exits(
     Args:
         isa: VMX or SVM.
         reason: the raw exit reason.
-        info1: for an APIC-write exit, the register's offset (SDM vol. 3C, 29.4.3.3);
+        info1: for an APIC-write exit, the register's offset (SDM vol. 3C, "APIC-Write VM Exits");
             those of other registers than the ICR prove nothing.
     """
     path = np.full(len(reason), Path.UNKNOWN, np.int8)

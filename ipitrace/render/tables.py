@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
+from ipitrace.correlate.stages import GUEST_STAMPS
 from ipitrace.model import Scenario, Summary
 from ipitrace.result import (
     ClockResult,
@@ -18,6 +19,7 @@ from ipitrace.result import (
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"
+_GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 
 def render_run(run: RunResult, *, verbose: bool = False) -> str:
@@ -263,9 +265,13 @@ def _stages(row: ScenarioResult, stages: StageBreakdown) -> str:
         on_the_way = step.step_cycles is not None
         cycles = f"{step.step_cycles}" if on_the_way else ""
         share = f"{step.share_of_deliver:.1%}" if on_the_way else ""
+        unknown = f"< {stages.bound_cycles}"
         if on_the_way and not step.resolved:
-            cycles, share = f"< {stages.bound_cycles}", "?"
-        lines.append((step.stage, step.side, f"{step.since_send_cycles}", cycles, share))
+            cycles, share = unknown, "?"
+        since = f"{step.since_send_cycles}"
+        if step.stage not in _GUEST_STAGES and step.since_send_cycles < stages.bound_cycles:
+            since = unknown
+        lines.append((step.stage, step.side, since, cycles, share))
     headers = ("stage", "vCPU", "since send", "step", "of D")
     followed = dominant.spans / stages.spans
     title = (

@@ -38,4 +38,4 @@ def boot(parts: Parts) -> None:
         *("-append", parts.command_line),
         *("-drive", root_disk, "-drive", job_disk),
     ]
-    run(chroot_command(rootfs.tools(_PACKAGE), qemu, lent))
+    run(chroot_command(rootfs.tools(_PACKAGE), qemu, lent), name="QEMU")

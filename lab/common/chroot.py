@@ -59,4 +59,4 @@ def chroot(root: Path, command: Sequence[str], lent: Mapping[str, Path] | None =
     Raises:
         LabError: it failed.
     """
-    return run(chroot_command(root, command, lent))
+    return run(chroot_command(root, command, lent), name=command[0])

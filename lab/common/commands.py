@@ -2,7 +2,7 @@
 """Running other programs."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.common.steps import LabError
@@ -10,18 +10,18 @@ from lab.common.steps import LabError
 _TAIL_LINES = 15
 
 
-def run(
-    command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> str:
+def run(command: Sequence[str | Path], *, name: str | None = None) -> str:
     """Run a command that dies with this process; answer what it wrote to stdout.
+
+    Args:
+        command: the program and its arguments.
+        name: what a failure is called; the program unless given.
 
     Raises:
         LabError: it failed; with the end of what it wrote.
     """
     done = subprocess.run(
         ["setpriv", "--pdeathsig", "KILL", *command],
-        cwd=cwd,
-        env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -30,5 +30,5 @@ def run(
     )
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-_TAIL_LINES:])
-        raise LabError(f"{command[0]} failed (status {done.returncode}):\n{tail}")
+        raise LabError(f"{name or command[0]} failed (status {done.returncode}):\n{tail}")
     return done.stdout

@@ -3,11 +3,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from lab_result import LabResult
 
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
+
+CHECKOUT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.lab("amd")
 
@@ -65,3 +68,12 @@ def test_the_recording_prints_the_same_outside(amd: LabResult) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == amd.printed
+
+
+def test_a_host_that_dies_is_told_and_its_console_kept(tmp_path: Path) -> None:
+    options = ["--parameter", "rdinit=/none", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "lab.amd", *options]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "failed: collect: the host did not finish its job" in done.stderr
+    assert "Kernel panic" in (tmp_path / "console.log").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -48,7 +48,7 @@ def test_probes_are_attached_for_no_fewer_than_two_scenarios(
 ) -> None:
     """Modes follow each other in steps, and off comes back to back."""
     order = [list(Mode).index(turn.mode) for turn in plan(n, blocks, seed)]
-    assert all(abs(a - b) <= 1 for a, b in zip(order, order[1:], strict=False))
+    assert all(abs(a - b) <= 1 for a, b in pairwise(order))
     offs = [len(list(run)) for mode, run in groupby(order) if mode == 0]
     assert all(length == 2 for length in offs[1:-1])
 
@@ -56,7 +56,9 @@ def test_probes_are_attached_for_no_fewer_than_two_scenarios(
 def test_the_seed_decides_the_order() -> None:
     assert plan(6, 6, 1) == plan(6, 6, 1)
     assert plan(6, 6, 1) != plan(6, 6, 2)
-    orders = {tuple(t.scenario for t in plan(4, 1, seed) if t.mode == Mode.OFF) for seed in range(99)}
+    orders = {
+        tuple(t.scenario for t in plan(4, 1, seed) if t.mode == Mode.OFF) for seed in range(99)
+    }
     assert len(orders) > 12
 
 

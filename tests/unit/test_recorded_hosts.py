@@ -20,7 +20,7 @@ from ipitrace.correlate.trace import StormTrace
 from ipitrace.recording import read_run
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 
-AMD = Path("/root/.cache/ipitrace-lab/results/amd/recording")
+AMD = Path(__file__).parents[1] / "data/recordings/amd-tcg"
 MSR, HLT = 0x7C, 0x78  # arch/x86/include/uapi/asm/svm.h
 ON_THE_WAY = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.INJECT, Stage.HANDLER)
 Storms = list[tuple[str, StormTrace, Spans]]

@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 
 from ipitrace.errors import HostError, MeasurementError
+from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
 from ipitrace.storm.micro.image import MG_PORT, GuestMemory, LogSizes, Payload
@@ -43,6 +44,7 @@ class Machine:
             HostError: KVM refuses, or memory is short.
         """
         self._vm = Vm()
+        self._creator_tid = threading.get_native_id()
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self._vm.close)
         self._vcpus: list[Vcpu] = []
@@ -64,8 +66,15 @@ class Machine:
         self._tsc_offsets = self._read_tsc_offsets()
 
     def _read_tsc_offsets(self) -> tuple[int | None, ...]:
-        """Each vCPU's; only while none of them runs, or KVM makes us wait until it stops."""
-        return tuple(vcpu.tsc_offset() for vcpu in self._vcpus)
+        """Each vCPU's; only while none of them runs, or KVM makes us wait until it stops.
+
+        Before Linux's 828ca89628bf (5.16) only debugfs states them.
+        """
+        offsets = tuple(vcpu.tsc_offset() for vcpu in self._vcpus)
+        if None not in offsets:
+            return offsets
+        known = read_vm_tsc(self._creator_tid, self._vm.fd).vcpus
+        return tuple(known[i].offset if i in known else None for i in range(len(offsets)))
 
     def _add_vcpu(self, index: int, method: StormSendMethod) -> None:
         vcpu = self._vm.create_vcpu(index)

@@ -131,6 +131,42 @@ def test_lost_events_leave_gaps_and_no_lies(story: Story, seed: int, share: floa
     assert spans.unmatched_events == {}
 
 
+def _losing(story: Story, *stages: Stage) -> StormTrace:
+    gone = set(story.tsc[:, list(stages)].reshape(-1).tolist())
+    return story.with_events([h for h in story.happenings if h.tsc not in gone], complete=False)
+
+
+def test_the_entry_after_the_handlers_own_exit_does_not_stand_in_for_a_lost_one() -> None:
+    spans = correlate(_losing(tell("vmx", 4, 1, bound=30_000), Stage.TARGET_ENTRY))
+    assert (spans.stage(Stage.TARGET_ENTRY) == ABSENT).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("xapic-access", [Stage.SENDER_EXIT]),  # its other store's exit was over
+        ("vmx-self", [Stage.SENDER_EXIT, Stage.SENDER_ENTRY]),  # its EOI's comes after
+    ],
+)
+def test_another_exit_does_not_stand_in_for_a_lost_one(name: str, stages: list[Stage]) -> None:
+    spans = correlate(_losing(tell(name, 4, 1), *stages))
+    assert (spans.stage(Stage.SENDER_EXIT) == ABSENT).all()
+    assert spans.path.tolist() == [Path.UNKNOWN] * 4
+
+
+def test_an_ipi_to_the_targets_cpu_after_the_send_is_no_kick() -> None:
+    story = tell("emulated-halted", 9, 4)
+    sent, handler = story.tsc[:, Stage.SENT], story.tsc[:, Stage.HANDLER]
+    slow = handler > sent + 1
+    assert slow.any()
+    later = [
+        Happening(tsc + 1, 0, Kind.IPI_SEND_CPU, -1, word=cpu_of(1)) for tsc in sent[slow].tolist()
+    ]
+    kicked = [h for h in story.happenings if h.kind != Kind.IPI_SEND_CPU]
+    spans = correlate(story.with_events([*kicked, *later]))
+    assert (spans.stage(Stage.KICK) == ABSENT).all()
+
+
 @given(stories(min_size=2, names=["emulated", "emulated-halted", "emulated-self"]), st.data())
 def test_an_ipi_without_any_event_is_counted(story: Story, data: st.DataObject) -> None:
     gone = data.draw(st.sets(st.integers(0, len(story.over) - 1)))

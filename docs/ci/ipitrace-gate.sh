@@ -1,0 +1,93 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Compare two configurations of this host in turn (A B B A ...), keep the recordings and the
+# reports, and exit as 'ipitrace compare' does. Any CI can run it, as root, on bare metal.
+#
+# Usage: ipitrace-gate.sh [--self-test]
+#
+#   IPITRACE    how to call it                       (ipitrace)
+#   OUT         where recordings and reports go      (ipitrace-gate)
+#   SET_UP_A    shell command that sets up the base  (true)
+#   SET_UP_B    and the one to be judged             (true)
+#   RUN         options of 'ipitrace run'            (--scenario unicast-running)
+#   COMPARE     options of 'ipitrace compare'        (--strict)
+#   ROUNDS      how often each is measured           (10)
+#
+# --self-test measures a known truth instead of SET_UP_A and SET_UP_B: nothing against nothing
+# must be the same, and handlers that burn BURN cycles (200000) must be worse in the round
+# trip by about as much, and in the round trip alone.
+set -eu
+
+: "${IPITRACE:=ipitrace}" "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
+: "${SET_UP_A:=true}" "${SET_UP_B:=true}"
+: "${RUN=--scenario unicast-running}" "${COMPARE=--strict}"
+
+# shellcheck disable=SC2086 # RUN and COMPARE are lists of words
+ab() {
+	where=$1 set_up_b=$2
+	shift 2
+	$IPITRACE ab --a "$SET_UP_A" --b "$set_up_b" --rounds "$ROUNDS" -o "$OUT/$where" \
+		--format json --output "$OUT/$where.json" $COMPARE "$@" -- $RUN
+}
+
+judge() {
+	if [ -n "${GITHUB_STEP_SUMMARY-}" ]; then set -- --github-summary; else set --; fi
+	ab judged "$SET_UP_B" "$@"
+}
+
+fail() {
+	echo "$0: $*" >&2
+	exit 1
+}
+
+# verdict FILE METRIC: what the report says of it
+verdict() {
+	python3 - "$1" "$2" <<'EOF'
+import json, sys
+(found,) = json.load(open(sys.argv[1]))["comparisons"]
+print(*[row["verdict"] for row in found["rows"] if row["metric"] == sys.argv[2]])
+EOF
+}
+
+# moved_by FILE METRIC: how far its median moved, in its unit
+moved_by() {
+	python3 - "$1" "$2" <<'EOF'
+import json, sys
+(found,) = json.load(open(sys.argv[1]))["comparisons"]
+(row,) = [row for row in found["rows"] if row["metric"] == sys.argv[2]]
+print(round(row["patched"]["median"] - row["base"]["median"]))
+EOF
+}
+
+self_test() {
+	SET_UP_A=true
+	# A busy machine is noisy: what is proved here is much larger than this.
+	COMPARE='--min-effect 40% --min-effect exits:0.5 --allow other_vms'
+
+	ab nothing true
+	for metric in send.p50 deliver.p50 round_trip.p50; do
+		said=$(verdict "$OUT/nothing.json" $metric)
+		[ "$said" = same ] || fail "nothing against nothing: $metric is $said"
+	done
+
+	status=0
+	ab burnt true --b-run "--burn-cycles $BURN" || status=$?
+	[ "$status" -eq 1 ] || fail "burnt handlers: exit code $status, not 1"
+	[ "$(verdict "$OUT/burnt.json" round_trip.p50)" = worse ] || fail 'R is not worse'
+	for metric in send.p50 deliver.p50; do
+		said=$(verdict "$OUT/burnt.json" $metric)
+		[ "$said" = same ] || fail "burnt handlers: $metric is $said"
+	done
+	moved=$(moved_by "$OUT/burnt.json" round_trip.p50)
+	echo "R moved by $moved cycles, $BURN were burnt"
+	if [ "$moved" -lt $((BURN * 8 / 10)) ] || [ "$moved" -gt $((BURN * 16 / 10)) ]; then
+		fail 'that is not what was burnt'
+	fi
+}
+
+mkdir -p "$OUT"
+case ${1-} in
+--self-test) self_test ;;
+'') judge ;;
+*) echo "usage: $0 [--self-test]" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repetitions of real storms, and handlers that are slow on purpose, compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import assert_sound
+
+import ipitrace
+from ipitrace.model import StormRequest
+from ipitrace.storm.driver import Hooks
+from ipitrace.storm.micro.driver import MicroGuest
+from ipitrace.storm.scenarios import select_scenarios
+
+pytestmark = pytest.mark.live("kvm")
+
+BURN = 400_000
+# The machine may be busy: what is looked for is larger than any of its noise.
+TOLERANT = ("--min-effect", "60%", "--min-effect", "exits:1", "--allow", "other_vms")
+
+
+def ipi(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(ipitrace.__file__).parents[1]), *sys.path])
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "ipitrace", *map(str, words)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def run_json(*words: object, cwd: Path) -> dict[str, Any]:
+    done = ipi("run", "--no-trace", *words, "--json", "-o", "here", "--force", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    run: dict[str, Any] = json.loads(done.stdout)
+    assert_sound(run)
+    return run
+
+
+def test_repeat_decides_how_many_fresh_guests(tmp_path: Path) -> None:
+    words = ("--scenario", "self", "--scenario", "unicast-halted", "--count", 70, "--repeat", 7)
+    run = run_json(*words, "--seed", 11, cwd=tmp_path)
+    assert run["seed"] == 11
+    orders = []
+    for row in run["scenarios"]:
+        figures = row["repetition_figures"]
+        assert [f["sent"] for f in figures] == [10] * 7
+        assert row["repetitions"] == 7
+        assert row["warmup"] > 0
+        orders += [f["order"] for f in figures]
+        for f in figures:
+            for kind in ("send", "deliver", "round_trip"):
+                values = [f[f"{kind}_cycles"][p] for p in ("p50", "p90", "p99", "p999")]
+                assert values == sorted(values)
+    assert sorted(orders) == list(range(14))
+    assert orders != sorted(orders), "the scenarios take turns"
+    again = run_json(*words, "--seed", 11, cwd=tmp_path)
+    assert [f["order"] for row in again["scenarios"] for f in row["repetition_figures"]] == orders
+
+
+@pytest.mark.parametrize("name", ["unicast-running", "self"])
+def test_a_handler_burns_what_it_is_told_to_and_after_its_stamp(name: str) -> None:
+    guest = MicroGuest.prepare(2, None)
+    (scenario,) = select_scenarios([name])
+
+    def medians(burn: int) -> tuple[float, float]:
+        """(D, R less D)"""
+        storm = guest.run(
+            StormRequest(scenario, 2, 60, 10, 60_000, 20.0, handler_burn_cycles=burn), Hooks()
+        )
+        (target,) = guest.targets(scenario)
+        send, ack = (storm.sends[f].astype(np.int64) for f in ("send_tsc", "ack_tsc"))
+        handler = storm.receipts[target]["handler_tsc"].astype(np.int64)
+        return float(np.median(handler - send)), float(np.median(ack - handler))
+
+    deliver, rest = np.median([medians(0) for _ in range(3)], axis=0)
+    slow_deliver, slow_rest = np.median([medians(1_000_000) for _ in range(3)], axis=0)
+    assert slow_rest - rest > 800_000
+    assert abs(slow_deliver - deliver) < 500_000
+
+
+@pytest.mark.slow
+def test_burnt_handlers_are_worse_by_what_they_burnt_and_nothing_is_the_same(
+    tmp_path: Path,
+) -> None:
+    words = ("--rounds", 6, "--format", "json", *TOLERANT)
+    storm = ("--", "--no-trace", "--scenario", "unicast-running", "--count", 200)
+
+    def rows(place: str, *more: object) -> tuple[int, dict[str, Any]]:
+        done = ipi(
+            "ab", "--a", "true", "--b", "true", "-o", place, *words, *more, *storm, cwd=tmp_path
+        )
+        assert done.returncode in {0, 1}, done.stderr
+        (found,) = json.loads(done.stdout)["comparisons"]
+        return done.returncode, {row["metric"]: row for row in found["rows"]}
+
+    code, same = rows("same")
+    assert code == 0
+    assert same["round_trip.p50"]["verdict"] == "same"
+    code, burnt = rows("burnt", "--b-run", f"--burn-cycles {BURN}")
+    assert code == 1
+    assert burnt["round_trip.p50"]["verdict"] == "worse"
+    assert burnt["deliver.p50"]["verdict"] == burnt["send.p50"]["verdict"] == "same"
+    medians = [burnt["round_trip.p50"][side]["median"] for side in ("base", "patched")]
+    assert 0.8 * BURN < medians[1] - medians[0] < 1.6 * BURN

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace ab` without a guest: what it starts, in which order, and how it ends."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from comparisons import steady
+
+from ipitrace.commands.ab import ab
+from ipitrace.errors import (
+    ExitCode,
+    HostError,
+    InterruptedRunError,
+    IpitraceError,
+    MeasurementError,
+    UsageError,
+)
+from ipitrace.recording import RecordingWriter
+
+
+class Host:
+    """Stands in for subprocess.run: notes the commands, and leaves a recording for each run."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.words: list[list[str]] = []
+        self.state = ""
+        self.fails: dict[str, tuple[int, str]] = {}
+
+    def __call__(self, command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
+        if command[:2] == ["sh", "-c"]:
+            self.state = command[2]
+            self.said.append(self.state)
+            code = 1 if self.state == "false" else 0
+            return subprocess.CompletedProcess(command, code)
+        place = Path(command[command.index("-o") + 1])
+        self.said.append(place.name)
+        self.words.append(command)
+        code, stderr = self.fails.get(place.name, (0, ""))
+        if not code:
+            with RecordingWriter(place, force=False) as writer:
+                slow = 1.2 if "slow" in (self.state, *command) else 1.0
+                part = 1 + len(self.said) / 10_000
+                writer.finish(steady(1, slow * part))
+        return subprocess.CompletedProcess(command, code, stderr=stderr)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host()
+    monkeypatch.setattr("ipitrace.commands.ab.subprocess.run", made)
+    return made
+
+
+def invoke(tmp_path: Path, *words: str) -> Result:
+    where = ("-o", str(tmp_path / "ab"))
+    return CliRunner().invoke(ab, [*where, *words], standalone_mode=False)
+
+
+def test_the_order_is_abba(host: Host, tmp_path: Path) -> None:
+    done = invoke(tmp_path, "--a", "one", "--b", "two", "--rounds", "4")
+    assert done.exception is None, done.exception
+    a, b = "one a-{:03}", "two b-{:03}"
+    pattern = [a, b, b, a, a, b, b, a]
+    rounds = [1, 1, 2, 2, 3, 3, 4, 4]
+    wanted = " ".join(text.format(i) for text, i in zip(pattern, rounds, strict=True))
+    assert " ".join(host.said) == wanted
+
+
+def test_b_is_compared_with_a(host: Host, tmp_path: Path) -> None:
+    done = invoke(tmp_path, "--a", "fast", "--b", "slow")
+    assert done.return_value == ExitCode.REGRESSION
+    assert host.said[-1] == "a-010"
+    assert "B against A: worse in" in done.stdout.splitlines()[-1]
+
+
+def test_nothing_changed_is_the_same(host: Host, tmp_path: Path) -> None:
+    done = invoke(tmp_path, "--a", "true", "--b", "true", "--strict")
+    assert done.return_value == ExitCode.OK
+    assert host.state == "true"
+    assert done.stdout.splitlines()[-1].startswith("B is the same as A")
+
+
+def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: Path) -> None:
+    words = ("--a", "true", "--b", "true", "--b-run", "--count 'slow'", "--rounds", "6")
+    done = invoke(tmp_path, *words, "--", "--scenario", "self", "--no-trace")
+    assert done.return_value == ExitCode.REGRESSION
+    for command in host.words:
+        assert command[1:4] == ["-m", "ipitrace", "run"]
+        assert "--scenario self --no-trace" in " ".join(command)
+        assert ("slow" in command) == ("/b-" in " ".join(command))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(2, UsageError), (3, HostError), (4, MeasurementError), (130, InterruptedRunError)],
+)
+def test_a_run_that_fails_ends_it_with_the_same_code(
+    host: Host, code: int, kind: type[IpitraceError], tmp_path: Path
+) -> None:
+    host.fails["b-001"] = (code, "ipitrace: It went wrong.\n          Do better.\n")
+    error = invoke(tmp_path, "--a", "true", "--b", "true").exception
+    assert type(error) is kind
+    assert error.exit_code == code
+    assert "It went wrong." in error.message
+    assert "b-001" in error.message
+    assert host.said == ["true", "a-001", "true", "b-001"]
+
+
+def test_a_command_that_fails_ends_it(host: Host, tmp_path: Path) -> None:
+    error = invoke(tmp_path, "--a", "true", "--b", "false").exception
+    assert isinstance(error, HostError)
+    assert "sets up B failed" in error.message
+    assert len(host.words) == 1
+
+
+def test_a_place_that_is_taken_is_refused(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "x").touch()
+    assert isinstance(invoke(tmp_path, "--a", "x", "--b", "x").exception, UsageError)
+    assert host.said == []
+
+
+def test_options_that_are_no_words_are_refused(host: Host, tmp_path: Path) -> None:
+    error = invoke(tmp_path, "--a", "x", "--b", "x", "--b-run", "'").exception
+    assert isinstance(error, UsageError)
+    assert host.said == []

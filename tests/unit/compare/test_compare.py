@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from comparisons import TRUTH, exits_of, noisy, row_of, run_of, steady
+
+from ipitrace.compare import Settings, compare, exit_code
+from ipitrace.compare.gates import parse_gate
+from ipitrace.compare.model import Comparison, MinimumEffect, Row, Verdict
+from ipitrace.errors import ExitCode, UsageError
+from ipitrace.result import Exits, RunResult
+
+NAMES = ("base", "patched")
+
+
+def held_against(base: RunResult, patched: RunResult, **settings: object) -> Comparison:
+    return compare(base, patched, NAMES, Settings(**settings))  # type: ignore[arg-type]
+
+
+def row(comparison: Comparison, metric: str) -> Row:
+    (found,) = [row for row in comparison.rows if row.metric == metric]
+    return found
+
+
+def test_a_run_is_the_same_as_itself() -> None:
+    found = held_against(steady(), steady())
+    assert {row.verdict for row in found.rows} == {Verdict.SAME}
+    assert found.verdict == Verdict.SAME
+    assert found.sentence.startswith("patched is the same as base: none of 5 headline metrics")
+    assert exit_code([found], strict=True) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict", "code"),
+    [
+        (1.05, Verdict.WORSE, ExitCode.REGRESSION),
+        (0.95, Verdict.BETTER, ExitCode.OK),
+        (1.01, Verdict.SAME, ExitCode.OK),
+    ],
+)
+def test_a_change_is_told_with_its_size(factor: float, verdict: Verdict, code: ExitCode) -> None:
+    found = held_against(steady(), steady(factor=factor))
+    deliver = row(found, "deliver.p50")
+    assert deliver.verdict == found.verdict == verdict
+    assert deliver.change == pytest.approx(factor - 1, abs=2e-4)
+    assert deliver.change_low is not None
+    assert deliver.change_low <= deliver.change
+    assert abs(deliver.effect) == 1
+    assert exit_code([found], strict=False) == code
+    if verdict != Verdict.SAME:
+        assert f"{factor - 1:+.1%}".rstrip("%") in found.sentence
+        assert verdict in found.sentence
+
+
+def test_better_and_worse_at_once_is_worse() -> None:
+    medians = [dict(TRUTH, send=TRUTH["send"] * (1 + i / 1e4)) for i in range(8)]
+    moved = [{**m, "send": m["send"] / 2, "round_trip": m["round_trip"] * 2} for m in medians]
+    found = held_against(run_of(row_of("self", medians)), run_of(row_of("self", moved)))
+    assert found.verdict == Verdict.WORSE
+    assert "worse in round_trip.p50 of self" in found.sentence
+    assert "but better in send.p50 of self" in found.sentence
+
+
+def test_three_repetitions_prove_nothing_and_it_is_said_how_many_would() -> None:
+    found = held_against(steady(3), steady(3, factor=2))
+    assert found.verdict == Verdict.INCONCLUSIVE
+    assert row(found, "deliver.p50").repetitions_wanted == 5
+    assert row(found, "deliver.p50").why == "too few repetitions"
+    assert "5 repetitions a side" in found.sentence or "repetitions a side" in found.sentence
+    assert exit_code([found], strict=False) == ExitCode.OK
+    assert exit_code([found], strict=True) == ExitCode.UNTRUSTWORTHY
+
+
+def test_noise_is_inconclusive_and_it_is_said_how_many_repetitions_it_takes() -> None:
+    rng = np.random.default_rng(3)
+    base, patched = (run_of(row_of("self", noisy(rng, 8, 0.1))) for _ in range(2))
+    deliver = row(held_against(base, patched), "deliver.p50")
+    assert deliver.verdict == Verdict.INCONCLUSIVE
+    assert deliver.why == "too much noise"
+    assert deliver.repetitions_wanted is not None
+    assert deliver.repetitions_wanted > 100
+    assert (
+        row(held_against(base, patched, minimum=MinimumEffect(cycles=0.5)), "deliver.p50").verdict
+        == Verdict.SAME
+    )
+
+
+def test_exits_and_paths_are_compared_in_their_own_unit() -> None:
+    through = {"exitless": 1.0}
+    base = steady(exits=[exits_of(1.0, 1.0)] * 8)
+    patched = steady(exits=[exits_of(0.0, 1.0)] * 8, paths=[through] * 8)
+    found = held_against(base, patched)
+    sender = row(found, "exits.sender")
+    assert (sender.base.median, sender.patched.median, sender.change) == (1.0, 0.0, -1.0)
+    assert sender.verdict == Verdict.BETTER
+    assert row(found, "exits.sender.MSR_WRITE").verdict == Verdict.BETTER
+    assert row(found, "exits.target").verdict == Verdict.SAME
+    assert row(found, "path.exitless").verdict == Verdict.BETTER
+    assert row(found, "path.msr-exit").verdict == Verdict.BETTER
+    assert row(found, "path.msr-exit").change == -1.0
+
+
+def test_a_path_of_no_merit_only_changes() -> None:
+    found = held_against(steady(), steady(paths=[{"unknown": 0.5, "msr-exit": 0.5}] * 8))
+    assert row(found, "path.unknown").verdict == Verdict.CHANGED
+
+
+def test_a_reason_that_one_side_never_saw_counts_as_zero() -> None:
+    only_total = Exits("kvm_exit", {"exits": 0.5}, {"exits": 0.0})
+    found = held_against(steady(exits=[only_total] * 8), steady(exits=[exits_of(0.5)] * 8))
+    assert row(found, "exits.sender.MSR_WRITE").base.median == 0
+    assert row(found, "exits.sender.MSR_WRITE").verdict == Verdict.WORSE
+    assert not row(found, "exits.sender.MSR_WRITE").headline
+
+
+def test_cycles_are_those_that_nobody_watched() -> None:
+    found = held_against(steady(), steady())
+    assert row(found, "deliver.p50").base.median == pytest.approx(TRUTH["deliver"], rel=1e-3)
+    assert row(found, "deliver.p50").base.n == 8
+
+
+def test_a_run_without_tracing_compares_cycles_and_what_was_counted() -> None:
+    def untraced(run: RunResult) -> RunResult:
+        (one,) = run.scenarios
+        figures = tuple(
+            replace(f, exits=exits_of(2.0)) for f in one.repetition_figures if f.mode == "off"
+        )
+        return run_of(replace(one, repetition_figures=figures))
+
+    found = held_against(untraced(steady()), untraced(steady()))
+    assert row(found, "exits.sender").base.median == 2.0
+    assert not [r for r in found.rows if r.metric.startswith("path.")]
+
+
+@pytest.mark.parametrize(
+    ("gate", "factor", "held", "code"),
+    [
+        ("deliver:+5%", 1.04, "held", ExitCode.OK),
+        ("deliver:+5%", 1.06, "broken", ExitCode.REGRESSION),
+        ("deliver.p99:+5%", 1.06, "broken", ExitCode.REGRESSION),
+        ("unicast-running:deliver.p50:+0%", 1.01, "broken", ExitCode.REGRESSION),
+        ("deliver:-5%", 0.9, "broken", ExitCode.REGRESSION),
+        ("deliver:-5%", 1.5, "held", ExitCode.OK),
+    ],
+)
+def test_gates(gate: str, factor: float, held: str, code: ExitCode) -> None:
+    found = held_against(steady(), steady(factor=factor), gates=(parse_gate(gate),))
+    assert [g.held for g in found.gates] == [held]
+    assert exit_code([found], strict=True) == code
+
+
+def test_a_gate_on_exits_is_on_both_sides() -> None:
+    patched = steady(exits=[exits_of(1.2, 0.05)] * 8)
+    found = held_against(steady(), patched, gates=(parse_gate("exits:+0.1"),))
+    assert {(g.metric, g.held) for g in found.gates} == {
+        ("exits.sender", "broken"),
+        ("exits.target", "held"),
+    }
+
+
+def test_an_open_gate_fails_only_when_strict() -> None:
+    rng = np.random.default_rng(3)
+    base, patched = (run_of(row_of("self", noisy(rng, 8, 0.1))) for _ in range(2))
+    found = held_against(base, patched, gates=(parse_gate("deliver:+1%"),))
+    assert [g.held for g in found.gates] == ["open"]
+    assert exit_code([found], strict=False) == ExitCode.OK
+    assert exit_code([found], strict=True) == ExitCode.UNTRUSTWORTHY
+
+
+@pytest.mark.parametrize("gate", ["ring:deliver:+5%", "exits.sender.NPF:+1", "path.mmio:+0.1"])
+def test_a_gate_on_nothing_is_refused(gate: str) -> None:
+    with pytest.raises(UsageError, match="about nothing that was measured"):
+        held_against(steady(), steady(), gates=(parse_gate(gate),))
+
+
+def test_one_scenario_alone() -> None:
+    both = run_of(*(replace(steady().scenarios[0], name=name) for name in ("self", "broadcast")))
+    found = held_against(both, both, scenarios=("self",))
+    assert {row.scenario for row in found.rows} == {"self"}
+    with pytest.raises(UsageError, match="has no scenario 'ring'"):
+        held_against(both, both, scenarios=("ring",))

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace compare` from recordings to every format and exit code."""
+
+import csv
+import functools
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import xmlschema
+from click.testing import CliRunner, Result
+from comparisons import exits_of, run_of, steady
+from jsonschema import Draft202012Validator
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from ipitrace.commands.compare import compare
+from ipitrace.compare.anchors import read_anchors
+from ipitrace.errors import ExitCode, HostError, IpitraceError, UsageError
+from ipitrace.recording import RecordingWriter
+from ipitrace.result import RunResult
+
+DATA = Path(__file__).parents[2] / "data"
+FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
+
+
+def record(directory: Path, run: RunResult) -> Path:
+    with RecordingWriter(directory, force=False) as writer:
+        writer.finish(run)
+    return directory
+
+
+def host(run: RunResult, **fingerprint: object) -> RunResult:
+    return replace(run, host={**run.host, "fingerprint": fingerprint})
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Recordings of a steady host: base, as it was again, and patched ones."""
+    root = tmp_path_factory.mktemp("recordings")
+    runs = {
+        "base": host(steady(), kernel_release="6.1"),
+        "same": host(steady(), kernel_release="6.1"),
+        "slow": host(steady(factor=1.1), kernel_release="6.2"),
+        "fast": host(steady(factor=0.5, exits=[exits_of(0.0)] * 8), kernel_release='6.2 "x"'),
+        "few": host(steady(3), kernel_release="6.1"),
+        "other": host(steady(), kernel_release="6.1", smt="on"),
+    }
+    return {name: record(root / name, run) for name, run in runs.items()}
+
+
+def invoke(places: Mapping[str, Path], *words: object, env: dict[str, str] | None = None) -> Result:
+    known = [str(places.get(str(word), word)) for word in words]
+    return CliRunner().invoke(compare, known, env=env, standalone_mode=False)
+
+
+def code_of(done: Result) -> ExitCode:
+    if isinstance(done.exception, IpitraceError):
+        return done.exception.exit_code
+    assert done.exception is None, done.exception
+    return ExitCode(done.return_value)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("base", "same"), 0),
+        (("base", "slow"), 1),
+        (("base", "fast"), 0),
+        (("base", "same", "slow"), 1),
+        (("few", "few"), 0),
+        (("few", "few", "--strict"), 4),
+        (("base", "slow", "--fail-on", "deliver:+20%"), 0),
+        (("base", "slow", "--fail-on", "deliver:+5%"), 1),
+        (("base", "slow", "--min-effect", "20%"), 0),
+        (("base", "other"), 3),
+        (("base", "other", "--allow", "smt"), 0),
+        (("base", "same", "--fail-on", "speed:+5%"), 2),
+        (("base", "same", "--min-effect", "5"), 2),
+        (("base", "same", "--min-effect", "exits:5%"), 2),
+        (("base", "same", "--min-effect", "0%"), 2),
+        (("base", "nowhere"), 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_exit_codes(places: Mapping[str, Path], words: tuple[str, ...], code: int) -> None:
+    assert code_of(invoke(places, *words)) == code
+
+
+def test_gates_from_a_file(places: Mapping[str, Path], tmp_path: Path) -> None:
+    gates = tmp_path / "gates.toml"
+    gates.write_text('fail-on = ["deliver:+5%"]\nallow = ["smt"]\nstrict = true\n')
+    assert code_of(invoke(places, "base", "slow", "--gates", gates)) == ExitCode.REGRESSION
+    assert code_of(invoke(places, "base", "other", "--gates", gates)) == ExitCode.OK
+
+
+def test_the_last_line_is_the_verdict(places: Mapping[str, Path]) -> None:
+    done = invoke(places, "base", "slow")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"{places['slow']} against {places['base']}: worse in ")
+    assert "+10.0 %" in last
+    assert "6.1" in done.stdout
+    assert "differs: kernel_release: 6.1 against 6.2 (may differ)" in done.stdout
+
+
+def test_a_table_shows_what_moved_and_with_all_everything(places: Mapping[str, Path]) -> None:
+    brief, whole = (invoke(places, "base", "same", *more).stdout for more in ((), ("--all",)))
+    assert "deliver.p99.9" not in brief
+    assert "more metrics, none of which was found to differ" in brief
+    for metric in ("deliver.p99.9", "exits.sender.MSR_WRITE", "path.msr-exit"):
+        assert metric in whole
+
+
+def test_markdown_is_a_table_and_goes_to_the_jobs_page(
+    places: Mapping[str, Path], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n")
+    env = {"GITHUB_STEP_SUMMARY": str(page)}
+    done = invoke(places, "base", "slow", "--github-summary", env=env)
+    text = page.read_text()
+    assert text.startswith("before\n### ")
+    assert "| scenario" in text
+    assert text == "before\n" + invoke(places, "base", "slow", "--format", "markdown").stdout
+    assert "| scenario" not in done.stdout
+    before = page.read_text()
+    invoke(places, "base", "slow", env=env)
+    assert page.read_text() == before, "only when asked"
+    missing = invoke(places, "base", "slow", "--github-summary", env={"GITHUB_STEP_SUMMARY": ""})
+    assert isinstance(missing.exception, UsageError)
+
+
+@functools.cache
+def schema() -> Draft202012Validator:
+    text = resources.files("ipitrace").joinpath("schemas/compare.schema.json").read_text()
+    Draft202012Validator.check_schema(json.loads(text))
+    return Draft202012Validator(
+        json.loads(text), format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+@pytest.mark.parametrize("more", [(), ("--anchors",), ("--fail-on", "deliver:+5%")])
+def test_json_follows_its_schema(places: Mapping[str, Path], more: tuple[str, ...]) -> None:
+    for other in ("same", "slow", "fast", "few"):
+        document = json.loads(invoke(places, "base", other, *more, "--format", "json").stdout)
+        schema().validate(document)
+        assert ("anchors" in document) == ("--anchors" in more)
+    two = json.loads(invoke(places, "base", "same", "slow", "--format", "json").stdout)
+    assert [c["verdict"] for c in two["comparisons"]] == ["same", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("words", "failures", "skipped"),
+    [
+        (("base", "same"), 0, 0),
+        (("base", "slow"), 3, 0),
+        (("few", "few"), 0, 5),
+        (("few", "few", "--strict"), 5, 0),
+        (("base", "same", "slow"), 3, 0),
+        (("base", "slow", "--fail-on", "deliver:+5%", "--fail-on", "exits:+1"), 1, 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_junit_is_valid_and_counts_right(
+    places: Mapping[str, Path], words: tuple[str, ...], failures: int, skipped: int
+) -> None:
+    text = invoke(places, *words, "--format", "junit").stdout
+    xmlschema.XMLSchema(str(DATA / "junit" / "junit.xsd")).validate(text)
+    root = ET.fromstring(text)  # noqa: S314 - our own
+    for element in (root, *root.iter("testsuite")):
+        for kind, tag in (("failures", "failure"), ("skipped", "skipped"), ("tests", "testcase")):
+            assert int(element.get(kind, -1)) == len(list(element.iter(tag))), kind
+    assert len(list(root.iter("failure"))) == failures
+    assert len(list(root.iter("skipped"))) == skipped
+
+
+def test_openmetrics_is_read_by_a_real_parser(places: Mapping[str, Path]) -> None:
+    text = invoke(places, "base", "fast", "--format", "openmetrics").stdout
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert {family.type for family in families.values()} == {"gauge"}
+
+    def value(family: str, **labels: str) -> list[float]:
+        return [
+            sample.value
+            for sample in families[family].samples
+            if labels.items() <= sample.labels.items()
+        ]
+
+    about = {"scenario": "unicast-running", "metric": "deliver.p50"}
+    medians = [value("ipitrace_median", run=str(places[run]), **about) for run in ("base", "fast")]
+    assert medians == [[pytest.approx(50_018, abs=5)], [pytest.approx(25_009, abs=5)]]
+    assert value("ipitrace_change", **about) == [pytest.approx(-0.5, abs=0.01)]
+    assert value("ipitrace_verdict", verdict="better", **about) == [1.0]
+    assert value("ipitrace_verdict", verdict="worse", **about) == [0.0]
+
+
+def test_csv_is_one_row_a_run_with_time_and_attributes(
+    places: Mapping[str, Path], tmp_path: Path
+) -> None:
+    old = record(tmp_path / "old", replace(steady(), started_at="2020-02-03T04:05:06+00:00"))
+    text = invoke(places, "base", "slow", old, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["run"] for row in rows] == [str(old), str(places["base"]), str(places["slow"])]
+    assert list(rows[0])[:4] == ["time", "run", "kernel", "ipitrace_version"]
+    assert [row["kernel"] for row in rows] == ["", "6.1", "6.2"]
+    for row in rows:
+        when = datetime.strptime(row["time"], "%Y-%m-%d %H:%M:%S %z")
+        assert when.tzinfo is not None
+        assert float(row["unicast-running.deliver.p50"]) > 0
+    assert float(rows[2]["unicast-running.deliver.p50"]) == pytest.approx(55_020, abs=5)
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_a_file_gets_the_format_and_the_terminal_the_verdict(
+    places: Mapping[str, Path], style: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "out"
+    done = invoke(places, "base", "slow", "--format", style, "--output", file)
+    assert code_of(done) == ExitCode.REGRESSION
+    assert file.read_text() == invoke(places, "base", "slow", "--format", style).stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert "worse in" in done.stdout
+    failed = invoke(places, "base", "slow", "--format", style, "--output", tmp_path / "no" / "x")
+    assert isinstance(failed.exception, HostError)
+
+
+def test_a_run_json_alone_is_enough(places: Mapping[str, Path], tmp_path: Path) -> None:
+    alone = tmp_path / "some.json"
+    alone.write_text((places["slow"] / "run.json").read_text())
+    assert code_of(invoke(places, "base", alone)) == ExitCode.REGRESSION
+    for text in ("", "[]", '{"schema_version": 99}', '{"schema_version": 1}'):
+        alone.write_text(text)
+        assert code_of(invoke(places, "base", alone)) == ExitCode.USAGE, text
+
+
+def test_anchors_are_shown_apart_and_with_their_source(places: Mapping[str, Path]) -> None:
+    anchors = read_anchors()
+    assert len(anchors) >= 8
+    for style in ("table", "markdown"):
+        plain = invoke(places, "base", "slow", "--format", style).stdout
+        shown = invoke(places, "base", "slow", "--format", style, "--anchors").stdout
+        assert shown.endswith(plain), "they change nothing"
+        for anchor in anchors:
+            assert anchor.figures in shown
+            assert anchor.source in shown
+
+
+def test_two_scenarios_make_two_suites(tmp_path: Path) -> None:
+    row = steady().scenarios[0]
+    run = run_of(*(replace(row, name=name) for name in ("self", "broadcast")))
+    places = {name: record(tmp_path / name, run) for name in ("one", "two")}
+    root = ET.fromstring(invoke(places, "one", "two", "--format", "junit").stdout)  # noqa: S314 - our own
+    assert len(root.findall("testsuite")) == 2
+    assert code_of(invoke(places, "one", "two", "--scenario", "self")) == ExitCode.OK
+
+
+def test_other_commands_do_without_scipy() -> None:
+    script = "import sys, ipitrace.cli; print('scipy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    assert done.stdout == "False\n"

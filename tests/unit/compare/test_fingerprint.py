@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from comparisons import exits_of, run_of, steady
+
+from ipitrace.compare.fingerprint import ITEMS, check_comparable
+from ipitrace.errors import ExitCode, HostError, IpitraceError, MeasurementError
+from ipitrace.host.fingerprint import HostFingerprint
+from ipitrace.result import RunResult
+
+NAMES = ("base", "patched")
+
+
+def host(**fingerprint: Any) -> RunResult:
+    run = steady()
+    return replace(run, host={**run.host, "fingerprint": fingerprint})
+
+
+def refusal(base: RunResult, patched: RunResult, *allow: str) -> IpitraceError:
+    with pytest.raises(IpitraceError) as caught:
+        check_comparable(base, patched, NAMES, allow)
+    return caught.value
+
+
+def test_every_item_of_the_hosts_fingerprint_is_on_the_list_once() -> None:
+    keys = [item.key for item in ITEMS]
+    assert len(set(keys)) == len(keys)
+    names = {field.name for field in fields(HostFingerprint)}
+    assert names <= set(keys) | {"kvm_parameters"}
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [
+        ("cpu_model", "a", "b"),
+        ("microcode", "0x1", None),
+        ("governor", "performance", "powersave"),
+        ("turbo", True, False),
+        ("emulated", None, "QEMU TCG"),
+    ],
+)
+def test_another_machine_is_refused_by_name_unless_allowed(key: str, one: Any, other: Any) -> None:
+    base, patched = host(**{key: one}), host(**{key: other})
+    error = refusal(base, patched)
+    assert error.exit_code == ExitCode.ENVIRONMENT
+    assert f"{key} ({one} against {other})" in error.message
+    assert f"--allow {key}" in error.hint
+    (difference,) = check_comparable(base, patched, NAMES, [key])
+    assert (difference.key, difference.accepted) == (key, "--allow")
+
+
+def test_all_mismatches_are_named_at_once() -> None:
+    error = refusal(host(smt="on", turbo=True), host(smt="off", turbo=False), "smt")
+    assert "smt" not in error.message
+    assert "turbo" in error.message
+    error = refusal(host(smt="on", turbo=True), host(smt="off", turbo=False))
+    assert "--allow smt --allow turbo" in error.hint
+
+
+def test_another_kernel_is_what_it_is_about() -> None:
+    base = host(kernel_release="6.1", kvm_parameters={"kvm_intel.enable_apicv": "Y", "kvm.x": "1"})
+    patched = host(
+        kernel_release="6.2", kvm_parameters={"kvm_intel.enable_apicv": "N", "kvm.x": "1"}
+    )
+    found = {d.key: (d.base, d.patched) for d in check_comparable(base, patched, NAMES, ())}
+    assert found == {
+        "kernel_release": ("6.1", "6.2"),
+        "kvm_parameters": ({"kvm_intel.enable_apicv": "Y"}, {"kvm_intel.enable_apicv": "N"}),
+    }
+
+
+def test_halt_polling_must_match() -> None:
+    base, patched = (host(kvm_parameters={"kvm.halt_poll_ns": v}) for v in ("0", "200000"))
+    assert "kvm_tunables ({'kvm.halt_poll_ns': '0'} against" in refusal(base, patched).message
+
+
+def test_a_vulnerability_only_one_kernel_knows_of_does_not_matter_where_there_is_none() -> None:
+    base = host(mitigations={"l1tf": "Mitigation: PTE Inversion"})
+    knows = {"l1tf": "Mitigation: PTE Inversion", "vmscape": "Not affected"}
+    assert check_comparable(base, host(mitigations=knows), NAMES, ()) == ()
+    assert "mitigations" in refusal(base, host(mitigations={"l1tf": "Vulnerable"})).message
+
+
+def test_other_scenarios_are_refused_whatever_is_allowed() -> None:
+    other = run_of(replace(steady().scenarios[0], name="self"))
+    error = refusal(steady(), other, "scenarios", "self")
+    assert error.exit_code == ExitCode.ENVIRONMENT
+    assert "base lacks self" in error.message
+    assert "patched lacks unicast-running" in error.message
+
+
+@pytest.mark.parametrize("what", ["pace_cycles", "warmup", "targets"])
+def test_other_conditions_are_refused(what: str) -> None:
+    row = replace(steady().scenarios[0], **{what: 999})
+    assert f"unicast-running.{what}" in refusal(steady(), run_of(row)).message
+
+
+def test_shorter_storms_are_refused() -> None:
+    (row,) = steady().scenarios
+    shorter = tuple(replace(f, sent=500) for f in row.repetition_figures)
+    other = run_of(replace(row, repetition_figures=shorter))
+    assert "sends_per_repetition (1000 against 500)" in refusal(steady(), other).message
+
+
+def test_a_passthrough_that_exits_is_refused() -> None:
+    (row,) = steady().scenarios
+
+    def passing(exits: float) -> RunResult:
+        return run_of(replace(row, send_method="passthrough", exits=exits_of(exits)))
+
+    assert check_comparable(passing(0.0), passing(0.01), NAMES, ()) == ()
+    error = refusal(passing(0.0), passing(1.0))
+    assert isinstance(error, HostError)
+    assert "patched claims to pass interrupts through" in error.message
+    assert "1.00 exits per IPI" in error.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"complete": False, "failure": "Interrupted."}, "incomplete"),
+        ({"untrustworthy": ("events were lost",)}, "untrustworthy"),
+    ],
+)
+def test_a_run_that_cannot_be_trusted_is_not_compared(changes: dict[str, Any], key: str) -> None:
+    patched = replace(steady(), **changes)
+    error = refusal(steady(), patched)
+    assert isinstance(error, MeasurementError)
+    assert f"--allow {key}" in error.hint
+    assert check_comparable(steady(), patched, NAMES, [key]) == ()
+
+
+def test_a_recording_without_repetitions_is_refused() -> None:
+    old = run_of(replace(steady().scenarios[0], repetition_figures=()))
+    assert "older ipitrace" in refusal(old, steady()).message
