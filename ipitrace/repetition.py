@@ -170,7 +170,7 @@ def _on_one_clock(
         for change in offset_changes(start, end, window, [int(w) for w in writes])
     ]
     if len(set(storm.tsc_offsets_start)) > 1:
-        raise MeasurementError(f"The vCPUs' TSC offsets differ: {storm.tsc_offsets_start}.", "")
+        raise MeasurementError("The vCPUs' TSC offsets differ.", "Boot with a stable TSC.")
 
     def to_guest(ts_ns: object) -> NDArray[np.int64]:
         mapped: NDArray[np.int64] = guest_tsc.to_guest(host_map.to_tsc(ts_ns)).view(np.int64)  # type: ignore[arg-type]

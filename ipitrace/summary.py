@@ -33,6 +33,7 @@ from ipitrace.stats import median, paired_difference, percentiles, summarise
 from ipitrace.storm.driver import Storm
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
+KVM_EXIT_UNSORTED = "kvm_exit tracepoint, by reason not known: see the note on the clock"
 KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
 SENDER = 0
 _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
@@ -304,6 +305,8 @@ def _exits(
     if source is None and stats is not None:  # which may have counted none: that is a result
         by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
         source = KVM_STATS_SOURCE
+    if source is None and (unsorted := _kvm_exits_counted(measured)) is not None:
+        by_reason, source = {"exits": sides.per_ipi(unsorted)}, KVM_EXIT_UNSORTED
     if source is None:
         nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
         absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
@@ -319,6 +322,13 @@ def _exits(
         ),
         absent,
     )
+
+
+def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
+    """kvm_exit per vCPU as the rings' heads counted it, None where it never fired."""
+    counted = [r.seen[Kind.KVM_EXIT] for r in measured.headline if r.seen is not None]
+    total = np.sum(counted, axis=0) if counted else np.zeros(1, np.int64)
+    return np.asarray(total, np.int64) if total.any() else None
 
 
 def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:

@@ -4,7 +4,7 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,12 @@ def ab(
         "a": (command_a, [*run_options, *_words(a_run)]),
         "b": (command_b, [*run_options, *_words(b_run)]),
     }
-    places: dict[str, list[Path]] = {name: [] for name in sides}
-    for i in range(rounds):
-        for name in ("ab", "ba")[i % 2]:
-            place = directory / f"{name}-{i + 1:03}"
-            command, extra = sides[name]
-            _set_up(name, command)
-            _measure(place, extra)
-            places[name].append(place)
+    try:
+        places = _take_turns(sides, rounds, directory)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "Interrupted.", f"What was measured until then is kept in {directory}."
+        ) from None
 
     from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
     from ipitrace.compare.reading import pool, read  # noqa: PLC0415
@@ -102,6 +100,21 @@ def ab(
         for name in sides
     )
     return compare_and_tell(base, [patched], shared, ())
+
+
+def _take_turns(
+    sides: Mapping[str, tuple[str, Sequence[str]]], rounds: int, directory: Path
+) -> dict[str, list[Path]]:
+    """A B, B A, A B, ...: each side's recordings, in the order made."""
+    places: dict[str, list[Path]] = {name: [] for name in sides}
+    for i in range(rounds):
+        for name in ("ab", "ba")[i % 2]:
+            command, extra = sides[name]
+            place = directory / f"{name}-{i + 1:03}"
+            _set_up(name, command)
+            _measure(place, extra)
+            places[name].append(place)
+    return places
 
 
 def _words(text: str) -> list[str]:

@@ -120,7 +120,7 @@ def _only(run: RunResult, name: str, scenarios: Sequence[str]) -> RunResult:
     missing = sorted(set(scenarios) - {row.name for row in rows})
     if missing:
         raise UsageError(
-            f"{name} has no scenario '{missing[0]}'.",
+            f"The run {name} has no scenario '{missing[0]}'.",
             f"It has {', '.join(row.name for row in run.scenarios)}.",
         )
     return replace(run, scenarios=rows)

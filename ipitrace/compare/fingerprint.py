@@ -127,7 +127,7 @@ def check_comparable(
             if d.key in barred
         )
         raise HostError(
-            f"{names[0]} and {names[1]} are not comparable, since these differ: {told}.",
+            f"The runs {names[0]} and {names[1]} are not comparable, since these differ: {told}.",
             "Measure both alike, or accept a difference with "
             + " ".join(f"--allow {key}" for key in barred)
             + ".",
@@ -140,25 +140,25 @@ def check_comparable(
 def _check_sound(run: RunResult, name: str, allow: Collection[str]) -> None:
     if not run.complete and "incomplete" not in allow:
         raise MeasurementError(
-            f"{name} is partial: {run.failure}", "Measure again, or --allow incomplete."
+            f"The run {name} is partial: {run.failure}", "Measure again, or --allow incomplete."
         )
     if run.untrustworthy and "untrustworthy" not in allow:
         raise MeasurementError(
-            f"{name} is not trustworthy: {'; '.join(run.untrustworthy)}.",
+            f"The run {name} is not trustworthy: {'; '.join(run.untrustworthy)}.",
             "Measure again on a quieter host, or --allow untrustworthy.",
         )
     for row in _measured(run).values():
         if not row.repetition_figures:
             raise HostError(
-                f"{name} has no figures of single repetitions: an older ipitrace made it.",
+                f"The run {name} has no figures of single repetitions: an older ipitrace made it.",
                 "Measure again with this version.",
             )
         exits = row.exits.sender if row.exits else None
         per_ipi = (exits or {}).get("exits", 0.0)
         if row.send_method == SendMethod.PASSTHROUGH and per_ipi > MOST_PASSTHROUGH_EXITS:
             raise HostError(
-                f"{row.name} of {name} claims to pass interrupts through, but its sender took "
-                f"{per_ipi:.2f} exits per IPI.",
+                f"The scenario {row.name} of {name} claims to pass interrupts through, but its "
+                f"sender took {per_ipi:.2f} exits per IPI.",
                 "The path is proved by events, not by the scenario's name: see that the host and "
                 "the guest both support it, and measure again.",
             )

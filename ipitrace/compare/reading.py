@@ -25,15 +25,15 @@ def read(path: Path) -> RunResult:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["schema_version"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is not a run.json.", hint) from error
+        raise UsageError(f"The file {path} is not a run.json.", hint) from error
     if type(version) is not int or version > SCHEMA_VERSION:
         raise UsageError(
-            f"{path} is of format {version}; this ipitrace reads {SCHEMA_VERSION}.", hint
+            f"The file {path} is of format {version}; this ipitrace reads {SCHEMA_VERSION}.", hint
         )
     try:
         return RunResult.from_dict(data)
     except ValueError as error:
-        raise UsageError(f"{path} is not a run.json: {error}.", hint) from error
+        raise UsageError(f"The file {path} is not a run.json: {error}.", hint) from error
 
 
 def pool(runs: Sequence[RunResult], name: str, allow: frozenset[str]) -> RunResult:

@@ -289,13 +289,13 @@ def test_an_exception_in_the_guest_is_told_with_its_place() -> None:
 def test_a_payload_that_speaks_to_another_port() -> None:
     out_0x80 = bytes.fromhex("ba80000000 31c0 ee ebfe")
     with pytest.raises(MeasurementError, match=r"vCPU [01] wrote to the unknown port 0x80"):
-        run_payload(Payload(out_0x80, 0, 0, 0, 0, 0))
+        run_payload(Payload(out_0x80, 0, 0, 0, 0, 0, 0, 0))
 
 
 def test_a_payload_that_reports_nonsense() -> None:
     out_0x77 = bytes.fromhex("ba01050000 b077 ee ebfe")
     with pytest.raises(MeasurementError, match=r"0x77|119"):
-        run_payload(Payload(out_0x77, 0, 0, 0, 0, 0))
+        run_payload(Payload(out_0x77, 0, 0, 0, 0, 0, 0, 0))
 
 
 def test_an_error_in_a_hook_comes_through() -> None:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels before 5.16 state a vCPU's TSC offset in debugfs only; both must say the same."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import ipitrace
 from ipitrace.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
@@ -19,8 +22,13 @@ WITH_DEBUGFS = f'mountpoint -q {DEBUGFS} || mount -t debugfs debugfs {DEBUGFS}; 
 @pytest.mark.live("root", "kvm")
 def test_debugfs_stands_in_for_the_attribute() -> None:
     inside = ["sh", "-c", WITH_DEBUGFS, "sh", sys.executable, __file__]
+    package = Path(ipitrace.__file__).parents[1]
     done = subprocess.run(
-        ["unshare", "--mount", *inside], capture_output=True, text=True, check=False
+        ["unshare", "--mount", *inside],
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "(0, 0)\n(0, 0)\n"

@@ -40,6 +40,8 @@ class Host:
         self.said.append(place.name)
         self.words.append(command)
         code, stderr = self.fails.get(place.name, (0, ""))
+        if code < 0:
+            raise KeyboardInterrupt
         if not code:
             with RecordingWriter(place, force=False) as writer:
                 slow = 1.2 if "slow" in (self.state, *command) else 1.0
@@ -108,6 +110,14 @@ def test_a_run_that_fails_ends_it_with_the_same_code(
     assert "It went wrong." in error.message
     assert "b-001" in error.message
     assert host.said == ["true", "a-001", "true", "b-001"]
+
+
+def test_an_interrupt_says_what_is_kept(host: Host, tmp_path: Path) -> None:
+    host.fails["b-002"] = (-2, "")
+    error = invoke(tmp_path, "--a", "true", "--b", "true").exception
+    assert isinstance(error, InterruptedRunError)
+    assert str(tmp_path / "ab") in error.hint
+    assert (tmp_path / "ab" / "b-001").is_dir()
 
 
 def test_a_command_that_fails_ends_it(host: Host, tmp_path: Path) -> None:
