@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.correlator import correlator
 from bench.loading import loading
 from bench.peers import peers
 from bench.programs import in_guest, on_host
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], Report]] = {
     "switches": on_host,
     "rings": rings,
     "loading": loading,
+    "correlator": correlator,
     "peers": peers,
 }
 

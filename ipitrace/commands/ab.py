@@ -99,7 +99,7 @@ def ab(
         (name.upper(), pool([read(place) for place in places[name]], name.upper(), allow))
         for name in sides
     )
-    return compare_and_tell(base, [patched], shared, ())
+    return compare_and_tell(base, [patched], shared, interleaved=True)
 
 
 def _take_turns(

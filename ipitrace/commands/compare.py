@@ -42,5 +42,5 @@ def compare(
         (str(base), read(base)),
         [(str(path), read(path)) for path in patched],
         ComparisonOptions.taken_from(options),
-        scenarios,
+        scenarios=scenarios,
     )

@@ -27,7 +27,12 @@ Named = tuple[str, RunResult]
 
 
 def compare_and_tell(
-    base: Named, others: Sequence[Named], options: ComparisonOptions, scenarios: tuple[str, ...]
+    base: Named,
+    others: Sequence[Named],
+    options: ComparisonOptions,
+    *,
+    scenarios: tuple[str, ...] = (),
+    interleaved: bool = False,
 ) -> ExitCode:
     """Compare every other run with the base, print it as asked, and answer the exit code.
 
@@ -40,6 +45,7 @@ def compare_and_tell(
         minimum=parse_minimum(options.min_effect),
         allow=frozenset((*from_file.allow, *options.allow)),
         scenarios=scenarios,
+        interleaved=interleaved,
     )
     strict = options.strict or from_file.strict
     if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):

@@ -45,12 +45,14 @@ class Settings:
     Attributes:
         scenarios: only these; empty is all.
         allow: what may differ although it must match.
+        interleaved: both sides were measured in turn.
     """
 
     gates: tuple[Gate, ...] = ()
     minimum: MinimumEffect = field(default_factory=MinimumEffect)
     allow: frozenset[str] = frozenset()
     scenarios: tuple[str, ...] = ()
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def compare(
         base=_side(base, names[0]),
         patched=_side(patched, names[1]),
         confidence=CONFIDENCE,
+        interleaved=settings.interleaved,
         verdict=verdict,
         sentence=_sentence(verdict, rows, names, settings.minimum),
         rows=rows,

@@ -131,6 +131,8 @@ class Comparison:
 
     Attributes:
         differences: what is not the same and was let pass, with the reason.
+        interleaved: both sides were measured in turn; else what differs between any two runs
+            of one configuration is part of every change.
         verdict: over the headline metrics.
         sentence: the verdict in words.
     """
@@ -138,6 +140,7 @@ class Comparison:
     base: Side
     patched: Side
     confidence: float
+    interleaved: bool
     verdict: Verdict
     sentence: str
     rows: tuple[Row, ...]

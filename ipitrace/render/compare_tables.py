@@ -14,6 +14,10 @@ _HEADERS = (
     *("change", "p", "effect", "verdict"),
 )
 _TEXT_COLUMNS = (0, 1, 10)
+_ONE_AFTER_THE_OTHER = (
+    "note: measured one after the other, so what differs between any two runs here is part of each "
+    "change;\n'ipitrace ab' measures in turn (docs/statistics.md, False alarms)"
+)
 
 
 def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = False) -> str:
@@ -31,6 +35,7 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
         _undecided(shown),
         _differences(comparison),
         _gates(comparison, markdown=markdown),
+        "" if comparison.interleaved else _ONE_AFTER_THE_OTHER,
         f"**{comparison.sentence}**" if markdown else comparison.sentence,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"

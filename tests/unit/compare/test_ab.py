@@ -77,6 +77,7 @@ def test_b_is_compared_with_a(host: Host, tmp_path: Path) -> None:
     assert done.return_value == ExitCode.REGRESSION
     assert host.said[-1] == "a-010"
     assert "B against A: worse in" in done.stdout.splitlines()[-1]
+    assert "one after the other" not in done.stdout
 
 
 def test_nothing_changed_is_the_same(host: Host, tmp_path: Path) -> None:

@@ -267,3 +267,9 @@ def test_other_commands_do_without_scipy() -> None:
         [sys.executable, "-c", script], capture_output=True, check=True, text=True
     )
     assert done.stdout == "False\n"
+
+
+def test_runs_made_one_after_the_other_are_said_to_be(places: Mapping[str, Path]) -> None:
+    assert "note: measured one after the other" in invoke(places, "base", "same").stdout
+    document = json.loads(invoke(places, "base", "same", "--format", "json").stdout)
+    assert document["comparisons"][0]["interleaved"] is False

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many host events per second the correlator takes, and how much memory it needs.
+"""How many host events per second the correlator takes, and how much memory it needs."""
 
-CPU time, the best of several, since the host may have other work. Stand-alone, without root:
-`python -m bench.bench_correlate [-n EVENTS] [--stream EVENTS]`.
-"""
-
-import argparse
+import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.report import PER_SECOND, Report, Series, spread
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stream import correlate_stream
@@ -25,6 +23,8 @@ _VECTOR = 0xF0
 _SLACK = 2000  # of the made-up clock, cycles
 _FIRST_TSC = 1 << 43
 _REPEATS = 7
+_EVENTS = 2_000_000
+_STREAM_EVENTS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def _events(
     return events.reshape(-1), (send + after + jitter).reshape(-1)
 
 
-def _best_s(work: Callable[[], object]) -> float:
-    times = []
+def _rates(work: Callable[[], object], n_events: int) -> list[float]:
+    """Events per second of CPU time, once a repetition."""
+    rates = []
     for _ in range(_REPEATS):
         started = time.process_time()
         work()
-        times.append(time.process_time() - started)
-    return min(times)
+        rates.append(n_events / (time.process_time() - started))
+    return rates
 
 
 def _streamed(shapes: tuple[Shape, ...], n_events: int) -> tuple[float, int]:
@@ -140,32 +141,45 @@ def _streamed(shapes: tuple[Shape, ...], n_events: int) -> tuple[float, int]:
     return time.process_time() - started - making, spans
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one line a measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=2_000_000, help="events of one storm")
-    parser.add_argument("--stream", type=int, default=0, help="events of one streamed storm")
-    options = parser.parse_args(arguments)
-    for name, shapes in (("emulated", _EMULATED), ("vmx", _VMX)):
-        trace = storm(shapes, options.n)
-        n = len(trace.events)
+def _stream_in_child() -> tuple[float, float]:
+    """(events per second, peak memory in GiB) of a long stream, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        seconds, peak_kib = pool.apply(_stream)
+    return _STREAM_EVENTS / seconds, peak_kib / (1 << 20)
+
+
+def _stream() -> tuple[float, int]:
+    seconds, _spans = _streamed(_VMX, _STREAM_EVENTS)
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def correlator() -> Report:
+    """Throughput on one core, by CPU time, and the memory of a stream."""
+    rows: list[tuple[object, ...]] = []
+    series = []
+    for name, shapes in (("this project's test host", _EMULATED), ("VMX", _VMX)):
+        trace = storm(shapes, _EVENTS)
         spans = correlate(trace)
-        shuffled = np.random.default_rng(0).permutation(n)
-        mixed = replace(trace, events=trace.events[shuffled], event_tsc=trace.event_tsc[shuffled])
         for what, work in (
-            ("correlate", lambda trace=trace: correlate(trace)),
-            ("correlate, shuffled", lambda mixed=mixed: correlate(mixed)),
-            ("exit_tables", lambda trace=trace, spans=spans: exit_tables(trace, spans)),
+            ("correlate", partial(correlate, trace)),
+            ("exit_tables", partial(exit_tables, trace, spans)),
         ):
-            print(f"{name:9} {what:20} {n / _best_s(work) / 1e6:6.2f} M events/s")
-    if options.stream:
-        seconds, spans_made = _streamed(_VMX, options.stream)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-        print(
-            f"vmx       correlate_stream     {options.stream / seconds / 1e6:6.2f} M events/s, "
-            f"{spans_made} spans, peak memory {peak:.2f} GiB"
-        )
-
-
-if __name__ == "__main__":
-    main()
+            rates = _rates(work, len(trace.events))
+            rows.append((what, name, f"{len(shapes)}", spread([r / 1e6 for r in rates]), ""))
+            series.append(Series(f"{what}, {name}", PER_SECOND, rates))
+    rate, peak_gib = _stream_in_child()
+    rows.append(
+        ("correlate_stream", "VMX", f"{len(_VMX)}", f"{rate / 1e6:.2f}", f"{peak_gib:.2f} GiB")
+    )
+    series.append(Series("correlate_stream, VMX", PER_SECOND, [rate]))
+    return Report(
+        title="Correlator throughput",
+        columns=("function", "events as on", "events per IPI", "M events/s", "peak memory"),
+        rows=rows,
+        notes=(
+            f"Made-up events: {_EVENTS:,} at a time, {_STREAM_EVENTS:,} in the stream.",
+            "CPU time of one core.",
+        ),
+        series=series,
+    )
