@@ -66,6 +66,7 @@ _METHOD = (
     "take turns, too, in an order shuffled by the run's seed and mirrored"
 )
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
+_EARLIER = 32  # readings of the clocks that the next repetition's map starts from
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
 
 Progress = Callable[[str, float], None]
@@ -214,14 +215,16 @@ def run(
             "See 'ipitrace scenarios' for those that can.",
         )
     neighbours = read_neighbours()
+    clock = _open_clock()
+    readings = [clock.sandwich()] if clock else []  # the farther apart, the better the rate
     with contextlib.ExitStack() as stack:
         tracer = stack.enter_context(_load_tracer(request)) if request.trace else None
-        gathered = _Run(request, guest, tracer, _open_clock(), sink, progress)
+        gathered = _Run(request, guest, tracer, clock, sink, progress, sandwiches=readings)
         _run_scenarios(gathered)
         losses = _losses(gathered)
         observer = None if tracer is None else _observer(gathered, tracer)
     early = sum(r.cycles.early for m in gathered.measured for r in m.repetitions)
-    clock = clock_result(
+    clock_found = clock_result(
         gathered.sandwiches,
         tsc_khz=gathered.tsc_khz,
         tsc_offset=gathered.tsc_offset,
@@ -238,11 +241,11 @@ def run(
         complete=gathered.failure is None,
         failure=None if gathered.failure is None else gathered.failure.message,
         untrustworthy=tuple(
-            doubts(losses, clock, all_sends=all_sends, recorded_sends=recorded_sends)
+            doubts(losses, clock_found, all_sends=all_sends, recorded_sends=recorded_sends)
         ),
         host=_host(pinning, neighbours),
         guest=guest.describe(),
-        clock=clock,
+        clock=clock_found,
         losses=losses,
         observer=observer,
         observer_absent=None if observer else "nothing was traced (--no-trace)",
@@ -322,7 +325,13 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
 
     _set_mode(run.tracer, turn.mode)
     recorded = run_repetition(
-        request, run.guest, tracer=run.tracer, mode=turn.mode, clock=run.clock, told=told
+        request,
+        run.guest,
+        tracer=run.tracer,
+        mode=turn.mode,
+        clock=run.clock,
+        told=told,
+        earlier=run.sandwiches[-_EARLIER:],
     )
     kept = run.taken.setdefault(scenario.name, _Taken(scenario, request.pace_cycles))
     targets = run.guest.targets(scenario)

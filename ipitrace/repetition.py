@@ -2,7 +2,7 @@
 """One repetition: a storm in a fresh guest, watched as its mode says, on one clock."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,8 +84,12 @@ def run_repetition(
     mode: Mode,
     clock: Clock | None,
     told: Callable[[int], None],
+    earlier: Sequence[Sandwich] = (),
 ) -> Recorded:
     """Run one storm; with a tracer, in the given mode.
+
+    `earlier` are the latest readings of the clocks before it: a storm alone may be too short
+    to know the clocks' rates well.
 
     Raises:
         HostError, MeasurementError: as Driver.run.
@@ -121,7 +125,7 @@ def run_repetition(
             storm,
             events,
             complete=_events_lost(tracer) == lost_before,
-            sandwiches=reader.sandwiches,
+            sandwiches=[*earlier, *reader.sandwiches],
             resolution_ns=1 if clock is None else clock.resolution_ns,
         )
     except MeasurementError as error:
