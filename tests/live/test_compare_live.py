@@ -13,6 +13,7 @@ import pytest
 from checks import assert_sound
 
 import ipitrace
+from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
@@ -70,7 +71,7 @@ def test_repeat_decides_how_many_fresh_guests(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["unicast-running", "self"])
 def test_a_handler_burns_what_it_is_told_to_and_after_its_stamp(name: str) -> None:
-    guest = MicroGuest.prepare(2, None)
+    guest = MicroGuest.prepare(2, choose_cpus(2, allowed_cpus(), read_topology()).cpus)
     (scenario,) = select_scenarios([name])
     burnt_cycles = 1_000_000
 
@@ -84,10 +85,16 @@ def test_a_handler_burns_what_it_is_told_to_and_after_its_stamp(name: str) -> No
         handler = storm.receipts[target]["handler_tsc"].astype(np.int64)
         return int((handler - send).min()), int((ack - handler).min())
 
-    # the least of sixty: what the host does meanwhile only adds
-    _deliver, rest = after_the_stamp(0)
-    slow_deliver, slow_rest = after_the_stamp(burnt_cycles)
-    assert rest < burnt_cycles <= slow_rest
+    # what the host does meanwhile only adds: once undisturbed is enough to tell
+    rest = slow_deliver = burnt_cycles
+    for _ in range(20):
+        rest = min(rest, after_the_stamp(0)[1])
+        deliver, slow_rest = after_the_stamp(burnt_cycles)
+        assert slow_rest >= burnt_cycles
+        slow_deliver = min(slow_deliver, deliver)
+        if rest < burnt_cycles and slow_deliver < burnt_cycles:
+            break
+    assert rest < burnt_cycles
     assert slow_deliver < burnt_cycles
 
 
