@@ -48,7 +48,7 @@ def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
         (a.figures, a.what, a.setup, a.source + ("" if a.seen else " (second-hand)"))
         for a in anchors
     ]
-    title = "Published by others, on other machines; not comparable with the figures above"
+    title = "Published by others, on other machines; not comparable with ours below"
     table = _table(headers, lines, range(len(headers)), markdown=markdown)
     return f"{title}\n\n{table}\n"
 
