@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace run`: measure."""
 
-import contextlib
+import os
 import re
 import secrets
 import sys
@@ -151,8 +151,12 @@ def _vcpus_of(vm: str) -> int:
 
 
 def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the verdict stands, whoever listens
+    try:
         if as_json:
             click.echo(result.to_json(), nl=False)
         elif not quiet:
             click.echo(render_run(result, verbose=verbose))
+    except BrokenPipeError:
+        # The verdict stands, whoever listens. What is still buffered has no reader either,
+        # and Python would fail on it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
