@@ -36,4 +36,4 @@ CFLAGS='-O3 -fomit-frame-pointer' CXXFLAGS='-O3 -fomit-frame-pointer' ../source/
 make -j "$(nproc)" bochs
 strip -o ../bochs bochs
 cd ..
-rm -r apt build source bochs_*
+rm -r apt build source patches bochs_*
