@@ -174,9 +174,13 @@ def neighbour() -> Iterator[Neighbour]:
 def test_a_storming_neighbour_is_not_counted(
     tracers: dict[int, Tracer], neighbour: Neighbour, name: str, count: int
 ) -> None:
-    traced = trace(tracers[2], name, 2, count)
-    start_ns, end_ns = traced.storm.start.ts_ns, traced.storm.end.ts_ns
-    assert neighbour.sent_before(end_ns) > neighbour.sent_by(start_ns), "it did not storm"
+    for _ in range(20):  # the two share CPUs: a short storm may pass while the other waits
+        traced = trace(tracers[2], name, 2, count)
+        start_ns, end_ns = traced.storm.start.ts_ns, traced.storm.end.ts_ns
+        if neighbour.sent_before(end_ns) > neighbour.sent_by(start_ns):
+            break
+    else:
+        pytest.fail("the neighbour did not storm meanwhile")
     assert len(traced.storm.sends) == count
     assert traced.between_marks[Kind.KVM_APIC_IPI].tolist() == [count, 0]
     # And over the whole life of the guest: every IPI it sent, and no other.
