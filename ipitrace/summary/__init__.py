@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the repetitions of one scenario to its row: pure, no guest and no host needed."""
+
+from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_STATS_SOURCE
+from ipitrace.summary.observer import observer_costs
+from ipitrace.summary.rows import summarise_scenario
+from ipitrace.summary.storms import (
+    SENDER,
+    Cycles,
+    Measured,
+    Mode,
+    Repetition,
+    Watched,
+    reduce_storm,
+)
+
+__all__ = [
+    "KVM_EXIT_SOURCE",
+    "KVM_STATS_SOURCE",
+    "SENDER",
+    "Cycles",
+    "Measured",
+    "Mode",
+    "Repetition",
+    "Watched",
+    "observer_costs",
+    "reduce_storm",
+    "summarise_scenario",
+]

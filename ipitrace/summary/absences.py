@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a figure of a row is null, and what speaks against one that is not."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.model import Pattern, Scenario, TargetState
+from ipitrace.result import PerSide
+from ipitrace.summary.interrupts import POSTED_ROWS, host_interrupts
+from ipitrace.summary.storms import Mode, Repetition, Watched
+
+_UNTRACED = "nothing was traced (--no-trace)"
+_MOSTLY = 0.5
+_OF_TRACED_ROWS = (
+    "paths",
+    "stages",
+    "exit_times",
+    "late_posts",
+    "host_interrupts",
+    "unmatched_events",
+)
+
+
+def absent_figures(
+    storms: Sequence[Repetition],
+    watched: Sequence[Watched],
+    stats: Mapping[str, PerSide] | None,
+) -> dict[str, str]:
+    """Why what is null is null, but for the exits."""
+    interrupts = host_interrupts(watched)
+    reasons = {
+        "send_cycles": _nothing_of(r.cycles.send for r in storms),
+        "deliver_cycles": _nothing_of(r.cycles.deliver for r in storms),
+        "round_trip_cycles": _nothing_of(r.cycles.round_trip for r in storms),
+    }
+    if stats is None:
+        reasons["kvm_stats"] = "this KVM has no KVM_GET_STATS_FD"
+    if all(r.seen is None for r in storms):
+        reasons["events_per_ipi"] = _UNTRACED
+    if not watched:
+        traced = any(r.mode == Mode.FULL for r in storms)
+        why = "host and guest could not be put on one clock" if traced else _UNTRACED
+        return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
+    reasons["stages"] = reasons["deliver_cycles"]
+    if not any(len(table.reason) for w in watched for table in w.exits):
+        reasons["exit_times"] = "kvm_exit never fired"
+    if interrupts is None:
+        reasons["host_interrupts"] = "/proc/interrupts cannot be read"
+    if not any(row in POSTED_ROWS for row in interrupts or {}):
+        reasons["late_posts"] = "/proc/interrupts has no rows for posted interrupts"
+    return _known(reasons)
+
+
+def target_notes(scenario: Scenario, stats: Mapping[str, PerSide] | None) -> Iterable[str]:
+    """Where KVM's counters show that the target was not in the state asked for."""
+    if scenario.pattern == Pattern.SELF or stats is None:
+        return
+    zero = PerSide(0.0, 0.0)
+    halts = stats.get("halt_exits", zero).target
+    polled = stats.get("halt_successful_poll", zero).target
+    slept = stats.get("halt_wakeup", zero).target
+    if scenario.target_state in {TargetState.HALTED, TargetState.BLOCKED}:
+        if halts < _MOSTLY:
+            yield f"the target was in HLT for only {halts:.0%} of the IPIs; try a larger --pace"
+        elif scenario.target_state == TargetState.BLOCKED and slept < _MOSTLY:
+            yield f"the target's thread slept for only {slept:.0%} of the IPIs; raise --pace"
+        elif polled or slept:
+            yield f"host found the target by polling {polled:.0%}, asleep {slept:.0%}"
+    elif halts > _MOSTLY:
+        yield "the target halted although it should have been running"
+
+
+def _nothing_of(parts: Iterable[NDArray[np.int64]]) -> str | None:
+    return None if any(len(part) for part in parts) else "no IPI got that far"
+
+
+def _known(reasons: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if why is not None}

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exits per IPI by reason, and how long they took."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.exits import ExitTable
+from ipitrace.correlate.pairing import ABSENT
+from ipitrace.host.exit_reasons import reason_name
+from ipitrace.layout import Kind
+from ipitrace.model import Pattern
+from ipitrace.result import Exits, ExitTime, PerSide
+from ipitrace.stats import summarise
+from ipitrace.summary.sides import Sides
+from ipitrace.summary.storms import SENDER, Measured, Watched
+
+KVM_EXIT_SOURCE = "kvm_exit tracepoint"
+KVM_EXIT_UNSORTED = "kvm_exit tracepoint, by reason not known: see the note on the clock"
+KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
+_EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
+
+
+def exits_per_ipi(
+    measured: Measured, sides: Sides, stats: Mapping[str, PerSide] | None
+) -> tuple[Exits, dict[str, str]]:
+    """Exits per IPI from kvm_exit where it fires, else from KVM's statistics."""
+    absent: dict[str, str] = {}
+    by_reason = _kvm_exits(measured, sides)
+    source = KVM_EXIT_SOURCE if by_reason else None
+    if source is None and stats is not None:  # which may have counted none: that is a result
+        by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
+        source = KVM_STATS_SOURCE
+    if source is None and (unsorted := _kvm_exits_counted(measured)) is not None:
+        by_reason, source = {"exits": sides.per_ipi(unsorted)}, KVM_EXIT_UNSORTED
+    if source is None:
+        nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
+        absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
+    if measured.scenario.pattern == Pattern.SELF:
+        absent["exits.target"] = "the sender is the target"
+    sender = {name: side.sender for name, side in by_reason.items() if side.sender}
+    target = {name: side.target for name, side in by_reason.items() if side.target}
+    return (
+        Exits(
+            source,
+            None if "exits.sender" in absent else sender,
+            None if "exits.target" in absent else target,
+        ),
+        absent,
+    )
+
+
+def exit_times(measured: Measured, watched: Sequence[Watched]) -> tuple[ExitTime, ...]:
+    """How long exits took by side and reason, the longest share of D first."""
+    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline)
+    by_side: dict[tuple[str, str], list[ExitTable]] = {}
+    for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
+        side = "sender" if vcpu == SENDER else "target"
+        by_side.setdefault((side, name), []).extend(parts)
+    rows = []
+    for (side, name), parts in by_side.items():
+        cycles = np.concatenate([part.cycles for part in parts])
+        paired = summarise(cycles[cycles != ABSENT])
+        covered = sum(int(part.in_deliver_cycles.sum()) for part in parts)
+        rows.append(
+            ExitTime(
+                side=side,
+                reason=name,
+                exits=len(cycles),
+                unpaired=int(np.count_nonzero(cycles == ABSENT)),
+                p50_cycles=paired.p50 if paired else None,
+                p99_cycles=paired.p99 if paired else None,
+                share_of_deliver=covered / deliver if deliver else 0.0,
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (row.side, -row.share_of_deliver, row.reason)))
+
+
+def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
+    """kvm_exit per vCPU as the rings' heads counted it, None where it never fired."""
+    counted = [r.seen[Kind.KVM_EXIT] for r in measured.headline if r.seen is not None]
+    total = np.sum(counted, axis=0) if counted else np.zeros(1, np.int64)
+    return np.asarray(total, np.int64) if total.any() else None
+
+
+def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:
+    """(vCPU, reason name) to the exits of that reason, from every recorded repetition."""
+    found: dict[tuple[int, str], list[ExitTable]] = {}
+    for repetition in measured.headline:
+        for table in repetition.watched.exits if repetition.watched else ():
+            pairs = np.unique(np.stack([table.isa.astype(np.int64), table.reason]), axis=1)
+            for isa, reason in pairs.T:
+                hit = (table.isa == isa) & (table.reason == reason)
+                part = ExitTable(
+                    table.vcpu,
+                    table.isa[hit],
+                    table.reason[hit],
+                    table.cycles[hit],
+                    table.in_deliver_cycles[hit],
+                )
+                key = (table.vcpu, reason_name(int(isa), int(reason)))
+                found.setdefault(key, []).append(part)
+    return found
+
+
+def _kvm_exits(measured: Measured, sides: Sides) -> dict[str, PerSide]:
+    """Reason name to exits per IPI, most frequent first, after the total as `exits`."""
+    n_vcpus = measured.headline[0].n_vcpus
+    counts: dict[str, NDArray[np.int64]] = {}
+    for (vcpu, name), parts in _by_reason(measured).items():
+        per_vcpu = counts.setdefault(name, np.zeros(n_vcpus, np.int64))
+        per_vcpu[vcpu] += sum(len(part.reason) for part in parts)
+    if not counts:
+        return {}
+    ordered = sorted(counts.items(), key=lambda item: (-int(item[1].sum()), item[0]))
+    total = np.stack(list(counts.values())).sum(axis=0)
+    return {"exits": sides.per_ipi(total), **{n: sides.per_ipi(c) for n, c in ordered}}

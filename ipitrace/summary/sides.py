@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts per vCPU turned into counts per IPI, sender and target apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.layout import Kind
+from ipitrace.model import Pattern, Scenario
+from ipitrace.result import PerSide
+from ipitrace.summary.storms import SENDER, Repetition
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who sent how many IPIs to whom, and how many arrived."""
+
+    scenario: Scenario
+    targets: tuple[int, ...]
+    sent: int
+    delivered: int
+
+    def per_ipi(self, per_vcpu: Sequence[int] | NDArray[np.int64]) -> PerSide:
+        """Events per send on the sender, and per delivery on the targets."""
+        if self.scenario.pattern == Pattern.SELF:
+            return PerSide(int(per_vcpu[SENDER]) / self.sent, 0.0)
+        on_targets = sum(int(per_vcpu[t]) for t in self.targets)
+        return PerSide(int(per_vcpu[SENDER]) / self.sent, on_targets / self.delivered)
+
+
+def kvm_stats(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:
+    """KVM's counters per IPI that moved at all, `exits` among them."""
+    totals: dict[str, list[int]] = {}
+    for storm in storms:
+        if storm.stats is None:
+            return None
+        for vcpu, moved in enumerate(storm.stats):
+            for name, value in moved.items():
+                totals.setdefault(name, [0] * storm.n_vcpus)[vcpu] += value
+    per_ipi = {name: sides.per_ipi(counts) for name, counts in totals.items() if any(counts)}
+    return dict(sorted(per_ipi.items()))
+
+
+def events_per_ipi(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:
+    """Tracepoint name to events per IPI, for every one that fired."""
+    counted = [storm.seen for storm in storms if storm.seen is not None]
+    if not counted:
+        return None
+    seen = np.stack(counted).sum(axis=0)
+    return {kind.name.lower(): sides.per_ipi(seen[kind]) for kind in Kind if seen[kind].any()}

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One storm reduced to what its scenario's row is made of."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.exits import ExitTable
+from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+from ipitrace.correlate.spans import Spans
+from ipitrace.host.interrupts import InterruptDelta
+from ipitrace.model import Scenario
+from ipitrace.storm.driver import Storm
+
+SENDER = 0
+
+
+class Mode(StrEnum):
+    """How much watched a repetition."""
+
+    OFF = "off"
+    COUNTING = "counting"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """What one storm measured; arrays of cycles in the order sent.
+
+    Attributes:
+        send: S of every measured send.
+        deliver: D of every handler entry, on all targets.
+        round_trip: R of every send acknowledged in time.
+        early: handler entries that seem to come before their send; with one TSC for all
+            vCPUs there must be none.
+        unpaired: handler entries that belong to no send.
+    """
+
+    send: NDArray[np.int64]
+    deliver: NDArray[np.int64]
+    round_trip: NDArray[np.int64]
+    early: int
+    unpaired: int
+
+
+def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
+    """S, D and R of a storm, from the guest's own stamps alone."""
+    send_tsc = storm.sends["send_tsc"].astype(np.int64)
+    ack_tsc = storm.sends["ack_tsc"].astype(np.int64)
+    parts, unpaired = [], 0
+    for target in targets:
+        handled = storm.receipts[target]["handler_tsc"].astype(np.int64)
+        pairing = pair_receipts(send_tsc, handled)
+        handler = taken(handled, pairing.receipt_of_send)
+        parts.append((handler - send_tsc)[handler != ABSENT])
+        unpaired += pairing.unpaired
+    deliver = np.concatenate(parts)
+    return Cycles(
+        send=storm.sends["sent_tsc"].astype(np.int64) - send_tsc,
+        deliver=deliver,
+        round_trip=(ack_tsc - send_tsc)[ack_tsc != 0],
+        early=int(np.count_nonzero(deliver <= 0)),
+        unpaired=unpaired,
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the host showed of one recorded repetition between its first and last measured send.
+
+    Attributes:
+        spans: one row for each send and target.
+        exits: the exits of each vCPU concerned.
+        interrupts: what rows of /proc/interrupts moved by, warm-up included; None where
+            it cannot be read.
+    """
+
+    spans: Spans
+    exits: Sequence[ExitTable]
+    interrupts: InterruptDelta | None
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """One storm, reduced to what the row needs.
+
+    Attributes:
+        order: which fresh guest of the run it was.
+        seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
+        watched: only of recorded repetitions.
+        stats: per vCPU, what KVM's counters moved by; None where KVM has none.
+    """
+
+    mode: Mode
+    cycles: Cycles
+    n_vcpus: int
+    sent: int
+    handled: tuple[int, ...]
+    timed_out: int
+    stats: tuple[Mapping[str, int], ...] | None
+    seen: NDArray[np.int64] | None = None
+    watched: Watched | None = None
+    order: int = 0
+
+
+def reduce_storm(
+    storm: Storm,
+    targets: Sequence[int],
+    mode: Mode,
+    watched: Watched | None = None,
+    *,
+    order: int = 0,
+) -> Repetition:
+    """Keep of a storm what its scenario's row is made of."""
+    seen = None
+    if mode != Mode.OFF and storm.start.events_seen is not None:
+        seen = np.asarray(storm.end.events_seen, np.int64) - storm.start.events_seen.astype(
+            np.int64
+        )
+    stats = None
+    if storm.start.stats is not None and storm.end.stats is not None:
+        stats = tuple(
+            {name: value - start[name] for name, value in end.items()}
+            for start, end in zip(storm.start.stats, storm.end.stats, strict=True)
+        )
+    return Repetition(
+        mode=mode,
+        cycles=cycles_of(storm, targets),
+        n_vcpus=len(storm.handled),
+        sent=len(storm.sends),
+        handled=storm.handled,
+        timed_out=int(np.count_nonzero(storm.sends["ack_tsc"] == 0)),
+        stats=stats,
+        seen=seen,
+        watched=watched,
+        order=order,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One scenario's repetitions, in the order run."""
+
+    scenario: Scenario
+    targets: tuple[int, ...]
+    pace_cycles: int
+    warmup: int
+    bound_cycles: int
+    repetitions: tuple[Repetition, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def of(self, mode: Mode) -> tuple[Repetition, ...]:
+        """The repetitions of one mode."""
+        return tuple(r for r in self.repetitions if r.mode == mode)
+
+    @property
+    def headline(self) -> tuple[Repetition, ...]:
+        """The repetitions the row is made of: the recorded ones, or all if none was."""
+        return self.of(Mode.FULL) or self.repetitions
