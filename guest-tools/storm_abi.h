@@ -5,14 +5,16 @@
  * mirrored by ipitrace/storm/abi.py; tests/contract compares the two.
  *
  * One vCPU, the sender, sends `warmup` IPIs and then `count` more, waiting for
- * the acknowledgement of each before it sends the next. All stamps are the
- * guest's TSC. The words (send, deliver, round trip) are those of the README.
+ * the acknowledgement of each before it sends the next; in a ring every vCPU is
+ * such a sender. All stamps are the guest's TSC. The words (send, deliver, round
+ * trip) are those of the README.
  */
 #ifndef IPITRACE_STORM_ABI_H
 #define IPITRACE_STORM_ABI_H
 
-#define STORM_ABI_VERSION 1
-#define STORM_ALL_BUT_SELF 0xffffffffu
+#define STORM_ABI_VERSION 2
+#define STORM_ALL_BUT_SELF 0xffff
+#define STORM_FILE_MAGIC "IPISTORM"
 
 #ifndef __ASSEMBLER__
 
@@ -20,6 +22,7 @@ enum storm_pattern {
 	STORM_UNICAST = 0, /* to vCPU `target` */
 	STORM_SELF = 1, /* to the sender itself */
 	STORM_BROADCAST = 2, /* one send to all vCPUs but the sender */
+	STORM_RING = 3, /* each vCPU to the next, all at once */
 };
 
 enum storm_target_state {
@@ -31,6 +34,9 @@ enum storm_target_state {
 enum storm_send_method {
 	STORM_X2APIC = 0, /* WRMSR to the ICR, or to SELF_IPI */
 	STORM_XAPIC = 1, /* two stores to the memory-mapped ICR */
+	STORM_PV_HYPERCALL = 2, /* KVM_HC_SEND_IPI */
+	STORM_PASSTHROUGH = 3, /* through the target's posted-interrupt descriptor */
+	STORM_SMP_CALL = 4, /* the guest kernel's smp_call_function */
 };
 
 /* Faults made on purpose, in the middle of the storm, to prove they are told. */
@@ -50,7 +56,7 @@ enum storm_state {
 	STORM_FAULTED = 5, /* an exception nobody expected */
 };
 
-/* Written by the host before the guest starts; 80 bytes. */
+/* Written by the host before the guest starts; 88 bytes. */
 struct storm_params {
 	unsigned int abi_version;
 	unsigned int n_vcpus;
@@ -66,6 +72,8 @@ struct storm_params {
 	unsigned long long timeout_cycles; /* after which an IPI counts as incomplete */
 	unsigned long long sends; /* guest address of struct storm_send[warmup + count] */
 	unsigned long long handler_burn_cycles; /* wasted in each handler after its stamp */
+	unsigned int sender; /* vCPU index; the micro-guest's is always 0 */
+	unsigned int reserved;
 };
 
 /* Written by the guest; 64 bytes. */
@@ -77,8 +85,9 @@ struct storm_status {
 	unsigned int fault_vcpu;
 	unsigned long long fault_rip;
 	unsigned long long fault_error;
-	unsigned long long spurious; /* interrupts on the spurious vector */
-	unsigned long long reserved[2];
+	unsigned long long spurious; /* interrupts on the spurious vector, or none of the storm's */
+	unsigned long long as_asked; /* handler entries that found their vCPU in target_state */
+	unsigned long long reserved;
 };
 
 /* One send, in the sender's log; 32 bytes. */
@@ -87,14 +96,33 @@ struct storm_send {
 	unsigned long long sent_tsc; /* after them */
 	unsigned long long ack_tsc; /* every target's acknowledgement seen; 0: timed out */
 	unsigned int seq; /* 0 for the first, warm-up included */
-	unsigned int target; /* vCPU index, or STORM_ALL_BUT_SELF */
+	unsigned short target; /* vCPU index, or STORM_ALL_BUT_SELF */
+	unsigned short sender; /* vCPU index */
 };
 
 /* One handler entry, in the log of the vCPU that handled it; 24 bytes. */
 struct storm_receipt {
-	unsigned long long handler_tsc; /* the handler's first instruction */
-	unsigned long long eoi_tsc; /* after its EOI */
+	unsigned long long handler_tsc; /* our handler's first instruction */
+	unsigned long long eoi_tsc; /* after its EOI; 0: ended before handler_tsc, time unknown */
 	unsigned long long seq; /* 0 for the vCPU's first, counted by the handler */
+};
+
+/*
+ * What a Linux guest hands back, little-endian: this header of 192 bytes;
+ * n_sends of struct storm_send by (sender, seq), warm-up included; then
+ * unsigned long long n_receipts[n_vcpus]; then each vCPU's struct storm_receipt
+ * in the order of the vCPUs. A vCPU's index is its CPU number in the guest.
+ */
+struct storm_file {
+	char magic[8]; /* STORM_FILE_MAGIC, without its end */
+	unsigned int abi_version;
+	unsigned int header_bytes; /* of this struct */
+	unsigned int n_vcpus;
+	unsigned int vector; /* that the IPIs were sent with */
+	unsigned long long tsc_khz; /* 0: the guest does not know */
+	unsigned long long n_sends;
+	struct storm_params params;
+	struct storm_status status;
 };
 #endif /* __ASSEMBLER__ */
 

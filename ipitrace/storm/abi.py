@@ -9,8 +9,9 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 1
-ALL_BUT_SELF = 0xFFFFFFFF
+ABI_VERSION = 2
+ALL_BUT_SELF = 0xFFFF
+FILE_MAGIC = b"IPISTORM"
 
 
 class StormPattern(IntEnum):
@@ -19,6 +20,7 @@ class StormPattern(IntEnum):
     UNICAST = 0
     SELF = 1
     BROADCAST = 2
+    RING = 3
 
 
 class StormTargetState(IntEnum):
@@ -34,6 +36,9 @@ class StormSendMethod(IntEnum):
 
     X2APIC = 0
     XAPIC = 1
+    PV_HYPERCALL = 2
+    PASSTHROUGH = 3
+    SMP_CALL = 4
 
 
 class StormInject(IntEnum):
@@ -72,6 +77,8 @@ PARAMS = np.dtype(
         ("timeout_cycles", "<u8"),
         ("sends", "<u8"),
         ("handler_burn_cycles", "<u8"),
+        ("sender", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 """struct storm_params."""
@@ -86,7 +93,8 @@ STATUS = np.dtype(
         ("fault_rip", "<u8"),
         ("fault_error", "<u8"),
         ("spurious", "<u8"),
-        ("reserved", "<u8", (2,)),
+        ("as_asked", "<u8"),
+        ("reserved", "<u8"),
     ]
 )
 """struct storm_status."""
@@ -97,10 +105,26 @@ SEND = np.dtype(
         ("sent_tsc", "<u8"),
         ("ack_tsc", "<u8"),
         ("seq", "<u4"),
-        ("target", "<u4"),
+        ("target", "<u2"),
+        ("sender", "<u2"),
     ]
 )
 """struct storm_send: one send in the sender's log."""
 
 RECEIPT = np.dtype([("handler_tsc", "<u8"), ("eoi_tsc", "<u8"), ("seq", "<u8")])
 """struct storm_receipt: one handler entry in the log of the vCPU that handled it."""
+
+FILE = np.dtype(
+    [
+        ("magic", "S8"),
+        ("abi_version", "<u4"),
+        ("header_bytes", "<u4"),
+        ("n_vcpus", "<u4"),
+        ("vector", "<u4"),
+        ("tsc_khz", "<u8"),
+        ("n_sends", "<u8"),
+        ("params", PARAMS),
+        ("status", STATUS),
+    ]
+)
+"""struct storm_file: the header of what a Linux guest hands back."""

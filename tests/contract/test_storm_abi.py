@@ -23,6 +23,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "storm_status": abi.STATUS,
     "storm_send": abi.SEND,
     "storm_receipt": abi.RECEIPT,
+    "storm_file": abi.FILE,
     "mg_vcpu": image.VCPU,
 }
 ENUMS: dict[str, type[IntEnum]] = {
@@ -154,6 +155,7 @@ def test_no_enum_or_struct_is_without_its_mirror() -> None:
 def test_the_abi_version_and_its_marks(said_by_c: dict[str, int]) -> None:
     assert said_by_c["STORM_ABI_VERSION"] == abi.ABI_VERSION
     assert said_by_c["STORM_ALL_BUT_SELF"] == abi.ALL_BUT_SELF
+    assert f'#define STORM_FILE_MAGIC "{abi.FILE_MAGIC.decode()}"\n' in header("storm_abi.h")
 
 
 def test_the_memory_map_is_the_same_on_both_sides(said_by_c: dict[str, int]) -> None:

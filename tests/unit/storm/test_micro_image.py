@@ -208,13 +208,13 @@ def test_what_was_logged_is_copied(payload: Payload) -> None:
     memory.write_params(send_method=0)
     at = int(memory.vcpus()["next_receipt"][1])
     struct.pack_into("<3Q", memory._memory, at, 11, 22, 0)
-    struct.pack_into("<QQQII", memory._memory, 2 * MIB, 1, 2, 3, 0, 1)
+    struct.pack_into("<QQQIHH", memory._memory, 2 * MIB, 1, 2, 3, 0, 1, 0)
     struct.pack_into("<Q", memory._memory, image.MG_VCPUS + 128 + 64, at + 24)
     receipts, sends = memory.receipts(1), memory.sends(1)
     struct.pack_into("<Q", memory._memory, at, 99)
     struct.pack_into("<Q", memory._memory, 2 * MIB, 99)
     assert receipts.tolist() == [(11, 22, 0)]
-    assert sends.tolist() == [(1, 2, 3, 0, 1)]
+    assert sends.tolist() == [(1, 2, 3, 0, 1, 0)]
 
 
 def largest(n_vcpus: int) -> LogSizes:
