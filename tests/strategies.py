@@ -31,7 +31,7 @@ def sends(stamps: Sequence[tuple[int, int, int]], target: int = 1) -> NDArray[np
     """A sender's log from (send, sent, ack) stamps."""
     log = np.zeros(len(stamps), SEND)
     for i, (send_tsc, sent_tsc, ack_tsc) in enumerate(stamps):
-        log[i] = (send_tsc, sent_tsc, ack_tsc, i, target)
+        log[i] = (send_tsc, sent_tsc, ack_tsc, i, target, 0)
     return log
 
 

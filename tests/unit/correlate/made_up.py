@@ -468,7 +468,7 @@ def tell(
                 ipi.now = ipi.wake[target]
                 model.target(ipi, target)
         ack = max([sent, *ipi.eoi.values()]) + int(rng.integers(50, 500))
-        sends[i] = (now % 2**64, sent % 2**64, 0 if i in lost else ack % 2**64, i + 100, 1)
+        sends[i] = (now % 2**64, sent % 2**64, 0 if i in lost else ack % 2**64, i + 100, 1, 0)
         for column, target in enumerate(to):
             for stage, stamp in ipi.stages.get(target, {}).items():
                 tsc[i, column, stage] = stamp
