@@ -2,19 +2,14 @@
 """Who else is alive on the host and can disturb a measurement."""
 
 import os
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
+from ipitrace.host.descriptors import scan_processes
 from ipitrace.host.files import HOST, HostFiles
 
-# Names the kernel gives these descriptors (anon_inode_getfd in virt/kvm/kvm_main.c and
-# kernel/events/core.c); newer kernels add the vCPU's number ("kvm-vcpu:3").
-_VM_LINK: Final = "anon_inode:kvm-vm"
-_VCPU_LINK: Final = "anon_inode:kvm-vcpu"
-_PERF_LINK: Final = "anon_inode:[perf_event]"
 _TRACEFS: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
 
@@ -90,34 +85,18 @@ def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = 
 
 def _scan_processes(files: HostFiles, own: set[int]) -> tuple[list[KvmProcess], list[int], int]:
     """(processes with VMs, pids with perf events, number of processes we may not look into)."""
-    machines: list[KvmProcess] = []
-    perf_pids: list[int] = []
-    unreadable = 0
-    for pid in sorted(int(name) for name in files.names("/proc") if name.isdecimal()):
-        if pid in own:
-            continue
-        directory = f"/proc/{pid}/fd"
-        descriptors = files.listing(directory)
-        if descriptors is None:
-            # A process that ended meanwhile is no neighbour; one still there is hidden.
-            unreadable += files.listing(f"/proc/{pid}") is not None
-            continue
-        kinds = Counter(_kind(files.link(f"{directory}/{fd}")) for fd in descriptors)
-        if kinds[_VM_LINK]:
-            name = files.text(f"/proc/{pid}/comm") or "?"
-            machines.append(KvmProcess(pid, name, kinds[_VM_LINK], kinds[_VCPU_LINK]))
-        if kinds[_PERF_LINK]:
-            perf_pids.append(pid)
-    return machines, perf_pids, unreadable
-
-
-def _kind(link: str | None) -> str:
-    """One of the links above, or "" for any other descriptor."""
-    if link is None or not link.startswith("anon_inode:"):
-        return ""
-    if link.startswith(f"{_VCPU_LINK}:"):
-        return _VCPU_LINK
-    return link
+    processes, unreadable = scan_processes(files, own)
+    machines = [
+        KvmProcess(
+            process.pid,
+            files.text(f"/proc/{process.pid}/comm") or "?",
+            len(process.vm_fds),
+            len(process.vcpu_fds),
+        )
+        for process in processes
+        if process.vm_fds
+    ]
+    return machines, [process.pid for process in processes if process.n_perf_events], unreadable
 
 
 def _ftrace_kvm_instances(files: HostFiles) -> tuple[str, ...] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds tracefs, and where nobody has mounted it, mounts it for this process alone."""
+"""Finds tracefs and debugfs; where nobody has mounted them, mounts them for this process alone."""
 
 import ctypes
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 MOUNT_POINTS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+DEBUGFS: Final = Path("/sys/kernel/debug")
 MOUNT_HINT: Final = "mount it with: mount -t tracefs tracefs /sys/kernel/tracing"
 
 _CLONE_NEWNS: Final = 0x00020000  # include/uapi/linux/sched.h
@@ -31,8 +32,8 @@ def _check(result: int, action: str) -> None:
         raise OSError(error, f"{action}: {os.strerror(error)}")
 
 
-def mount_privately(mount_point: Path = MOUNT_POINTS[0]) -> Path:
-    """Enter a mount namespace of our own and mount tracefs in it; returns the mount point.
+def mount_privately(mount_point: Path = MOUNT_POINTS[0], kind: str = "tracefs") -> Path:
+    """Enter a mount namespace of our own and mount `kind` in it; returns the mount point.
 
     Nothing of it is seen outside, and it goes away with the process, however
     that ends. Mounts made on the host later still show up here (MS_SLAVE).
@@ -44,7 +45,7 @@ def mount_privately(mount_point: Path = MOUNT_POINTS[0]) -> Path:
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
     _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "mount --make-rslave /")
     target = os.fsencode(mount_point)
-    _check(libc.mount(b"tracefs", target, b"tracefs", 0, None), f"mount {mount_point}")
+    _check(libc.mount(kind.encode(), target, kind.encode(), 0, None), f"mount {mount_point}")
     return mount_point
 
 
@@ -57,3 +58,13 @@ def ensure_tracefs() -> tuple[Path | None, str | None]:
         return mount_privately(), None
     except OSError as error:
         return None, f"tracefs is not mounted and cannot be ({error.strerror}); {MOUNT_HINT}"
+
+
+def ensure_debugfs() -> str | None:
+    """See that debugfs is mounted, privately if need be; None, or why it is not."""
+    try:
+        if not any(DEBUGFS.iterdir()):
+            mount_privately(DEBUGFS, "debugfs")
+    except OSError as error:
+        return f"debugfs is not mounted and cannot be ({error.strerror})"
+    return None

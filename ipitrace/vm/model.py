@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running virtual machine, as the host's kernel shows it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+ApicMode = Literal["x2apic", "xapic", "off"]
+Evidence = Literal["debugfs", "syscall"]
+"""How a vCPU's thread was told from the process's other threads.
+
+debugfs: KVM names it (/sys/kernel/debug/kvm/<vm>/vcpu<n>/pid).
+syscall: it was seen inside the KVM_RUN ioctl on the vCPU's descriptor.
+"""
+
+
+@dataclass(frozen=True)
+class Vcpu:
+    """One vCPU and the thread that runs it."""
+
+    index: int
+    """KVM's id of it (on x86 also its initial APIC id)."""
+    tid: int | None
+    """None: its thread is not known; VirtualMachine.unknown says why."""
+    cpus: tuple[int, ...]
+    """The host CPUs its thread may run on; () when the thread is not known."""
+    evidence: Evidence | None = None
+    fd: int | None = None
+    """The VMM's descriptor of it."""
+
+
+@dataclass(frozen=True)
+class VirtualMachine:
+    """One VM. None is unknown, and `unknown` says why, by the field's name."""
+
+    pid: int
+    """The VMM's process, as seen from here."""
+    name: str
+    aliases: tuple[str, ...]
+    """Every name it answers to, `name` first."""
+    vmm: str
+    """"QEMU", "Firecracker", ..., or "unknown VMM (exe)"."""
+    vcpus: tuple[Vcpu, ...]
+    memory_bytes: int | None
+    """What the VMM was started with; ballooning and hot-plug do not show."""
+    started_at_ticks: int
+    """The process's start in clock ticks since boot: a reused pid has another."""
+    apic_mode: ApicMode | None
+    """As KVM stated it when a vCPU last returned to the VMM."""
+    backend: str | None
+    """The KVM module that runs it (see HostFingerprint.kvm_backend)."""
+    vm_fd: int
+    """The VMM's descriptor of it."""
+    unknown: Mapping[str, str]
+
+    @property
+    def tids(self) -> tuple[int, ...]:
+        """The vCPU threads that are known, in the vCPUs' order."""
+        return tuple(vcpu.tid for vcpu in self.vcpus if vcpu.tid is not None)
+
+    def to_dict(self) -> dict[str, object]:
+        """The machine as types that json accepts (tuples become arrays)."""
+        return asdict(self)

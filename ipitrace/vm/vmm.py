@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which program runs a VM, and what its command line says: name, memory."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final
+
+from ipitrace.units import KIB, MIB
+
+
+@dataclass(frozen=True)
+class Vmm:
+    """One kind of VMM, told by its program's name, and its options.
+
+    `memory_unit` is what a bare number means; `memory_key` and `name_key` are for options
+    of the form key=value,key=value.
+    """
+
+    title: str
+    program: str
+    memory_options: tuple[str, ...] = ()
+    memory_unit: int = MIB
+    name_options: tuple[str, ...] = ()
+
+
+_VMMS: Final = (
+    Vmm("QEMU", r"qemu-system-.+|qemu-kvm|kvm", ("-m", "--m"), MIB, ("-name", "--name")),
+    Vmm("cloud-hypervisor", r"cloud-hypervisor(-.+)?", ("--memory",), 1),
+    Vmm("Firecracker", r"firecracker(-.+)?", name_options=("--id",)),
+    Vmm("crosvm", r"crosvm", ("--mem", "-m")),
+    Vmm("kvmtool", r"lkvm|lkvm-static|kvmtool", ("--mem", "-m"), name_options=("--name",)),
+)
+_SUFFIXES: Final = {"": 0, "b": 1, "k": KIB, "m": MIB, "g": KIB**3, "t": KIB**4}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a VMM's command line says; None is what it does not say."""
+
+    vmm: str
+    name: str | None
+    uuid: str | None
+    memory_bytes: int | None
+
+
+def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
+    """Read a process's `arguments` (argv); `program` is its executable's file name."""
+    if _is_ipitrace(arguments):
+        return CommandLine("ipitrace", None, None, None)
+    for vmm in _VMMS:
+        if re.fullmatch(vmm.program, program):
+            name = _option(arguments, vmm.name_options)
+            memory = _option(arguments, vmm.memory_options)
+            return CommandLine(
+                vmm.title,
+                None if name is None else _subvalue(name, "guest"),
+                _option(arguments, ("-uuid", "--uuid")),
+                None if memory is None else _bytes(_subvalue(memory, "size"), vmm.memory_unit),
+            )
+    return CommandLine(f"unknown VMM ({program})", None, None, None)
+
+
+def _is_ipitrace(arguments: Sequence[str]) -> bool:
+    """Whether Python runs ipitrace: as a script of that name, or as a module."""
+    rest = [argument for argument in arguments[:4] if argument not in ("-I", "-X", "-u")]
+    if rest[1:3] == ["-m", "ipitrace"]:
+        return True
+    return any(PurePath(argument).name == "ipitrace" for argument in rest[:2])
+
+
+def _option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """The last value given, as `--name value` or `--name=value`."""
+    value = None
+    for i, argument in enumerate(arguments):
+        name, equals, rest = argument.partition("=")
+        if name not in names:
+            continue
+        if equals:
+            value = rest
+        elif i + 1 < len(arguments):
+            value = arguments[i + 1]
+    return value
+
+
+def _subvalue(value: str, key: str) -> str | None:
+    """`key`'s value in "a,key=b,c=d", or the first part when that has no key.
+
+    A doubled comma is a comma (QEMU's rule for its option lists).
+    """
+    parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]
+    for part in parts:
+        name, equals, rest = part.partition("=")
+        if equals and name == key:
+            return rest
+    return parts[0] if "=" not in parts[0] and parts[0] else None
+
+
+def _bytes(text: str | None, unit: int) -> int | None:
+    match = re.fullmatch(r"(\d+)([bkmgt]?)(i?b)?", (text or "").lower())
+    return int(match[1]) * (_SUFFIXES[match[2]] or unit) if match else None
