@@ -33,7 +33,7 @@ clean: ## remove what builds and checks leave; keep .venv and recordings
 	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +
 
 lab-amd lab-intel: ## measure on an emulated host (as root; lab/README.md)
-	@script/setup dev
+	@script/setup lab
 	@.venv/bin/python -m lab.$(@:lab-%=%) $(ARGS)
 
 lab-clean: ## remove all that the lab has built
@@ -43,5 +43,5 @@ lab-clean: ## remove all that the lab has built
 test-lab: test-lab-amd test-lab-intel ## run the tests on both emulated hosts (as root)
 
 test-lab-amd test-lab-intel: ## run the tests on one of them
-	@script/setup dev
+	@script/setup lab
 	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)
