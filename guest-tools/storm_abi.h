@@ -29,6 +29,7 @@ enum storm_target_state {
 	STORM_RUNNING_USER = 0, /* spins in guest user mode */
 	STORM_RUNNING_KERNEL = 1, /* spins in guest kernel mode */
 	STORM_HALTED = 2, /* in HLT */
+	STORM_MASKED = 3, /* interrupts off until the IPI has been sent */
 };
 
 enum storm_send_method {

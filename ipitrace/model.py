@@ -18,7 +18,8 @@ class TargetState(StrEnum):
     """What a target's vCPU does when the IPI is sent.
 
     `halted` is in HLT while the host may still be polling for it (halt_poll_ns);
-    `blocked` is in HLT for so long that the host has put its thread to sleep.
+    `blocked` is in HLT for so long that the host has put its thread to sleep. `masked`
+    has interrupts off, and turns them on as soon as it sees that the IPI has been sent.
     """
 
     RUNNING = "running"
@@ -26,6 +27,7 @@ class TargetState(StrEnum):
     HALTED = "halted"
     BLOCKED = "blocked"
     PREEMPTED = "preempted"
+    MASKED = "masked"
 
 
 class SendMethod(StrEnum):

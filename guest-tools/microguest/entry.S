@@ -175,6 +175,16 @@ mg_wait_kernel:
 1:	pause
 	jmp	1b
 
+/* void mg_open_window(u64 sent): interrupts on until the sender counts more; handlers keep rdi */
+	.globl	mg_open_window
+mg_open_window:
+	sti
+1:	pause
+	cmp	%rdi, MG_STATUS + 8
+	je	1b
+	cli
+	ret
+
 /* void mg_wait_user(void): spins in user mode; interrupts come in through TSS.RSP0 */
 	.globl	mg_wait_user
 mg_wait_user:

@@ -22,6 +22,7 @@ OFFSET_IS(xapic, MG_VCPU_XAPIC);
 _Static_assert(__builtin_offsetof(struct storm_params, handler_burn_cycles) == MG_PARAMS_BURN,
 	       "entry.S reads it there");
 _Static_assert(sizeof(struct mg_vcpu) == MG_VCPU_SIZE, "struct mg_vcpu");
+_Static_assert(__builtin_offsetof(struct storm_status, sent) == 8, "entry.S reads it there");
 _Static_assert(__builtin_offsetof(struct storm_status, spurious) == 40, "entry.S counts there");
 _Static_assert(sizeof(struct storm_receipt) == 24, "entry.S steps by this");
 
@@ -40,6 +41,7 @@ _Static_assert(sizeof(struct storm_receipt) == 24, "entry.S steps by this");
 
 void mg_wait_halted(void);
 void mg_wait_kernel(void);
+void mg_open_window(u64 sent);
 void mg_wait_user(void);
 void mg_sender_in_user_mode(void);
 void mg_sender(void);
@@ -217,8 +219,11 @@ static int storm(u64 seq, u64 count, int injecting)
 
 	for (; seq < end; seq++) {
 		volatile struct storm_send *record = (struct storm_send *)params->sends + seq;
-		const u64 start = rdtsc() + params->pace_cycles;
+		u64 start;
 
+		while (!vcpus[params->target].ready)
+			pause(); /* not masked again yet */
+		start = rdtsc() + params->pace_cycles;
 		while (rdtsc() < start)
 			pause();
 		for (u32 i = wait.first; i <= wait.last; i++)
@@ -255,6 +260,26 @@ void mg_sender(void)
 		pause();
 }
 
+/*
+ * A target with interrupts off, as in a guest's critical section. It turns them on when
+ * the sender has sent, and off again when the sender has done with that IPI, handled or
+ * lost. `ready` tells the sender that they are off, so every IPI finds them so.
+ */
+static void wait_masked(volatile struct mg_vcpu *self)
+{
+	const volatile struct storm_send *const sends = (void *)params->sends;
+	const u64 total = params->warmup + params->count;
+	u64 sent;
+
+	while ((sent = status->sent) < total) {
+		self->ready = 1;
+		while (!sends[sent].sent_tsc)
+			pause();
+		self->ready = 0;
+		mg_open_window(sent);
+	}
+}
+
 void mg_main(u32 index)
 {
 	const u64 sends = params->sends;
@@ -268,6 +293,8 @@ void mg_main(u32 index)
 		mg_wait_halted();
 	} else if (params->target_state == STORM_RUNNING_KERNEL) {
 		mg_wait_kernel();
+	} else if (params->target_state == STORM_MASKED) {
+		wait_masked(&vcpus[index]);
 	} else {
 		mg_wait_user();
 	}

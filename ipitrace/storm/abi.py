@@ -29,6 +29,7 @@ class StormTargetState(IntEnum):
     RUNNING_USER = 0
     RUNNING_KERNEL = 1
     HALTED = 2
+    MASKED = 3
 
 
 class StormSendMethod(IntEnum):

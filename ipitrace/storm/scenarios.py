@@ -51,6 +51,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         "one target, spinning in guest kernel mode",
     ),
     Scenario(
+        "unicast-masked",
+        Pattern.UNICAST,
+        TargetState.MASKED,
+        SendMethod.X2APIC,
+        "one target with interrupts off, which turns them on once the IPI has been sent",
+    ),
+    Scenario(
         "broadcast-halted",
         Pattern.BROADCAST,
         TargetState.HALTED,

@@ -41,6 +41,7 @@ _STATES = {
     TargetState.RUNNING_KERNEL: StormTargetState.RUNNING_KERNEL,
     TargetState.HALTED: StormTargetState.HALTED,
     TargetState.BLOCKED: StormTargetState.HALTED,
+    TargetState.MASKED: StormTargetState.MASKED,
 }
 _METHODS = {
     SendMethod.X2APIC: StormSendMethod.X2APIC,
