@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came back from an emulated host, as tests ask for it."""
+"""What is run on an emulated host, and what came back, as tests ask for it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +7,15 @@ from pathlib import Path
 
 from ipitrace.recording import read_run
 from ipitrace.result import PerSide, RunResult, ScenarioResult
+from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
+
+INTEL_SCENARIOS = (
+    *DEFAULT_SCENARIOS,
+    "unicast-running-kernel",
+    "unicast-masked",
+    "unicast-running-xapic",
+)
+NO_APICV_SCENARIOS = ("unicast-running", "unicast-halted", "unicast-masked")
 
 
 @dataclass(frozen=True)

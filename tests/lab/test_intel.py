@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ipitrace on an emulated Intel host: stock kvm_intel with APICv and posted interrupts."""
+
+import subprocess
+import sys
+
+import pytest
+from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
+
+pytestmark = pytest.mark.lab("intel")
+
+SELF, HALTED = "self", "unicast-halted"
+RUNNING, KERNEL, MASKED = "unicast-running", "unicast-running-kernel", "unicast-masked"
+TO_ANOTHER = tuple(name for name in INTEL_SCENARIOS if name != SELF)
+NEVER_HALTED = tuple(name for name in TO_ANOTHER if name != HALTED)
+# The emulated host's timer and the ends of a storm add a few exits.
+FEW = 0.05
+
+
+def test_the_run_is_whole_and_says_where_it_was_made(intel: LabResult) -> None:
+    assert intel.run.complete
+    assert [s.name for s in intel.run.scenarios] == list(INTEL_SCENARIOS)
+    assert {s.status for s in intel.run.scenarios} == {"measured"}
+    fingerprint = intel.run.host["fingerprint"]
+    assert fingerprint["kvm_backend"] == "kvm_intel"
+    assert fingerprint["kvm_parameters"]["kvm_intel.enable_apicv"] == "Y"
+    assert fingerprint["emulated"] == "Bochs"
+    assert "emulated host: cycles are not real time" in intel.printed
+
+
+def test_nothing_was_lost(intel: LabResult) -> None:
+    assert intel.run.untrustworthy == ()
+    assert intel.run.losses.events_lost == 0
+    assert intel.run.losses.incomplete_ipis == 0
+    for scenario in intel.run.scenarios:
+        assert scenario.delivered == scenario.sent * scenario.targets
+        assert scenario.unmatched_ipis == 0
+
+
+def test_host_and_guest_share_one_clock(intel: LabResult) -> None:
+    assert intel.run.clock is not None
+    assert set(intel.run.clock.causality_violations.values()) == {0}
+
+
+@pytest.mark.parametrize("name", TO_ANOTHER)
+def test_a_send_is_one_exit_by_msr(intel: LabResult, name: str) -> None:
+    assert intel.exits(name, "sender", "MSR_WRITE") == pytest.approx(1, abs=0.005)
+
+
+@pytest.mark.parametrize("name", NEVER_HALTED)
+def test_a_target_that_runs_never_exits_for_it(intel: LabResult, name: str) -> None:
+    """Neither to take the interrupt, masked or not, nor to end it."""
+    for reason in ("MSR_WRITE", "INTERRUPT_WINDOW", "HLT", "APIC_WRITE", "EOI_INDUCED"):
+        assert intel.exits(name, "target", reason) == 0
+    assert intel.exits(name, "target", "exits") < FEW
+
+
+def test_a_halted_target_exits_once_to_halt(intel: LabResult) -> None:
+    assert intel.exits(HALTED, "target", "HLT") == pytest.approx(1, abs=0.02)
+    assert intel.exits(HALTED, "target", "MSR_WRITE") == 0
+
+
+def test_an_ipi_to_itself_stays_in_the_guest(intel: LabResult) -> None:
+    assert intel.exits(SELF, "sender", "MSR_WRITE") == 0
+    assert intel.scenario(SELF).paths == {"exitless": 1.0}
+
+
+@pytest.mark.parametrize("name", TO_ANOTHER)
+def test_each_ipi_is_posted(intel: LabResult, name: str) -> None:
+    assert intel.events(name, "kvm_apicv_accept_irq").sender == pytest.approx(1)
+    assert intel.events(name, "kvm_apic_accept_irq").sender == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", TO_ANOTHER)
+def test_functions_without_a_tracepoint_are_seen_by_kprobes(intel: LabResult, name: str) -> None:
+    assert intel.events(name, "vmx_deliver_interrupt").sender == pytest.approx(1)
+
+
+def test_the_fastpath_is_proved_by_its_own_function(intel: LabResult) -> None:
+    for name in (RUNNING, KERNEL, MASKED, HALTED):
+        assert intel.scenario(name).paths == {"msr-fastpath": 1.0}
+        fast = intel.events(name, "handle_fastpath_set_msr_irqoff")
+        assert fast.sender == pytest.approx(1)
+    # kvm keeps destination shorthands off the fastpath
+    assert intel.scenario("broadcast").paths == {"msr-exit": 1.0}
+
+
+def test_late_posts_are_told(intel: LabResult) -> None:
+    for scenario in intel.run.scenarios:
+        assert scenario.late_posts is not None
+        assert set(scenario.late_posts) == {"PIN", "NPI", "PIW"}
+    assert "late posts (PIN, NPI, PIW" in intel.printed
+
+
+def test_waiting_in_user_or_in_kernel_mode_makes_no_difference(intel: LabResult) -> None:
+    """The payload runs natively in both here; on some KVMs kernel mode is emulated."""
+    user, kernel = (intel.scenario(name).deliver_cycles for name in (RUNNING, KERNEL))
+    assert user is not None
+    assert kernel is not None
+    assert kernel.p50 == pytest.approx(user.p50, rel=0.02)
+
+
+def test_without_apicv_the_end_of_interrupt_exits(no_apicv: LabResult) -> None:
+    parameters = no_apicv.run.host["fingerprint"]["kvm_parameters"]
+    assert parameters["kvm_intel.enable_apicv"] == "N"
+    for name in NO_APICV_SCENARIOS:
+        assert no_apicv.exits(name, "sender", "MSR_WRITE") == pytest.approx(1, abs=0.005)
+        assert no_apicv.exits(name, "target", "MSR_WRITE") == pytest.approx(1, abs=0.02)
+    # The kick that makes a running target look at its interrupts.
+    assert no_apicv.exits(RUNNING, "target", "EXTERNAL_INTERRUPT") == pytest.approx(1, abs=FEW)
+
+
+def test_without_apicv_a_masked_target_exits_when_it_unmasks(no_apicv: LabResult) -> None:
+    assert no_apicv.exits(MASKED, "target", "INTERRUPT_WINDOW") == pytest.approx(1, abs=0.02)
+    assert no_apicv.exits(RUNNING, "target", "INTERRUPT_WINDOW") < FEW
+
+
+def test_without_apicv_nothing_is_posted(no_apicv: LabResult) -> None:
+    for name in NO_APICV_SCENARIOS:
+        assert no_apicv.events(name, "kvm_apic_accept_irq").sender == pytest.approx(1)
+        assert "kvm_apicv_accept_irq" not in (no_apicv.scenario(name).events_per_ipi or {})
+
+
+def test_the_recording_prints_the_same_outside(intel: LabResult) -> None:
+    command = [sys.executable, "-m", "ipitrace", "report", str(intel.recording)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == intel.printed
