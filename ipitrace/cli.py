@@ -8,6 +8,8 @@ import click
 import ipitrace
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
+from ipitrace.commands.doctor import doctor
+from ipitrace.commands.list import list_vms
 from ipitrace.commands.report import report
 from ipitrace.commands.run import run
 from ipitrace.commands.scenarios import scenarios
@@ -25,6 +27,8 @@ ipitrace_group.add_command(report)
 ipitrace_group.add_command(compare)
 ipitrace_group.add_command(ab)
 ipitrace_group.add_command(scenarios)
+ipitrace_group.add_command(list_vms)
+ipitrace_group.add_command(doctor)
 
 
 def main() -> None:

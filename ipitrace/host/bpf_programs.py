@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which BPF programs are loaded, asked of the kernel directly with bpf(2)."""
+"""Which BPF programs are loaded, and may we: asked of the kernel directly with bpf(2)."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 # include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
+_BPF_PROG_LOAD: Final = 5
 _BPF_PROG_GET_NEXT_ID: Final = 11
 _BPF_PROG_GET_FD_BY_ID: Final = 13
 _BPF_OBJ_GET_INFO_BY_FD: Final = 15
@@ -15,6 +16,8 @@ _SYS_BPF: Final = {"x86_64": 321}
 # KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT, RAW_TRACEPOINT_WRITABLE, TRACING: the types
 # that run on kernel events, so the ones that can slow an IPI's path.
 TRACING_TYPES: Final = frozenset({2, 5, 7, 17, 24, 26})
+_RAW_TRACEPOINT: Final = 17
+_RETURN_0: Final = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
 class _Id(ctypes.Structure):
@@ -35,6 +38,37 @@ class _Info(ctypes.Structure):
         ("info_len", ctypes.c_uint32),
         ("info", ctypes.c_uint64),
     )
+
+
+class _Load(ctypes.Structure):
+    """The part of union bpf_attr that BPF_PROG_LOAD needs."""
+
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+    )
+
+
+def load_trivial_program() -> None:
+    """Have the kernel accept a raw tracepoint program that does nothing, and let it go again.
+
+    Raises OSError where it refuses, or has no bpf(2).
+    """
+    code, licence = ctypes.create_string_buffer(_RETURN_0), ctypes.create_string_buffer(b"GPL")
+    attr = _Load(
+        prog_type=_RAW_TRACEPOINT,
+        insn_cnt=len(_RETURN_0) // 8,
+        insns=ctypes.addressof(code),
+        license=ctypes.addressof(licence),
+    )
+    os.close(_bpf(_BPF_PROG_LOAD, attr))
 
 
 def loaded_program_types() -> dict[int, int]:

@@ -4,7 +4,7 @@
 from ipitrace.vm.discovery import Discovery, discover, find_vms
 from ipitrace.vm.identity import still_there
 from ipitrace.vm.model import ApicMode, Vcpu, VirtualMachine
-from ipitrace.vm.resolve import resolve_vm
+from ipitrace.vm.resolve import pick, resolve_vm
 
 __all__ = [
     "ApicMode",
@@ -13,6 +13,7 @@ __all__ = [
     "VirtualMachine",
     "discover",
     "find_vms",
+    "pick",
     "resolve_vm",
     "still_there",
 ]

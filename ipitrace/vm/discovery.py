@@ -2,7 +2,7 @@
 """Every KVM VM on the host, whatever runs it."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 
 from ipitrace.errors import HostError
@@ -30,6 +30,10 @@ class Discovery:
     """Processes whose descriptors we may not see: they may hold VMs, too."""
     debugfs_absent: str | None
     """Why KVM's own directories could not be read; None when they were."""
+
+    def to_dict(self) -> dict[str, object]:
+        """The discovery as types that json accepts (tuples become arrays)."""
+        return asdict(self)
 
 
 @dataclass
@@ -99,6 +103,7 @@ def discover(files: HostFiles = HOST, apic_reader: ApicReader = read_apic_mode) 
                 apic_mode=mode,
                 backend=backend,
                 vm_fd=vm.vm_fd,
+                creator_tid=vm.directory.creator_tid if vm.directory else None,
                 unknown=unknown,
             )
         )

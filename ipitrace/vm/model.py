@@ -51,6 +51,8 @@ class VirtualMachine:
     """The KVM module that runs it (see HostFingerprint.kvm_backend)."""
     vm_fd: int
     """The VMM's descriptor of it."""
+    creator_tid: int | None
+    """The thread that created it, after which debugfs names it: <creator_tid>-<vm_fd>."""
     unknown: Mapping[str, str]
 
     @property

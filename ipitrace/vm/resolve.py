@@ -5,17 +5,25 @@ from collections.abc import Collection
 
 from ipitrace.errors import UsageError
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.vm.discovery import discover
+from ipitrace.vm.discovery import Discovery, discover
 from ipitrace.vm.model import VirtualMachine
 
 
 def resolve_vm(name: str, files: HostFiles = HOST) -> VirtualMachine:
-    """The one VM that answers to `name`.
+    """Discover, and pick the one VM that answers to `name`.
 
     Raises:
         UsageError: none does, or several do; the hint lists what there is.
     """
-    found = discover(files)
+    return pick(discover(files), name)
+
+
+def pick(found: Discovery, name: str) -> VirtualMachine:
+    """The one VM of `found` that answers to `name`.
+
+    Raises:
+        UsageError: none does, or several do; the hint lists what there is.
+    """
     fitting = [vm for vm in found.vms if name in vm.aliases]
     if len(fitting) == 1:
         return fitting[0]

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is this host fit to measure IPIs on? It looks, and changes nothing."""
+
+from ipitrace.doctor.kvm import check_kvm
+from ipitrace.doctor.load import check_load
+from ipitrace.doctor.machine import check_machine
+from ipitrace.doctor.model import Check, Examination, Status
+from ipitrace.doctor.tracing import check_access, check_events
+from ipitrace.host.fingerprint import read_fingerprint
+from ipitrace.vm import discover, pick
+
+__all__ = ["Check", "Examination", "Status", "examine"]
+
+
+def examine(vm_name: str | None = None) -> Examination:
+    """Look at the host, and at the VM of this name: about two seconds.
+
+    Neighbours are read before our own programs are loaded. BPF programs are loaded and let
+    go; none is attached.
+
+    Raises:
+        UsageError: no VM, or several, have this name.
+    """
+    access = tuple(check_access())
+    found = discover()
+    vm = None if vm_name is None else pick(found, vm_name)
+    fingerprint = read_fingerprint()
+    load = tuple(check_load(found, vm, fingerprint.cpus_online))
+    checks = (
+        *access,
+        check_events(access),
+        *check_kvm(fingerprint, vm),
+        *check_machine(fingerprint, vm),
+        *load,
+    )
+    return Examination(checks, vm)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM: which module, and what its settings mean for IPIs.
+
+A parameter says what KVM may do. What it did to an IPI only events prove: see the paths
+that `ipitrace run` prints.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from ipitrace.doctor.model import Check
+from ipitrace.errors import HostError
+from ipitrace.host.access import require_kvm
+from ipitrace.host.files import HOST, HostFiles
+from ipitrace.host.fingerprint import UNKNOWN_BACKEND, HostFingerprint
+from ipitrace.host.kvm_features import read_kvm_features
+from ipitrace.vm import VirtualMachine
+from ipitrace.vm.apic import mode_of
+
+_IA32_APIC_BASE: Final = 0x1B  # SDM vol. 4, table 2-2
+_ON: Final = frozenset({"Y", "1"})
+_KNOWN: Final = ("kvm_intel", "kvm_amd")
+# Each module's switches: the one by which a running target takes interrupts without an exit,
+# and the one by which a sender need not exit.
+_SWITCHES: Final = {
+    "kvm_intel": ("enable_apicv", "enable_ipiv"),
+    "kvm_amd": ("avic", "enable_ipiv"),
+}
+
+
+def check_kvm(
+    fingerprint: HostFingerprint, vm: VirtualMachine | None, files: HostFiles = HOST
+) -> Iterator[Check]:
+    """The device, the module, its APIC acceleration, x2APIC, IPIs by hypercall, halt polling."""
+    yield check_device()
+    yield _backend(fingerprint, files)
+    virtual_apic = _virtual_apic(fingerprint)
+    yield virtual_apic
+    yield _inhibits(virtual_apic)
+    yield _x2apic(fingerprint, vm)
+    yield check_pv_ipi()
+    yield _halt_polling(fingerprint.kvm_parameters or {})
+
+
+def check_device() -> Check:
+    """Open /dev/kvm."""
+    try:
+        require_kvm()
+    except HostError as error:
+        return Check("/dev/kvm", "missing", error.message, error.hint)
+    return Check("/dev/kvm", "ok", "opens and speaks KVM API 12")
+
+
+def _backend(fingerprint: HostFingerprint, files: HostFiles) -> Check:
+    backend = fingerprint.kvm_backend
+    if backend is None:
+        return Check("KVM", "unknown", "no module is to be seen in /sys/module")
+    if backend == UNKNOWN_BACKEND:
+        return Check("KVM", "unknown", "built in, or several modules: which one runs is not shown")
+    loaded = files.text(f"/sys/module/{backend}/refcnt") is not None
+    how = "a loaded module" if loaded else "built in"
+    if backend in _KNOWN:
+        nested = ", on a host that is a guest itself: every exit costs more"
+        if fingerprint.virtualised:
+            return Check("KVM", "warn", f"{backend}, {how}{nested}", "measure on bare metal")
+        return Check("KVM", "ok", f"{backend}, {how}")
+    return Check(
+        "KVM",
+        "warn",
+        f"{backend}, {how}: not VMX or SVM, kvm_exit may never fire",
+    )
+
+
+def _virtual_apic(fingerprint: HostFingerprint) -> Check:
+    name = "APICv/AVIC"
+    backend, parameters = fingerprint.kvm_backend, fingerprint.kvm_parameters or {}
+    if backend not in _SWITCHES:
+        return Check(name, "unknown", f"{backend or 'KVM'} has no switch for it that we know")
+    target, sender = (
+        (switch, parameters.get(f"{backend}.{switch}")) for switch in _SWITCHES[backend]
+    )
+    if target[1] is None:
+        return Check(name, "unknown", f"{backend} has no parameter {target[0]}, or hides it")
+    if target[1] not in _ON:
+        return Check(
+            name,
+            "warn",
+            f"{target[0]}={target[1]}: senders and targets exit for every IPI",
+            f"with no VM up: modprobe -r {backend}; modprobe {backend} {target[0]}=1",
+        )
+    senders = sender[1] in _ON or (sender[1] is None and backend == "kvm_amd")
+    parts = [f"{target[0]}={target[1]}: running targets take no exit"]
+    if sender[1] is not None:
+        parts.append(f"{sender[0]}={sender[1]}")
+    parts.append("senders need not exit" if senders else "senders exit")
+    return Check(name, "ok", ", ".join(parts))
+
+
+def _inhibits(virtual_apic: Check) -> Check:
+    if virtual_apic.status == "warn":
+        return Check("inhibits", "ok", "nothing to inhibit")
+    return Check(
+        "inhibits",
+        "unknown",
+        "KVM tells of changes only (kvm_apicv_inhibit_changed)",
+    )
+
+
+def _x2apic(fingerprint: HostFingerprint, vm: VirtualMachine | None) -> Check:
+    name = "x2APIC"
+    host = _host_x2apic(fingerprint)
+    if vm is None:
+        return Check(name, "ok" if fingerprint.x2apic else "warn", host)
+    if vm.apic_mode is None:
+        why = vm.unknown.get("apic_mode", "")
+        return Check(name, "unknown", f"{host}; {vm.name}: not known, {why}")
+    if vm.apic_mode == "x2apic":
+        return Check(name, "ok", f"{host}; {vm.name}: x2apic")
+    return Check(
+        name,
+        "warn",
+        f"{host}; {vm.name}: {vm.apic_mode}",
+        "give the guest the CPU flag x2apic, if it lacks it",
+    )
+
+
+def _host_x2apic(fingerprint: HostFingerprint) -> str:
+    if not fingerprint.x2apic:
+        return "the host's CPUs lack it"
+    try:
+        with Path("/dev/cpu/0/msr").open("rb", buffering=0) as msr:
+            msr.seek(_IA32_APIC_BASE)
+            mode = mode_of(struct.unpack("<Q", msr.read(8)))
+    except (OSError, struct.error):
+        return "the host has it (in use: modprobe msr would tell)"
+    return "the host uses it" if mode == "x2apic" else f"the host has it and is in {mode} mode"
+
+
+def check_pv_ipi() -> Check:
+    """Ask /dev/kvm whether guests are offered IPIs by hypercall."""
+    try:
+        features = read_kvm_features()
+    except OSError as error:
+        return Check("PV IPI", "unknown", f"/dev/kvm: {error.strerror}")
+    if features.pv_send_ipi:
+        return Check("PV IPI", "ok", "offered: Linux guests multicast by hypercall")
+    return Check("PV IPI", "ok", "not offered: a multicast is a send per target or cluster")
+
+
+def _halt_polling(parameters: Mapping[str, str]) -> Check:
+    poll_ns = parameters.get("kvm.halt_poll_ns", "")
+    # A switch (Y, N) or, on older kernels, ns with -1 for automatic.
+    advance = [v for n, v in parameters.items() if n.startswith("kvm.lapic_timer_advance")]
+    timer = "".join(f"; timer advance {value}" for value in advance)
+    if not poll_ns.isdecimal():
+        return Check("halt poll", "unknown", f"no readable kvm.halt_poll_ns{timer}")
+    if poll_ns == "0":
+        return Check("halt poll", "ok", f"off: every halted target is woken{timer}")
+    return Check(
+        "halt poll",
+        "ok",
+        f"{int(poll_ns) / 1000:g} us, then a halted target is woken{timer}",
+    )

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who else is there: VMs, too many vCPUs, other tracers."""
+
+from collections.abc import Iterator
+
+from ipitrace.doctor.model import Check
+from ipitrace.errors import UsageError
+from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
+from ipitrace.host.files import HOST, HostFiles
+from ipitrace.host.neighbours import read_neighbours
+from ipitrace.vm import Discovery, VirtualMachine
+
+_BPF_STATS = "/proc/sys/kernel/bpf_stats_enabled"
+
+
+def check_load(
+    found: Discovery, vm: VirtualMachine | None, n_cpus: int | None, files: HostFiles = HOST
+) -> Iterator[Check]:
+    """Overcommit, the VM's pinning, other VMs, other tracers."""
+    yield _overcommit(found, n_cpus)
+    if vm is not None:
+        yield _pinning(vm)
+    yield _other_vms(found, vm)
+    yield _tracers(files)
+
+
+def _overcommit(found: Discovery, n_cpus: int | None) -> Check:
+    n_vcpus = sum(len(vm.vcpus) for vm in found.vms)
+    if n_cpus is None:
+        return Check("overcommit", "unknown", "the number of CPUs cannot be read")
+    says = f"{n_vcpus} vCPUs in {len(found.vms)} VMs on {n_cpus} CPUs"
+    if n_vcpus > n_cpus:
+        return Check(
+            "overcommit",
+            "warn",
+            f"{says}: they wait for each other",
+            "stop or move VMs until each vCPU has a CPU",
+        )
+    if found.unreadable_processes:
+        hidden = f"{found.unreadable_processes} processes may not be looked into"
+        return Check("overcommit", "unknown", hidden, "sudo ipitrace doctor")
+    return Check("overcommit", "ok", says)
+
+
+def _pinning(vm: VirtualMachine) -> Check:
+    unknown = [vcpu.index for vcpu in vm.vcpus if vcpu.tid is None]
+    if unknown or not vm.vcpus:
+        return Check("pinning", "unknown", vm.unknown.get("tid", "it has no vCPUs"))
+    places = [vcpu.cpus for vcpu in vm.vcpus]
+    if all(len(place) == 1 for place in places) and len(set(places)) == len(places):
+        return Check("pinning", "ok", f"each of {len(places)} vCPUs has a CPU of its own")
+    return Check("pinning", "warn", f"{vm.name}'s vCPUs share CPUs or move", _how_to_pin(vm))
+
+
+def _how_to_pin(vm: VirtualMachine) -> str:
+    """The commands, for the CPUs that `ipitrace run` would choose."""
+    try:
+        chosen = choose_cpus(len(vm.vcpus), allowed_cpus(), read_topology()).cpus
+    except UsageError:
+        chosen = None
+    if chosen is None:
+        return "there are fewer CPUs than vCPUs"
+    commands = [f"taskset -pc {cpu} {vcpu.tid}" for cpu, vcpu in zip(chosen, vm.vcpus, strict=True)]
+    return "; ".join(commands)
+
+
+def _other_vms(found: Discovery, vm: VirtualMachine | None) -> Check:
+    others = [other.name for other in found.vms if vm is None or other.aliases != vm.aliases]
+    if others:
+        names = ", ".join(others)
+        return Check("VMs", "warn", f"{'running' if vm is None else 'others'}: {names}")
+    if found.unreadable_processes:
+        return Check("VMs", "unknown", "none to be seen", "sudo ipitrace doctor")
+    return Check("VMs", "ok", "none runs" if vm is None else "no other")
+
+
+def _tracers(files: HostFiles) -> Check:
+    around = read_neighbours(files)
+    found: list[str] = []
+    todo: list[str] = []
+    if around.bpf_tracing_programs:
+        found.append(f"{around.bpf_tracing_programs} BPF programs on kernel events")
+        todo.append("bpftool prog")
+    if around.perf_event_pids:
+        found.append(f"perf events of pid {', '.join(map(str, around.perf_event_pids))}")
+        todo.append("end them")
+    if around.ftrace_kvm_instances:
+        found.append("kvm events on in tracefs")
+        todo.append("echo 0 > /sys/kernel/tracing/events/kvm/enable")
+    if files.text(_BPF_STATS) == "1":
+        found.append("kernel.bpf_stats_enabled=1: each BPF program costs more")
+        todo.append("sysctl -w kernel.bpf_stats_enabled=0")
+    if found:
+        return Check("tracers", "warn", "; ".join(found), "; ".join(todo))
+    unknown = {
+        item: why
+        for item, why in around.unknown.items()
+        if item in ("bpf_programs", "ftrace_kvm_instances")
+    }
+    if "bpf_programs" in unknown:
+        return Check("tracers", "unknown", f"BPF programs: {unknown['bpf_programs']}")
+    if unknown:
+        return Check("tracers", "ok", "no BPF program, no perf event; tracefs is not mounted")
+    return Check("tracers", "ok", "no BPF program, no perf event, no kvm event switched on")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine: its clock, frequency, threads, mitigations, and who may run where."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from ipitrace.doctor.model import Check
+from ipitrace.host.files import HOST, HostFiles
+from ipitrace.host.fingerprint import CPU_DIR, HostFingerprint
+from ipitrace.host.kvm_features import read_kvm_features
+from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.vm import VirtualMachine
+
+# A clock source other than these means that the kernel does not trust the TSC, or a guest's
+# hypervisor offers its own.
+_TSC_CLOCKS: Final = ("tsc", "tsc-early", "kvm-clock", "hyperv_clocksource_tsc_page")
+_STEADY: Final = ("constant_tsc", "nonstop_tsc")
+# What entering or leaving a guest, or switching to another thread, is known to pay for.
+_AT_EXITS: Final = (
+    *("l1tf", "mds", "tsx_async_abort", "mmio_stale_data", "reg_file_data_sampling"),
+    *("retbleed", "spec_rstack_overflow", "spectre_v2", "vmscape", "tsa"),
+)
+
+
+def check_machine(
+    fingerprint: HostFingerprint, vm: VirtualMachine | None, files: HostFiles = HOST
+) -> Iterator[Check]:
+    """TSC, the guest's TSC, frequency, SMT, mitigations, isolated CPUs."""
+    yield _tsc(fingerprint)
+    if vm is not None:
+        yield _guest_tsc(vm, files)
+    yield _frequency(fingerprint)
+    yield _smt(fingerprint)
+    yield _mitigations(fingerprint.mitigations)
+    yield _isolation(fingerprint)
+
+
+def _tsc(fingerprint: HostFingerprint) -> Check:
+    if fingerprint.emulated:
+        return Check(
+            "TSC",
+            "warn",
+            f"{fingerprint.emulated} interprets this host: cycles are not real time",
+            "measure on a real host; exits and paths are real here",
+        )
+    flags, clock = fingerprint.tsc_flags, fingerprint.clocksource
+    if flags is None or clock is None:
+        return Check("TSC", "unknown", "/proc/cpuinfo or the clocksource cannot be read")
+    lacking = [flag for flag in _STEADY if flag not in flags]
+    if lacking:
+        return Check(
+            "TSC", "warn", f"not steady: no {', '.join(lacking)}", "measure on another host"
+        )
+    if clock not in _TSC_CLOCKS:
+        return Check(
+            "TSC",
+            "warn",
+            f"clocksource {clock}: the kernel may have found the TSC unsynchronised",
+            "dmesg | grep -i -e tsc -e clocksource",
+        )
+    return Check("TSC", "ok", f"constant, nonstop, clocksource {clock}{_scaling()}")
+
+
+def _scaling() -> str:
+    try:
+        features = read_kvm_features()
+    except OSError:
+        return ""
+    return "; guests' can be scaled" if features.tsc_scaling else "; guests' not scalable"
+
+
+def _guest_tsc(vm: VirtualMachine, files: HostFiles) -> Check:
+    tsc = read_vm_tsc(vm.creator_tid or vm.pid, vm.vm_fd, files)
+    if not tsc.vcpus:
+        return Check("guest TSC", "unknown", tsc.absent or "not shown")
+    offsets = {known.offset for known in tsc.vcpus.values()}
+    if len(offsets) > 1:
+        return Check(
+            "guest TSC",
+            "warn",
+            f"{len(offsets)} offsets among {len(tsc.vcpus)} vCPUs",
+            "the guest or its VMM set them apart: restart the guest",
+        )
+    known = next(iter(tsc.vcpus.values()))
+    scaled = known.ratio != 1 << known.frac_bits
+    return Check(
+        "guest TSC",
+        "ok",
+        f"offset {known.offset} on all vCPUs, {'scaled' if scaled else 'at the host rate'}",
+    )
+
+
+def _frequency(fingerprint: HostFingerprint) -> Check:
+    idle = f"; idle: {fingerprint.cpuidle}" if fingerprint.cpuidle else ""
+    turbo = {None: "", True: ", turbo on", False: ", turbo off"}[fingerprint.turbo]
+    if fingerprint.governor is None:
+        return Check(
+            "frequency", "unknown", f"no cpufreq: firmware or a hypervisor sets it{turbo}{idle}"
+        )
+    says = f"governor {fingerprint.governor}{turbo}{idle}"
+    todo = []
+    if fingerprint.governor != "performance":
+        todo.append("cpupower frequency-set -g performance")
+    if fingerprint.turbo:
+        todo.append(
+            f"echo 1 > {CPU_DIR}/intel_pstate/no_turbo (or: echo 0 > {CPU_DIR}/cpufreq/boost)"
+        )
+    return Check("frequency", "warn" if todo else "ok", says, "; ".join(todo))
+
+
+def _smt(fingerprint: HostFingerprint) -> Check:
+    match fingerprint.smt:
+        case "on":
+            return Check(
+                "SMT",
+                "warn",
+                "on: what runs on a vCPU's sibling slows it",
+                f"echo off > {CPU_DIR}/smt/control, or keep the siblings idle",
+            )
+        case "off" | "notsupported":
+            return Check("SMT", "ok", "off" if fingerprint.smt == "off" else "none")
+    return Check("SMT", "unknown", f"{CPU_DIR}/smt does not tell")
+
+
+def _mitigations(states: Mapping[str, str] | None) -> Check:
+    if states is None:
+        return Check("mitigations", "unknown", f"{CPU_DIR}/vulnerabilities is not there")
+    active = [name for name in _AT_EXITS if states.get(name, "").startswith("Mitigation")]
+    if active:
+        return Check("mitigations", "ok", f"in every exit's cost: {', '.join(active)}")
+    return Check("mitigations", "ok", "none that an exit pays for")
+
+
+def _isolation(fingerprint: HostFingerprint) -> Check:
+    isolated, tickless = fingerprint.isolated_cpus, fingerprint.nohz_full_cpus
+    if isolated is None:
+        return Check("isolation", "unknown", f"{CPU_DIR}/isolated cannot be read")
+    if not isolated:
+        return Check(
+            "isolation",
+            "warn",
+            "no CPU is isolated: other tasks share them with vCPUs",
+            "boot with isolcpus=LIST nohz_full=LIST, pin vCPUs to LIST",
+        )
+    return Check("isolation", "ok", f"CPUs {isolated}; without tick: {tickless or 'none'}")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's VMs as text of at most 80 columns, long names aside."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from tabulate import tabulate
+
+from ipitrace.units import MIB
+from ipitrace.vm import Discovery, Vcpu, VirtualMachine
+
+_WIDTH = 80
+_NOTHING = "-"
+_HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "backend", "CPUs")
+_ALIGN = ("left", "left", "right", "right", "right", "left", "left", "left")
+
+
+def render_list(found: Discovery) -> str:
+    """The VMs, their threads, and what could not be seen."""
+    sections: list[str] = []
+    if found.vms:
+        rows = [_row(vm) for vm in found.vms]
+        sections.append(tabulate(rows, _HEADERS, "simple", colalign=_ALIGN, disable_numparse=True))
+        threads = tabulate(
+            [(vm.name, _threads(vm)) for vm in found.vms], tablefmt="plain", disable_numparse=True
+        )
+        sections.append(f"Threads by vCPU\n{threads}")
+    else:
+        sections.append("No KVM VM is to be seen.")
+    sections.append("\n".join(_remarks(found)))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def cpu_list(cpus: Sequence[int]) -> str:
+    """Sorted CPU numbers in the kernel's list format: "0-3,8"."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and cpu == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [cpu]
+        else:
+            ranges.append([cpu])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
+def _row(vm: VirtualMachine) -> tuple[str, ...]:
+    memory = _NOTHING if vm.memory_bytes is None else f"{vm.memory_bytes // MIB} MiB"
+    return (
+        vm.name,
+        vm.vmm,
+        f"{vm.pid}",
+        f"{len(vm.vcpus)}",
+        memory,
+        vm.apic_mode or _NOTHING,
+        vm.backend or _NOTHING,
+        _placement(vm.vcpus),
+    )
+
+
+def _placement(vcpus: Sequence[Vcpu]) -> str:
+    """Where all of them may run, or that each has its own place (shown with the threads)."""
+    places = {vcpu.cpus for vcpu in vcpus}
+    if len(places) == 1:
+        return cpu_list(next(iter(places))) or _NOTHING
+    return "pinned" if all(len(place) == 1 for place in places) else "several"
+
+
+def _threads(vm: VirtualMachine) -> str:
+    one_place = len({vcpu.cpus for vcpu in vm.vcpus}) == 1
+    parts = [
+        f"{vcpu.index}: {_NOTHING if vcpu.tid is None else vcpu.tid}"
+        + ("" if one_place or vcpu.tid is None else f" on {cpu_list(vcpu.cpus)}")
+        for vcpu in vm.vcpus
+    ]
+    if any(vcpu.evidence == "syscall" for vcpu in vm.vcpus):
+        parts.append("(seen in KVM_RUN)")
+    return textwrap.fill(", ".join(parts) or "no vCPUs yet", _WIDTH - 2 - len(vm.name))
+
+
+def _remarks(found: Discovery) -> Iterator[str]:
+    """Why something is not known, each reason once."""
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for vm in found.vms:
+        for item, why in vm.unknown.items():
+            concerned.setdefault((item, why), []).append(vm.name)
+    for (item, why), names in concerned.items():
+        word = _ITEMS.get(item, item)
+        yield textwrap.fill(
+            f"{', '.join(names)}: {word} not known, {why}", _WIDTH, subsequent_indent="  "
+        )
+    if found.unreadable_processes:
+        yield (
+            f"{found.unreadable_processes} processes may not be looked into; to see their VMs: "
+            "sudo ipitrace list"
+        )
+
+
+_ITEMS = {
+    "tid": "some threads",
+    "apic_mode": "APIC mode",
+    "memory_bytes": "memory",
+    "index": "the vCPUs' ids",
+    "fd": "the vCPUs' descriptors",
+}
