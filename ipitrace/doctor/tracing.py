@@ -68,9 +68,7 @@ def _file_systems(files: HostFiles) -> Check:
     absent = [name for name, there in mounted.items() if not there]
     if not absent:
         return Check("tracefs", "ok", "mounted, and debugfs shows KVM")
-    return Check(
-        "tracefs", "ok", f"{' and '.join(absent)} not mounted: we do, for us alone"
-    )
+    return Check("tracefs", "ok", f"{' and '.join(absent)} not mounted: we do, for us alone")
 
 
 def _btf(files: HostFiles) -> Check:

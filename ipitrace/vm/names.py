@@ -35,8 +35,8 @@ def scope_name(cgroup: str | None) -> str | None:
     return None
 
 
-def libvirt_names() -> dict[str, str]:
-    """The name by UUID of every domain that libvirt's system daemon runs.
+def libvirt_names(uri: str = _SYSTEM_URI) -> dict[str, str]:
+    """The name by UUID of every domain that runs under libvirt's system daemon.
 
     {} without the module libvirt (libvirt-python) or without the daemon: its domains have
     the same name on QEMU's command line.
@@ -47,7 +47,7 @@ def libvirt_names() -> dict[str, str]:
         return {}
     libvirt.registerErrorHandler(lambda *_: None, None)  # it would print to stderr
     try:
-        connection = libvirt.openReadOnly(_SYSTEM_URI)
+        connection = libvirt.openReadOnly(uri)
         try:
             domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             return {domain.UUIDString(): domain.name() for domain in domains}

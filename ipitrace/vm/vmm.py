@@ -4,6 +4,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Final
 
@@ -63,11 +64,9 @@ def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
 
 
 def _is_ipitrace(arguments: Sequence[str]) -> bool:
-    """Whether Python runs ipitrace: as a script of that name, or as a module."""
-    rest = [argument for argument in arguments[:4] if argument not in ("-I", "-X", "-u")]
-    if rest[1:3] == ["-m", "ipitrace"]:
-        return True
-    return any(PurePath(argument).name == "ipitrace" for argument in rest[:2])
+    """Whether Python runs ipitrace: as a module, or as a script of that name."""
+    as_module = ("-m", "ipitrace") in pairwise(arguments)
+    return as_module or any(PurePath(argument).name == "ipitrace" for argument in arguments[:2])
 
 
 def _option(arguments: Sequence[str], names: Sequence[str]) -> str | None:

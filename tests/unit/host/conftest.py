@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fake /proc and /sys trees, made from captured text."""
+"""/proc and /sys trees of captured hosts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,23 +10,6 @@ import pytest
 from ipitrace.host.files import HostFiles
 
 DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture
-def make_files(tmp_path: Path) -> Callable[[Mapping[str, str]], HostFiles]:
-    """A tree from path to text; "-> x" makes a (dangling) symbolic link to x."""
-
-    def make(contents: Mapping[str, str]) -> HostFiles:
-        for path, text in contents.items():
-            at = tmp_path / path.lstrip("/")
-            at.parent.mkdir(parents=True, exist_ok=True)
-            if text.startswith("-> "):
-                at.symlink_to(text.removeprefix("-> "))
-            else:
-                at.write_text(text)
-        return HostFiles(tmp_path)
-
-    return make
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vm_trees import IN_KVM_RUN, POLLING, RUNNING, WORKER
+
+from ipitrace.host.files import parse_cpu_list
+from ipitrace.render.list import cpu_list
+from ipitrace.units import KIB, MIB
+from ipitrace.vm.apic import mode_of
+from ipitrace.vm.names import libvirt_names, scope_name
+from ipitrace.vm.threads import kvm_run_fd
+from ipitrace.vm.vmm import CommandLine, parse_command_line
+
+GIB = KIB**3
+
+
+@pytest.mark.parametrize(
+    ("syscall", "fd"),
+    [
+        (IN_KVM_RUN, 15),
+        (WORKER, None),
+        (POLLING, None),
+        (RUNNING, None),
+        (IN_KVM_RUN.replace("0xae80", "0xae81"), None),
+        (IN_KVM_RUN.replace("16 ", "7 ", 1), None),
+        ("-1 0x7ffc 0x7fec", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_descriptor_a_thread_runs(syscall: str | None, fd: int | None) -> None:
+    assert kvm_run_fd(syscall) == fd
+
+
+@pytest.mark.parametrize(
+    ("bases", "mode"),
+    [
+        ([], None),
+        ([0, 0], None),
+        ([0xFEE00900], "xapic"),
+        ([0xFEE00D00], "x2apic"),
+        ([0xFEE00900, 0xFEE00C00], "x2apic"),
+        ([0xFEE00100], "off"),
+        ([0, 0xFEE00900], "xapic"),
+    ],
+)
+def test_the_apic_mode(bases: list[int], mode: str | None) -> None:
+    assert mode_of(bases) == mode
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "name", "memory"),
+    [
+        ("qemu-system-x86_64", "-m 64 -name g1", "g1", 64 * MIB),
+        ("qemu-system-x86_64", "-name g1,process=x -m 1.5G", "g1", None),
+        ("qemu-kvm", "-name debug-threads=on,guest=g1 -m size=4G,maxmem=8G", "g1", 4 * GIB),
+        ("qemu-system-i386", "-name debug-threads=on -m 2g", None, 2 * GIB),
+        ("qemu-system-x86_64", "-nodefaults -name", None, None),
+        ("qemu-system-x86_64", "-m 64 -m 128", None, 128 * MIB),
+        ("cloud-hypervisor", "--memory size=1024M,shared=on", None, 1024 * MIB),
+        ("cloud-hypervisor", "--memory=size=1073741824", None, GIB),
+        ("firecracker", "--id vm-7 --config-file x.json", "vm-7", None),
+        ("crosvm", "run --mem 2048 kernel", None, 2048 * MIB),
+        ("crosvm", "run --mem size=512 kernel", None, 512 * MIB),
+        ("lkvm", "run --name guest-5 -m 256", "guest-5", 256 * MIB),
+    ],
+)
+def test_command_lines(program: str, arguments: str, name: str | None, memory: int | None) -> None:
+    line = parse_command_line(program, [f"/usr/bin/{program}", *arguments.split()])
+    assert (line.name, line.memory_bytes) == (name, memory)
+    assert not line.vmm.startswith("unknown")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "vmm"),
+    [
+        ("/x/.venv/bin/python /x/.venv/bin/ipitrace run", "ipitrace"),
+        ("python3 -m ipitrace run", "ipitrace"),
+        ("python3 -X dev -m ipitrace", "ipitrace"),
+        ("python3 -m pytest ipitrace", "unknown VMM (python3.11)"),
+        ("python3 /x/own-vmm.py ipitrace", "unknown VMM (python3.11)"),
+    ],
+)
+def test_ipitrace_is_known(arguments: str, vmm: str) -> None:
+    assert parse_command_line("python3.11", arguments.split()) == CommandLine(vmm, None, None, None)
+
+
+def test_scopes() -> None:
+    assert scope_name("0::/machine.slice/machine-qemu\\x2d3\\x2da\\x5fb.scope/x\n") == "qemu-3-a_b"
+    assert scope_name("1:cpu:/a\n0::/machine.slice/machine-web.scope\n") == "web"
+    assert scope_name("0::/system.slice/ssh.service\n") is None
+    assert scope_name(None) is None
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_cpu_lists_read_back(cpus: set[int]) -> None:
+    assert parse_cpu_list(cpu_list(sorted(cpus))) == tuple(sorted(cpus))
+
+
+def test_libvirt_domains_by_uuid() -> None:
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed")
+    assert libvirt_names("test:///default") == {"6695eb01-f6a4-8304-79aa-97f2502e193f": "test"}
+    assert libvirt_names("test:///no/such/file") == {}
