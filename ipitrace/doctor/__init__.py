@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is this host fit to measure IPIs on? It looks, and changes nothing."""
 
-from ipitrace.doctor.kvm import check_kvm
+from ipitrace.doctor.kvm import check_device, check_kvm
 from ipitrace.doctor.load import check_load
 from ipitrace.doctor.machine import check_machine
 from ipitrace.doctor.model import Check, Examination, Status
 from ipitrace.doctor.tracing import check_access, check_events
 from ipitrace.host.fingerprint import read_fingerprint
+from ipitrace.host.kvm_features import read_kvm_features
 from ipitrace.vm import discover, pick
 
 __all__ = ["Check", "Examination", "Status", "examine"]
@@ -26,11 +27,14 @@ def examine(vm_name: str | None = None) -> Examination:
     vm = None if vm_name is None else pick(found, vm_name)
     fingerprint = read_fingerprint()
     load = tuple(check_load(found, vm, fingerprint.cpus_online))
+    device = check_device()
+    features = read_kvm_features() if device.status == "ok" else None
     checks = (
         *access,
         check_events(access),
-        *check_kvm(fingerprint, vm),
-        *check_machine(fingerprint, vm),
+        device,
+        *check_kvm(fingerprint, features, vm),
+        *check_machine(fingerprint, features, vm),
         *load,
     )
     return Examination(checks, vm)

@@ -15,7 +15,7 @@ from ipitrace.errors import HostError
 from ipitrace.host.access import require_kvm
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import UNKNOWN_BACKEND, HostFingerprint
-from ipitrace.host.kvm_features import read_kvm_features
+from ipitrace.host.kvm_features import KvmFeatures
 from ipitrace.vm import VirtualMachine
 from ipitrace.vm.apic import mode_of
 
@@ -31,16 +31,18 @@ _SWITCHES: Final = {
 
 
 def check_kvm(
-    fingerprint: HostFingerprint, vm: VirtualMachine | None, files: HostFiles = HOST
+    fingerprint: HostFingerprint,
+    features: KvmFeatures | None,
+    vm: VirtualMachine | None,
+    files: HostFiles = HOST,
 ) -> Iterator[Check]:
-    """The device, the module, its APIC acceleration, x2APIC, IPIs by hypercall, halt polling."""
-    yield check_device()
+    """The module, its APIC acceleration, x2APIC, IPIs by hypercall, halt polling."""
     yield _backend(fingerprint, files)
     virtual_apic = _virtual_apic(fingerprint)
     yield virtual_apic
     yield _inhibits(virtual_apic)
     yield _x2apic(fingerprint, vm)
-    yield check_pv_ipi()
+    yield _pv_ipi(features)
     yield _halt_polling(fingerprint.kvm_parameters or {})
 
 
@@ -138,12 +140,9 @@ def _host_x2apic(fingerprint: HostFingerprint) -> str:
     return "the host uses it" if mode == "x2apic" else f"the host has it and is in {mode} mode"
 
 
-def check_pv_ipi() -> Check:
-    """Ask /dev/kvm whether guests are offered IPIs by hypercall."""
-    try:
-        features = read_kvm_features()
-    except OSError as error:
-        return Check("PV IPI", "unknown", f"/dev/kvm: {error.strerror}")
+def _pv_ipi(features: KvmFeatures | None) -> Check:
+    if features is None:
+        return Check("PV IPI", "unknown", "/dev/kvm does not say")
     if features.pv_send_ipi:
         return Check("PV IPI", "ok", "offered: Linux guests multicast by hypercall")
     return Check("PV IPI", "ok", "not offered: a multicast is a send per target or cluster")
@@ -161,5 +160,5 @@ def _halt_polling(parameters: Mapping[str, str]) -> Check:
     return Check(
         "halt poll",
         "ok",
-        f"{int(poll_ns) / 1000:g} us, then a halted target is woken{timer}",
+        f"for {int(poll_ns) / 1000:g} us a halted target needs no wake-up{timer}",
     )

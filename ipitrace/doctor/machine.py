@@ -7,7 +7,7 @@ from typing import Final
 from ipitrace.doctor.model import Check
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import CPU_DIR, HostFingerprint
-from ipitrace.host.kvm_features import read_kvm_features
+from ipitrace.host.kvm_features import KvmFeatures
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.vm import VirtualMachine
 
@@ -23,10 +23,13 @@ _AT_EXITS: Final = (
 
 
 def check_machine(
-    fingerprint: HostFingerprint, vm: VirtualMachine | None, files: HostFiles = HOST
+    fingerprint: HostFingerprint,
+    features: KvmFeatures | None,
+    vm: VirtualMachine | None,
+    files: HostFiles = HOST,
 ) -> Iterator[Check]:
     """TSC, the guest's TSC, frequency, SMT, mitigations, isolated CPUs."""
-    yield _tsc(fingerprint)
+    yield _tsc(fingerprint, features)
     if vm is not None:
         yield _guest_tsc(vm, files)
     yield _frequency(fingerprint)
@@ -35,7 +38,7 @@ def check_machine(
     yield _isolation(fingerprint)
 
 
-def _tsc(fingerprint: HostFingerprint) -> Check:
+def _tsc(fingerprint: HostFingerprint, features: KvmFeatures | None) -> Check:
     if fingerprint.emulated:
         return Check(
             "TSC",
@@ -58,15 +61,9 @@ def _tsc(fingerprint: HostFingerprint) -> Check:
             f"clocksource {clock}: the kernel may have found the TSC unsynchronised",
             "dmesg | grep -i -e tsc -e clocksource",
         )
-    return Check("TSC", "ok", f"constant, nonstop, clocksource {clock}{_scaling()}")
-
-
-def _scaling() -> str:
-    try:
-        features = read_kvm_features()
-    except OSError:
-        return ""
-    return "; guests' can be scaled" if features.tsc_scaling else "; guests' not scalable"
+    can = {None: "", True: "; guests' can be scaled", False: "; guests' not scalable"}
+    scaling = can[None if features is None else features.tsc_scaling]
+    return Check("TSC", "ok", f"constant, nonstop, clocksource {clock}{scaling}")
 
 
 def _guest_tsc(vm: VirtualMachine, files: HostFiles) -> Check:
@@ -94,9 +91,7 @@ def _frequency(fingerprint: HostFingerprint) -> Check:
     idle = f"; idle: {fingerprint.cpuidle}" if fingerprint.cpuidle else ""
     turbo = {None: "", True: ", turbo on", False: ", turbo off"}[fingerprint.turbo]
     if fingerprint.governor is None:
-        return Check(
-            "frequency", "unknown", f"no cpufreq: firmware or a hypervisor sets it{turbo}{idle}"
-        )
+        return Check("frequency", "unknown", f"no cpufreq here{turbo}{idle}")
     says = f"governor {fingerprint.governor}{turbo}{idle}"
     todo = []
     if fingerprint.governor != "performance":

@@ -19,7 +19,8 @@ def render_examination(examination: Examination) -> str:
         lines.append(f"'ipitrace run' cannot trace here: {', '.join(missing)}.")
     else:
         n_warnings = sum(check.status == "warn" for check in examination.checks)
-        about = f", with {n_warnings} warnings" if n_warnings else ""
+        plural = "" if n_warnings == 1 else "s"
+        about = f", with {n_warnings} warning{plural}" if n_warnings else ""
         lines.append(f"'ipitrace run' can work here{about}.")
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace doctor` on the machine the tests run on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from guests import micro_guest
+
+from ipitrace.tracer.events import EVENTS
+
+pytestmark = pytest.mark.live
+
+
+def run_doctor(*arguments: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ipitrace", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        user=user,
+        extra_groups=None if user is None else [],
+    )
+
+
+def test_where_the_live_tests_run_ipitrace_can_run() -> None:
+    mounts = Path("/proc/self/mounts").read_text()
+    done = run_doctor()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "'ipitrace run' can work here" in done.stdout
+    assert "missing" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert Path("/proc/self/mounts").read_text() == mounts
+
+
+def test_a_vm_has_lines_of_its_own() -> None:
+    with micro_guest("unicast-blocked") as guest:
+        done = run_doctor("--vm", f"pid:{guest.pid}", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["can_run"]
+    assert [vcpu["tid"] for vcpu in report["vm"]["vcpus"]] == list(guest.tids)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert len(checks) == len(report["checks"])
+    assert checks["x2APIC"]["says"].endswith("x2apic")
+    assert checks["guest TSC"]["status"] == "ok"
+    loaded = int(checks["events"]["says"].split()[0])
+    assert 0 < loaded <= len(EVENTS)
+    if checks["pinning"]["status"] == "warn":
+        assert f" {guest.tids[0]}" in checks["pinning"]["todo"]
+
+
+def test_an_unknown_vm_lists_what_there_is() -> None:
+    with micro_guest("unicast-blocked") as guest:
+        done = run_doctor("--vm", "guest1")
+    assert done.returncode == 2
+    assert "There is no VM 'guest1'." in done.stderr
+    assert f"pid:{guest.pid}" in done.stderr
+
+
+def test_an_ordinary_user_learns_what_is_missing() -> None:
+    done = run_doctor(user=65534)
+    assert done.returncode == 3
+    lines = {line[8:19].strip(): line[:8].strip() for line in done.stdout.splitlines()}
+    assert lines["rights"] == lines["BPF"] == "missing"
+    assert lines["events"] == "unknown"
+    assert done.stdout.rstrip().rsplit("\n", 1)[-1].startswith("'ipitrace run' cannot trace here")
