@@ -16,7 +16,7 @@ from ipitrace import resources
 from ipitrace.layout import RING_EVENT, RING_HEAD
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.rings import RingReader
-from ipitrace.tracer.session import _dispose, _mapped
+from ipitrace.tracer.attaching import dispose, mapped
 
 _BURST = 8
 _DRAIN_MS = (20, 2)
@@ -151,12 +151,12 @@ class _Producer:
         flags += ["-DN_RINGS=1", f"-DN_SLOTS={n_slots}", f"-DBURST={_BURST}", "-DHOST_ISA=0"]
         with ExitStack() as stack:
             bpf = compile_programs(text, flags, directory)
-            stack.callback(_dispose, bpf)
+            stack.callback(dispose, bpf)
             bpf.load_func(b"probe_ring_load", bpf.RAW_TRACEPOINT)
             table = bpf[b"vcpu_of_tid"]
             table[table.Key(self._pid)] = table.Leaf(0)
-            slots = _mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots)
-            heads = _mapped(bpf[b"heads"].map_fd, RING_HEAD, 1)
+            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots)
+            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, 1)
             bpf.attach_raw_tracepoint(tp=b"sys_enter", fn_name=b"probe_ring_load")
             yield RingReader(slots.reshape(1, 1, n_slots), heads.reshape(1, 1))
             bpf.detach_raw_tracepoint(b"sys_enter")

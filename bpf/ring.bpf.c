@@ -3,15 +3,13 @@
  * Rings and filters; every probe set follows this file in one translation unit.
  * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
  * two), HOST_ISA (what kvm_exit's isa is where the record does not say); and for
- * each attached event X: HAVE_X, HOOK_X (RAW, CLASSIC, KPROBE or KRETPROBE), ROW_X,
- * and ARG_X_field (a raw argument's position from 0, a format column's name, or a
- * function argument's position from 1).
+ * each attached event X: ROW_X, and what probe.h wants.
  *
  * Rows below N_RINGS have slots; the rows after them are counted only.
  */
 #include "ipitrace_events.h"
+#include "probe.h"
 
-#define MMAPABLE 1024 /* BPF_F_MMAPABLE */
 #define ALL_SLOTS (N_VCPUS * N_RINGS * N_SLOTS)
 #define ALL_HEADS (N_VCPUS * N_ROWS)
 
@@ -20,24 +18,6 @@ BPF_F_TABLE("array", u32, struct ipitrace_head, heads, ALL_HEADS, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, N_VCPUS, 0);
 /* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
-
-/* FIELD(x, f): a raw argument, a column of the tracepoint's record, a function's argument. */
-#define CTX_RAW(event) struct bpf_raw_tracepoint_args
-#define CTX_CLASSIC(event) struct event##_record
-#define CTX_KPROBE(event) struct pt_regs
-#define CTX_KRETPROBE(event) struct pt_regs
-#define CTX_2(hook, event) CTX_##hook(event)
-#define CTX_1(hook, event) CTX_2(hook, event)
-#define PROBE(event) int probe_##event(CTX_1(HOOK_##event, event) * ctx)
-
-#define FIELD_RAW(place) ctx->args[place]
-#define FIELD_CLASSIC(place) ctx->place
-#define FIELD_KPROBE(place) PT_REGS_PARM##place(ctx)
-#define FIELD_2(hook, place) FIELD_##hook(place)
-#define FIELD_1(hook, place) FIELD_2(hook, place)
-#define FIELD(event, field) FIELD_1(HOOK_##event, ARG_##event##_##field)
-
-#define compiler_barrier() asm volatile("" ::: "memory")
 
 static __always_inline bool in_our_process(void)
 {

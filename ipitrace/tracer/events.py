@@ -147,7 +147,7 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.KVM_HYPERCALL,
         "kvm",
         "The guest sends IPIs by hypercall.",
-        _same("nr", "a0"),
+        _same("nr", "a0", "a3"),
         ("nr:u64 a0:u64 a1:u64 a2:u64 a3:u64",),
     ),
     EventSpec(

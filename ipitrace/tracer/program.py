@@ -30,6 +30,7 @@ SOURCES: Final = (
     "sched.bpf.c",
     "functions.bpf.c",
 )
+WATCH_SOURCES: Final = ("watch.bpf.c",)
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ def _record_struct(probe: Probe) -> str:
     return "\n".join([*lines, "};", ""])
 
 
-def source(planned: Plan, directory: Path) -> str:
-    """The whole translation unit: this kernel's records, then the files of bpf/."""
+def source(planned: Plan, directory: Path, files: Sequence[str] = SOURCES) -> str:
+    """The whole translation unit: this kernel's records, then the `files` of bpf/."""
     parts = [_record_struct(probe) for probe in planned.probes if probe.hook == "classic"]
-    for name in SOURCES:
+    for name in files:
         parts += [f'#line 1 "{name}"\n', (directory / name).read_text()]
     return "".join(parts)
 
@@ -205,11 +206,23 @@ def cflags(
         f"-DN_ROWS={len(planned.probes)}",
         f"-DN_RINGS={max(planned.n_rings, 1)}",
         f"-DN_SLOTS={slots_per_ring}",
-        f"-DHOST_ISA={planned.host_isa}",
+        *(f"-DROW_{probe.event.name}={row}" for row, probe in enumerate(planned.probes)),
     ]
-    for row, probe in enumerate(planned.probes):
+    return flags + hook_flags(planned)
+
+
+def watch_cflags(planned: Plan, directory: Path, *, n_slots: int, n_cells: int) -> list[str]:
+    """The flags that configure the programs that only count."""
+    flags = [f"-I{directory}", f"-DN_SLOTS={n_slots}", f"-DN_CELLS={n_cells}"]
+    return flags + hook_flags(planned)
+
+
+def hook_flags(planned: Plan) -> list[str]:
+    """How each event is hooked and where its fields are: what bpf/probe.h wants."""
+    flags = [f"-DHOST_ISA={planned.host_isa}"]
+    for probe in planned.probes:
         name = probe.event.name
-        flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}", f"-DROW_{name}={row}"]
+        flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}"]
         for wanted, place in probe.places.items():
             spelt = place.name if isinstance(place, Column) else place
             flags.append(f"-DARG_{name}_{wanted}={spelt}")

@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tracer of one VM: load once, then attach, drain and detach as often as needed."""
 
-import atexit
 import ctypes
-import mmap
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace import resources
-from ipitrace.errors import HostError, UsageError
+from ipitrace.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.layout import HOST_EVENT, NR_KINDS, RING_EVENT, RING_HEAD
-from ipitrace.tracer import kernel
-from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs, load_programs
-from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
-from ipitrace.tracer.program import Hook, Plan, Probe, cflags, plan, source
+from ipitrace.tracer.attaching import (
+    chosen_events,
+    detach_probe,
+    dispose,
+    mapped,
+    plan_for_this_kernel,
+    recursion_misses,
+    try_attach,
+)
+from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
+from ipitrace.tracer.program import Hook, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
-from ipitrace.tracer.tracefs import ensure_tracefs
 
 
 @dataclass(frozen=True)
@@ -40,56 +43,6 @@ class TraceLosses:
 
     ring_overruns: dict[str, int]
     recursion_misses: dict[str, int | None]
-
-
-def _chosen(only: Collection[str] | None) -> tuple[EventSpec, ...]:
-    if only is None:
-        return EVENTS
-    unknown = sorted(set(only) - EVENT_BY_NAME.keys())
-    if unknown:
-        raise UsageError(
-            f"no such host event: {', '.join(unknown)}",
-            f"choose from {', '.join(EVENT_BY_NAME)}",
-        )
-    return tuple(event for event in EVENTS if event.name in only)
-
-
-def _functions(events: Collection[EventSpec]) -> tuple[frozenset[str], dict[str, str]]:
-    """Those of the events' functions that can be probed, and why not the others.
-
-    bcc looks into tracefs when it detaches a kprobe; without it, it would believe that
-    it failed and close the same file descriptor again later.
-    """
-    functions, why = kernel.function_offer([event.symbol for event in events if event.symbol])
-    no_tracefs = ensure_tracefs()[1] if functions else None
-    if no_tracefs is None:
-        return functions, why
-    return frozenset(), why | dict.fromkeys(functions, no_tracefs)
-
-
-def _plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
-    """Raw tracepoints where they suffice; tracefs is looked for only where they do not."""
-    functions, no_functions = _functions(events)
-    offer = replace(
-        kernel.raw_offer(events),
-        functions=functions,
-        no_functions=no_functions,
-        host_isa=kernel.host_isa(),
-    )
-    raw = plan(events, offer)
-    missing = [EVENT_BY_NAME[name] for name in raw.left_out if not EVENT_BY_NAME[name].symbol]
-    if not missing:
-        return raw
-    tracefs, no_columns = ensure_tracefs()
-    columns = kernel.classic_columns(missing, tracefs) if tracefs else {}
-    return plan(events, replace(offer, columns=columns, no_columns=no_columns))
-
-
-def _mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
-    """A BPF array as NumPy sees it, shared; the mapping lives as long as the array."""
-    size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    return np.frombuffer(memory, dtype, count)
 
 
 class Tracer:
@@ -143,10 +96,10 @@ class Tracer:
         if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
             raise ValueError(f"slots_per_ring is no power of two: {slots_per_ring}")
         started_s = time.perf_counter()
-        events = _chosen(only)
+        events = chosen_events(only)
         require_trace_privilege()
         require_initial_pid_namespace()
-        planned = _plan_for_this_kernel(events)
+        planned = plan_for_this_kernel(events)
         if not planned.probes:
             raise HostError(
                 "this kernel offers none of the events asked for",
@@ -162,10 +115,10 @@ class Tracer:
         try:
             accepted, refused = load_programs(bpf, planned)
             shape = (n_vcpus, max(planned.n_rings, 1), slots_per_ring)
-            slots = _mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
-            heads = _mapped(bpf[b"heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
+            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
+            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
         except BaseException:
-            _dispose(bpf)
+            dispose(bpf)
             raise
         heads = heads.reshape(n_vcpus, -1)
         reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
@@ -221,17 +174,11 @@ class Tracer:
             name = probe.event.name
             if name in self._links:
                 continue
-            with captured_stderr() as noise:
-                try:
-                    _attach(bpf, probe)
-                except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
-                    failure = str(raised)
-                else:
-                    failure = ""
-                    self._links[name] = probe
+            failure = try_attach(bpf, probe)
             if failure:
-                self.left_out[name] = f"not attached: {noise.useful_line() or failure}"
+                self.left_out[name] = failure
             else:
+                self._links[name] = probe
                 self.left_out.pop(name, None)
         self.attach_s = time.perf_counter() - started_s
         if not self._links:
@@ -242,7 +189,7 @@ class Tracer:
         bpf = self._open_bpf()
         started_s = time.perf_counter()
         for probe in self._links.values():
-            _detach(bpf, probe)
+            detach_probe(bpf, probe)
         self._links.clear()
         self.detach_s = time.perf_counter() - started_s
 
@@ -303,7 +250,7 @@ class Tracer:
         misses: dict[str, int | None] = {}
         for probe in self._probes:
             name = probe.event.name
-            told = _recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
+            told = recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
             misses[name] = None if told is None else told + int(nested[row_of[name]])
         return TraceLosses(
             {
@@ -323,50 +270,9 @@ class Tracer:
         self.detach()
         self._reader = self._heads = None
         bpf, self._bpf = self._open_bpf(), None
-        _dispose(bpf)
+        dispose(bpf)
 
     def _open_bpf(self) -> Bpf:
         if self._bpf is None:
             raise ValueError("the tracer is closed")
         return self._bpf
-
-
-def _attach(bpf: Bpf, probe: Probe) -> None:
-    event, function = probe.event, probe.function.encode()
-    match probe.hook:
-        case "raw":
-            bpf.attach_raw_tracepoint(tp=event.name.encode(), fn_name=function)
-        case "classic":
-            bpf.attach_tracepoint(tp=f"{event.category}:{event.name}".encode(), fn_name=function)
-        case "kprobe":
-            bpf.attach_kprobe(event=event.symbol.encode(), fn_name=function)
-        case "kretprobe":
-            bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
-
-
-def _detach(bpf: Bpf, probe: Probe) -> None:
-    event = probe.event
-    match probe.hook:
-        case "raw":
-            bpf.detach_raw_tracepoint(event.name.encode())
-        case "classic":
-            bpf.detach_tracepoint(f"{event.category}:{event.name}".encode())
-        case "kprobe":
-            bpf.detach_kprobe(event.symbol.encode())
-        case "kretprobe":
-            bpf.detach_kretprobe(event.symbol.encode())
-
-
-def _dispose(bpf: Bpf) -> None:
-    """Free what a bcc.BPF holds, and have it not wait for the interpreter's exit."""
-    bpf.cleanup()
-    atexit.unregister(bpf.cleanup)
-
-
-def _recursion_misses(program_fd: int) -> int | None:
-    """The kernel's count for a program; None where it keeps none."""
-    for line in Path(f"/proc/self/fdinfo/{program_fd}").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "recursion_misses":
-            return int(value)
-    return None

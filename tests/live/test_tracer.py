@@ -19,7 +19,7 @@ import pytest
 from ipitrace import resources
 from ipitrace.errors import HostError, UsageError
 from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
-from ipitrace.tracer import Tracer, kernel, session
+from ipitrace.tracer import Tracer, attaching, kernel, session
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.compiler import compile_programs, load_programs
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
@@ -387,7 +387,7 @@ def probes_on_libc(
         for line in Path("/proc/self/maps").read_text().splitlines()
         if "/libc.so" in line
     ).encode()
-    attach, detach = session._attach, session._detach
+    attach, detach = attaching.attach_probe, session.detach_probe
     args = {name: args for name, (_, args) in places.items() if args}
 
     def on_libc(bpf: Any, probe: Probe, verb: str) -> bool:
@@ -402,8 +402,12 @@ def probes_on_libc(
 
     monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
     monkeypatch.setattr(kernel, "raw_offer", lambda _: Offer(args=args))
-    monkeypatch.setattr(session, "_attach", lambda b, p: on_libc(b, p, "attach") or attach(b, p))
-    monkeypatch.setattr(session, "_detach", lambda b, p: on_libc(b, p, "detach") or detach(b, p))
+    monkeypatch.setattr(
+        attaching, "attach_probe", lambda b, p: on_libc(b, p, "attach") or attach(b, p)
+    )
+    monkeypatch.setattr(
+        session, "detach_probe", lambda b, p: on_libc(b, p, "detach") or detach(b, p)
+    )
 
 
 def test_the_programs_of_functions(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +504,7 @@ def compile_and_load(a_plan: Plan) -> None:
         assert refused == {}
         assert accepted == a_plan.probes
     finally:
-        session._dispose(bpf)
+        attaching.dispose(bpf)
 
 
 LAYOUTS = sorted(path for path in TRACEFS.iterdir() if path.is_dir())

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Counts what vCPUs do, without records: IPIs by sender, target, vector and path,
+ * other interrupts, exits by reason, wake-ups. ipitrace_watch.h says where it goes.
+ *
+ * User space sets by -D: N_SLOTS, N_CELLS (a power of two), HOST_ISA (what kvm_exit's
+ * isa is where the record does not say), and what probe.h wants.
+ *
+ * kvm_apic_accept_irq does not say what an interrupt is, and timers pass it as well.
+ * It is an IPI when it comes in the thread of a vCPU that is sending one with this
+ * vector and mode: KVM has a send's interrupts accepted before the ICR write or the
+ * hypercall is over (kvm_irq_delivery_to_apic() and kvm_pv_send_ipi() in
+ * arch/x86/kvm/lapic.c). Its argument named apicid is KVM's vcpu_id.
+ */
+#include "ipitrace_watch.h"
+#include "probe.h"
+
+BPF_F_TABLE("array", u32, struct ipitrace_watch_cell, cells, N_SLOTS *N_CELLS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, N_SLOTS, MMAPABLE);
+BPF_F_TABLE("hash", u32, u32, slot_of_tid, N_SLOTS, 0);
+
+#define PROBES 16 /* cells tried for a key; a table at most half full hardly needs them */
+#define CELL_BITS (__builtin_ctz(N_CELLS))
+
+#define ICR_VECTOR 0xff
+#define ICR_MODE_SHIFT 8
+#define ICR_MODE 0x7
+#define ICR_LOGICAL (1 << 11)
+#define ICR_SHORTHAND (3 << 18)
+#define MODE_LOWEST 1
+
+/* `open`: vector and mode as in the ICR, how it was asked for, and how it ends. */
+#define OPEN_VIA_SHIFT 16
+#define OPEN_ONE_TARGET (1 << 30) /* over with the first interrupt accepted */
+#define OPEN (1u << 31)
+
+static __always_inline int this_slot(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u32 *slot = slot_of_tid.lookup(&tid);
+
+	return slot ? *slot : -1;
+}
+
+/* Add one to the key's cell, taking a free one for it if need be. */
+static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 what, u64 key)
+{
+	u64 whole = key | what << IPITRACE_WATCH_WHAT_SHIFT;
+	/* The constant is 2^64 over the golden ratio: neighbouring keys end up far apart. */
+	u32 hash = whole * 0x9e3779b97f4a7c15ull >> (64 - CELL_BITS);
+
+#pragma unroll
+	for (int i = 0; i < PROBES; i++) {
+		u32 at = slot * N_CELLS + ((hash + i) & (N_CELLS - 1));
+		struct ipitrace_watch_cell *cell = cells.lookup(&at);
+
+		if (!cell)
+			return;
+		if (!cell->key)
+			cell->key = whole;
+		if (cell->key == whole) {
+			cell->count++;
+			return;
+		}
+	}
+	head->unplaced[what]++;
+}
+
+/* The slot's head, ours until leave(); NULL where the event cannot be counted. */
+static __always_inline struct ipitrace_watch_head *enter(u32 slot)
+{
+	struct ipitrace_watch_head *head = heads.lookup(&slot);
+	u32 cpu = bpf_get_smp_processor_id() + 1;
+
+	if (!head)
+		return NULL;
+	if (head->busy) {
+		head->missed++;
+		return NULL;
+	}
+	head->busy = 1;
+	compiler_barrier();
+	head->events++;
+	if (head->cpu != cpu) {
+		head->cpu = cpu;
+		add(slot, head, IPITRACE_WATCH_CPU, cpu - 1);
+	}
+	return head;
+}
+
+static __always_inline void leave(struct ipitrace_watch_head *head)
+{
+	compiler_barrier();
+	head->busy = 0;
+}
+
+static __always_inline u64 interrupt_key(u64 target, u64 vector, u64 mode)
+{
+	return target << IPITRACE_WATCH_TARGET_SHIFT | vector << IPITRACE_WATCH_VECTOR_SHIFT |
+	       mode << IPITRACE_WATCH_MODE_SHIFT;
+}
+
+static __always_inline u64 ipi_key(struct ipitrace_watch_head *head, u64 target, u64 vector,
+				   u64 mode, u64 via)
+{
+	return interrupt_key(target, vector, mode) | via << IPITRACE_WATCH_VIA_SHIFT |
+	       (u64)head->exit_isa << IPITRACE_WATCH_ISA_SHIFT |
+	       (u64)head->exit_reason << IPITRACE_WATCH_REASON_SHIFT;
+}
+
+static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 via,
+				      bool one_target)
+{
+	head->sends++;
+	head->open = OPEN | (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT)) |
+		     via << OPEN_VIA_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
+}
+
+#ifdef HAVE_kvm_apic_ipi
+PROBE(kvm_apic_ipi)
+{
+	u32 icr_low = FIELD(kvm_apic_ipi, icr_low);
+	u32 dest = FIELD(kvm_apic_ipi, dest_id);
+	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+	u32 via;
+	bool one;
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	via = head->open & OPEN ? IPITRACE_WATCH_VIA_ICR : head->open >> OPEN_VIA_SHIFT & 3;
+	/* 0xff is xAPIC's broadcast; in x2APIC mode it is one vCPU's, left open for longer. */
+	one = mode == MODE_LOWEST ||
+	      (!(icr_low & (ICR_LOGICAL | ICR_SHORTHAND)) && dest != 0xff && dest != ~0u);
+	open_send(head, icr_low, via, one);
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_hypercall
+#define KVM_HC_SEND_IPI 10
+
+PROBE(kvm_hypercall)
+{
+	u64 nr = FIELD(kvm_hypercall, nr);
+	struct ipitrace_watch_head *head;
+	int slot;
+
+	if (nr != KVM_HC_SEND_IPI)
+		return 0;
+	slot = this_slot();
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_VIA_HYPERCALL, false);
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_avic_incomplete_ipi
+#define TARGET_NOT_RUNNING 1 /* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
+
+/*
+ * Either KVM sends it all over again, and says so, or the hardware has set the targets'
+ * IRR already and KVM only wakes them: then nothing tells which targets those are.
+ */
+PROBE(kvm_avic_incomplete_ipi)
+{
+	u32 icr_low = FIELD(kvm_avic_incomplete_ipi, icrl);
+	u32 id = FIELD(kvm_avic_incomplete_ipi, id);
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->open = IPITRACE_WATCH_VIA_AVIC << OPEN_VIA_SHIFT;
+	if (id == TARGET_NOT_RUNNING) {
+		head->sends++;
+		head->fixed[0]++;
+		head->apicv[0]++;
+		add(slot, head, IPITRACE_WATCH_IPI,
+		    ipi_key(head, IPITRACE_WATCH_TARGET_UNKNOWN, icr_low & ICR_VECTOR,
+			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, IPITRACE_WATCH_VIA_AVIC));
+	}
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_apic_accept_irq
+PROBE(kvm_apic_accept_irq)
+{
+	u32 target = FIELD(kvm_apic_accept_irq, apicid) & 0xffff;
+	u32 vector = FIELD(kvm_apic_accept_irq, vec) & ICR_VECTOR;
+	u32 mode = FIELD(kvm_apic_accept_irq, dm) >> ICR_MODE_SHIFT & ICR_MODE;
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+	bool ipi;
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	ipi = head->open & OPEN && (head->open & ICR_VECTOR) == vector &&
+	      (head->open >> ICR_MODE_SHIFT & ICR_MODE) == mode;
+	head->last_what = ipi ? IPITRACE_WATCH_IPI : IPITRACE_WATCH_OTHER;
+	if (ipi) {
+		add(slot, head, IPITRACE_WATCH_IPI,
+		    ipi_key(head, target, vector, mode, head->open >> OPEN_VIA_SHIFT & 3));
+		if (mode <= MODE_LOWEST)
+			head->fixed[0]++;
+		if (head->open & OPEN_ONE_TARGET)
+			head->open = 0;
+	} else {
+		add(slot, head, IPITRACE_WATCH_OTHER, interrupt_key(target, vector, mode));
+		if (mode <= MODE_LOWEST)
+			head->fixed[1]++;
+	}
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_apicv_accept_irq
+/* Follows kvm_apic_accept_irq of the same interrupt, if APICv or AVIC takes it. */
+PROBE(kvm_apicv_accept_irq)
+{
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	if (head->last_what == IPITRACE_WATCH_IPI)
+		head->apicv[0]++;
+	else
+		head->apicv[1]++;
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_exit
+#define ISA_VMX 1 /* KVM_ISA_VMX, arch/x86/kvm/trace.h */
+
+PROBE(kvm_exit)
+{
+	u32 reason = FIELD(kvm_exit, exit_reason);
+	struct ipitrace_watch_head *head;
+	u8 isa = HOST_ISA;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+#ifdef ARG_kvm_exit_isa
+	isa = FIELD(kvm_exit, isa);
+#endif
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->open = 0;
+	head->exit_isa = isa & 3;
+	/* VMX has flags above the reason; what SVM has there are other reasons. */
+	head->exit_reason = isa == ISA_VMX || reason <= 0xffff ? reason : 0xffff;
+	add(slot, head, IPITRACE_WATCH_EXIT, reason | (u64)(isa & 3) << IPITRACE_WATCH_ISA_SHIFT);
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_entry
+PROBE(kvm_entry)
+{
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->open = 0;
+	head->exit_isa = 0;
+	head->exit_reason = 0;
+	leave(head);
+	return 0;
+}
+#endif
+
+/* The end of an ICR write where neither kvm_exit nor kvm_entry tells. */
+#ifdef HAVE_kvm_msr
+#define MSR_X2APIC_ICR 0x830
+#define MSR_X2APIC_SELF_IPI 0x83f
+
+PROBE(kvm_msr)
+{
+	u32 ecx = FIELD(kvm_msr, ecx);
+	struct ipitrace_watch_head *head;
+	int slot;
+
+	if (ecx != MSR_X2APIC_ICR && ecx != MSR_X2APIC_SELF_IPI)
+		return 0;
+	slot = this_slot();
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->open = 0;
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_vcpu_wakeup
+PROBE(kvm_vcpu_wakeup)
+{
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->wakeups++;
+	head->waited += !!FIELD(kvm_vcpu_wakeup, waited);
+	leave(head);
+	return 0;
+}
+#endif

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every set of our BPF programs needs: plan, map, attach, detach, free."""
+
+import atexit
+import mmap
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.errors import UsageError
+from ipitrace.tracer import kernel
+from ipitrace.tracer.compiler import Bpf, captured_stderr
+from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
+from ipitrace.tracer.program import Plan, Probe, plan
+from ipitrace.tracer.tracefs import ensure_tracefs
+
+
+def chosen_events(only: Collection[str] | None) -> tuple[EventSpec, ...]:
+    """The events of these names, or all; raises UsageError for unknown names."""
+    if only is None:
+        return EVENTS
+    unknown = sorted(set(only) - EVENT_BY_NAME.keys())
+    if unknown:
+        raise UsageError(
+            f"no such host event: {', '.join(unknown)}",
+            f"choose from {', '.join(EVENT_BY_NAME)}",
+        )
+    return tuple(event for event in EVENTS if event.name in only)
+
+
+def _functions(events: Collection[EventSpec]) -> tuple[frozenset[str], dict[str, str]]:
+    """Those of the events' functions that can be probed, and why not the others.
+
+    bcc looks into tracefs when it detaches a kprobe; without it, it would believe that
+    it failed and close the same file descriptor again later.
+    """
+    functions, why = kernel.function_offer([event.symbol for event in events if event.symbol])
+    no_tracefs = ensure_tracefs()[1] if functions else None
+    if no_tracefs is None:
+        return functions, why
+    return frozenset(), why | dict.fromkeys(functions, no_tracefs)
+
+
+def plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
+    """Raw tracepoints where they suffice; tracefs is looked for only where they do not."""
+    functions, no_functions = _functions(events)
+    offer = replace(
+        kernel.raw_offer(events),
+        functions=functions,
+        no_functions=no_functions,
+        host_isa=kernel.host_isa(),
+    )
+    raw = plan(events, offer)
+    missing = [EVENT_BY_NAME[name] for name in raw.left_out if not EVENT_BY_NAME[name].symbol]
+    if not missing:
+        return raw
+    tracefs, no_columns = ensure_tracefs()
+    columns = kernel.classic_columns(missing, tracefs) if tracefs else {}
+    return plan(events, replace(offer, columns=columns, no_columns=no_columns))
+
+
+def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
+    """A BPF array as NumPy sees it, shared; the mapping lives as long as the array."""
+    size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    return np.frombuffer(memory, dtype, count)
+
+
+def try_attach(bpf: Bpf, probe: Probe) -> str:
+    """Attach one program; why not, or ""."""
+    with captured_stderr() as noise:
+        try:
+            attach_probe(bpf, probe)
+        except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
+            failure = str(raised)
+        else:
+            return ""
+    return f"not attached: {noise.useful_line() or failure}"
+
+
+def attach_probe(bpf: Bpf, probe: Probe) -> None:
+    """Attach one program; bcc raises Exception itself, and writes to standard error."""
+    event, function = probe.event, probe.function.encode()
+    match probe.hook:
+        case "raw":
+            bpf.attach_raw_tracepoint(tp=event.name.encode(), fn_name=function)
+        case "classic":
+            bpf.attach_tracepoint(tp=f"{event.category}:{event.name}".encode(), fn_name=function)
+        case "kprobe":
+            bpf.attach_kprobe(event=event.symbol.encode(), fn_name=function)
+        case "kretprobe":
+            bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
+
+
+def detach_probe(bpf: Bpf, probe: Probe) -> None:
+    """Detach one program."""
+    event = probe.event
+    match probe.hook:
+        case "raw":
+            bpf.detach_raw_tracepoint(event.name.encode())
+        case "classic":
+            bpf.detach_tracepoint(f"{event.category}:{event.name}".encode())
+        case "kprobe":
+            bpf.detach_kprobe(event.symbol.encode())
+        case "kretprobe":
+            bpf.detach_kretprobe(event.symbol.encode())
+
+
+def dispose(bpf: Bpf) -> None:
+    """Free what a bcc.BPF holds, and have it not wait for the interpreter's exit."""
+    bpf.cleanup()
+    atexit.unregister(bpf.cleanup)
+
+
+def recursion_misses(program_fd: int) -> int | None:
+    """The kernel's count for a program; None where it keeps none."""
+    for line in Path(f"/proc/self/fdinfo/{program_fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "recursion_misses":
+            return int(value)
+    return None

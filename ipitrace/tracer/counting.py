@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts what vCPUs do without recording it: what it costs does not grow with what they do."""
+
+import ctypes
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace import resources
+from ipitrace.errors import HostError
+from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.layout import WATCH_CELL, WATCH_HEAD
+from ipitrace.tracer import kernel
+from ipitrace.tracer.attaching import (
+    chosen_events,
+    detach_probe,
+    dispose,
+    mapped,
+    plan_for_this_kernel,
+    recursion_misses,
+    try_attach,
+)
+from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
+from ipitrace.tracer.program import WATCH_SOURCES, Hook, Probe, source, watch_cflags
+
+EVENTS: Final = (
+    "kvm_exit",
+    "kvm_entry",
+    "kvm_apic_ipi",
+    "kvm_apic_accept_irq",
+    "kvm_apicv_accept_irq",
+    "kvm_hypercall",
+    "kvm_vcpu_wakeup",
+    "kvm_avic_incomplete_ipi",
+)
+# Costs something at every MSR exit, and tells nothing more where kvm_exit and kvm_entry do.
+ENDS_SENDS: Final = "kvm_msr"
+NEEDED: Final = ("kvm_apic_ipi", "kvm_apic_accept_irq")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A copy of all counters; they only grow while a slot keeps its thread.
+
+    Attributes:
+        heads: WATCH_HEAD (n_slots,).
+        cells: WATCH_CELL (n_slots, n_cells).
+    """
+
+    heads: NDArray[np.void]
+    cells: NDArray[np.void]
+
+
+class Counting:
+    """Counters in slots, one for each watched vCPU; a thread is given a slot and loses it again."""
+
+    def __init__(
+        self,
+        bpf: Bpf,
+        probes: tuple[Probe, ...],
+        heads: NDArray[np.void],
+        cells: NDArray[np.void],
+        left_out: dict[str, str],
+    ) -> None:
+        """Take over a compiled `bpf`; use Counting.load()."""
+        self._bpf: Bpf | None = bpf
+        self._probes = probes
+        self._heads, self._cells = heads, cells
+        self._links: list[Probe] = []
+        self.left_out = left_out
+
+    @classmethod
+    def load(cls, *, n_slots: int, n_cells: int) -> Self:
+        """Compile, load and attach; nothing is counted until a slot has a thread.
+
+        `n_cells`, a power of two, bounds how many different things a slot tells apart.
+        Call it in the main thread before others start: where tracefs is not mounted
+        this enters a private mount namespace (see tracefs.py).
+
+        Raises:
+            HostError: BPF cannot be used, or this kernel lacks the events of NEEDED.
+        """
+        if n_cells < 2 or n_cells & (n_cells - 1):  # noqa: PLR2004
+            raise ValueError(f"n_cells is no power of two: {n_cells}")
+        require_trace_privilege()
+        require_initial_pid_namespace()
+        tells_exits = kernel.host_isa() != 0
+        planned = plan_for_this_kernel(chosen_events(EVENTS + (() if tells_exits else (ENDS_SENDS,))))
+        _require(planned.left_out)
+        directory = resources.bpf_dir()
+        bpf = compile_programs(
+            source(planned, directory, WATCH_SOURCES),
+            watch_cflags(planned, directory, n_slots=n_slots, n_cells=n_cells),
+            directory,
+        )
+        try:
+            accepted, refused = load_programs(bpf, planned)
+            heads = mapped(bpf[b"heads"].map_fd, WATCH_HEAD, n_slots)
+            cells = mapped(bpf[b"cells"].map_fd, WATCH_CELL, n_slots * n_cells)
+        except BaseException:
+            dispose(bpf)
+            raise
+        left_out = {**planned.left_out, **refused}
+        counting = cls(bpf, accepted, heads, cells.reshape(n_slots, n_cells), left_out)
+        try:
+            counting._attach()
+        except BaseException:
+            counting.close()
+            raise
+        return counting
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def n_slots(self) -> int:
+        """How many vCPUs can be watched at a time."""
+        return len(self._heads)
+
+    @property
+    def hooks(self) -> dict[str, Hook]:
+        """How each attached event is hooked."""
+        return {probe.event.name: probe.hook for probe in self._links}
+
+    def give(self, slot: int, tid: int) -> None:
+        """Count what thread `tid` does in `slot`, from 0.
+
+        A slot that take() freed keeps its counts until then, and must not be given again
+        at once: a program that began before take() may still be writing.
+        """
+        self._heads[slot] = 0
+        self._cells[slot] = 0
+        self._table()[ctypes.c_uint(tid)] = ctypes.c_uint(slot)
+
+    def take(self, tid: int) -> None:
+        """Count thread `tid` no longer."""
+        del self._table()[ctypes.c_uint(tid)]
+
+    def read(self) -> Counts:
+        """Everything counted so far. A cell is never ahead of its head."""
+        cells = self._cells.copy()
+        return Counts(self._heads.copy(), cells)
+
+    def recursion_misses(self) -> dict[str, int | None]:
+        """Events of the whole host that the kernel turned away, by event, since load.
+
+        They came on a CPU on which the same program was running. None where the kernel
+        keeps no count (see TraceLosses).
+        """
+        bpf = self._open_bpf()
+        return {
+            probe.event.name: recursion_misses(bpf.funcs[probe.function.encode()].fd)
+            for probe in self._links
+        }
+
+    def programs(self) -> dict[str, Path]:
+        """The kernel's account of each attached program (fdinfo), by event."""
+        bpf = self._open_bpf()
+        return {
+            probe.event.name: Path(f"/proc/self/fdinfo/{bpf.funcs[probe.function.encode()].fd}")
+            for probe in self._links
+        }
+
+    def close(self) -> None:
+        """Detach and free everything."""
+        bpf, self._bpf = self._bpf, None
+        if bpf is None:
+            return
+        for probe in self._links:
+            detach_probe(bpf, probe)
+        self._links.clear()
+        dispose(bpf)
+
+    def _attach(self) -> None:
+        """Attach every program.
+
+        Raises:
+            HostError: one of NEEDED could not be.
+        """
+        bpf = self._open_bpf()
+        for probe in self._probes:
+            failure = try_attach(bpf, probe)
+            if failure:
+                self.left_out[probe.event.name] = failure
+            else:
+                self._links.append(probe)
+        _require(self.left_out)
+
+    def _table(self) -> "ctypes.Array[ctypes.c_uint]":
+        table: ctypes.Array[ctypes.c_uint] = self._open_bpf()[b"slot_of_tid"]
+        return table
+
+    def _open_bpf(self) -> Bpf:
+        if self._bpf is None:
+            raise ValueError("the counters are closed")
+        return self._bpf
+
+
+def _require(left_out: Collection[str] | dict[str, str]) -> None:
+    lacking = [name for name in NEEDED if name in left_out]
+    if lacking:
+        why = left_out[lacking[0]] if isinstance(left_out, dict) else ""
+        raise HostError(
+            f"IPIs cannot be counted on this host: {lacking[0]} cannot be watched",
+            f"{why}; is KVM's module loaded?",
+        )
