@@ -14,9 +14,9 @@ from typing import Self
 from bench.report import PER_SECOND, Report, Series
 from ipitrace import resources
 from ipitrace.layout import RING_EVENT, RING_HEAD
+from ipitrace.tracer.attaching import dispose, mapped
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.rings import RingReader
-from ipitrace.tracer.attaching import dispose, mapped
 
 _BURST = 8
 _DRAIN_MS = (20, 2)

@@ -13,6 +13,7 @@ from ipitrace.commands.list import list_vms
 from ipitrace.commands.report import report
 from ipitrace.commands.run import run
 from ipitrace.commands.scenarios import scenarios
+from ipitrace.commands.watch import watch
 from ipitrace.errors import ExitCode, IpitraceError
 
 
@@ -29,6 +30,7 @@ ipitrace_group.add_command(ab)
 ipitrace_group.add_command(scenarios)
 ipitrace_group.add_command(list_vms)
 ipitrace_group.add_command(doctor)
+ipitrace_group.add_command(watch)
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ def render_openmetrics(comparisons: Iterable[Comparison]) -> str:
         for comparison in found:
             for row in comparison.rows:
                 lines += [
-                    f"{family}{_labels(labels)} {value!r}"
-                    for labels, value in _points(family, comparison, row)
+                    f"{family}{labels(named)} {value!r}"
+                    for named, value in _points(family, comparison, row)
                 ]
     return "\n".join([*lines, "# EOF"]) + "\n"
 
@@ -57,8 +57,9 @@ def _points(
         yield pair, float(value)
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+def labels(named: Mapping[str, str]) -> str:
+    """The labels in braces, escaped."""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in named.items()) + "}"
 
 
 def _escaped(value: str) -> str:

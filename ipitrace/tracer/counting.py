@@ -2,7 +2,7 @@
 """Counts what vCPUs do without recording it: what it costs does not grow with what they do."""
 
 import ctypes
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -47,8 +47,8 @@ class Counts:
     """A copy of all counters; they only grow while a slot keeps its thread.
 
     Attributes:
-        heads: WATCH_HEAD (n_slots,).
-        cells: WATCH_CELL (n_slots, n_cells).
+        heads: WATCH_HEAD (slots read,).
+        cells: WATCH_CELL (slots read, n_cells).
     """
 
     heads: NDArray[np.void]
@@ -88,8 +88,8 @@ class Counting:
             raise ValueError(f"n_cells is no power of two: {n_cells}")
         require_trace_privilege()
         require_initial_pid_namespace()
-        tells_exits = kernel.host_isa() != 0
-        planned = plan_for_this_kernel(chosen_events(EVENTS + (() if tells_exits else (ENDS_SENDS,))))
+        events = EVENTS if kernel.host_isa() else (*EVENTS, ENDS_SENDS)
+        planned = plan_for_this_kernel(chosen_events(events))
         _require(planned.left_out)
         directory = resources.bpf_dir()
         bpf = compile_programs(
@@ -137,16 +137,20 @@ class Counting:
         """
         self._heads[slot] = 0
         self._cells[slot] = 0
-        self._table()[ctypes.c_uint(tid)] = ctypes.c_uint(slot)
+        self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)] = ctypes.c_uint(slot)
 
     def take(self, tid: int) -> None:
         """Count thread `tid` no longer."""
-        del self._table()[ctypes.c_uint(tid)]
+        del self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)]
 
-    def read(self) -> Counts:
-        """Everything counted so far. A cell is never ahead of its head."""
-        cells = self._cells.copy()
-        return Counts(self._heads.copy(), cells)
+    def read(self, slots: Sequence[int]) -> Counts:
+        """What was counted in these slots so far, in their order."""
+        at = list(slots)
+        return Counts(self._heads[at], self._cells[at])
+
+    def zeros(self, n_slots: int) -> Counts:
+        """What so many slots read when they have just been given."""
+        return Counts(np.zeros_like(self._heads[:n_slots]), np.zeros_like(self._cells[:n_slots]))
 
     def recursion_misses(self) -> dict[str, int | None]:
         """Events of the whole host that the kernel turned away, by event, since load.
@@ -193,21 +197,17 @@ class Counting:
                 self._links.append(probe)
         _require(self.left_out)
 
-    def _table(self) -> "ctypes.Array[ctypes.c_uint]":
-        table: ctypes.Array[ctypes.c_uint] = self._open_bpf()[b"slot_of_tid"]
-        return table
-
     def _open_bpf(self) -> Bpf:
         if self._bpf is None:
             raise ValueError("the counters are closed")
         return self._bpf
 
 
-def _require(left_out: Collection[str] | dict[str, str]) -> None:
-    lacking = [name for name in NEEDED if name in left_out]
-    if lacking:
-        why = left_out[lacking[0]] if isinstance(left_out, dict) else ""
-        raise HostError(
-            f"IPIs cannot be counted on this host: {lacking[0]} cannot be watched",
-            f"{why}; is KVM's module loaded?",
-        )
+def _require(left_out: Mapping[str, str]) -> None:
+    """Raise HostError when one of NEEDED is among what was left out and why."""
+    for name in NEEDED:
+        if name in left_out:
+            raise HostError(
+                f"IPIs cannot be counted on this host: {name} cannot be watched",
+                f"the reason: {left_out[name]}; is KVM's module loaded?",
+            )

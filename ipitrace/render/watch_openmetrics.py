@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counters of `watch` as OpenMetrics text, for node_exporter's textfile collector.
+
+Counters are since the VM is watched and never fall while it is. Pairs are not exported:
+their number grows with the square of the vCPUs; senders and targets each have their sum.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ipitrace.render.compare_openmetrics import labels
+from ipitrace.watch.model import Interval, VmInterval
+
+Points = Iterable[tuple[Mapping[str, str], float]]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A metric of each VM: its name without the suffix, its meaning, and its values."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    meaning: str
+    points: Callable[[VmInterval], Points]
+
+
+_FAMILIES: Final = (
+    _Family(
+        "ipitrace_ipis",
+        "counter",
+        "IPIs that were seen; see ipitrace_ipis_complete",
+        lambda vm: [
+            ({"vector": str(k.vector), "mode": k.mode, "path": k.path}, k.ipis.total)
+            for k in vm.kinds
+        ],
+    ),
+    _Family(
+        "ipitrace_ipis_sent",
+        "counter",
+        "IPIs that were seen, by the vCPU that sent them",
+        lambda vm: [({"vcpu": str(v.vcpu)}, v.sent.total) for v in vm.vcpus],
+    ),
+    _Family(
+        "ipitrace_ipis_received",
+        "counter",
+        "IPIs that were seen, by the vCPU they were for",
+        lambda vm: [({"vcpu": str(v.vcpu)}, v.received.total) for v in vm.vcpus],
+    ),
+    _Family(
+        "ipitrace_wakeups",
+        "counter",
+        "times a halted vCPU woke up",
+        lambda vm: [({"vcpu": str(v.vcpu)}, v.wakeups.total) for v in vm.vcpus],
+    ),
+    _Family(
+        "ipitrace_interrupts",
+        "counter",
+        "interrupts other than IPIs, accepted in the threads of the vCPUs",
+        lambda vm: [
+            ({"vector": str(o.vector), "mode": o.mode}, o.interrupts.total) for o in vm.others
+        ],
+    ),
+    _Family(
+        "ipitrace_exits",
+        "counter",
+        "VM exits",
+        lambda vm: [({"reason": row.reason}, row.exits.total) for row in vm.exits.reasons or ()],
+    ),
+    _Family(
+        "ipitrace_unplaced",
+        "counter",
+        "events counted but not told apart, since a table was full",
+        lambda vm: [({}, vm.unplaced.total)],
+    ),
+    _Family(
+        "ipitrace_missed",
+        "counter",
+        "events not counted, since one program interrupted another",
+        lambda vm: [({}, vm.missed.total)],
+    ),
+    _Family(
+        "ipitrace_ipis_complete",
+        "gauge",
+        "1 when the evidence says that all IPIs were seen; 0 when they are a lower bound, or "
+        "nothing tells",
+        lambda vm: [({}, float(vm.visibility.complete is True))],
+    ),
+    _Family(
+        "ipitrace_watched_seconds",
+        "gauge",
+        "how long the VM is watched",
+        lambda vm: [({}, vm.watched_s)],
+    ),
+)
+_OWN: Final = {
+    "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
+    "ipitrace_watch_resident_bytes": "memory of the watching process",
+}
+
+
+def render_openmetrics(interval: Interval) -> str:
+    """The interval's totals as one exposition, ended by # EOF."""
+    lines = []
+    for family in _FAMILIES:
+        lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.meaning}"]
+        suffix = "_total" if family.kind == "counter" else ""
+        for vm in interval.vms:
+            of_vm = {"vm": vm.name, "pid": str(vm.pid)}
+            lines += [
+                f"{family.name}{suffix}{labels(of_vm | dict(own))} {value!r}"
+                for own, value in family.points(vm)
+            ]
+    own_cost = (interval.own.cpu_share, interval.own.rss_bytes)
+    for (name, meaning), value in zip(_OWN.items(), own_cost, strict=True):
+        lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
+    return "\n".join([*lines, "# EOF"]) + "\n"

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where `watch` shows its intervals: a terminal's alternate screen, or standard output."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ipitrace.render.watch_text import render_interval
+from ipitrace.watch.model import Interval
+
+Show = Callable[[Interval], None]
+
+
+@contextmanager
+def live_screen() -> Iterator[Show | None]:
+    """What redraws the screen; None where standard output is no terminal to draw on.
+
+    The terminal is as it was when this ends, however it ends.
+    """
+    console = Console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    # No refresh thread: we draw when there is something new.
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+
+        def show(interval: Interval) -> None:
+            width, height = console.size
+            text = render_interval(interval, width=width, height=height)
+            live.update(Text(text, no_wrap=True), refresh=True)
+
+        live.update(Text("ipitrace watch: counting"), refresh=True)
+        yield show
+
+
+def print_block(interval: Interval) -> None:
+    """The interval as a block of its own, for a log."""
+    sys.stdout.write(render_interval(interval) + "\n\n")
+    sys.stdout.flush()

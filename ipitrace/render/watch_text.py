@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One interval of `watch` as text, for a terminal or for a log."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from tabulate import tabulate
+
+from ipitrace.units import MIB
+from ipitrace.watch.model import Count, Interval, Pair, VmInterval
+
+_NOTHING: Final = "-"
+_WIDE: Final = 100  # columns of a log
+_MOST_VMS: Final = 8  # shown on a terminal
+_FEWEST_PAIRS: Final = 3
+_FEW: Final = 10  # below it a rate has a decimal
+
+
+def render_interval(interval: Interval, *, width: int = _WIDE, height: int | None = None) -> str:
+    """The interval, fitted to a terminal of `height` lines; None shows all there is."""
+    busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
+    shown = busiest if height is None else busiest[:_MOST_VMS]
+    head = [_title(interval), ""]
+    if not interval.vms:
+        head.append("There is no VM to watch now.")
+    else:
+        head += _vm_table(interval, shown)
+    if len(shown) < len(busiest):
+        head.append(f"({len(busiest) - len(shown)} more VMs)")
+    tail = _below(interval, shown[: 1 if height is not None else len(shown)], width)
+    room = None if height is None else max(height - len(head) - len(tail) - 4, _FEWEST_PAIRS)
+    lines = [*head, *_pairs(interval, shown, room), "", *tail]
+    if height is not None:
+        lines = lines[:height]
+    return "\n".join(line[:width].rstrip() for line in lines)
+
+
+def _title(interval: Interval) -> str:
+    when = "whole run" if interval.number is None else f"{interval.time[11:19]} UTC"
+    vm = f"{interval.vms[0].name}, " if len(interval.vms) == 1 else ""
+    return f"ipitrace watch: {vm}{when}, {interval.duration_s:.1f} s" + (
+        "" if interval.number is None else f"; watched for {interval.elapsed_s:.0f} s"
+    )
+
+
+def _vm_table(interval: Interval, vms: Sequence[VmInterval]) -> list[str]:
+    s = interval.duration_s
+    rows = [
+        (
+            vm.name,
+            vm.pid,
+            len(vm.vcpus),
+            _seen(vm, s),
+            _total_seen(vm),
+            _NOTHING if vm.exits.reasons is None else _rate(_exits_of(vm), s),
+            _rate(vm.wakeups.delta, s),
+            _rate(sum(other.interrupts.delta for other in vm.others), s),
+        )
+        for vm in vms
+    ]
+    return _table(
+        ("VM", "pid", "vCPUs", "IPIs/s", "IPIs", "exits/s", "wake-ups/s", "other irqs/s"),
+        rows,
+        text_columns=(0,),
+    )
+
+
+def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> list[str]:
+    """The busiest pairs of all the VMs shown, and what is left out."""
+    several = len(interval.vms) > 1
+    found: list[tuple[VmInterval, Pair]] = [(vm, pair) for vm in vms for pair in vm.pairs]
+    found.sort(key=lambda entry: (-entry[1].ipis.delta, -entry[1].ipis.total))
+    listed = found if room is None else found[:room]
+    if not listed:
+        return ["", "No IPI was seen."] if vms else []
+    rows = [
+        (
+            *((vm.name,) if several else ()),
+            pair.sender,
+            "?" if pair.target is None else pair.target,
+            f"{pair.vector:#04x}",
+            pair.mode,
+            pair.path,
+            _rate(pair.ipis.delta, interval.duration_s),
+            f"{pair.ipis.total:,}",
+        )
+        for vm, pair in listed
+    ]
+    names = ("from", "to", "vector", "mode", "path", "IPIs/s", "IPIs")
+    first = 1 if several else 0
+    lines = _table(
+        (*(("VM",) if several else ()), *names),
+        rows,
+        text_columns=(0,) * first + (first + 3, first + 4),
+    )
+    unlisted = found[len(listed) :]
+    left_out = [vm.pairs_left_out for vm in vms]
+    n_pairs = len(unlisted) + sum(rest.pairs for rest in left_out)
+    if n_pairs:
+        delta = sum(pair.ipis.delta for _, pair in unlisted)
+        delta += sum(rest.ipis.delta for rest in left_out)
+        lines.append(f"({n_pairs} more: {_rate(delta, interval.duration_s)} IPIs/s)")
+    return ["", *lines]
+
+
+def _below(interval: Interval, vms: Sequence[VmInterval], width: int) -> list[str]:
+    lines: list[str] = []
+    for vm in vms:
+        prefix = f"{vm.name}: " if len(interval.vms) > 1 else ""
+        lines += _wrapped("exits/s", prefix + _exit_words(vm, interval.duration_s), width)
+        if vm.others:
+            words = _counted(
+                ((f"{o.vector:#04x}", o.interrupts) for o in vm.others), interval.duration_s
+            )
+            lines += _wrapped("other irqs", prefix + words, width)
+        lines += _wrapped("visible", prefix + vm.visibility.why, width)
+        lines += [line for text in _losses(vm) for line in _wrapped("losses", prefix + text, width)]
+    lines += _wrapped("late posts", _late_posts(interval), width)
+    for text in interval.ended:
+        lines += _wrapped("ended", text, width)
+    if interval.departed:
+        lines += _wrapped("ended", f"{interval.departed:,} IPIs in VMs that have ended", width)
+    own = interval.own
+    lines += _wrapped(
+        "own cost",
+        f"{own.cpu_share:.2%} of one CPU, {own.rss_bytes / MIB:.0f} MiB"
+        + (
+            f"; {interval.recursion_misses:,} events turned away by the kernel, whole host"
+            if interval.recursion_misses
+            else ""
+        ),
+        width,
+    )
+    return lines
+
+
+def _exit_words(vm: VmInterval, duration_s: float) -> str:
+    if vm.exits.reasons is None:
+        return f"{_NOTHING} ({vm.exits.absent})"
+    words = _counted(((row.reason, row.exits) for row in vm.exits.reasons), duration_s)
+    return words if vm.exits.source == "kvm_exit" else f"{words} ({vm.exits.source})"
+
+
+def _exits_of(vm: VmInterval) -> int:
+    """All exits; KVM's own statistics have them as a counter of its own."""
+    reasons = vm.exits.reasons or ()
+    if vm.exits.source != "kvm_exit":
+        return max((row.exits.delta for row in reasons if row.reason == "exits"), default=0)
+    return sum(row.exits.delta for row in reasons)
+
+
+def _late_posts(interval: Interval) -> str:
+    posts = interval.late_posts
+    if posts.rows is None:
+        return f"{_NOTHING} ({posts.absent})"
+    sums = ", ".join(
+        f"{row} {_NOTHING if added is None else format(added, ',')}"
+        for row, added in posts.rows.items()
+    )
+    where = "; ".join(
+        f"CPU {cpu.cpu}: "
+        + ", ".join(f"{row} {added:,}" for row, added in cpu.rows.items() if added)
+        + f" ({', '.join(cpu.vms) or 'no watched vCPU there'})"
+        for cpu in posts.cpus
+    )
+    return f"{sums}, whole host, any VM's" + (f". {where}" if where else "")
+
+
+def _losses(vm: VmInterval) -> list[str]:
+    lost = []
+    if vm.unplaced.total:
+        lost.append(f"{vm.unplaced.total:,} events counted but not told apart (table full)")
+    if vm.missed.total:
+        lost.append(f"{vm.missed.total:,} events not counted (one program interrupted another)")
+    if vm.unwatched:
+        named = ", ".join(map(str, vm.unwatched))
+        lost.append(f"vCPUs not watched, since their thread is not known or no room: {named}")
+    return lost
+
+
+def _seen(vm: VmInterval, duration_s: float) -> str:
+    if not vm.ipis.delta and vm.visibility.complete is not True:
+        return "none seen"
+    return _bound(vm) + _rate(vm.ipis.delta, duration_s)
+
+
+def _total_seen(vm: VmInterval) -> str:
+    if not vm.ipis.total and vm.visibility.complete is not True:
+        return "none seen"
+    return _bound(vm) + f"{vm.ipis.total:,}"
+
+
+def _bound(vm: VmInterval) -> str:
+    return "" if vm.visibility.complete else ">="
+
+
+def _counted(counts: Iterable[tuple[str, Count]], duration_s: float) -> str:
+    """Names and rates of what happened in the interval, or else of what ever happened."""
+    found = list(counts)
+    busy = [(name, count) for name, count in found if count.delta]
+    if not busy:
+        return "none in this interval"
+    return ", ".join(f"{name} {_rate(count.delta, duration_s)}" for name, count in busy)
+
+
+def _rate(delta: int, duration_s: float) -> str:
+    rate = delta / duration_s if duration_s > 0 else 0.0
+    return f"{rate:.1f}" if 0 < rate < _FEW else f"{rate:,.0f}"
+
+
+def _wrapped(label: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=f"{label:<11}", subsequent_indent=" " * 11
+    ) or [label]
+
+
+def _table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: Sequence[int]
+) -> list[str]:
+    align = ["left" if i in text_columns else "right" for i in range(len(headers))]
+    text = tabulate(
+        [[str(cell) for cell in row] for row in rows],
+        headers,
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=align,
+        headersalign=align,
+    )
+    return text.splitlines()

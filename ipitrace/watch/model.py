@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was counted in one interval, as plain data.
+
+History of SCHEMA_VERSION (of a line that `watch --json` prints):
+    1  first version.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Count:
+    """How often something happened: in the interval, and since its VM is watched."""
+
+    delta: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Whether the IPIs counted are all there were.
+
+    `complete`: True when the evidence says that this VM's IPIs take exits, False when some
+    leave no trace on this host, None when nothing seen tells. `why` says it in words.
+    """
+
+    complete: bool | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """IPIs from one vCPU to another; `target` is None where nothing tells which it was."""
+
+    sender: int
+    target: int | None
+    vector: int
+    mode: str
+    path: str
+    ipis: Count
+
+
+@dataclass(frozen=True)
+class IpiKind:
+    """IPIs of one vector, delivery mode and path, over all pairs."""
+
+    vector: int
+    mode: str
+    path: str
+    ipis: Count
+
+
+@dataclass(frozen=True)
+class PairsLeftOut:
+    """The pairs that are not listed."""
+
+    pairs: int
+    ipis: Count
+
+
+@dataclass(frozen=True)
+class VcpuCounts:
+    """One vCPU: IPIs it sent and those it was sent, and how often it was woken from a halt."""
+
+    vcpu: int
+    sent: Count
+    received: Count
+    wakeups: Count
+
+
+@dataclass(frozen=True)
+class Other:
+    """Interrupts that were no IPIs, of one vector and delivery mode."""
+
+    vector: int
+    mode: str
+    interrupts: Count
+
+
+@dataclass(frozen=True)
+class ExitReason:
+    """Exits of one reason."""
+
+    reason: str
+    exits: Count
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Exits by reason, most frequent first; `reasons` is None where `absent` says why."""
+
+    source: str | None
+    reasons: tuple[ExitReason, ...] | None
+    absent: str | None
+
+
+@dataclass(frozen=True)
+class VmInterval:
+    """One VM in one interval.
+
+    Attributes:
+        sends: times the guest asked KVM to send, whatever the number of targets.
+        ipis: interrupts accepted for them: one for each target.
+        pairs: the busiest.
+        waited: those wake-ups for which the thread had slept and not only polled.
+        unplaced: counted, but not told apart, since the table was full.
+        missed: not counted, since a program was running already.
+        cpus: the host CPUs on which one of its vCPU threads was seen.
+        watched_s: how long it is watched.
+        unwatched: vCPUs whose thread is not known, or for which there was no room.
+    """
+
+    name: str
+    pid: int
+    vcpus: tuple[VcpuCounts, ...]
+    visibility: Visibility
+    sends: Count
+    ipis: Count
+    pairs: tuple[Pair, ...]
+    pairs_left_out: PairsLeftOut
+    kinds: tuple[IpiKind, ...]
+    exits: Exits
+    wakeups: Count
+    waited: Count
+    others: tuple[Other, ...]
+    unplaced: Count
+    missed: Count
+    events: Count
+    cpus: tuple[int, ...]
+    watched_s: float
+    unwatched: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CpuPosts:
+    """One host CPU's late posts, and the watched VMs with a vCPU thread on it."""
+
+    cpu: int
+    rows: Mapping[str, int | None]
+    vms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LatePosts:
+    """Rows of /proc/interrupts in the interval, whole host, whichever VM they were for.
+
+    `rows` has the sum over all CPUs, None where a CPU's part is not known; `cpus` those
+    CPUs where something was added. `rows` is None where `absent` says why.
+    """
+
+    rows: Mapping[str, int | None] | None
+    cpus: tuple[CpuPosts, ...]
+    absent: str | None
+
+
+@dataclass(frozen=True)
+class OwnCost:
+    """What watching took of this process; the programs' time is the vCPU threads'.
+
+    `cpu_share` is of one CPU, in the interval; `rss_bytes` is now.
+    """
+
+    cpu_share: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One line of `watch --json`.
+
+    Attributes:
+        number: 0, 1, ...; None for the summary of the whole run.
+        time: when it ended, UTC, ISO 8601.
+        recursion_misses: events of the whole host, other VMs' included, that the kernel
+            turned away; an upper bound of ours. None where the kernel does not count.
+        ended: VMs that ended in it, with why.
+        departed: IPIs counted in all VMs that have ended.
+        stopped: why the run cannot go on; None otherwise.
+    """
+
+    schema_version: int
+    number: int | None
+    time: str
+    duration_s: float
+    elapsed_s: float
+    vms: tuple[VmInterval, ...]
+    late_posts: LatePosts
+    own: OwnCost
+    recursion_misses: int | None
+    ended: tuple[str, ...]
+    departed: int
+    stopped: str | None
+
+    def to_dict(self) -> dict[str, object]:
+        """The interval as types that json accepts (tuples become arrays)."""
+        return asdict(self)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A foreign VM's exits from KVM's statistics, for hosts whose kvm_exit never fires.
+
+/sys/kernel/debug/kvm/<creator>-<fd>/<name> is the sum over the VM's vCPUs
+(kvm_create_vm_debugfs() in virt/kvm/kvm_main.c); the names are struct kvm_vcpu_stat's in
+arch/x86/include/asm/kvm_host.h.
+"""
+
+from collections.abc import Mapping
+
+from ipitrace.host.files import HOST, HostFiles
+
+KVM_DIR = "/sys/kernel/debug/kvm"
+SOURCE = "KVM's statistics in debugfs (kvm_exit does not fire)"
+TOTAL = "exits"
+NAMES = (
+    TOTAL,
+    "halt_exits",
+    "io_exits",
+    "irq_exits",
+    "irq_window_exits",
+    "mmio_exits",
+    "nmi_window_exits",
+    "request_irq_exits",
+    "signal_exits",
+)
+
+
+def read_vm_exits(directory: str | None, files: HostFiles = HOST) -> Mapping[str, int] | str:
+    """The counters of NAMES that the VM's directory has, or why none can be read.
+
+    `directory` is its name below KVM_DIR, None where that is not known.
+    """
+    if directory is None:
+        return "debugfs does not show this VM"
+    there = files.names(f"{KVM_DIR}/{directory}")
+    if TOTAL not in there:
+        return "debugfs has no exit counters of this VM"
+    found = {name: files.number(f"{KVM_DIR}/{directory}/{name}") for name in NAMES if name in there}
+    known = {name: value for name, value in found.items() if value is not None}
+    return known or "the kernel does not let its statistics in debugfs be read (lockdown)"

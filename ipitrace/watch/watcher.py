@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches one VM, or all there are, interval by interval."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, Self
+
+from ipitrace.host.files import HOST
+from ipitrace.host.fingerprint import read_fingerprint
+from ipitrace.host.interrupts import read_interrupts
+from ipitrace.tracer.counting import Counting, Counts
+from ipitrace.vm import VirtualMachine, find_vms, still_there
+from ipitrace.watch.late_posts import late_posts
+from ipitrace.watch.model import (
+    SCHEMA_VERSION,
+    Count,
+    ExitReason,
+    Exits,
+    Interval,
+    OwnCost,
+    VmInterval,
+)
+from ipitrace.watch.roster import Roster, Watched, cells_for, slots_for
+from ipitrace.watch.traffic import Traffic
+from ipitrace.watch.visibility import hint, visibility
+from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
+
+_LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
+_LOOK_EVERY: Final = 200  # times as long as a look for VMs takes: half a per cent of a CPU
+_PAGE: Final = 4096
+_PROCESSOR_FIELD: Final = 36  # of /proc/PID/task/TID/stat, from the state on
+
+
+class Watcher:
+    """Counts from open() to close(); a context manager."""
+
+    def __init__(self, counting: Counting, *, all_vms: bool, top: int) -> None:
+        """Use open()."""
+        self._counting, self._all_vms, self._top = counting, all_vms, top
+        self._roster = Roster(counting)
+        fingerprint = read_fingerprint()
+        self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
+        self._number = 0
+        self._departed = 0
+        self._began_s = self._former_s = time.monotonic()
+        self._began_cpu_s = self._former_cpu_s = time.process_time()
+        self._first_posts = self._posts = read_interrupts()
+        self._look_at_s = 0.0
+        self._cpus: dict[int, set[str]] = {}
+        self._stopped: str | None = None
+
+    @classmethod
+    def open(cls, vm: VirtualMachine | None, *, top: int) -> Self:
+        """Watch `vm`, or every VM there is and will be; list `top` pairs of each (0: all).
+
+        Raises:
+            HostError: BPF cannot be used, or this kernel's KVM has no tracepoints of IPIs.
+        """
+        vms = find_vms() if vm is None else (vm,)
+        sizes = [len(one.vcpus) for one in vms]
+        largest = max(sizes, default=0)
+        counting = Counting.load(
+            n_slots=slots_for(sum(sizes), all_vms=vm is None),
+            n_cells=cells_for(max(largest, _LARGE_VM) if vm is None else largest),
+        )
+        watcher = cls(counting, all_vms=vm is None, top=top)
+        for one in vms:
+            watcher._roster.add(one)
+        return watcher
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The events that cannot be watched on this kernel, and why."""
+        return self._counting.left_out
+
+    def sample(self) -> Interval:
+        """What happened since the last call.
+
+        `stopped` says when the VM watched is no longer there; what was counted until then
+        is in the interval all the same.
+        """
+        self._roster.settle()
+        now_s, cpu_s = time.monotonic(), time.process_time()
+        posts = read_interrupts()
+        vms_on: dict[int, set[str]] = {}
+        ended: list[str] = []
+        vms = []
+        for watched in tuple(self._roster.watched):
+            gone = still_there(watched.vm)
+            counts = self._counting.read(watched.slots)
+            traffic = self._traffic(watched, watched.former, counts)
+            cpus = traffic.cpus() | _cpus_now(watched)
+            for cpu in cpus:
+                vms_on.setdefault(cpu, set()).add(watched.vm.name)
+                self._cpus.setdefault(cpu, set()).add(watched.vm.name)
+            vms.append(self._vm_interval(watched, traffic, now_s, cpus, watched.exits_former))
+            watched.former = counts
+            if gone is not None:
+                ended.append(f"{watched.vm.name} (pid {watched.vm.pid}): {gone}")
+                self._lose(watched, traffic, gone)
+        interval = Interval(
+            SCHEMA_VERSION,
+            self._number,
+            _time(),
+            now_s - self._former_s,
+            now_s - self._began_s,
+            tuple(vms),
+            late_posts(self._posts, posts, vms_on),
+            _own(cpu_s - self._former_cpu_s, now_s - self._former_s),
+            self._recursion_misses(),
+            tuple(ended),
+            self._departed,
+            self._stopped,
+        )
+        self._number += 1
+        self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
+        if self._all_vms:
+            self._look_for_vms()
+        return interval
+
+    def summary(self) -> Interval:
+        """The whole run as one interval: what was sampled last, from the beginning."""
+        vms = []
+        for watched in self._roster.watched:
+            n_slots = len(watched.slots)
+            traffic = self._traffic(watched, self._counting.zeros(n_slots), watched.former)
+            cpus = {cpu for cpu, names in self._cpus.items() if watched.vm.name in names}
+            vms.append(
+                self._vm_interval(watched, traffic, self._former_s, cpus, watched.exits_first)
+            )
+        return Interval(
+            SCHEMA_VERSION,
+            None,
+            _time(),
+            self._former_s - self._began_s,
+            self._former_s - self._began_s,
+            tuple(vms),
+            late_posts(self._first_posts, self._posts, self._cpus),
+            _own(time.process_time() - self._began_cpu_s, time.monotonic() - self._began_s),
+            self._recursion_misses(),
+            (),
+            self._departed,
+            self._stopped,
+        )
+
+    def close(self) -> None:
+        """Detach and free everything."""
+        self._counting.close()
+
+    def _lose(self, watched: Watched, traffic: Traffic, why: str) -> None:
+        """A VM has ended: of the only one keep what it did, of others make room."""
+        if self._all_vms:
+            self._departed += traffic.ipis().total
+            self._roster.remove(watched)
+        else:
+            self._stopped = why
+
+    def _look_for_vms(self) -> None:
+        """Take up VMs that have started, now and then."""
+        started_s = time.monotonic()
+        if started_s < self._look_at_s:
+            return
+        for vm in self._roster.strangers(find_vms()):
+            self._roster.add(vm)
+        ended_s = time.monotonic()
+        self._look_at_s = ended_s + _LOOK_EVERY * (ended_s - started_s)
+
+    def _traffic(self, watched: Watched, before: Counts, after: Counts) -> Traffic:
+        return Traffic(
+            before, after, watched.vcpus, exits_watched="kvm_exit" in self._counting.hooks
+        )
+
+    def _vm_interval(
+        self,
+        watched: Watched,
+        traffic: Traffic,
+        now_s: float,
+        cpus: set[int],
+        exits_before: Mapping[str, int] | None,
+    ) -> VmInterval:
+        pairs, left_out = traffic.pairs(self._top)
+        return VmInterval(
+            name=watched.vm.name,
+            pid=watched.vm.pid,
+            vcpus=traffic.vcpus(),
+            visibility=visibility(
+                accepted=traffic.head("fixed", 0).total,
+                taken=traffic.head("apicv", 0).total,
+                others_accepted=traffic.head("fixed", 1).total,
+                others_taken=traffic.head("apicv", 1).total,
+                watched="kvm_apicv_accept_irq" in self._counting.hooks,
+                hint=self._hint,
+            ),
+            sends=traffic.head("sends"),
+            ipis=traffic.ipis(),
+            pairs=pairs,
+            pairs_left_out=left_out,
+            kinds=traffic.kinds(),
+            exits=self._exits(watched, traffic, exits_before),
+            wakeups=traffic.head("wakeups"),
+            waited=traffic.head("waited"),
+            others=traffic.others(),
+            unplaced=traffic.unplaced(),
+            missed=traffic.head("missed"),
+            events=traffic.head("events"),
+            cpus=tuple(sorted(cpus)),
+            watched_s=now_s - watched.since_s,
+            unwatched=watched.unwatched,
+        )
+
+    def _exits(self, watched: Watched, traffic: Traffic, before: Mapping[str, int] | None) -> Exits:
+        """Exits from kvm_exit where it fires, else from KVM's statistics, else why not."""
+        reasons = traffic.exits()
+        if reasons:
+            return Exits("kvm_exit", reasons, None)
+        why = self._counting.left_out.get("kvm_exit")
+        if why is None and not traffic.head("events").total:
+            return Exits(None, None, "nothing was seen of this VM yet")
+        why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
+        found = read_vm_exits(watched.directory)
+        if isinstance(found, str):
+            return Exits(None, None, f"{why}, and {found}")
+        watched.exits_first = watched.exits_first or found
+        watched.exits_former = found
+        first, before = watched.exits_first, before or found
+        rows = [
+            ExitReason(name, Count(value - before.get(name, value), value - first.get(name, value)))
+            for name, value in found.items()
+        ]
+        rows.sort(key=lambda row: (-row.exits.delta, row.reason))
+        return Exits(SOURCE, tuple(rows), None)
+
+    def _recursion_misses(self) -> int | None:
+        told = [n for n in self._counting.recursion_misses().values() if n is not None]
+        return sum(told) if told else None
+
+
+def _cpus_now(watched: Watched) -> set[int]:
+    """The CPUs that its threads run on, or ran on last."""
+    found: set[int] = set()
+    for tid in watched.tids:
+        text = HOST.text(f"/proc/{watched.vm.pid}/task/{tid}/stat") or ""
+        # The name, in parentheses, may hold anything.
+        fields = text.rpartition(")")[2].split()
+        if len(fields) > _PROCESSOR_FIELD:
+            found.add(int(fields[_PROCESSOR_FIELD]))
+    return found
+
+
+def _own(cpu_s: float, duration_s: float) -> OwnCost:
+    pages = (HOST.text("/proc/self/statm") or "0 0").split()[1]
+    return OwnCost(cpu_s / duration_s if duration_s > 0 else 0.0, int(pages) * _PAGE)
+
+
+def _time() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
