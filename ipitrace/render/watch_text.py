@@ -60,7 +60,7 @@ def _vm_table(interval: Interval, vms: Sequence[VmInterval]) -> list[str]:
         for vm in vms
     ]
     return _table(
-        ("VM", "pid", "vCPUs", "IPIs/s", "IPIs", "exits/s", "wake-ups/s", "other irqs/s"),
+        ("VM", "pid", "vCPUs", "IPIs/s", "IPIs", "exits/s", "wake-ups/s", "others/s"),
         rows,
         text_columns=(0,),
     )
@@ -113,7 +113,7 @@ def _below(interval: Interval, vms: Sequence[VmInterval], width: int) -> list[st
             words = _counted(
                 ((f"{o.vector:#04x}", o.interrupts) for o in vm.others), interval.duration_s
             )
-            lines += _wrapped("other irqs", prefix + words, width)
+            lines += _wrapped("others/s", prefix + words, width)
         lines += _wrapped("visible", prefix + vm.visibility.why, width)
         lines += [line for text in _losses(vm) for line in _wrapped("losses", prefix + text, width)]
     lines += _wrapped("late posts", _late_posts(interval), width)
@@ -219,12 +219,11 @@ def _table(
     headers: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: Sequence[int]
 ) -> list[str]:
     align = ["left" if i in text_columns else "right" for i in range(len(headers))]
+    # The names are a row like the others: tabulate pads headers, and 80 columns are few.
     text = tabulate(
-        [[str(cell) for cell in row] for row in rows],
-        headers,
+        [headers, *([str(cell) for cell in row] for row in rows)],
         tablefmt="plain",
         disable_numparse=True,
         colalign=align,
-        headersalign=align,
     )
     return text.splitlines()

@@ -27,7 +27,8 @@ from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
-_LOOK_EVERY: Final = 200  # times as long as a look for VMs takes: half a per cent of a CPU
+_LOOK_EVERY: Final = 500  # times as long as a look for VMs takes: 0.2 % of a CPU
+_FIRST_LOOK_S: Final = 2.0
 _PAGE: Final = 4096
 _PROCESSOR_FIELD: Final = 36  # of /proc/PID/task/TID/stat, from the state on
 
@@ -46,7 +47,7 @@ class Watcher:
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
-        self._look_at_s = 0.0
+        self._look_at_s = self._began_s + _FIRST_LOOK_S
         self._cpus: dict[int, set[str]] = {}
         self._stopped: str | None = None
 
