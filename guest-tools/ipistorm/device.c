@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /dev/ipistorm: IPI storms inside a Linux guest, for ipitrace.
+ *
+ * ioctl(IPISTORM_RUN) runs one storm and returns when it is over; read() then
+ * gives its records as the storm file of storm_abi.h. Each open file has the
+ * records of its own last storm. An open file keeps the module loaded.
+ */
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <asm/cpufeature.h>
+#include <asm/tsc.h>
+
+#include "ipistorm.h"
+
+struct open_file {
+	struct mutex lock;
+	struct storm *storm; /* the last one that was run */
+};
+
+static int ipistorm_open(struct inode *inode, struct file *file)
+{
+	struct open_file *open;
+
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	open = kzalloc(sizeof(*open), GFP_KERNEL);
+	if (!open)
+		return -ENOMEM;
+	mutex_init(&open->lock);
+	file->private_data = open;
+	return 0;
+}
+
+static int ipistorm_release(struct inode *inode, struct file *file)
+{
+	struct open_file *open = file->private_data;
+
+	storm_free(open->storm);
+	kfree(open);
+	return 0;
+}
+
+static int get_guest(void __user *argument)
+{
+	const struct ipistorm_guest guest = {
+		.abi_version = STORM_ABI_VERSION,
+		.x2apic = send_in_x2apic_mode(),
+		.tsc_unstable = check_tsc_unstable(),
+		.tsc_khz = tsc_khz,
+	};
+
+	return copy_to_user(argument, &guest, sizeof(guest)) ? -EFAULT : 0;
+}
+
+static int run_or_check(struct open_file *open, unsigned int command, void __user *argument)
+{
+	struct ipistorm_request *request = memdup_user(argument, sizeof(*request));
+	int error;
+
+	if (IS_ERR(request))
+		return PTR_ERR(request);
+	memset(request->reason, 0, sizeof(request->reason));
+	if (command == IPISTORM_CHECK) {
+		error = storm_check(request);
+	} else {
+		storm_free(open->storm);
+		open->storm = NULL;
+		error = storm_run(request, &open->storm);
+	}
+	if (copy_to_user(argument, request, sizeof(*request)))
+		error = -EFAULT;
+	kfree(request);
+	return error;
+}
+
+static long ipistorm_ioctl(struct file *file, unsigned int command, unsigned long argument)
+{
+	struct open_file *open = file->private_data;
+	int error;
+
+	switch (command) {
+	case IPISTORM_GET_GUEST:
+		return get_guest((void __user *)argument);
+	case IPISTORM_CHECK:
+	case IPISTORM_RUN:
+		break;
+	default:
+		return -ENOTTY;
+	}
+	if (mutex_lock_killable(&open->lock))
+		return -EINTR;
+	error = run_or_check(open, command, (void __user *)argument);
+	mutex_unlock(&open->lock);
+	return error;
+}
+
+/* Out of one part a call; the next call goes on behind it. */
+static ssize_t read_storm(const struct storm *storm, char __user *to, size_t size, loff_t *at)
+{
+	loff_t start = 0, offset;
+	unsigned int part;
+	const void *from;
+	size_t length;
+	ssize_t done;
+
+	for (part = 0; (from = storm_part(storm, part, &length)); part++) {
+		if (*at < start + (loff_t)length) {
+			offset = *at - start;
+			done = simple_read_from_buffer(to, size, &offset, from, length);
+			if (done > 0)
+				*at += done;
+			return done;
+		}
+		start += length;
+	}
+	return 0;
+}
+
+static ssize_t ipistorm_read(struct file *file, char __user *to, size_t size, loff_t *at)
+{
+	struct open_file *open = file->private_data;
+	ssize_t done = -ENODATA;
+
+	if (mutex_lock_killable(&open->lock))
+		return -EINTR;
+	if (open->storm)
+		done = read_storm(open->storm, to, size, at);
+	mutex_unlock(&open->lock);
+	return done;
+}
+
+static const struct file_operations ipistorm_operations = {
+	.owner = THIS_MODULE,
+	.open = ipistorm_open,
+	.release = ipistorm_release,
+	.read = ipistorm_read,
+	.llseek = default_llseek,
+	.unlocked_ioctl = ipistorm_ioctl,
+};
+
+static struct miscdevice ipistorm_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = IPISTORM_DEVICE,
+	.fops = &ipistorm_operations,
+	.mode = 0600,
+};
+
+static int __init ipistorm_init(void)
+{
+	int error;
+
+	if (!boot_cpu_has(X86_FEATURE_APIC) || !tsc_khz || boot_cpu_has(X86_FEATURE_XENPV)) {
+		pr_err("needs a local APIC and a TSC of known frequency, and no Xen PV\n");
+		return -ENODEV;
+	}
+	error = storm_init();
+	if (error)
+		return error;
+	error = receive_init();
+	if (error) {
+		pr_err("cannot attach to the tracepoint %s\n", storm_tracepoint);
+		goto no_receive;
+	}
+	error = misc_register(&ipistorm_device);
+	if (error)
+		goto no_device;
+	return 0;
+
+no_device:
+	receive_exit();
+no_receive:
+	storm_exit();
+	return error;
+}
+
+static void __exit ipistorm_exit(void)
+{
+	misc_deregister(&ipistorm_device);
+	receive_exit();
+	storm_exit();
+}
+
+module_init(ipistorm_init);
+module_exit(ipistorm_exit);
+MODULE_DESCRIPTION("IPI storms for ipitrace");
+MODULE_AUTHOR("The ipitrace developers");
+MODULE_VERSION(IPISTORM_VERSION);
+MODULE_LICENSE("GPL");

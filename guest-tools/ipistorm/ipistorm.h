@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef IPISTORM_H
+#define IPISTORM_H
+
+#include <linux/cache.h>
+#include <linux/cpumask.h>
+#include <linux/sched.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+
+#include "ipistorm_ioctl.h"
+
+#undef pr_fmt
+#define pr_fmt(fmt) "ipistorm: " fmt
+
+struct storm;
+
+/* How one sender's IPIs leave it; only what the method needs is filled in. */
+struct storm_route {
+	u32 icr_low;
+	u32 icr_high; /* as the ICR of the APIC's mode wants it */
+	u32 msr;
+	unsigned long pv_low, pv_high, pv_min; /* bitmap of APIC ids from pv_min on */
+	const struct cpumask *cpus;
+	unsigned int cpu; /* the only one in `cpus`, or nr_cpu_ids */
+};
+
+/* One CPU of a storm. Its first cache line is what a sender polls. */
+struct storm_cpu {
+	u64 handled; /* handler entries so far: the acknowledgement */
+
+	/* Touched by this CPU alone. */
+	struct storm *storm ____cacheline_aligned_in_smp;
+	unsigned int cpu;
+	bool sends; /* in a ring, every CPU */
+	bool halting; /* in HLT, or an instruction before or after it */
+	struct task_struct *worker; /* none on a CPU that a user task keeps busy */
+	struct storm_receipt *receipts;
+	u64 capacity; /* of `receipts`; entries beyond it are only counted */
+	u64 as_asked;
+
+	/* Touched by the sender alone. */
+	u64 handled_before ____cacheline_aligned_in_smp;
+	struct storm_route route; /* of the IPIs this CPU sends */
+	cpumask_var_t targets; /* of the IPIs this CPU sends */
+	struct storm_send *sends_log;
+	u64 sent;
+};
+
+struct storm {
+	struct storm_file file;
+	u64 total; /* sends of each sender, warm-up included */
+	cpumask_var_t cpus; /* all that send or are sent to */
+	cpumask_var_t senders;
+	unsigned int n_workers;
+	struct storm_cpu **cpu; /* [nr_cpu_ids]; NULL for CPUs outside */
+	struct storm_send *sends; /* [senders][total], in the order of the CPUs */
+	u64 *n_receipts; /* [n_vcpus] */
+	unsigned long end_jiffies;
+	atomic_t ready; /* workers in their loop */
+	atomic_t incomplete;
+	atomic_t senders_left;
+	bool gave_up;
+	bool over; /* every worker leaves its loop */
+	int error; /* why it is over early: -EINTR, -ENODEV, -ETIME, or 0 */
+	int lost_cpu; /* for -ENODEV */
+	wait_queue_head_t wait; /* for `over` */
+};
+
+/* storm.c */
+int storm_check(struct ipistorm_request *request);
+int storm_run(struct ipistorm_request *request, struct storm **result);
+void storm_free(struct storm *storm);
+const void *storm_part(const struct storm *storm, unsigned int part, size_t *size);
+int storm_init(void);
+void storm_exit(void);
+
+/* receive.c */
+extern const char storm_tracepoint[];
+void receive_attach(struct storm *storm);
+void receive_detach(void);
+void receive_smp_call(void *unused);
+u64 receive_strays(void);
+int receive_init(void);
+void receive_exit(void);
+
+/* send.c */
+unsigned int send_vector(const struct storm *storm);
+bool send_in_x2apic_mode(void);
+int send_check(const struct storm_params *params, const struct cpumask *targets, char *why,
+	       size_t size);
+int send_prepare(struct storm_cpu *sender);
+void send_timed(const struct storm_cpu *sender, struct storm_send *record);
+void send_nothing(struct storm_send *record);
+
+/* LFENCE on both sides: nothing of the measured code before it, nothing of it after. */
+static __always_inline u64 stamp_before(void)
+{
+	u32 low, high;
+
+	asm volatile("lfence; rdtsc; lfence" : "=a"(low), "=d"(high)::"memory");
+	return (u64)high << 32 | low;
+}
+
+static __always_inline u64 stamp_after(void)
+{
+	u32 low, high;
+
+	asm volatile("lfence; rdtsc" : "=a"(low), "=d"(high)::"memory");
+	return (u64)high << 32 | low;
+}
+
+static __always_inline u64 stamp(void)
+{
+	u32 low, high;
+
+	asm volatile("rdtsc" : "=a"(low), "=d"(high)::"memory");
+	return (u64)high << 32 | low;
+}
+
+#endif

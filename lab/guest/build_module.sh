@@ -1,0 +1,34 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Build ipistorm against a suite's kernel headers, with the kernel's own extra checks.
+# Usage, inside the builder's root: build_module.sh HEADERS SOURCES DIRECTORY CC SPARSE
+# SPARSE is 0 or 1. Leaves DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and
+# DIRECTORY/warnings, what compiler and sparse had to say.
+set -eu
+headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5
+
+# The headers name each other by these paths.
+mount -t tmpfs src /usr/src
+ln -s "$headers"/usr/src/* /usr/src/
+build=$(echo /usr/src/linux-headers-*-amd64)
+release=${build#/usr/src/linux-headers-}
+
+mkdir /tmp/work
+make -s -C "$sources/ipistorm" DESTDIR=/tmp/work install-source
+cd /tmp/work/usr/src/ipistorm-*
+version=${PWD##*-}
+make -s ipistorm
+cp ipistorm "$directory/"
+
+# A tree of its own: DKMS must find everything in what install-source leaves.
+dkms build -m ipistorm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
+	--dkmstree /tmp/dkms --sourcetree /tmp/work/usr/src --no-clean-kernel >"$directory/dkms" 2>&1 ||
+	{ cat "$directory/dkms" /tmp/dkms/ipistorm/"$version"/build/make.log && false; } >&2
+
+make -s -C "$build" CC="$compiler" HOSTCC="$compiler" M="$PWD" W=1 C="$sparse" modules \
+	>messages 2>&1 || { cat messages >&2 && exit 1; }
+# Ours alone; "Skipping BTF", other compilers and the like are no matter of the sources'.
+grep -E '(device|receive|send|storm)\.[ch]:[0-9]+' messages >"$directory/warnings" || :
+strip --strip-debug ipistorm.ko
+cp ipistorm.ko "$directory/"
+echo "$release" >"$directory/release"

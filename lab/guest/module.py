@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ipistorm, built for the kernels that Debian has."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lab.common import rootfs
+from lab.common.cache import product
+from lab.common.chroot import SHARED, chroot
+from lab.common.job import CHECKOUT
+from lab.common.mirror import debian_mirror
+
+_FETCH = Path(__file__).with_name("fetch_headers.sh")
+_BUILD = Path(__file__).with_name("build_module.sh")
+_PACKAGES = ("dkms", "gcc", "gcc-12", "libc6-dev", "libelf1t64", "make", "pahole", "sparse")
+_SOURCES = CHECKOUT / "guest-tools"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What a suite's kernel is built with.
+
+    Attributes:
+        compiler: the nearest to the kernel's own that the builder's suite has.
+        sparse: whether the builder's sparse can read the kernel's headers.
+    """
+
+    compiler: str = "gcc"
+    sparse: bool = True
+
+
+# The mirror's oldest to its newest; sparse 0.6.4 does not know 7.x' __typeof_unqual__.
+SUITES = {
+    "bullseye": Toolchain("gcc-12"),
+    "bookworm": Toolchain("gcc-12"),
+    "trixie": Toolchain(),
+    "trixie-backports": Toolchain(sparse=False),
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """A module and its helper.
+
+    Attributes:
+        directory: has `ipistorm.ko` and `ipistorm`, the static helper.
+        release: of the kernel it is for, as `uname -r` prints it.
+        warnings: what compiler (W=1) and sparse said about our sources.
+    """
+
+    directory: Path
+    release: str
+    warnings: str
+
+
+def build_module(suite: str) -> Build:
+    """Build the checkout's module for the kernel of a suite.
+
+    Raises:
+        LabError: the suite has no headers, or the build fails.
+    """
+    headers, tools, toolchain = _headers(suite), rootfs.tools(*_PACKAGES), SUITES[suite]
+
+    def build(directory: Path) -> None:
+        sources = directory / "sources"
+        for file in _sources():
+            place = sources / file.relative_to(_SOURCES)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+        shutil.copy(_BUILD, directory)
+        inside = f"{SHARED}/module"
+        places = [f"{SHARED}/headers", f"{inside}/sources", inside]
+        options = [toolchain.compiler, str(int(toolchain.sparse))]
+        lent = {"module": directory, "headers": headers}
+        chroot(tools, ["sh", f"{inside}/{_BUILD.name}", *places, *options], lent)
+        shutil.rmtree(sources)
+
+    hashes = [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in _sources()]
+    inputs = [headers, tools, toolchain.__dict__, _BUILD.read_text(), hashes]
+    directory = product(f"module-{suite}", inputs, build)
+    release, warnings = ((directory / name).read_text() for name in ("release", "warnings"))
+    return Build(directory, release.strip(), warnings)
+
+
+def _sources() -> list[Path]:
+    module = _SOURCES / "ipistorm"
+    files = [*module.glob("*.[ch]"), *(module / name for name in ("Kbuild", "Makefile"))]
+    return sorted([*files, module / "dkms.conf", _SOURCES / "storm_abi.h"])
+
+
+@cache
+def _headers(suite: str) -> Path:
+    mirror, tools = debian_mirror(), rootfs.tools()
+
+    def build(directory: Path) -> None:
+        shutil.copy(_FETCH, directory)
+        shared = f"{SHARED}/headers"
+        fetch = ["sh", f"{shared}/{_FETCH.name}", mirror, suite, shared]
+        chroot(tools, fetch, {"headers": directory})
+
+    return product(f"headers-{suite}", [mirror, suite, _FETCH.read_text()], build)
