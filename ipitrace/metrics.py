@@ -75,6 +75,17 @@ def path_metric(path: str) -> Metric:
     )
 
 
+def metric_of(name: str) -> Metric:
+    """The metric of this full name."""
+    kind, _dot, rest = name.partition(".")
+    if kind in _CYCLES:
+        return cycles_metric(kind, rest)
+    if kind == "path":
+        return path_metric(rest)
+    side, _dot, reason = rest.partition(".")
+    return exits_metric(side, reason or TOTAL_EXITS)
+
+
 CYCLES_METRICS: Final = tuple(cycles_metric(kind, p) for kind in _CYCLES for p in PERCENTILES)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from runs import made_run, measured_row
 
+from ipitrace.compare import Settings, compare
+from ipitrace.compare.model import Comparison
 from ipitrace.result import Exits, Percentiles, RepetitionFigures, RunResult, ScenarioResult
 
 TAILS = {"p50": 1.0, "p90": 1.5, "p99": 3.0, "p999": 8.0}
@@ -78,3 +80,18 @@ def steady(n: int = 8, factor: float = 1.0, **row: Any) -> RunResult:
         {kind: value * factor * (1 + i / 10_000) for kind, value in TRUTH.items()} for i in range(n)
     ]
     return run_of(row_of("unicast-running", medians, **row))
+
+
+def held_against(
+    base: RunResult | Sequence[RunResult], patched: RunResult | Sequence[RunResult], **settings: Any
+) -> Comparison:
+    """Compare two sides of one or several recordings."""
+    sides = [
+        [(f"{name}{i or ''}", run) for i, run in enumerate(_listed(side))]
+        for name, side in (("base", base), ("patched", patched))
+    ]
+    return compare(sides[0], sides[1], ("base", "patched"), Settings(**settings))
+
+
+def _listed(side: RunResult | Sequence[RunResult]) -> Sequence[RunResult]:
+    return [side] if isinstance(side, RunResult) else side

@@ -74,7 +74,8 @@ def ab(
 
     Before each measurement CMD is run by the shell ('true' changes nothing), then 'ipitrace run'
     with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. An
-    even number of rounds ends with A set up. Exit codes are those of 'ipitrace compare'.
+    even number of rounds ends with A set up. DIR/a and DIR/b then hold the recordings, and
+    'ipitrace compare DIR/a DIR/b' compares them again. Exit codes are those of 'ipitrace compare'.
     """
     directory = recordings or Path(f"ipitrace-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     if directory.exists() and any(directory.iterdir()):
@@ -84,37 +85,30 @@ def ab(
         "b": (command_b, [*run_options, *_words(b_run)]),
     }
     try:
-        places = _take_turns(sides, rounds, directory)
+        _take_turns(sides, rounds, directory)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "Interrupted.", f"What was measured until then is kept in {directory}."
         ) from None
 
     from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
-    from ipitrace.compare.reading import pool, read  # noqa: PLC0415
+    from ipitrace.compare.reading import read_side  # noqa: PLC0415
 
-    shared = ComparisonOptions.taken_from(options)
-    allow = frozenset(shared.allow)
-    base, patched = (
-        (name.upper(), pool([read(place) for place in places[name]], name.upper(), allow))
-        for name in sides
+    base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
+    return compare_and_tell(
+        base, [patched], ComparisonOptions.taken_from(options), interleaved=True
     )
-    return compare_and_tell(base, [patched], shared, interleaved=True)
 
 
 def _take_turns(
     sides: Mapping[str, tuple[str, Sequence[str]]], rounds: int, directory: Path
-) -> dict[str, list[Path]]:
-    """A B, B A, A B, ...: each side's recordings, in the order made."""
-    places: dict[str, list[Path]] = {name: [] for name in sides}
+) -> None:
+    """A B, B A, A B, ...: each side's recordings in a directory of its own, by rounds."""
     for i in range(rounds):
         for name in ("ab", "ba")[i % 2]:
             command, extra = sides[name]
-            place = directory / f"{name}-{i + 1:03}"
             _set_up(name, command)
-            _measure(place, extra)
-            places[name].append(place)
-    return places
+            _measure(directory / name / f"{i + 1:03}", extra)
 
 
 def _words(text: str) -> list[str]:
@@ -166,5 +160,5 @@ def _measure(place: Path, extra: Sequence[str]) -> None:
     }
     said = " ".join(done.stderr.split()).removeprefix("ipitrace: ")
     raise kinds.get(done.returncode, HostError)(
-        f"The run of {place.name} failed: {said}", f"It was: {shlex.join(command)}"
+        f"The run {place.parent.name}/{place.name} failed: {said}", f"It was: {shlex.join(command)}"
     )

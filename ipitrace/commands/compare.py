@@ -30,17 +30,20 @@ def compare(
     scenarios: tuple[str, ...],
     **options: Any,  # noqa: ANN401 - as click parsed them
 ) -> ExitCode:
-    """Hold recordings (or run.json files) against BASE, and end with the verdict in words.
+    """Hold recordings against BASE, each by itself, and end with the verdict in words.
+
+    Each is a recording, a run.json, or a directory of several recordings of one configuration:
+    then what differs from run to run is part of every interval (docs/statistics.md).
 
     Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on broke), 3 the runs
     are not comparable, 4 a run is not to be trusted, or --strict and undecided.
     """
     from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
-    from ipitrace.compare.reading import read  # noqa: PLC0415
+    from ipitrace.compare.reading import read_side  # noqa: PLC0415
 
     return compare_and_tell(
-        (str(base), read(base)),
-        [(str(path), read(path)) for path in patched],
+        (str(base), read_side(base)),
+        [(str(path), read_side(path)) for path in patched],
         ComparisonOptions.taken_from(options),
         scenarios=scenarios,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ipitrace.commands.comparison_options import ComparisonOptions
-from ipitrace.compare import Settings, compare, exit_code
+from ipitrace.compare import Recordings, Settings, compare, exit_code
 from ipitrace.compare.anchors import Anchor, read_anchors
 from ipitrace.compare.gates import GateFile, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, MinimumEffect, to_json
@@ -19,22 +19,22 @@ from ipitrace.render.compare_csv import render_csv
 from ipitrace.render.compare_junit import render_junit
 from ipitrace.render.compare_openmetrics import render_openmetrics
 from ipitrace.render.compare_tables import render_anchors, render_comparison
-from ipitrace.result import RunResult
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
-Named = tuple[str, RunResult]
+NamedSide = tuple[str, Recordings]
+"""A side, after what the person calls it."""
 
 
 def compare_and_tell(
-    base: Named,
-    others: Sequence[Named],
+    base: NamedSide,
+    others: Sequence[NamedSide],
     options: ComparisonOptions,
     *,
     scenarios: tuple[str, ...] = (),
     interleaved: bool = False,
 ) -> ExitCode:
-    """Compare every other run with the base, print it as asked, and answer the exit code.
+    """Compare every other side with the base, print it as asked, and answer the exit code.
 
     Raises:
         UsageError, HostError, MeasurementError: see compare().
@@ -53,9 +53,10 @@ def compare_and_tell(
             f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
             "GitHub Actions sets it in every step; leave the option out elsewhere.",
         )
-    comparisons = tuple(compare(base[1], run, (base[0], name), settings) for name, run in others)
+    comparisons = tuple(compare(base[1], side, (base[0], name), settings) for name, side in others)
     anchors = read_anchors() if options.anchors else ()
-    text = _text(comparisons, (base, *others), anchors, options, strict=strict)
+    runs = [recording for _name, side in (base, *others) for recording in side]
+    text = _text(comparisons, runs, anchors, options, strict=strict)
     if options.output_file is None:
         click.echo(text, nl=False)
     else:
@@ -89,7 +90,7 @@ def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
 
 def _text(
     comparisons: tuple[Comparison, ...],
-    runs: Sequence[Named],
+    runs: Recordings,
     anchors: tuple[Anchor, ...],
     options: ComparisonOptions,
     *,

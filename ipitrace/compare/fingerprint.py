@@ -2,14 +2,16 @@
 """What must be the same on both sides of a comparison, and what may differ: one list."""
 
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ipitrace.compare.model import Difference
 from ipitrace.errors import HostError, MeasurementError
+from ipitrace.metrics import TOTAL_EXITS
 from ipitrace.model import SendMethod
 from ipitrace.result import RunResult, ScenarioResult
+from ipitrace.summary import Mode
 
 MOST_PASSTHROUGH_EXITS = 0.05
 """Sender exits per IPI above which a passthrough scenario did not pass the interrupts through."""
@@ -17,6 +19,8 @@ MOST_PASSTHROUGH_EXITS = 0.05
 _SHORT: Final = 60  # characters of a value in an error
 
 Read = Callable[[RunResult], Any]
+Named = tuple[str, RunResult]
+"""A run, after what the person calls it."""
 
 
 @dataclass(frozen=True)
@@ -96,44 +100,61 @@ ITEMS: Final[tuple[Item, ...]] = (
     Item("kvm_parameters", must_match=False, read=_parameters(tunables=False)),
 )
 
+# What a comparison may be about; within one side it has to be the same.
+_COMPARED: Final = ("kernel_release", "kernel_version", "kernel_cmdline", "kvm_parameters")
+
 # Of each scenario, by the name it has in run.json.
 _CONDITIONS: Final = ("targets", "pace_cycles", "warmup", "send_method", "target_state", "pattern")
 
 
-def check_comparable(
-    base: RunResult, patched: RunResult, names: tuple[str, str], allow: Collection[str]
-) -> tuple[Difference, ...]:
+def check_comparable(base: Named, patched: Named, allow: Collection[str]) -> tuple[Difference, ...]:
     """See that two runs may be compared, and answer how they differ nevertheless.
 
     Args:
-        base: one run.
+        base: one run, and what the person calls it.
         patched: the other.
-        names: what the person calls them.
         allow: keys that may differ although they must match.
 
     Raises:
         MeasurementError: one of the runs is not to be trusted.
         HostError: what must match does not, or the scenarios are not the same.
     """
-    for run, name in zip((base, patched), names, strict=True):
+    for name, run in (base, patched):
         _check_sound(run, name, allow)
-    _check_scenarios(base, patched, names)
-    found = list(_differences(base, patched))
-    barred = [d.key for d in found if d.accepted == "" and d.key not in allow]
-    if barred:
-        told = "; ".join(
-            f"{d.key} ({_short(d.base)} against {_short(d.patched)})"
-            for d in found
-            if d.key in barred
-        )
-        raise HostError(
-            f"The runs {names[0]} and {names[1]} are not comparable, since these differ: {told}.",
-            "Measure both alike, or accept a difference with "
-            + " ".join(f"--allow {key}" for key in barred)
-            + ".",
-        )
+    _check_scenarios(base, patched)
+    found = list(_differences(base[1], patched[1]))
+    _refuse([d for d in found if not d.accepted and d.key not in allow], base, patched)
     return tuple(
         d if d.accepted else Difference(d.key, d.base, d.patched, "--allow") for d in found
+    )
+
+
+def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
+    """See that the recordings of one side are of one configuration.
+
+    Raises:
+        MeasurementError: one of them is not to be trusted.
+        HostError: two of them differ in what must match, or in what is compared between sides.
+    """
+    for run in runs[1:]:
+        found = check_comparable(runs[0], run, allow)
+        _refuse([d for d in found if d.key in _COMPARED and d.key not in allow], runs[0], run)
+
+
+def emulator(run: RunResult) -> str | None:
+    """What emulates the run's host; None of a real one."""
+    return (run.host.get("fingerprint") or {}).get("emulated")
+
+
+def _refuse(barred: Sequence[Difference], base: Named, patched: Named) -> None:
+    if not barred:
+        return
+    told = "; ".join(f"{d.key} ({_short(d.base)} against {_short(d.patched)})" for d in barred)
+    raise HostError(
+        f"The runs {base[0]} and {patched[0]} are not comparable, since these differ: {told}.",
+        "Measure both alike, or accept a difference with "
+        + " ".join(f"--allow {d.key}" for d in barred)
+        + ".",
     )
 
 
@@ -153,24 +174,36 @@ def _check_sound(run: RunResult, name: str, allow: Collection[str]) -> None:
                 f"The run {name} has no figures of single repetitions: an older ipitrace made it.",
                 "Measure again with this version.",
             )
-        exits = row.exits.sender if row.exits else None
-        per_ipi = (exits or {}).get("exits", 0.0)
-        if row.send_method == SendMethod.PASSTHROUGH and per_ipi > MOST_PASSTHROUGH_EXITS:
-            raise HostError(
-                f"The scenario {row.name} of {name} claims to pass interrupts through, but its "
-                f"sender took {per_ipi:.2f} exits per IPI.",
-                "The path is proved by events, not by the scenario's name: see that the host and "
-                "the guest both support it, and measure again.",
-            )
+        if row.send_method == SendMethod.PASSTHROUGH:
+            _check_passthrough(row, name)
 
 
-def _check_scenarios(base: RunResult, patched: RunResult, names: tuple[str, str]) -> None:
-    ours, theirs = _measured(base), _measured(patched)
+def _check_passthrough(row: ScenarioResult, name: str) -> None:
+    """The path is proved by exits that were counted and did not happen."""
+    exits = row.exits.sender if row.exits and row.exits.source else None
+    if exits is None:
+        raise HostError(
+            f"The scenario {row.name} of {name} claims to pass interrupts through, but nothing "
+            "counted its sender's exits.",
+            "Measure with tracing, or on a kernel whose KVM keeps statistics (5.14 or newer).",
+        )
+    per_ipi = exits.get(TOTAL_EXITS, 0.0)
+    if per_ipi > MOST_PASSTHROUGH_EXITS:
+        raise HostError(
+            f"The scenario {row.name} of {name} claims to pass interrupts through, but its "
+            f"sender took {per_ipi:.2f} exits per IPI.",
+            "The path is proved by events, not by the scenario's name: see that the host and "
+            "the guest both support it, and measure again.",
+        )
+
+
+def _check_scenarios(base: Named, patched: Named) -> None:
+    ours, theirs = _measured(base[1]), _measured(patched[1])
     lacking = [
         f"{name} lacks {', '.join(missing)}"
         for name, missing in (
-            (names[0], sorted(theirs.keys() - ours.keys())),
-            (names[1], sorted(ours.keys() - theirs.keys())),
+            (base[0], sorted(theirs.keys() - ours.keys())),
+            (patched[0], sorted(ours.keys() - theirs.keys())),
         )
         if missing
     ]
@@ -183,6 +216,11 @@ def _check_scenarios(base: RunResult, patched: RunResult, names: tuple[str, str]
 
 def _differences(base: RunResult, patched: RunResult) -> Iterator[Difference]:
     """`accepted` is empty where the item must match."""
+    if base.failure or patched.failure:
+        yield Difference("incomplete", base.failure, patched.failure, "--allow")
+    if base.untrustworthy or patched.untrustworthy:
+        doubts = (list(base.untrustworthy), list(patched.untrustworthy))
+        yield Difference("untrustworthy", *doubts, "--allow")
     for item in ITEMS:
         one, other = item.read(base), item.read(patched)
         if one != other:
@@ -191,16 +229,22 @@ def _differences(base: RunResult, patched: RunResult) -> Iterator[Difference]:
             yield Difference(item.key, one, other, "" if item.must_match else "may differ")
     theirs = _measured(patched)
     for name, row in _measured(base).items():
-        for condition in _CONDITIONS:
-            pair = (getattr(row, condition), getattr(theirs[name], condition))
-            if pair[0] != pair[1]:
-                yield Difference(f"{name}.{condition}", *pair, "")
-        sources = [r.exits.source if r.exits else None for r in (row, theirs[name])]
-        if sources[0] != sources[1]:
-            yield Difference(f"{name}.exits.source", sources[0], sources[1], "")
+        one, other = _conditions(row), _conditions(theirs[name])
+        for key in one:
+            if one[key] != other[key]:
+                yield Difference(f"{name}.{key}", one[key], other[key], "")
         sends = [max(f.sent for f in r.repetition_figures) for r in (row, theirs[name])]
         if abs(sends[0] - sends[1]) > 1:  # what is left over goes to the first repetitions
             yield Difference(f"{name}.sends_per_repetition", sends[0], sends[1], "")
+
+
+def _conditions(row: ScenarioResult) -> dict[str, Any]:
+    """What must be alike; exits are counted while watched, or where nothing was traced not."""
+    return {
+        **{key: getattr(row, key) for key in _CONDITIONS},
+        "exits.source": row.exits.source if row.exits else None,
+        "traced": any(f.mode == Mode.FULL for f in row.repetition_figures),
+    }
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ipitrace.compare.model import GateResult, Held, Row
-from ipitrace.compare.statistics import ALPHA
+from ipitrace.compare.statistics import ALPHA, fewest, holm
+from ipitrace.correlate.paths import Path as IpiPath
 from ipitrace.errors import UsageError
+from ipitrace.host.exit_reasons import SVM_REASONS, VMX_REASONS
 from ipitrace.metrics import Scale, expand, scale_of
 
 _SPEC = re.compile(
@@ -103,33 +105,66 @@ def check_gates(gates: Sequence[Gate], rows: Iterable[Row]) -> tuple[GateResult,
     Raises:
         UsageError: a gate is about nothing that was measured on both sides.
     """
-    by_key = {(row.scenario, row.metric): row for row in rows}
-    results: list[GateResult] = []
+    known = list(rows)
+    meant = [(gate, row) for gate in gates for row in known if _is_about(gate, row)]
     for gate in gates:
-        meant = [
-            row
-            for (scenario, metric), row in by_key.items()
-            if metric in gate.metrics and gate.scenario in {None, scenario}
-        ]
-        if not meant:
+        if not any(gate is one for one, _row in meant):
             raise UsageError(
                 f"The gate '{gate.spec}' is about nothing that was measured.",
                 "See 'ipitrace compare' without it for the scenarios and metrics there are.",
             )
-        results += [_check(gate, row) for row in meant]
-    return tuple(results)
+    # Named before anything was measured, they are a family by themselves.
+    family = list({(row.scenario, row.metric): row for _gate, row in meant}.values())
+    p_values = dict(zip(map(id, family), holm([row.p for row in family]), strict=True))
+    return tuple(_check(gate, row, p_values[id(row)], len(family)) for gate, row in meant)
 
 
-def _check(gate: Gate, row: Row) -> GateResult:
+def named_counts(gates: Iterable[Gate]) -> tuple[str, ...]:
+    """Exits by reason and paths that gates name: they hold, too, where these never happen.
+
+    Raises:
+        UsageError: there is no such reason, or path.
+    """
+    names = dict.fromkeys(name for gate in gates for name in gate.metrics)
+    found = [name for name in names if name.startswith("path.") or name.count(".") > 1]
+    counts = tuple(name for name in found if scale_of(name) == Scale.ABSOLUTE)
+    for name in counts:
+        kind, what = name.split(".", 1)
+        known = _PATHS if kind == "path" else _REASONS
+        last = what if kind == "path" else what.partition(".")[2]
+        if last not in known and not (kind == "exits" and last.endswith("_exits")):
+            raise UsageError(
+                f"There is no {'path' if kind == 'path' else 'exit reason'} '{last}'.",
+                f"Known: {', '.join(sorted(known))}.",
+            )
+    return counts
+
+
+_PATHS = frozenset(path.text for path in IpiPath)
+_REASONS = frozenset({*VMX_REASONS.values(), *SVM_REASONS.values()})
+
+
+def _is_about(gate: Gate, row: Row) -> bool:
+    return row.metric in gate.metrics and gate.scenario in {None, row.scenario}
+
+
+def _check(gate: Gate, row: Row, p: float, family: int) -> GateResult:
     change = gate.sign * row.change
     bounds = (row.change_low, row.change_high)
     least, most = (-math.inf, math.inf)
     if bounds[0] is not None and bounds[1] is not None:
         least, most = sorted(gate.sign * bound for bound in (bounds[0], bounds[1]))
-    if row.p_corrected <= ALPHA and least > 0 and change > gate.limit:
+    if p <= ALPHA and least > 0 and change > gate.limit:
         held, why = Held.BROKEN, "the change is real and beyond the limit"
     elif most <= gate.limit:
         held, why = Held.HELD, "the whole interval of the change is within the limit"
     else:
-        held, why = Held.OPEN, row.why or "the interval of the change reaches beyond the limit"
-    return GateResult(gate.spec, row.scenario, row.metric, held, why)
+        held, why = Held.OPEN, _why_open(row, family)
+    return GateResult(gate.spec, row.scenario, row.metric, p, held, why)
+
+
+def _why_open(row: Row, family: int) -> str:
+    least = fewest(family)
+    if row.between_recordings is None and min(row.base.n, row.patched.n) < least:
+        return f"too few repetitions: with {family} gated metrics it takes {least} a side"
+    return "the interval of the change reaches beyond the limit"

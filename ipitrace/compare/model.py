@@ -50,18 +50,29 @@ class Side:
 
     Attributes:
         name: what the person called it.
+        recordings: how many it has.
+        started_at: of the first of them.
+        last_started_at: of the last.
         kernel: its host's kernel release; None when not known.
+        emulated: by what its host is; None of a real one.
     """
 
     name: str
+    recordings: int
     started_at: str
+    last_started_at: str
     kernel: str | None
     ipitrace_version: str
+    emulated: str | None
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One metric on one side: the median of the repetitions and its 95 % interval."""
+    """One metric on one side: the median of its `n` units and its 95 % interval.
+
+    The units are the repetitions of the side's only recording. Where a side of the comparison
+    has several recordings these are, each by the median of its repetitions.
+    """
 
     n: int
     median: float
@@ -76,13 +87,16 @@ class Row:
     Attributes:
         headline: the comparison's verdict rests on it.
         scale: `relative`, then the change is a share of the base; or `absolute`.
-        change: Hodges and Lehmann's estimate; low and high its 95 % interval.
-        p: of the U test by itself; p_corrected: Holm's, within the family of the headline
+        change: Hodges and Lehmann's estimate (with too few recordings for ranks: the difference
+            of means); low and high its 95 % interval.
+        p: of the metric by itself; p_corrected: Holm's, within the family of the headline
             metrics or that of the others.
         effect: Cliff's delta, patched against base.
         minimum_effect: a change smaller than this counts as none.
+        between_recordings: the largest difference between two recordings of one side, told as
+            the change is; None where each side has one.
         why: what an inconclusive verdict lacks.
-        repetitions_wanted: about how many a side would tell a change of minimum_effect.
+        wanted: about how many units a side would tell a change of minimum_effect.
     """
 
     scenario: str
@@ -99,9 +113,10 @@ class Row:
     p_corrected: float
     effect: float
     minimum_effect: float
+    between_recordings: float | None
     verdict: Verdict
     why: str | None = None
-    repetitions_wanted: int | None = None
+    wanted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,21 +130,36 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A headline metric that could not be compared."""
+
+    scenario: str
+    metric: str
+    why: str
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """One gate on one metric of one scenario."""
+    """One gate on one metric of one scenario.
+
+    Attributes:
+        p_corrected: Holm's, within the metrics that have a gate.
+    """
 
     gate: str
     scenario: str
     metric: str
+    p_corrected: float
     held: Held
     why: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One recording held against another.
+    """One side held against another.
 
     Attributes:
+        missing: headline metrics that could not be compared.
         differences: what is not the same and was let pass, with the reason.
         interleaved: both sides were measured in turn; else what differs between any two runs
             of one configuration is part of every change.
@@ -144,6 +174,7 @@ class Comparison:
     verdict: Verdict
     sentence: str
     rows: tuple[Row, ...]
+    missing: tuple[Missing, ...]
     gates: tuple[GateResult, ...]
     differences: tuple[Difference, ...]
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs to compare: from recordings, from run.json alone, and several taken as one."""
+"""Runs to compare: from recordings, from run.json alone, from directories of recordings."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from ipitrace.compare.fingerprint import check_comparable
+from ipitrace.compare.fingerprint import Named
 from ipitrace.errors import UsageError
-from ipitrace.recording import read_run
-from ipitrace.result import SCHEMA_VERSION, RunResult, ScenarioResult
+from ipitrace.recording import RUN_FILE, read_run
+from ipitrace.result import SCHEMA_VERSION, RunResult
 
 
 def read(path: Path) -> RunResult:
@@ -36,22 +34,14 @@ def read(path: Path) -> RunResult:
         raise UsageError(f"The file {path} is not a run.json: {error}.", hint) from error
 
 
-def pool(runs: Sequence[RunResult], name: str, allow: frozenset[str]) -> RunResult:
-    """Several runs of one configuration as one: all their repetitions, in the order run.
+def read_side(path: Path) -> tuple[Named, ...]:
+    """One side of a comparison: a recording, a run.json, or a directory of recordings.
 
     Raises:
-        HostError, MeasurementError: they are not alike, or one cannot be trusted.
+        UsageError: it is none of these, or one of them cannot be read.
     """
-    first = runs[0]
-    for i, run in enumerate(runs):
-        check_comparable(first, run, (f"{name}, run 1", f"{name}, run {i + 1}"), allow)
-    rows = tuple(
-        _pooled([row for run in runs for row in run.scenarios if row.name == first_row.name])
-        for first_row in first.scenarios
-    )
-    return replace(first, scenarios=rows)
-
-
-def _pooled(rows: Sequence[ScenarioResult]) -> ScenarioResult:
-    figures = tuple(figure for row in rows for figure in row.repetition_figures)
-    return replace(rows[0], repetition_figures=figures)
+    if path.is_dir() and not (path / RUN_FILE).exists():
+        found = sorted(p.parent for p in path.glob(f"[!.]*/{RUN_FILE}"))
+        if found:
+            return tuple((str(place), read(place)) for place in found)
+    return ((str(path), read(path)),)

@@ -16,8 +16,7 @@ from ipitrace.metrics import (
     path_metric,
 )
 from ipitrace.result import Percentiles, RepetitionFigures, ScenarioResult
-
-_OFF, _FULL = "off", "full"
+from ipitrace.summary import Mode
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
     Cycles are those of the repetitions nobody watched; exits and paths those of the
     recorded ones, or of all where none was recorded.
     """
-    unwatched = [r for r in row.repetition_figures if r.mode == _OFF]
-    recorded = [r for r in row.repetition_figures if r.mode == _FULL] or unwatched
+    unwatched = [r for r in row.repetition_figures if r.mode == Mode.OFF]
+    recorded = [r for r in row.repetition_figures if r.mode == Mode.FULL] or unwatched
     return {
         s.metric.name: s for s in (*_cycles(unwatched), *_exits(row, recorded), *_paths(recorded))
     }
@@ -43,9 +42,9 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
 
 def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
     for kind in ("send", "deliver", "round_trip"):
-        figures: list[Percentiles] = [
-            found for r in repetitions if (found := getattr(r, f"{kind}_cycles")) is not None
-        ]
+        figures: list[Percentiles | None] = [getattr(r, f"{kind}_cycles") for r in repetitions]
+        if None in figures:  # to leave a repetition out would be to choose
+            continue
         for name, field in PERCENTILES.items():
             values = np.array([getattr(f, field) for f in figures], float)
             if len(values) and values.min() > 0:  # a change is a ratio

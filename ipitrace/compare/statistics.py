@@ -2,11 +2,11 @@
 """Two samples of repetitions: intervals, change, p value, effect size. See docs/statistics.md.
 
 Everything is exact for small samples and free of any assumption on the distribution's
-shape: order statistics and the ranks of Mann and Whitney's U.
+shape: order statistics and the ranks of Mann and Whitney's U. Student's t alone assumes one,
+and serves only for recordings, of which there may be too few for ranks.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.9
-_MOST_PERMUTATIONS = 20_000  # 8 against 8 have 12,870
+_MOST_STEPS = 100_000_000  # of counting permutations; 60 against 60 different values
 _EXACT_UP_TO = 100  # values a side; beyond, U is normal to four digits
 _RANK_EFFICIENCY = 3 / math.pi  # of U against Student's t on normal data, see docs
 
@@ -83,8 +83,8 @@ def _u_distribution(n: int, m: int) -> Values:
 def p_value(base: Values, patched: Values) -> float:
     """Two-sided p value of the U test.
 
-    Exact; where values are equal, over all permutations of them, and where those are too
-    many by the normal approximation with its correction for ties.
+    Exact, with equal values, too: over all permutations of them, and where there are too many
+    by the normal approximation with its correction for ties.
     """
     ranks = stats.rankdata(np.concatenate([base, patched]))
     n, m = len(base), len(patched)
@@ -94,17 +94,58 @@ def p_value(base: Values, patched: Values) -> float:
         return min(2 * float(_u_distribution(n, m)[min(u, n * m - u)]), 1.0)
     if ranks.min() == ranks.max():
         return 1.0
-    if math.comb(n + m, n) > _MOST_PERMUTATIONS:
-        return float(stats.mannwhitneyu(base, patched, method="asymptotic").pvalue)
-    sums = ranks[_permutations(n, n + m)].sum(axis=1)
-    one_sided = min((sums <= sum_of_ranks).mean(), (sums >= sum_of_ranks).mean())
+    exact = _tied_p_value(np.rint(2 * ranks).astype(int), n)
+    if exact is not None:
+        return exact
+    return float(stats.mannwhitneyu(base, patched, method="asymptotic").pvalue)
+
+
+def _tied_p_value(scores: NDArray[np.int_], n: int) -> float | None:
+    """Two-sided p value of the first `n` scores' sum among all choices of n of them.
+
+    Counts the choices by their sum (Streitberg and Roehmel's shift algorithm). None where that
+    takes too long.
+    """
+    scores = scores - scores.min()
+    scores //= np.gcd.reduce(scores)
+    n, chosen = min((n, scores[:n]), (len(scores) - n, scores[n:]), key=lambda side: side[0])
+    greatest = int(np.sort(scores)[-n:].sum())
+    if len(scores) * n * greatest > _MOST_STEPS:
+        return None
+    ways = np.zeros((n + 1, greatest + 1))
+    ways[0, 0] = 1
+    for score in scores:
+        ways[1:, score:] += ways[:-1, : greatest + 1 - score].copy()
+    seen = int(chosen.sum())
+    one_sided = min(ways[n, : seen + 1].sum(), ways[n, seen:].sum()) / ways[n].sum()
     return min(2 * float(one_sided), 1.0)
 
 
-@functools.cache
-def _permutations(n: int, total: int) -> NDArray[np.intp]:
-    """Every choice of n out of `total` places; shape (choices, n)."""
-    return np.array(list(itertools.combinations(range(total), n)))
+def student(base: Values, patched: Values) -> tuple[float, Interval]:
+    """Student's t with one spread for both sides: the p value, and how far `patched` lies above.
+
+    One side may be a single value: then the other one's spread serves for both.
+
+    Raises:
+        ValueError: there are fewer than three values.
+    """
+    freedom = len(base) + len(patched) - 2
+    if freedom < 1:
+        raise ValueError("one value a side has no spread")
+    value = float(patched.mean() - base.mean())
+    error = spread(base, patched) * math.sqrt(1 / len(base) + 1 / len(patched))
+    if error == 0:
+        return float(value == 0), Interval(value, value, value)
+    half = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
+    return 2 * float(stats.t.sf(abs(value) / error, freedom)), Interval(
+        value, value - half, value + half
+    )
+
+
+def spread(base: Values, patched: Values) -> float:
+    """The standard deviation that both samples have in common; 0 where it cannot be known."""
+    squares = sum(float(np.square(side - side.mean()).sum()) for side in (base, patched))
+    return math.sqrt(squares / max(len(base) + len(patched) - 2, 1))
 
 
 def cliffs_delta(base: Values, patched: Values) -> float:
@@ -123,7 +164,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fewest(family: int) -> int:
-    """Repetitions a side with which even one of `family` metrics can be proved to differ."""
+    """Values a side with which even one of `family` metrics can be proved to differ."""
     n = 2
     while 2 * family / math.comb(2 * n, n) > ALPHA:
         n += 1
@@ -136,11 +177,11 @@ def _normal_quantiles(family: int) -> float:
 
 
 def wanted(base: Values, patched: Values, change: float, family: int) -> int:
-    """About how many repetitions a side it takes to find `change` 9 times of 10.
+    """About how many values a side it takes to find `change` 9 times of 10.
 
     The usual sample size for two means of normal values (as far apart as `change`, with the
     spread seen here, at Bonferroni's level for `family` metrics), over the efficiency of U.
     """
-    spread = math.sqrt((float(base.var(ddof=1)) + float(patched.var(ddof=1))) / 2)
-    n = 2 * (_normal_quantiles(family) * spread / change) ** 2 / _RANK_EFFICIENCY
+    deviations = spread(base, patched) / change
+    n = 2 * (_normal_quantiles(family) * deviations) ** 2 / _RANK_EFFICIENCY
     return max(math.ceil(n), fewest(family))

@@ -4,8 +4,8 @@
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree as ET  # only written here, never parsed
 
-from ipitrace.compare import tell_change
 from ipitrace.compare.model import Comparison, GateResult, Held, Row, Verdict
+from ipitrace.compare.wording import tell_change
 
 
 def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:

@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison as tables: for a terminal, and as Markdown for a job's page."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from ipitrace.compare import tell_change
 from ipitrace.compare.anchors import Anchor
 from ipitrace.compare.model import Comparison, Figures, Row, Verdict
+from ipitrace.compare.wording import spell, spell_change
 
+_WIDTH = 80
+_WHY_WIDTH = 32
+_WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
+_WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
+_WIDE_TEXT = (0, 1, 11)
 _HEADERS = (
-    *("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]"),
-    *("change", "p", "effect", "verdict"),
+    *("metric\nn", "base\n[95 %]", "patched\n[95 %]", "change\n[95 %]"),
+    "verdict\np, effect",
 )
-_TEXT_COLUMNS = (0, 1, 10)
-_ONE_AFTER_THE_OTHER = (
-    "note: measured one after the other, so what differs between any two runs here is part of each "
-    "change;\n'ipitrace ab' measures in turn (docs/statistics.md, False alarms)"
+_TEXT = (0, 4)
+_ONE_EACH = (
+    "note: between one recording of each side what differs from run to run is part of every "
+    "change; several recordings a side, or 'ipitrace ab', tell (docs/statistics.md, False alarms)"
+)
+_APART = (
+    "note: all of one side was measured before the other, so a drift of the host in that time is "
+    "part of every change; 'ipitrace ab' measures in turn"
 )
 
 
@@ -28,14 +38,17 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
         if every or row.headline or row.verdict not in {Verdict.SAME, Verdict.INCONCLUSIVE}
     ]
     heading = _heading(comparison)
+    tables = (
+        [_table(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT, markdown=True)]
+        if markdown
+        else _tables(shown)
+    )
     sections = [
         f"### {heading}" if markdown else heading,
-        _table(_HEADERS, [_cells(row) for row in shown], _TEXT_COLUMNS, markdown=markdown),
+        *tables,
         _not_shown(comparison.rows, shown),
-        _undecided(shown),
-        _differences(comparison),
+        *map(_wrapped, _remarks(comparison, shown)),
         _gates(comparison, markdown=markdown),
-        "" if comparison.interleaved else _ONE_AFTER_THE_OTHER,
         f"**{comparison.sentence}**" if markdown else comparison.sentence,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -54,20 +67,43 @@ def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
 
 
 def _heading(comparison: Comparison) -> str:
-    base, patched = comparison.base, comparison.patched
-    return f"{patched.name} ({patched.kernel}) against {base.name} ({base.kernel})"
+    return " against ".join(
+        f"{side.name} ({side.kernel or 'kernel unknown'}"
+        + (f", {side.recordings} recordings)" if side.recordings > 1 else ")")
+        for side in (comparison.patched, comparison.base)
+    )
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """One for each scenario, each metric on two lines: it fits a terminal of 80 columns."""
+    return [
+        f"{scenario}\n"
+        + _table(
+            _HEADERS,
+            [_cells(row) for row in rows if row.scenario == scenario],
+            _TEXT,
+            markdown=False,
+        )
+        for scenario in dict.fromkeys(row.scenario for row in rows)
+    ]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    n = str(row.base.n) if row.base.n == row.patched.n else f"{row.base.n}/{row.patched.n}"
-    change, _comma, interval = tell_change(row).partition(", ")
+    one = _wide_cells(row)
+    pairs = ((1, 2), (3, 4), (5, 6), (7, 8))
     return (
-        row.scenario,
-        row.metric,
-        n,
+        *("\n".join((one[i], ("n " if i == 1 else "") + one[j])) for i, j in pairs),
+        f"{row.verdict}\n{one[9]}, {one[10]}",
+    )
+
+
+def _wide_cells(row: Row) -> tuple[str, ...]:
+    n = str(row.base.n) if row.base.n == row.patched.n else f"{row.base.n}/{row.patched.n}"
+    return (
+        *(row.scenario, row.metric, n),
         *_figures(row.base, row.unit),
         *_figures(row.patched, row.unit),
-        f"{change} [{interval.removeprefix('95% interval ')}]",
+        *spell_change(row),
         f"{row.p_corrected:.3f}",
         f"{row.effect:+.2f}",
         row.verdict,
@@ -83,6 +119,31 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
+    yield from _undecided(shown)
+    for m in comparison.missing:
+        yield f"not compared: {m.metric} of {m.scenario}: {m.why}"
+    for d in comparison.differences:
+        yield f"differs: {d.key}: {d.base} against {d.patched} ({d.accepted})"
+    base, patched = comparison.base, comparison.patched
+    drifting = [row for row in shown if row.headline and row.between_recordings is not None]
+    for scale in dict.fromkeys(row.scale for row in drifting):
+        alike = [row for row in drifting if row.scale == scale]
+        row = max(alike, key=lambda row: row.between_recordings or 0)
+        most = spell(row, row.between_recordings or 0).lstrip("+")
+        yield (f"recordings of one side differ by up to {most} in {row.metric} of {row.scenario}")
+    if comparison.interleaved:
+        return
+    if base.recordings == patched.recordings == 1:
+        yield _ONE_EACH
+    elif base.last_started_at <= patched.started_at or patched.last_started_at <= base.started_at:
+        yield _APART
+
+
 def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
     hidden = len(rows) - len(shown)
     if not hidden:
@@ -90,38 +151,39 @@ def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
     return f"{hidden} more metrics, none of which was found to differ; --all shows them."
 
 
-def _undecided(rows: Sequence[Row]) -> str:
-    """What the undecided metrics lack, and the most and least repetitions that would tell."""
-    lines = []
+def _undecided(rows: Sequence[Row]) -> Iterable[str]:
+    """What the undecided metrics lack, and the most and least units that would tell."""
     for why in dict.fromkeys(row.why for row in rows if row.why):
-        rest = sorted(
-            (row for row in rows if row.why == why), key=lambda row: row.repetitions_wanted or 0
-        )
+        rest = sorted((row for row in rows if row.why == why), key=lambda row: row.wanted or 0)
         most, least = rest[-1], rest[0]
-        lines.append(
-            f"inconclusive: {why} in {len(rest)} metrics; a side it takes about "
-            f"{least.repetitions_wanted} repetitions for {least.metric} of {least.scenario}"
-            + (
-                f", {most.repetitions_wanted} for {most.metric} of {most.scenario}"
-                if len(rest) > 1
-                else ""
-            )
+        units = "recordings" if most.between_recordings is not None else "repetitions"
+        more = f", {most.wanted} for {most.metric} of {most.scenario}" if len(rest) > 1 else ""
+        yield (
+            f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; a side it "
+            f"takes about {least.wanted} {units} for {least.metric} of {least.scenario}{more}"
         )
-    return "\n".join(lines)
-
-
-def _differences(comparison: Comparison) -> str:
-    return "\n".join(
-        f"differs: {d.key}: {d.base} against {d.patched} ({d.accepted})"
-        for d in comparison.differences
-    )
 
 
 def _gates(comparison: Comparison, *, markdown: bool) -> str:
     if not comparison.gates:
         return ""
-    headers = ("gate", "scenario", "metric", "held", "why")
-    lines = [(g.gate, g.scenario, g.metric, g.held, g.why) for g in comparison.gates]
+    if markdown:
+        headers: tuple[str, ...] = ("gate", "scenario", "metric", "p", "held", "why")
+        lines: list[tuple[str, ...]] = [
+            (g.gate, g.scenario, g.metric, f"{g.p_corrected:.3f}", g.held, g.why)
+            for g in comparison.gates
+        ]
+    else:
+        headers = ("gate\nscenario", "metric\np", "held", "why")
+        lines = [
+            (
+                f"{g.gate}\n{g.scenario}",
+                f"{g.metric}\n{g.p_corrected:.3f}",
+                g.held,
+                textwrap.fill(g.why, _WHY_WIDTH),
+            )
+            for g in comparison.gates
+        ]
     return _table(headers, lines, range(len(headers)), markdown=markdown)
 
 

@@ -37,9 +37,10 @@ class Host:
             code = 1 if self.state == "false" else 0
             return subprocess.CompletedProcess(command, code)
         place = Path(command[command.index("-o") + 1])
-        self.said.append(place.name)
+        name = f"{place.parent.name}/{place.name}"
+        self.said.append(name)
         self.words.append(command)
-        code, stderr = self.fails.get(place.name, (0, ""))
+        code, stderr = self.fails.get(name, (0, ""))
         if code < 0:
             raise KeyboardInterrupt
         if not code:
@@ -65,7 +66,7 @@ def invoke(tmp_path: Path, *words: str) -> Result:
 def test_the_order_is_abba(host: Host, tmp_path: Path) -> None:
     done = invoke(tmp_path, "--a", "one", "--b", "two", "--rounds", "4")
     assert done.exception is None, done.exception
-    a, b = "one a-{:03}", "two b-{:03}"
+    a, b = "one a/{:03}", "two b/{:03}"
     pattern = [a, b, b, a, a, b, b, a]
     rounds = [1, 1, 2, 2, 3, 3, 4, 4]
     wanted = " ".join(text.format(i) for text, i in zip(pattern, rounds, strict=True))
@@ -75,9 +76,9 @@ def test_the_order_is_abba(host: Host, tmp_path: Path) -> None:
 def test_b_is_compared_with_a(host: Host, tmp_path: Path) -> None:
     done = invoke(tmp_path, "--a", "fast", "--b", "slow")
     assert done.return_value == ExitCode.REGRESSION
-    assert host.said[-1] == "a-010"
+    assert host.said[-1] == "a/010"
     assert "B against A: worse in" in done.stdout.splitlines()[-1]
-    assert "one after the other" not in done.stdout
+    assert "One recording" not in done.stdout
 
 
 def test_nothing_changed_is_the_same(host: Host, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: 
     for command in host.words:
         assert command[1:4] == ["-m", "ipitrace", "run"]
         assert "--scenario self --no-trace" in " ".join(command)
-        assert ("slow" in command) == ("/b-" in " ".join(command))
+        assert ("slow" in command) == ("/b/" in " ".join(command))
 
 
 @pytest.mark.parametrize(
@@ -104,21 +105,21 @@ def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: 
 def test_a_run_that_fails_ends_it_with_the_same_code(
     host: Host, code: int, kind: type[IpitraceError], tmp_path: Path
 ) -> None:
-    host.fails["b-001"] = (code, "ipitrace: It went wrong.\n          Do better.\n")
+    host.fails["b/001"] = (code, "ipitrace: It went wrong.\n          Do better.\n")
     error = invoke(tmp_path, "--a", "true", "--b", "true").exception
     assert type(error) is kind
     assert error.exit_code == code
     assert "It went wrong." in error.message
-    assert "b-001" in error.message
-    assert host.said == ["true", "a-001", "true", "b-001"]
+    assert "b/001" in error.message
+    assert host.said == ["true", "a/001", "true", "b/001"]
 
 
 def test_an_interrupt_says_what_is_kept(host: Host, tmp_path: Path) -> None:
-    host.fails["b-002"] = (-2, "")
+    host.fails["b/002"] = (-2, "")
     error = invoke(tmp_path, "--a", "true", "--b", "true").exception
     assert isinstance(error, InterruptedRunError)
     assert str(tmp_path / "ab") in error.hint
-    assert (tmp_path / "ab" / "b-001").is_dir()
+    assert (tmp_path / "ab" / "b/001").is_dir()
 
 
 def test_a_command_that_fails_ends_it(host: Host, tmp_path: Path) -> None:

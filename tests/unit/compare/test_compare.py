@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparisons import TRUTH, exits_of, noisy, row_of, run_of, steady
+from comparisons import TRUTH, exits_of, held_against, noisy, row_of, run_of, steady
 
-from ipitrace.compare import Settings, compare, exit_code
+from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, MinimumEffect, Row, Verdict
-from ipitrace.errors import ExitCode, UsageError
+from ipitrace.errors import ExitCode, HostError, MeasurementError, UsageError
 from ipitrace.result import Exits, RunResult
-
-NAMES = ("base", "patched")
-
-
-def held_against(base: RunResult, patched: RunResult, **settings: object) -> Comparison:
-    return compare(base, patched, NAMES, Settings(**settings))  # type: ignore[arg-type]
 
 
 def row(comparison: Comparison, metric: str) -> Row:
@@ -65,7 +60,7 @@ def test_better_and_worse_at_once_is_worse() -> None:
 def test_three_repetitions_prove_nothing_and_it_is_said_how_many_would() -> None:
     found = held_against(steady(3), steady(3, factor=2))
     assert found.verdict == Verdict.INCONCLUSIVE
-    assert row(found, "deliver.p50").repetitions_wanted == 5
+    assert row(found, "deliver.p50").wanted == 5
     assert row(found, "deliver.p50").why == "too few repetitions"
     assert "5 repetitions a side" in found.sentence or "repetitions a side" in found.sentence
     assert exit_code([found], strict=False) == ExitCode.OK
@@ -77,9 +72,9 @@ def test_noise_is_inconclusive_and_it_is_said_how_many_repetitions_it_takes() ->
     base, patched = (run_of(row_of("self", noisy(rng, 8, 0.1))) for _ in range(2))
     deliver = row(held_against(base, patched), "deliver.p50")
     assert deliver.verdict == Verdict.INCONCLUSIVE
-    assert deliver.why == "too much noise"
-    assert deliver.repetitions_wanted is not None
-    assert deliver.repetitions_wanted > 100
+    assert deliver.why == "too much noise between repetitions"
+    assert deliver.wanted is not None
+    assert deliver.wanted > 100
     assert (
         row(held_against(base, patched, minimum=MinimumEffect(cycles=0.5)), "deliver.p50").verdict
         == Verdict.SAME
@@ -168,10 +163,84 @@ def test_an_open_gate_fails_only_when_strict() -> None:
     assert exit_code([found], strict=True) == ExitCode.UNTRUSTWORTHY
 
 
-@pytest.mark.parametrize("gate", ["ring:deliver:+5%", "exits.sender.NPF:+1", "path.mmio:+0.1"])
-def test_a_gate_on_nothing_is_refused(gate: str) -> None:
-    with pytest.raises(UsageError, match="about nothing that was measured"):
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("ring:deliver:+5%", "about nothing that was measured"),
+        ("ring:path.mmio:+0.1", "about nothing that was measured"),
+        ("exits.sender.MSR_WRIT:+1", "no exit reason 'MSR_WRIT'"),
+        ("path.mmo:+0.1", "no path 'mmo'"),
+    ],
+)
+def test_a_gate_on_nothing_is_refused(gate: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         held_against(steady(), steady(), gates=(parse_gate(gate),))
+
+
+@pytest.mark.parametrize(
+    "gate", ["exits.sender.EPT_VIOLATION:+0", "exits.target.halt_exits:+1", "path.mmio:+0.1"]
+)
+def test_a_gate_holds_where_what_it_names_never_happens(gate: str) -> None:
+    found = held_against(steady(), steady(), gates=(parse_gate(gate),))
+    assert [g.held for g in found.gates] == ["held"]
+    assert row(found, found.gates[0].metric).patched.median == 0
+
+
+def test_a_gate_on_what_nobody_counted_is_refused() -> None:
+    (one,) = steady().scenarios
+    blind = replace(
+        one, repetition_figures=tuple(replace(f, paths=None) for f in one.repetition_figures)
+    )
+    with pytest.raises(UsageError, match="about nothing that was measured"):
+        held_against(run_of(blind), run_of(blind), gates=(parse_gate("path.mmio:+0.1"),))
+
+
+def test_gated_metrics_are_a_family_of_their_own() -> None:
+    """Six repetitions cannot prove anything among dozens of details, but one that was named."""
+    gated = held_against(steady(6), steady(6, factor=2), gates=(parse_gate("deliver.p99:+5%"),))
+    assert [g.held for g in gated.gates] == ["broken"]
+    assert gated.gates[0].p_corrected == row(gated, "deliver.p99").p == pytest.approx(2 / 924)
+    assert row(gated, "deliver.p99").p_corrected > gated.gates[0].p_corrected
+    few = held_against(steady(3), steady(3, factor=2), gates=(parse_gate("deliver.p99:+5%"),))
+    assert [g.held for g in few.gates] == ["open"]
+    assert few.gates[0].why == "too few repetitions: with 1 gated metrics it takes 4 a side"
+
+
+def test_a_repetition_without_cycles_is_not_left_out() -> None:
+    (one,) = steady().scenarios
+    first, *rest = one.repetition_figures
+    run = run_of(replace(one, repetition_figures=(replace(first, deliver_cycles=None), *rest)))
+    found = held_against(steady(), run)
+    assert [m.metric for m in found.missing] == ["deliver.p50"]
+    assert not [r for r in found.rows if r.metric.startswith("deliver")]
+    assert found.verdict == Verdict.INCONCLUSIVE
+    assert found.sentence.startswith("Inconclusive: patched and base do not have all")
+
+
+def test_nothing_in_common_is_refused() -> None:
+    (one,) = steady().scenarios
+    nothing = tuple(
+        replace(
+            f, send_cycles=None, deliver_cycles=None, round_trip_cycles=None, exits=None, paths=None
+        )
+        for f in one.repetition_figures
+    )
+    run = run_of(replace(one, repetition_figures=nothing))
+    with pytest.raises(MeasurementError, match="no metric in common"):
+        held_against(run, run)
+
+
+def test_emulated_and_real_cycles_are_never_compared() -> None:
+    run = steady()
+    emulated = replace(run, host={**run.host, "fingerprint": {"emulated": "Bochs"}})
+    with pytest.raises(HostError, match="emulated"):
+        held_against(run, emulated)
+    found = held_against(run, emulated, allow=frozenset({"emulated"}))
+    assert {r.unit for r in found.rows} == {"exits/IPI", "share"}
+    assert {m.why for m in found.missing} == {"emulated and real cycles"}
+    alike = held_against(emulated, emulated)
+    assert row(alike, "deliver.p50").verdict == Verdict.SAME
+    assert "Emulated host: cycles are not real time." in alike.sentence
 
 
 def test_one_scenario_alone() -> None:
@@ -180,3 +249,67 @@ def test_one_scenario_alone() -> None:
     assert {row.scenario for row in found.rows} == {"self"}
     with pytest.raises(UsageError, match="has no scenario 'ring'"):
         held_against(both, both, scenarios=("ring",))
+
+
+def runs(factors: Sequence[float], n: int = 6) -> list[RunResult]:
+    return [steady(n, factor) for factor in factors]
+
+
+def test_recordings_are_the_units_where_a_side_has_several() -> None:
+    """The repetitions of each say +5 %, precisely; between recordings of a side it is as much."""
+    base, patched = runs([1.0, 1.06, 0.97]), runs([1.05, 1.11, 1.02])
+    one = row(held_against(base[0], patched[0]), "deliver.p50")
+    assert (one.verdict, one.between_recordings) == (Verdict.WORSE, None)
+    several = row(held_against(base, patched), "deliver.p50")
+    assert several.verdict == Verdict.INCONCLUSIVE
+    assert several.why == "too few recordings"
+    assert (several.base.n, several.patched.n) == (3, 3)
+    assert several.between_recordings == pytest.approx(1.06 / 0.97 - 1, abs=1e-3)
+    assert several.change == pytest.approx(0.05, abs=0.01)
+    assert several.change_low is not None
+    assert several.change_high is not None
+    assert several.change_low < -0.03
+    assert several.change_high > 0.13
+
+
+@pytest.mark.parametrize(("n_base", "n_patched"), [(3, 3), (4, 1), (1, 4), (6, 6)])
+def test_a_change_far_beyond_what_recordings_differ_by_is_found(
+    n_base: int, n_patched: int
+) -> None:
+    spread = [1.0, 1.01, 0.99, 1.005, 0.995, 1.002]
+    found = held_against(runs(spread[:n_base]), runs([f * 0.3 for f in spread[:n_patched]]))
+    assert row(found, "deliver.p50").verdict == Verdict.BETTER
+    assert "recording a side" not in found.sentence
+
+
+def test_two_of_the_base_and_one_patched_prove_little() -> None:
+    found = held_against(runs([1.0, 1.01]), runs([1.2]))
+    assert row(found, "deliver.p50").verdict == Verdict.INCONCLUSIVE
+
+
+def test_three_equal_recordings_are_no_proof_that_none_differ() -> None:
+    """Exits that were the same in every recording so far, of one repetition each."""
+    base, patched = ([steady(1, exits=[exits_of(count)]) for _ in range(3)] for count in (1.0, 1.2))
+    assert row(held_against(base, patched), "exits.sender").verdict == Verdict.INCONCLUSIVE
+    more = [[steady(8, exits=[exits_of(count)] * 8)] * 3 for count in (1.0, 1.2)]
+    assert row(held_against(*more), "exits.sender").verdict == Verdict.WORSE
+
+
+def test_a_side_is_of_one_configuration() -> None:
+    def kernel(release: str) -> RunResult:
+        run = steady()
+        return replace(run, host={**run.host, "fingerprint": {"kernel_release": release}})
+
+    sides = [kernel("6.1"), kernel("6.2")], [kernel("6.3")]
+    with pytest.raises(HostError, match=r"base and base1 are not comparable.*kernel_release"):
+        held_against(*sides)
+    assert held_against(*sides, allow=frozenset({"kernel_release"})).differences
+
+
+def test_a_watched_run_is_not_held_against_an_unwatched_one() -> None:
+    (one,) = steady().scenarios
+    unwatched = tuple(
+        replace(f, exits=exits_of(1.0)) for f in one.repetition_figures if f.mode == "off"
+    )
+    with pytest.raises(HostError, match=r"unicast-running\.traced \(True against False\)"):
+        held_against(steady(), run_of(replace(one, repetition_figures=unwatched)))

@@ -270,6 +270,61 @@ def test_other_commands_do_without_scipy() -> None:
 
 
 def test_runs_made_one_after_the_other_are_said_to_be(places: Mapping[str, Path]) -> None:
-    assert "note: measured one after the other" in invoke(places, "base", "same").stdout
+    said = invoke(places, "base", "same").stdout
+    assert "note: between one recording of each side" in said
+    assert said.splitlines()[-1].endswith("what differs from run to run is not in this.")
     document = json.loads(invoke(places, "base", "same", "--format", "json").stdout)
     assert document["comparisons"][0]["interleaved"] is False
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Directories of recordings, all of one side before all of the other, and taking turns."""
+    root = tmp_path_factory.mktemp("sides")
+    for name, factor, hours in (
+        ("base", 1.0, (0, 1, 2)),
+        ("later", 1.5, (3, 4, 5)),
+        ("between", 1.5, (1, 2, 3)),
+    ):
+        for i, hour in enumerate(hours):
+            run = steady(factor=factor * (1 + i / 1000))
+            started = f"2026-02-03T{hour:02}:00:00+00:00"
+            record(
+                root / name / f"{i}", host(replace(run, started_at=started), kernel_release="6.1")
+            )
+    (root / "base" / ".0.part-1").mkdir()
+    (root / "base" / "notes").mkdir()
+    return {path.name: path for path in root.iterdir()}
+
+
+def test_a_directory_of_recordings_is_one_side(sides: Mapping[str, Path]) -> None:
+    done = invoke(sides, "base", "later")
+    assert code_of(done) == ExitCode.REGRESSION
+    assert f"{sides['later']} (6.1, 3 recordings) against {sides['base']}" in done.stdout
+    assert "recordings of one side differ by up to 0.2 % in" in done.stdout
+    assert "note: all of one side was measured before the other" in done.stdout
+    assert "One recording" not in done.stdout
+    assert "note:" not in invoke(sides, "base", "between").stdout
+    document = json.loads(invoke(sides, "base", "later", "--format", "json").stdout)
+    schema().validate(document)
+    (found,) = document["comparisons"]
+    assert [found[side]["recordings"] for side in ("base", "patched")] == [3, 3]
+    headline = next(row for row in found["rows"] if row["metric"] == "deliver.p50")
+    assert (headline["base"]["n"], headline["base"]["low"]) == (3, None)
+    assert headline["between_recordings"] == pytest.approx(0.002, abs=1e-4)
+    rows = list(
+        csv.DictReader(io.StringIO(invoke(sides, "base", "later", "--format", "csv").stdout))
+    )
+    assert len(rows) == 6
+
+
+def test_a_directory_without_recordings_is_refused(sides: Mapping[str, Path]) -> None:
+    failed = invoke(sides, "base", sides["base"] / "notes")
+    assert isinstance(failed.exception, UsageError)
+    assert "is not a recording" in failed.exception.message
+
+
+def test_a_table_fits_a_terminal_of_80_columns(places: Mapping[str, Path]) -> None:
+    gate = ("--fail-on", "unicast-running:round_trip.p99.9:+5%")
+    lines = invoke(places, "base", "slow", *gate).stdout.splitlines()
+    assert max(map(len, lines[1:-1])) <= 80

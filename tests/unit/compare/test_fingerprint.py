@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -6,11 +7,14 @@ import pytest
 from comparisons import exits_of, run_of, steady
 
 from ipitrace.compare.fingerprint import ITEMS, check_comparable
+from ipitrace.compare.model import Difference
 from ipitrace.errors import ExitCode, HostError, IpitraceError, MeasurementError
 from ipitrace.host.fingerprint import HostFingerprint
-from ipitrace.result import RunResult
+from ipitrace.result import Exits, RunResult
 
-NAMES = ("base", "patched")
+
+def compared(base: RunResult, patched: RunResult, allow: Collection[str]) -> tuple[Difference, ...]:
+    return check_comparable(("base", base), ("patched", patched), allow)
 
 
 def host(**fingerprint: Any) -> RunResult:
@@ -20,7 +24,7 @@ def host(**fingerprint: Any) -> RunResult:
 
 def refusal(base: RunResult, patched: RunResult, *allow: str) -> IpitraceError:
     with pytest.raises(IpitraceError) as caught:
-        check_comparable(base, patched, NAMES, allow)
+        compared(base, patched, allow)
     return caught.value
 
 
@@ -47,7 +51,7 @@ def test_another_machine_is_refused_by_name_unless_allowed(key: str, one: Any, o
     assert error.exit_code == ExitCode.ENVIRONMENT
     assert f"{key} ({one} against {other})" in error.message
     assert f"--allow {key}" in error.hint
-    (difference,) = check_comparable(base, patched, NAMES, [key])
+    (difference,) = compared(base, patched, [key])
     assert (difference.key, difference.accepted) == (key, "--allow")
 
 
@@ -64,7 +68,7 @@ def test_another_kernel_is_what_it_is_about() -> None:
     patched = host(
         kernel_release="6.2", kvm_parameters={"kvm_intel.enable_apicv": "N", "kvm.x": "1"}
     )
-    found = {d.key: (d.base, d.patched) for d in check_comparable(base, patched, NAMES, ())}
+    found = {d.key: (d.base, d.patched) for d in compared(base, patched, ())}
     assert found == {
         "kernel_release": ("6.1", "6.2"),
         "kvm_parameters": ({"kvm_intel.enable_apicv": "Y"}, {"kvm_intel.enable_apicv": "N"}),
@@ -79,7 +83,7 @@ def test_halt_polling_must_match() -> None:
 def test_a_vulnerability_only_one_kernel_knows_of_does_not_matter_where_there_is_none() -> None:
     base = host(mitigations={"l1tf": "Mitigation: PTE Inversion"})
     knows = {"l1tf": "Mitigation: PTE Inversion", "vmscape": "Not affected"}
-    assert check_comparable(base, host(mitigations=knows), NAMES, ()) == ()
+    assert compared(base, host(mitigations=knows), ()) == ()
     assert "mitigations" in refusal(base, host(mitigations={"l1tf": "Vulnerable"})).message
 
 
@@ -110,7 +114,9 @@ def test_a_passthrough_that_exits_is_refused() -> None:
     def passing(exits: float) -> RunResult:
         return run_of(replace(row, send_method="passthrough", exits=exits_of(exits)))
 
-    assert check_comparable(passing(0.0), passing(0.01), NAMES, ()) == ()
+    assert compared(passing(0.0), passing(0.01), ()) == ()
+    uncounted = run_of(replace(row, send_method="passthrough", exits=Exits(None, None, None)))
+    assert "nothing counted its sender's exits" in refusal(uncounted, passing(0.0)).message
     error = refusal(passing(0.0), passing(1.0))
     assert isinstance(error, HostError)
     assert "patched claims to pass interrupts through" in error.message
@@ -129,7 +135,8 @@ def test_a_run_that_cannot_be_trusted_is_not_compared(changes: dict[str, Any], k
     error = refusal(steady(), patched)
     assert isinstance(error, MeasurementError)
     assert f"--allow {key}" in error.hint
-    assert check_comparable(steady(), patched, NAMES, [key]) == ()
+    (difference,) = compared(steady(), patched, [key])
+    assert (difference.key, difference.accepted) == (key, "--allow")
 
 
 def test_a_recording_without_repetitions_is_refused() -> None:

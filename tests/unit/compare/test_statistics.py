@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-from comparisons import TRUTH, noisy, row_of, run_of
-from hypothesis import given
+from comparisons import TRUTH, held_against, noisy, row_of, run_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ipitrace.compare import Settings, compare
-from ipitrace.compare.model import Verdict
+from ipitrace.compare.judging import judge
+from ipitrace.compare.model import MinimumEffect, Verdict
+from ipitrace.compare.pairs import Pair
 from ipitrace.compare.statistics import (
     cliffs_delta,
     fewest,
@@ -15,18 +16,19 @@ from ipitrace.compare.statistics import (
     median_interval,
     p_value,
     shift,
+    student,
     wanted,
 )
+from ipitrace.metrics import CYCLES_METRICS
 
-NAMES = ("base", "patched")
 
-
-def arrays(*, unique: bool = False) -> st.SearchStrategy[np.ndarray]:
-    return st.lists(st.integers(-9, 9), min_size=2, max_size=9, unique=unique).map(
+def arrays(*, unique: bool = False, most: int = 9) -> st.SearchStrategy[np.ndarray]:
+    return st.lists(st.integers(-most, most), min_size=2, max_size=most, unique=unique).map(
         lambda values: np.array(values, float)
     )
 
 
+@settings(deadline=None)  # scipy takes its time at first
 @given(arrays(unique=True), arrays(unique=True))
 def test_the_p_value_is_scipys_exact_one_where_nothing_is_equal(
     one: np.ndarray, other: np.ndarray
@@ -36,6 +38,7 @@ def test_the_p_value_is_scipys_exact_one_where_nothing_is_equal(
     assert p_value(one, other) == pytest.approx(expected)
 
 
+@settings(deadline=None)  # scipy takes its time at first
 @given(arrays(), arrays())
 def test_p_value_and_effect_have_their_properties(one: np.ndarray, other: np.ndarray) -> None:
     p = p_value(one, other)
@@ -45,12 +48,56 @@ def test_p_value_and_effect_have_their_properties(one: np.ndarray, other: np.nda
     assert p_value(one, one.copy()) == 1
 
 
-def test_ties_are_permuted() -> None:
-    one, other = np.array([1, 1, 1, 2.0]), np.array([2, 2, 3, 3.0])
+@settings(deadline=None, max_examples=60)
+@given(arrays(most=5), arrays(most=5))
+def test_ties_are_permuted(one: np.ndarray, other: np.ndarray) -> None:
     ways = stats.mannwhitneyu(one, other, method=stats.PermutationMethod(n_resamples=9999))
-    assert p_value(one, other) == pytest.approx(ways.pvalue)
+    assert p_value(one, other) == pytest.approx(min(ways.pvalue, 1))
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "moved"), [(10, 10, 5), (20, 20, 6), (30, 25, 7), (100, 100, 6)]
+)
+def test_rare_values_are_permuted_however_many_there_are(n: int, m: int, moved: int) -> None:
+    """`moved` of one side differ from all others: a hypergeometric probability."""
+    other = np.array([1.0] * moved + [0.0] * (m - moved))
+    exact = 2 * stats.hypergeom(n + m, moved, m).pmf(moved)
+    assert p_value(np.zeros(n), other) == pytest.approx(exact)
+    rough = stats.mannwhitneyu(np.zeros(n), other, method="asymptotic").pvalue
+    assert rough < exact, "the normal approximation promises too much"
+
+
+def test_very_many_ties_are_approximated() -> None:
+    rng = np.random.default_rng(4)
+    one, other = rng.integers(0, 500, 150).astype(float), rng.integers(40, 540, 150).astype(float)
+    expected = stats.mannwhitneyu(one, other, method="asymptotic").pvalue
+    assert p_value(one, other) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 1 << 30))
+def test_students_t_is_scipys(n: int, m: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = rng.normal(size=n), rng.normal(0.5, 1, size=m)
+    p, found = student(one, other)
+    expected = stats.ttest_ind(other, one)
+    interval = expected.confidence_interval(0.95)
+    assert p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_students_t_with_one_value_on_a_side() -> None:
+    p, found = student(np.array([1.0, 2.0, 4.0]), np.array([9.0]))
+    expected = stats.ttest_ind([9.0], [1.0, 2.0, 4.0])
+    assert p == pytest.approx(expected.pvalue)
+    assert found.value == pytest.approx(9 - 7 / 3)
+    assert student(np.array([1.0, 1.0]), np.array([1.0]))[0] == 1
+    assert student(np.array([1.0, 1.0]), np.array([2.0]))[0] == 0
+    with pytest.raises(ValueError, match="no spread"):
+        student(np.array([1.0]), np.array([2.0]))
+
+
+@settings(deadline=None)  # scipy takes its time at first
 @given(arrays(), arrays(), st.integers(-99, 99))
 def test_a_shift_moves_with_the_data(one: np.ndarray, other: np.ndarray, by: int) -> None:
     there, moved = shift(one, other), shift(one, other + by)
@@ -121,12 +168,52 @@ def test_base_against_base_raises_few_false_alarms() -> None:
             run_of(*(row_of(name, noisy(rng, 6, 0.05)) for name in ("unicast-running", "self")))
             for _side in range(2)
         )
-        found = compare(base, patched, NAMES, Settings())
+        found = held_against(base, patched)
         moved = [row for row in found.rows if row.verdict in {Verdict.BETTER, Verdict.WORSE}]
         alarms += bool(moved)
         headlines += any(row.headline for row in moved)
     assert headlines <= 50
     assert alarms <= 50
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize(("n_base", "n_patched"), [(3, 3), (2, 1), (4, 1), (6, 6)])
+def test_what_differs_from_run_to_run_raises_few_false_alarms(
+    n_base: int,
+    n_patched: int,
+    heavy: bool,  # noqa: FBT001
+) -> None:
+    """Every run is off by 5 % or so of its own, while its repetitions vary by 2 %."""
+    rng = np.random.default_rng(11)
+    metrics = [metric for metric in CYCLES_METRICS if metric.headline]
+
+    def side(n: int) -> list[tuple[np.ndarray, ...]]:
+        off = 0.05 * (rng.standard_t(3, n) if heavy else rng.normal(size=n))
+        return [tuple(np.exp(10 + run + 0.02 * rng.normal(size=6)) for run in off) for _ in metrics]
+
+    alarms = 0
+    for _ in range(1000):
+        family = [
+            Pair("self", metric, base, patched)
+            for metric, base, patched in zip(metrics, side(n_base), side(n_patched), strict=True)
+        ]
+        rows = judge(family, MinimumEffect())
+        alarms += any(row.verdict in {Verdict.BETTER, Verdict.WORSE} for row in rows)
+    assert alarms <= 50
+
+
+def test_one_run_a_side_does_not_know_what_differs_from_run_to_run() -> None:
+    """Why the sentence says so: the same runs, one of each, alarm all the time."""
+    rng = np.random.default_rng(12)
+    alarms = 0
+    for _ in range(50):
+        base, patched = (
+            run_of(row_of("self", noisy(rng, 10, 0.02, rng.lognormal(0, 0.05)))) for _ in range(2)
+        )
+        found = held_against(base, patched)
+        alarms += found.verdict in {Verdict.BETTER, Verdict.WORSE}
+        assert "what differs from run to run is not in this" in found.sentence
+    assert alarms > 15
 
 
 @pytest.mark.parametrize(("cv", "n"), [(0.01, 6), (0.02, 9), (0.05, 45), (0.1, 175)])

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From pairs of samples to rows: the change, whether it is real, and the verdict."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ipitrace.compare.model import Figures, MinimumEffect, Row, Verdict
+from ipitrace.compare.pairs import Pair
+from ipitrace.compare.statistics import (
+    ALPHA,
+    Interval,
+    Values,
+    cliffs_delta,
+    fewest,
+    holm,
+    median_interval,
+    p_value,
+    shift,
+    student,
+    wanted,
+)
+from ipitrace.metrics import Metric, Scale
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the tests say of one pair, in the scale they work in."""
+
+    change: Interval
+    p: float
+
+
+def judge(family: Sequence[Pair], minimum: MinimumEffect) -> tuple[Row, ...]:
+    """The rows of metrics whose p values are corrected together."""
+    found = [_test(pair, len(family)) for pair in family]
+    corrected = holm([f.p for f in found])
+    return tuple(
+        _row(pair, result, p, _minimum(pair.metric, minimum), len(family))
+        for pair, result, p in zip(family, found, corrected, strict=True)
+    )
+
+
+def _test(pair: Pair, family: int) -> _Found:
+    """Over the units; recordings too few for ranks have to convince two tests.
+
+    Student's t over the recordings knows what differs between them, and the U test over their
+    repetitions does not take three equal recordings for proof that none could differ.
+    """
+    scale = _scale(pair.metric)
+    base, patched = map(scale, pair.units)
+    if not pair.several or min(len(base), len(patched)) >= fewest(family):
+        return _Found(shift(base, patched), p_value(base, patched))
+    p, between = student(base, patched)
+    repetitions = tuple(map(scale, pair.repetitions))
+    within = shift(*repetitions)
+    return _Found(_hull(between, within), max(p, p_value(*repetitions)))
+
+
+def _hull(one: Interval, other: Interval) -> Interval:
+    """The first one's estimate in an interval that encloses both."""
+    if None in {one.low, one.high, other.low, other.high}:
+        return Interval(one.value, None, None)
+    bounds = [b for b in (one.low, one.high, other.low, other.high) if b is not None]
+    return Interval(one.value, min(bounds), max(bounds))
+
+
+def _scale(metric: Metric) -> Callable[[Values], Values]:
+    """Cycles as logarithms, so that a difference is a ratio; counts and shares as they are."""
+    return np.log if metric.scale == Scale.RELATIVE else np.asarray
+
+
+def _told(metric: Metric, change: float) -> float:
+    """A difference on that scale as a share of the base, or as it is."""
+    return float(np.expm1(change)) if metric.scale == Scale.RELATIVE else float(change)
+
+
+def _minimum(metric: Metric, minimum: MinimumEffect) -> float:
+    if metric.scale == Scale.RELATIVE:
+        return minimum.cycles
+    return minimum.exits if metric.name.startswith("exits.") else minimum.paths
+
+
+def _row(pair: Pair, found: _Found, corrected: float, minimum: float, family: int) -> Row:
+    low, high = (
+        None if bound is None else _told(pair.metric, bound)
+        for bound in (found.change.low, found.change.high)
+    )
+    change = Interval(_told(pair.metric, found.change.value), low, high)
+    verdict = _verdict(pair.metric, change, corrected, minimum)
+    why, more = None, None
+    if verdict == Verdict.INCONCLUSIVE:
+        why, more = _lacking(pair, minimum, family)
+    base, patched = pair.units
+    return Row(
+        scenario=pair.scenario,
+        metric=pair.metric.name,
+        unit=pair.metric.unit,
+        headline=pair.metric.headline,
+        scale=pair.metric.scale,
+        base=_figures(base),
+        patched=_figures(patched),
+        change=change.value,
+        change_low=low,
+        change_high=high,
+        p=found.p,
+        p_corrected=corrected,
+        effect=cliffs_delta(base, patched),
+        minimum_effect=minimum,
+        between_recordings=_between(pair),
+        verdict=verdict,
+        why=why,
+        wanted=more,
+    )
+
+
+def _figures(values: Values) -> Figures:
+    middle = median_interval(values)
+    return Figures(len(values), middle.value, middle.low, middle.high)
+
+
+def _between(pair: Pair) -> float | None:
+    """The largest difference between two recordings of one side."""
+    if not pair.several:
+        return None
+    return max(_told(pair.metric, np.ptp(_scale(pair.metric)(side))) for side in pair.units)
+
+
+def _verdict(metric: Metric, change: Interval, corrected: float, minimum: float) -> Verdict:
+    if change.low is None or change.high is None:
+        return Verdict.INCONCLUSIVE
+    real = corrected <= ALPHA and (change.low > 0 or change.high < 0)
+    if real and abs(change.value) >= minimum:
+        if metric.better == 0:
+            return Verdict.CHANGED
+        return Verdict.BETTER if change.value * metric.better > 0 else Verdict.WORSE
+    if -minimum < change.low and change.high < minimum:
+        return Verdict.SAME
+    return Verdict.INCONCLUSIVE
+
+
+def _lacking(pair: Pair, minimum: float, family: int) -> tuple[str, int]:
+    """What an undecided metric lacks, and about how many units a side would tell."""
+    base, patched = map(_scale(pair.metric), pair.units)
+    n = min(len(base), len(patched))
+    would = wanted(base, patched, minimum, family)
+    units = "recordings" if pair.several else "repetitions"
+    if n < fewest(family):
+        return f"too few {units}", would
+    return f"too much noise between {units}", max(would, n + 1)
