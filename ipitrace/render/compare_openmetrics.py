@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from ipitrace.compare.model import Comparison, Row, Verdict
+from ipitrace.render.openmetrics import labels
 
 _FAMILIES = {
     "ipitrace_median": "median of the repetitions, in the unit that the label says",
@@ -55,12 +56,3 @@ def _points(
     value = getattr(row, family.removeprefix("ipitrace_"))
     if value is not None:
         yield pair, float(value)
-
-
-def labels(named: Mapping[str, str]) -> str:
-    """The labels in braces, escaped."""
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in named.items()) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

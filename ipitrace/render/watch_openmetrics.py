@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ipitrace.render.compare_openmetrics import labels
+from ipitrace.render.openmetrics import labels
 from ipitrace.watch.model import Interval, VmInterval
 
 Points = Iterable[tuple[Mapping[str, str], float]]
