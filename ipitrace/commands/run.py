@@ -56,7 +56,8 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
     show_default=True,
     metavar="N",
     help="Fresh guests per scenario, among which --count is shared out; the more, the smaller "
-    "the changes 'ipitrace compare' can prove.",
+    "the changes 'ipitrace compare' can prove. With fewer than 6 it can prove none, however "
+    "large, in the default scenarios.",
 )
 @click.option(
     "--seed",

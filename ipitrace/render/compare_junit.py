@@ -40,8 +40,10 @@ def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:
                 },
             )
             suite.extend(members)
+            ET.SubElement(suite, "system-out").text = comparison.sentence
             total = {key: total[key] + n for key, n in counts.items()}
-    root.attrib.update({key: str(n) for key, n in total.items()})
+    # Jenkins' schema knows no `skipped` of all suites together
+    root.attrib.update({key: str(n) for key, n in total.items() if key != "skipped"})
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
 

@@ -11,7 +11,7 @@ from ipitrace.compare.model import Comparison, Figures, Row, Verdict
 from ipitrace.compare.wording import spell, spell_change
 
 _WIDTH = 80
-_WHY_WIDTH = 32
+_WHY_WIDTH = 24
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
 _WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
 _WIDE_TEXT = (0, 1, 11)
@@ -174,13 +174,12 @@ def _gates(comparison: Comparison, *, markdown: bool) -> str:
             for g in comparison.gates
         ]
     else:
-        headers = ("gate\nscenario", "metric\np", "held", "why")
+        headers = ("gate\nscenario", "metric\np", "held\nwhy")
         lines = [
             (
                 f"{g.gate}\n{g.scenario}",
                 f"{g.metric}\n{g.p_corrected:.3f}",
-                g.held,
-                textwrap.fill(g.why, _WHY_WIDTH),
+                f"{g.held}\n{textwrap.fill(g.why, _WHY_WIDTH)}",
             )
             for g in comparison.gates
         ]

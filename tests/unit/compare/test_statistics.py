@@ -176,8 +176,9 @@ def test_base_against_base_raises_few_false_alarms() -> None:
     assert alarms <= 50
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-@pytest.mark.parametrize(("n_base", "n_patched"), [(3, 3), (2, 1), (4, 1), (6, 6)])
+@pytest.mark.parametrize(
+    ("n_base", "n_patched", "heavy"), [(3, 3, False), (3, 3, True), (2, 1, False), (6, 6, False)]
+)
 def test_what_differs_from_run_to_run_raises_few_false_alarms(
     n_base: int,
     n_patched: int,
@@ -192,14 +193,14 @@ def test_what_differs_from_run_to_run_raises_few_false_alarms(
         return [tuple(np.exp(10 + run + 0.02 * rng.normal(size=6)) for run in off) for _ in metrics]
 
     alarms = 0
-    for _ in range(1000):
+    for _ in range(500):
         family = [
             Pair("self", metric, base, patched)
             for metric, base, patched in zip(metrics, side(n_base), side(n_patched), strict=True)
         ]
         rows = judge(family, MinimumEffect())
         alarms += any(row.verdict in {Verdict.BETTER, Verdict.WORSE} for row in rows)
-    assert alarms <= 50
+    assert alarms <= 25
 
 
 def test_one_run_a_side_does_not_know_what_differs_from_run_to_run() -> None:
