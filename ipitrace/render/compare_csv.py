@@ -13,10 +13,11 @@ from datetime import datetime
 
 import numpy as np
 
+from ipitrace.compare.fingerprint import emulator
 from ipitrace.compare.samples import samples
 from ipitrace.result import RunResult
 
-_ATTRIBUTES = ("run", "kernel", "ipitrace_version")
+_ATTRIBUTES = ("run", "kernel", "ipitrace_version", "emulated")
 
 
 def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
@@ -24,16 +25,18 @@ def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
     rows = []
     for name, run in sorted(runs, key=lambda pair: datetime.fromisoformat(pair[1].started_at)):
         kernel = (run.host.get("fingerprint") or {}).get("kernel_release") or ""
+        emulated = emulator(run) or ""
         when = datetime.fromisoformat(run.started_at).strftime("%Y-%m-%d %H:%M:%S %z")
         cells = {
             "time": when,
             "run": name,
             "kernel": kernel,
             "ipitrace_version": run.ipitrace_version,
+            "emulated": emulated,  # then cycles are not real time
         }
         for row in run.scenarios:
             for metric, sample in samples(row).items():
-                cells[f"{row.name}.{metric}"] = f"{np.median(sample.values):.6g}"
+                cells[f"{row.name}.{metric}"] = f"{np.median(sample.values):.10g}"
         rows.append(cells)
     columns = dict.fromkeys(["time", *_ATTRIBUTES, *(column for row in rows for column in row)])
     text = io.StringIO()

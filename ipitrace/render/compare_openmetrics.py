@@ -30,6 +30,15 @@ def render_openmetrics(comparisons: Iterable[Comparison]) -> str:
                     f"{family}{labels(named)} {value!r}"
                     for named, value in _points(family, comparison, row)
                 ]
+    lines += [
+        "# TYPE ipitrace_emulated gauge",
+        "# HELP ipitrace_emulated 1 where the host is emulated: cycles are not real time",
+    ]
+    sides = {side.name: side for c in found for side in (c.base, c.patched)}
+    lines += [
+        f"ipitrace_emulated{labels({'run': side.name})} {float(bool(side.emulated))!r}"
+        for side in sides.values()
+    ]
     return "\n".join([*lines, "# EOF"]) + "\n"
 
 

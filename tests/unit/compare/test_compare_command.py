@@ -257,7 +257,7 @@ def test_csv_is_one_row_a_run_with_time_and_attributes(
     text = invoke(places, "base", "slow", old, "--format", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["run"] for row in rows] == [str(old), str(places["base"]), str(places["slow"])]
-    assert list(rows[0])[:4] == ["time", "run", "kernel", "ipitrace_version"]
+    assert list(rows[0])[:5] == ["time", "run", "kernel", "ipitrace_version", "emulated"]
     assert [row["kernel"] for row in rows] == ["", "6.1", "6.2"]
     for row in rows:
         when = datetime.strptime(row["time"], "%Y-%m-%d %H:%M:%S %z")
@@ -377,3 +377,16 @@ def test_a_table_fits_a_terminal_of_80_columns(places: Mapping[str, Path]) -> No
     gate = ("--fail-on", "unicast-running:round_trip.p99.9:+5%")
     lines = invoke(places, "base", "slow", *gate).stdout.splitlines()
     assert max(map(len, lines[1:-1])) <= 80
+
+
+def test_every_output_says_that_a_host_is_emulated(tmp_path: Path) -> None:
+    recording = record(tmp_path / "bochs", host(steady(), emulated="Bochs"))
+    for style, mark in {
+        "table": "Emulated host: cycles are not real time.",
+        "markdown": "Emulated host: cycles are not real time.",
+        "junit": "Emulated host: cycles are not real time.",
+        "json": '"emulated": "Bochs"',
+        "csv": ",Bochs,",
+        "openmetrics": f'ipitrace_emulated{{run="{recording}"}} 1.0',
+    }.items():
+        assert mark in invoke({}, recording, recording, "--format", style).stdout, style
