@@ -71,8 +71,9 @@ def _threads(vm: VirtualMachine) -> str:
         + ("" if one_place or vcpu.tid is None else f" on {cpu_list(vcpu.cpus)}")
         for vcpu in vm.vcpus
     ]
-    if any(vcpu.evidence == "syscall" for vcpu in vm.vcpus):
-        parts.append("(seen in KVM_RUN)")
+    ways = {_WAYS[vcpu.evidence] for vcpu in vm.vcpus if vcpu.evidence in _WAYS}
+    if ways:
+        parts[-1] += f" (seen {' and '.join(sorted(ways))})"
     return textwrap.fill(", ".join(parts) or "no vCPUs yet", _WIDTH - 2 - len(vm.name))
 
 
@@ -94,6 +95,7 @@ def _remarks(found: Discovery) -> Iterator[str]:
         )
 
 
+_WAYS = {"syscall": "in KVM_RUN", "kvm_entry": "at kvm_entry"}
 _ITEMS = {
     "tid": "some threads",
     "apic_mode": "APIC mode",

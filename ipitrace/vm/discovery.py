@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every KVM VM on the host, whatever runs it."""
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
@@ -11,6 +12,7 @@ from ipitrace.host.descriptors import Descriptors, scan_processes
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.tracer.tracefs import ensure_debugfs
+from ipitrace.tracer.vcpu_entries import entering_threads
 from ipitrace.vm.apic import read_apic_mode
 from ipitrace.vm.debugfs import VmDirectory, read_vm_directories
 from ipitrace.vm.model import ApicMode, Evidence, Vcpu, VirtualMachine
@@ -18,6 +20,7 @@ from ipitrace.vm.names import libvirt_names, machine_names, scope_name
 from ipitrace.vm.threads import allowed_cpus, find_in_kvm_run, read_started_at, thread_ids
 from ipitrace.vm.vmm import CommandLine, parse_command_line
 
+EntryReader = Callable[[], Mapping[int, int]]
 ApicReader = Callable[[int, Collection[int]], tuple[ApicMode | None, str]]
 
 
@@ -45,7 +48,12 @@ class _Found:
     tids: tuple[int, ...]
     vcpu_fds: dict[int, int] = field(default_factory=dict)  # descriptor by vCPU id
     directory: VmDirectory | None = None
+    threads: dict[int, tuple[int, Evidence]] = field(default_factory=dict)  # by vCPU id
     unknown: dict[str, str] = field(default_factory=dict)
+
+    def missing(self) -> dict[int, int]:
+        """The descriptors of the vCPUs whose threads are not known yet."""
+        return {index: fd for index, fd in self.vcpu_fds.items() if index not in self.threads}
 
 
 def find_vms(files: HostFiles = HOST) -> tuple[VirtualMachine, ...]:
@@ -53,8 +61,12 @@ def find_vms(files: HostFiles = HOST) -> tuple[VirtualMachine, ...]:
     return discover(files).vms
 
 
-def discover(files: HostFiles = HOST, apic_reader: ApicReader = read_apic_mode) -> Discovery:
-    """Look for VMs once: some ms, and up to 0.1 s where KVM does not name the threads.
+def discover(
+    files: HostFiles = HOST,
+    apic_reader: ApicReader = read_apic_mode,
+    entry_reader: EntryReader = entering_threads,
+) -> Discovery:
+    """Look for VMs once: some ms, and a second or two where KVM does not name the threads.
 
     Where debugfs is not mounted, and we may, it is mounted for this thread alone (see
     tracer.tracefs): call it in the main thread. Raises nothing for what cannot be seen,
@@ -66,7 +78,7 @@ def discover(files: HostFiles = HOST, apic_reader: ApicReader = read_apic_mode) 
         return Discovery((), unreadable, None)
     directories, absent = _directories(files)
     found = [vm for process in holders for vm in _split(process, directories or (), files)]
-    seen = find_in_kvm_run(_not_named(found), files)
+    _find_threads(found, entry_reader, files)
     backend = read_fingerprint(files).kvm_backend
     machines = machine_names(files)
     lines = {vm.pid: _command_line(vm.pid, files) for vm in found}
@@ -85,11 +97,11 @@ def discover(files: HostFiles = HOST, apic_reader: ApicReader = read_apic_mode) 
             unknown["memory_bytes"] = "its command line does not say"
         if backend is None:
             unknown["backend"] = "no KVM module is to be seen in /sys/module"
-        vcpus = _vcpus(vm, seen.get(vm.pid, {}), files)
+        vcpus = _vcpus(vm, files)
         if any(vcpu.tid is None for vcpu in vcpus):
             unknown["tid"] = (
-                f"{absent or 'KVM does not name it in debugfs'}, and it was not seen waiting in "
-                "KVM_RUN: it has not run yet, or runs without a pause"
+                f"{absent or 'KVM does not name it in debugfs'}, and it was seen neither waiting "
+                "in KVM_RUN nor at kvm_entry: it has not run yet, or runs without a pause"
             )
         vms.append(
             VirtualMachine(
@@ -150,29 +162,40 @@ def _split(
     return found
 
 
-def _not_named(found: Collection[_Found]) -> dict[int, set[int]]:
-    """By process, the descriptors of vCPUs whose thread KVM does not name."""
-    wanted: dict[int, set[int]] = {}
+def _find_threads(found: Collection[_Found], entry_reader: EntryReader, files: HostFiles) -> None:
+    """Fill in `threads`: by what KVM says, else by what can be seen, the cheapest look first."""
     for vm in found:
         named = vm.directory.vcpu_tids if vm.directory else {}
-        missing = {fd for index, fd in vm.vcpu_fds.items() if named.get(index) is None}
-        if missing:
-            wanted.setdefault(vm.pid, set()).update(missing)
-    return wanted
+        vm.threads = {i: (tid, "debugfs") for i, tid in named.items() if tid is not None}
+    wanted: dict[int, set[int]] = {}
+    for vm in found:
+        wanted.setdefault(vm.pid, set()).update(vm.missing().values())
+    seen = find_in_kvm_run({pid: fds for pid, fds in wanted.items() if fds}, files)
+    for vm in found:
+        for index, fd in vm.missing().items():
+            tid = seen[vm.pid].get(fd)
+            if tid is not None:
+                vm.threads[index] = (tid, "syscall")
+    missing = [vm for vm in found if vm.missing()]
+    if missing:
+        with contextlib.suppress(HostError):
+            _add_entering(missing, entry_reader())
 
 
-def _vcpus(vm: _Found, seen: Mapping[int, int], files: HostFiles) -> tuple[Vcpu, ...]:
-    named = vm.directory.vcpu_tids if vm.directory else {}
+def _add_entering(found: Collection[_Found], vcpu_of_tid: Mapping[int, int]) -> None:
+    """An entry names the vCPU, not the VM: it decides only where one VM can be meant."""
+    for tid, index in vcpu_of_tid.items():
+        vms = [vm for vm in found if tid in vm.tids and index in vm.missing()]
+        if len(vms) == 1:
+            vms[0].threads[index] = (tid, "kvm_entry")
+
+
+def _vcpus(vm: _Found, files: HostFiles) -> tuple[Vcpu, ...]:
     vcpus: list[Vcpu] = []
-    for index in sorted(vm.vcpu_fds.keys() | named.keys()):
-        fd = vm.vcpu_fds.get(index)
-        tid = named.get(index)
-        evidence: Evidence | None = "debugfs"
-        if tid is None:
-            tid = None if fd is None else seen.get(fd)
-            evidence = None if tid is None else "syscall"
+    for index in sorted(vm.vcpu_fds.keys() | vm.threads.keys()):
+        tid, evidence = vm.threads.get(index, (None, None))
         cpus = () if tid is None else allowed_cpus(vm.pid, tid, files)
-        vcpus.append(Vcpu(index, tid, cpus, evidence, fd))
+        vcpus.append(Vcpu(index, tid, cpus, evidence, vm.vcpu_fds.get(index)))
     return tuple(vcpus)
 
 

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 ApicMode = Literal["x2apic", "xapic", "off"]
-Evidence = Literal["debugfs", "syscall"]
+Evidence = Literal["debugfs", "syscall", "kvm_entry"]
 """How a vCPU's thread was told from the process's other threads.
 
 debugfs: KVM names it (/sys/kernel/debug/kvm/<vm>/vcpu<n>/pid).
 syscall: it was seen inside the KVM_RUN ioctl on the vCPU's descriptor.
+kvm_entry: it was seen at that tracepoint, entering the guest as this vCPU.
 """
 
 

@@ -15,6 +15,7 @@ from guests import Guest, micro_guest, qemu_guest, until
 from ipitrace.errors import UsageError
 from ipitrace.host.descriptors import read_descriptors
 from ipitrace.host.files import HostFiles
+from ipitrace.tracer.vcpu_entries import entering_threads
 from ipitrace.units import MIB
 from ipitrace.vm import VirtualMachine, discover, find_vms, resolve_vm, still_there
 from ipitrace.vm.threads import find_in_kvm_run
@@ -80,6 +81,16 @@ def test_a_waiting_vcpu_is_told_by_its_system_call(micro: Guest) -> None:
     assert descriptors is not None
     fd = next(fd for fd, index in descriptors.vcpu_fds.items() if index == 1)
     assert find_in_kvm_run({micro.pid: [fd]}) == {micro.pid: {fd: micro.tids[1]}}
+
+
+@pytest.mark.live("root", "kvm", "bpf")
+def test_a_running_vcpu_is_told_by_what_it_does(micro: Guest) -> None:
+    """A KVM without kvm_entry has no APICv either, and so tells each EOI's local APIC."""
+    by_tid = entering_threads(look_s=1.0)
+    if not by_tid.keys() & {*micro.tids}:
+        by_tid = entering_threads("kvm_eoi", "apicid", 1.0)
+    assert by_tid[micro.tids[1]] == 1
+    assert by_tid.get(micro.tids[0], 0) == 0
 
 
 def test_guests_of_two_processes_are_two(micro: Guest) -> None:

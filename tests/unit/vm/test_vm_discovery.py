@@ -19,7 +19,7 @@ from vm_trees import (
     process,
 )
 
-from ipitrace.errors import UsageError
+from ipitrace.errors import HostError, UsageError
 from ipitrace.host.files import HostFiles
 from ipitrace.units import MIB
 from ipitrace.vm import ApicMode, Discovery, Vcpu, VirtualMachine, discover, pick, still_there
@@ -30,13 +30,13 @@ MODULES = {"/sys/module/kvm/parameters/halt_poll_ns": "0", "/sys/module/kvm_amd/
 INITIAL = {"/proc/self/ns/pid": "-> pid:[4026531836]"}
 
 
-def look(files: HostFiles) -> Discovery:
-    """Discover, with an APIC mode that no real process is asked for."""
+def look(files: HostFiles, entering: Mapping[int, int] | None = None) -> Discovery:
+    """Discover, asking no real process for its APIC mode and no real KVM for entries."""
 
     def mode(_pid: int, _fds: Collection[int]) -> tuple[ApicMode | None, str]:
         return "x2apic", ""
 
-    return discover(files, mode)
+    return discover(files, mode, lambda: entering or {})
 
 
 def only(files: HostFiles) -> VirtualMachine:
@@ -78,6 +78,22 @@ def test_threads_by_system_call_where_kvm_does_not_name_them(make_files: Make) -
     assert "KVM_RUN" in qemu.unknown["tid"]
     assert firecracker.vcpus == (Vcpu(0, 801, (0, 1, 2, 3), "syscall", 10),)
     assert "tid" not in firecracker.unknown
+
+
+def test_threads_by_entries_where_they_never_wait(make_files: Make) -> None:
+    qemu, firecracker = look(make_files(QEMU | FIRECRACKER), {702: 0, 703: 5, 31: 0}).vms
+    assert qemu.vcpus[0] == Vcpu(0, 702, (1,), "kvm_entry", 12)
+    assert qemu.vcpus[1].evidence == "syscall"
+    assert firecracker.tids == (801,)
+    assert "tid" not in qemu.unknown
+
+
+def test_entries_without_the_right_to_see_them(make_files: Make) -> None:
+    def refuse() -> Mapping[int, int]:
+        raise HostError("no rights", "")
+
+    [vm] = discover(make_files(QEMU), lambda _pid, _fds: ("xapic", ""), refuse).vms
+    assert vm.tids == (703,)
 
 
 def test_an_old_kernel_does_not_number_vcpus(make_files: Make) -> None:
@@ -143,7 +159,7 @@ def test_a_zombie_is_no_vm(make_files: Make) -> None:
 
 
 def test_unreadable_apic_page(make_files: Make) -> None:
-    [vm] = discover(make_files(QEMU), lambda _pid, _fds: (None, "not allowed")).vms
+    [vm] = discover(make_files(QEMU), lambda _pid, _fds: (None, "not allowed"), dict).vms
     assert vm.apic_mode is None
     assert vm.unknown["apic_mode"] == "not allowed"
 
