@@ -117,13 +117,13 @@ def _x2apic(fingerprint: HostFingerprint, vm: VirtualMachine | None) -> Check:
         return Check(name, "ok" if fingerprint.x2apic else "warn", host)
     if vm.apic_mode is None:
         why = vm.unknown.get("apic_mode", "")
-        return Check(name, "unknown", f"{host}; {vm.name}: not known, {why}")
+        return Check(name, "unknown", f"{host}; guest: not known, {why}")
     if vm.apic_mode == "x2apic":
-        return Check(name, "ok", f"{host}; {vm.name}: x2apic")
+        return Check(name, "ok", f"{host}; guest: x2apic")
     return Check(
         name,
         "warn",
-        f"{host}; {vm.name}: {vm.apic_mode}",
+        f"{host}; guest: {vm.apic_mode}",
         "give the guest the CPU flag x2apic, if it lacks it",
     )
 
@@ -136,7 +136,7 @@ def _host_x2apic(fingerprint: HostFingerprint) -> str:
             msr.seek(_IA32_APIC_BASE)
             mode = mode_of(struct.unpack("<Q", msr.read(8)))
     except (OSError, struct.error):
-        return "the host has it (in use: modprobe msr would tell)"
+        return "the host has it (modprobe msr shows use)"
     return "the host uses it" if mode == "x2apic" else f"the host has it and is in {mode} mode"
 
 

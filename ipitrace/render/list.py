@@ -10,9 +10,10 @@ from ipitrace.units import MIB
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 
 _WIDTH = 80
+_LEAST_WIDTH = 30
 _NOTHING = "-"
-_HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "backend", "CPUs")
-_ALIGN = ("left", "left", "right", "right", "right", "left", "left", "left")
+_HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "CPUs")
+_ALIGN = ("left", "left", "right", "right", "right", "left", "left")
 
 
 def render_list(found: Discovery) -> str:
@@ -21,10 +22,10 @@ def render_list(found: Discovery) -> str:
     if found.vms:
         rows = [_row(vm) for vm in found.vms]
         sections.append(tabulate(rows, _HEADERS, "simple", colalign=_ALIGN, disable_numparse=True))
-        threads = tabulate(
-            [(vm.name, _threads(vm)) for vm in found.vms], tablefmt="plain", disable_numparse=True
-        )
-        sections.append(f"Threads by vCPU\n{threads}")
+        width = _WIDTH - 2 - max(len(vm.name) for vm in found.vms)
+        threads = [(vm.name, _threads(vm, width)) for vm in found.vms]
+        table = tabulate(threads, tablefmt="plain", disable_numparse=True)
+        sections.append(f"Threads by vCPU\n{table}")
     else:
         sections.append("No KVM VM is to be seen.")
     sections.append("\n".join(_remarks(found)))
@@ -46,12 +47,11 @@ def _row(vm: VirtualMachine) -> tuple[str, ...]:
     memory = _NOTHING if vm.memory_bytes is None else f"{vm.memory_bytes // MIB} MiB"
     return (
         vm.name,
-        vm.vmm,
+        vm.vmm.replace("unknown VMM", "?"),
         f"{vm.pid}",
         f"{len(vm.vcpus)}",
         memory,
         vm.apic_mode or _NOTHING,
-        vm.backend or _NOTHING,
         _placement(vm.vcpus),
     )
 
@@ -64,21 +64,26 @@ def _placement(vcpus: Sequence[Vcpu]) -> str:
     return "pinned" if all(len(place) == 1 for place in places) else "several"
 
 
-def _threads(vm: VirtualMachine) -> str:
+def _threads(vm: VirtualMachine, width: int) -> str:
     one_place = len({vcpu.cpus for vcpu in vm.vcpus}) == 1
     parts = [
         f"{vcpu.index}: {_NOTHING if vcpu.tid is None else vcpu.tid}"
-        + ("" if one_place or vcpu.tid is None else f" on {cpu_list(vcpu.cpus)}")
+        + ("" if one_place or not vcpu.cpus else f" on {cpu_list(vcpu.cpus)}")
         for vcpu in vm.vcpus
     ]
     ways = {_WAYS[vcpu.evidence] for vcpu in vm.vcpus if vcpu.evidence in _WAYS}
     if ways:
         parts[-1] += f" (seen {' and '.join(sorted(ways))})"
-    return textwrap.fill(", ".join(parts) or "no vCPUs yet", _WIDTH - 2 - len(vm.name))
+    # A vCPU is not parted from its thread: spaces inside a part do not break.
+    text = ", ".join(part.replace(" ", "\0") for part in parts) or "no vCPUs yet"
+    return textwrap.fill(text, max(width, _LEAST_WIDTH)).replace("\0", " ")
 
 
 def _remarks(found: Discovery) -> Iterator[str]:
     """Why something is not known, each reason once."""
+    backends = sorted({vm.backend for vm in found.vms if vm.backend})
+    if backends:
+        yield f"KVM backend: {', '.join(backends)}"
     concerned: dict[tuple[str, str], list[str]] = {}
     for vm in found.vms:
         for item, why in vm.unknown.items():
