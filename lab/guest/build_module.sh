@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Build ipistorm against a suite's kernel headers, with the kernel's own extra checks.
-# Usage, inside the builder's root: build_module.sh HEADERS SOURCES DIRECTORY CC SPARSE
-# SPARSE is 0 or 1. Leaves DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and
+# Usage, inside the builder's root: build_module.sh HEADERS SOURCES DIRECTORY CC SPARSE DKMS
+# SPARSE and DKMS are 0 or 1: whether to check with it, whether to build by it first. Leaves DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and
 # DIRECTORY/warnings, what compiler and sparse had to say.
 set -eu
-headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5
+headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5 dkms=$6
 
 # The headers name each other by these paths.
 mount -t tmpfs src /usr/src
@@ -20,10 +20,14 @@ version=${PWD##*-}
 make -s ipistorm
 cp ipistorm "$directory/"
 
-# A tree of its own: DKMS must find everything in what install-source leaves.
-dkms build -m ipistorm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
-	--dkmstree /tmp/dkms --sourcetree /tmp/work/usr/src --no-clean-kernel >"$directory/dkms" 2>&1 ||
-	{ cat "$directory/dkms" /tmp/dkms/ipistorm/"$version"/build/make.log && false; } >&2
+if [ "$dkms" = 1 ]; then # it must find everything in what install-source leaves
+	mkdir /tmp/dkms
+	dkms build -m ipistorm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
+		--dkmstree /tmp/dkms --sourcetree /tmp/work/usr/src >dkms.log 2>&1 || {
+		cat dkms.log /tmp/dkms/ipistorm/"$version"/build/make.log >&2
+		exit 1
+	}
+fi
 
 make -s -C "$build" CC="$compiler" HOSTCC="$compiler" M="$PWD" W=1 C="$sparse" modules \
 	>messages 2>&1 || { cat messages >&2 && exit 1; }

@@ -26,17 +26,19 @@ class Toolchain:
     Attributes:
         compiler: the nearest to the kernel's own that the builder's suite has.
         sparse: whether the builder's sparse can read the kernel's headers.
+        dkms: whether to build by DKMS, too; it wants the kernel's very compiler.
     """
 
     compiler: str = "gcc"
     sparse: bool = True
+    dkms: bool = False
 
 
 # The mirror's oldest to its newest; sparse 0.6.4 does not know 7.x' __typeof_unqual__.
 SUITES = {
     "bullseye": Toolchain("gcc-12"),
     "bookworm": Toolchain("gcc-12"),
-    "trixie": Toolchain(),
+    "trixie": Toolchain(dkms=True),
     "trixie-backports": Toolchain(sparse=False),
 }
 
@@ -73,7 +75,7 @@ def build_module(suite: str) -> Build:
         shutil.copy(_BUILD, directory)
         inside = f"{SHARED}/module"
         places = [f"{SHARED}/headers", f"{inside}/sources", inside]
-        options = [toolchain.compiler, str(int(toolchain.sparse))]
+        options = [toolchain.compiler, *(str(int(o)) for o in (toolchain.sparse, toolchain.dkms))]
         lent = {"module": directory, "headers": headers}
         chroot(tools, ["sh", f"{inside}/{_BUILD.name}", *places, *options], lent)
         shutil.rmtree(sources)

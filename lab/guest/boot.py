@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Booting the Linux guest: a kernel, busybox, ipistorm and a script, in QEMU's TCG."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.common import kernel, rootfs
+from lab.common.cache import cache_dir
+from lab.common.chroot import SHARED, chroot_command
+from lab.common.collect import collect
+from lab.common.commands import run
+from lab.common.image import job_disk
+from lab.common.initramfs import build_initramfs
+from lab.common.steps import LabError, step
+from lab.guest.module import build_module
+
+_INIT = Path(__file__).with_name("init")
+_SETS = ("disk=ata_piix,ahci,sd_mod,ext4",)
+_PACKAGE = "qemu-system-x86"
+_TIMEOUT_S = 600
+# The emulated CPUs share one TSC but show no flag that says so.
+_COMMAND_LINE = "console=ttyS0,115200 panic=-1 oops=panic mitigations=off tsc=reliable"
+# Without remapping of interrupts Linux keeps the APICs in xAPIC mode.
+_X2APIC = ("-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,eim=on")
+_XAPIC = ("-machine", "pc")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What to boot.
+
+    Attributes:
+        suite: of Debian, whose kernel it is.
+        cpus: how many.
+        x2apic: whether the APICs are in x2APIC mode.
+        script: run by busybox' sh; /job has `ipistorm`, `ipistorm.ko` and the empty folder
+            `result`, which comes back.
+    """
+
+    suite: str
+    cpus: int
+    x2apic: bool
+    script: Path
+
+
+def boot_guest(guest: Guest, output: Path) -> None:
+    """Make what is missing, boot, bring the script's results to `output`.
+
+    `output` has `console.log`, `dmesg.txt`, `stdout.txt`, `stderr.txt` and `status`, too.
+
+    Raises:
+        LabError: a step failed; the message names it.
+    """
+    module = build_module(guest.suite)
+    chosen = kernel.fetch(guest.suite)
+    if module.release != chosen.release:
+        raise LabError(f"headers of {module.release}, kernel {chosen.release}")
+    initramfs = build_initramfs(chosen, _INIT, _SETS)
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix=".job-", dir=cache_dir()) as scratch:
+        tree, disk = Path(scratch) / "tree", Path(scratch) / "job.img"
+        (tree / "result").mkdir(parents=True)
+        for file in ("ipistorm", "ipistorm.ko"):
+            shutil.copy(module.directory / file, tree)
+        shutil.copy(guest.script, tree / "run")
+        job_disk(tree, disk)
+        with step(f"Linux {chosen.release} guest, {guest.cpus} CPUs"):
+            _qemu(guest, chosen, initramfs, disk, output / "console.log")
+        collect(disk, output / "console.log", output)
+
+
+def _qemu(
+    guest: Guest, chosen: kernel.Kernel, initramfs: Path, disk: Path, console: Path
+) -> None:
+    lent = {
+        "kernel": chosen.directory,
+        "initramfs": initramfs.parent,
+        "job": disk.parent,
+        "console": console.parent,
+    }
+    machine = _X2APIC if guest.x2apic else _XAPIC
+    cpus = f"-accel tcg,thread=multi -cpu max -smp {guest.cpus} -m 1024"
+    screen = "-nodefaults -no-user-config -display none -no-reboot"
+    qemu = [
+        *("timeout", str(_TIMEOUT_S), "qemu-system-x86_64", *machine),
+        *(*cpus.split(), *screen.split()),
+        *("-serial", f"file:{SHARED}/console/{console.name}"),
+        *("-kernel", f"{SHARED}/kernel/{chosen.image.name}"),
+        *("-initrd", f"{SHARED}/initramfs/{initramfs.name}"),
+        *("-append", _COMMAND_LINE),
+        *("-drive", f"file={SHARED}/job/{disk.name},format=raw,if=ide,index=0"),
+    ]
+    run(chroot_command(rootfs.tools(_PACKAGE), qemu, lent), name="QEMU")
