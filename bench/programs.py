@@ -78,9 +78,9 @@ def _events_per_ipi(storms: Storms) -> dict[str, tuple[float, float]]:
     with Tracer.load(pid=os.getpid(), n_vcpus=2) as tracer:
         tracer.attach()
         storm = storms.run(watching(tracer))
-    if storm.start.events_seen is None or storm.end.events_seen is None:
+    if storm.counted is None:
         return {}
-    seen = (storm.end.events_seen - storm.start.events_seen) / len(storm.sends)
+    seen = storm.counted / len(storm.sends)
     return {
         kind.name.lower(): (float(seen[kind, _SENDER]), float(seen[kind, _TARGET]))
         for kind in Kind

@@ -31,12 +31,13 @@ class TargetState(StrEnum):
 
 
 class SendMethod(StrEnum):
-    """How the sender asks for the IPI."""
+    """How the sender asks for the IPI; `smp-call` is the guest kernel's own function call."""
 
     X2APIC = "x2apic"
     XAPIC = "xapic"
     PV_HYPERCALL = "pv-hypercall"
     PASSTHROUGH = "passthrough"
+    SMP_CALL = "smp-call"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class StormRequest:
 
     Attributes:
         scenario: the kind of IPI.
-        n_vcpus: vCPUs of the guest; vCPU 0 sends, the others are targets.
+        n_vcpus: vCPUs of the guest; vCPU 0 sends.
         count: measured sends, after `warmup` unmeasured ones.
         pace_cycles: guest TSC cycles from one acknowledgement to the next send.
         timeout_s: an IPI not acknowledged within this time counts as incomplete.

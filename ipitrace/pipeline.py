@@ -2,7 +2,6 @@
 """A run from probing the host to the finished result, step by step; plain data in and out."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,12 +28,9 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.host.access import (
-    require_initial_pid_namespace,
-    require_kvm,
-    require_trace_privilege,
-)
-from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
+from ipitrace.guests import Guest
+from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
 from ipitrace.model import Scenario, StormRequest, TargetState
@@ -43,7 +39,6 @@ from ipitrace.repetition import Recorded, run_repetition
 from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
 from ipitrace.stats import interval_confidence
 from ipitrace.storm.driver import Driver
-from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest, max_count
 from ipitrace.summary import (
     SENDER,
     Measured,
@@ -62,7 +57,7 @@ REPETITIONS = 6  # the least whose extremes enclose the median with 95 % confide
 MAX_REPETITIONS = 1000
 _MOST_SENDS = 250_000  # of one repetition: bounds the memory that its events take
 _METHOD = (
-    "fresh guests in turn: off, counting, full; full, counting, off; and so on; the scenarios "
+    "repetitions in turn: off, counting, full; full, counting, off; and so on; the scenarios "
     "take turns, too, in an order shuffled by the run's seed and mirrored"
 )
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
@@ -87,7 +82,6 @@ class RunRequest:
     """What `ipitrace run` was asked for.
 
     Attributes:
-        n_vcpus: of the micro-guest.
         scenarios: in the order to run.
         count: measured sends of each scenario.
         pace_cycles: from one acknowledgement to the next send; None lets the scenario choose.
@@ -99,7 +93,6 @@ class RunRequest:
         handler_burn_cycles: cycles each handler wastes, to prove that they are found.
     """
 
-    n_vcpus: int
     scenarios: tuple[Scenario, ...]
     count: int
     pace_cycles: int | None
@@ -166,22 +159,11 @@ class _Run:
 
 
 def check_request(request: RunRequest) -> None:
-    """See that the request can be carried out at all.
+    """See that the request can be carried out by some guest at all.
 
     Raises:
         UsageError: a number is out of its range.
     """
-    if not MIN_VCPUS <= request.n_vcpus <= MAX_VCPUS:
-        raise UsageError(
-            f"The micro-guest cannot have {request.n_vcpus} vCPUs.",
-            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm micro:4.",
-        )
-    most = max_count(request.n_vcpus) - WARMUP
-    if not 1 <= request.count <= most:
-        raise UsageError(
-            f"--count {request.count} is out of range.",
-            f"Ask for 1 to {most:,} IPIs (what the logs of {request.n_vcpus} vCPUs hold).",
-        )
     if not 1 <= request.repeat <= MAX_REPETITIONS:
         raise UsageError(
             f"--repeat {request.repeat} is out of range.",
@@ -194,8 +176,22 @@ def check_request(request: RunRequest) -> None:
         )
 
 
+def check_count(request: RunRequest, guest: Driver) -> None:
+    """See that the guest can log so many IPIs.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    most = guest.max_count - WARMUP
+    if not 1 <= request.count <= most:
+        raise UsageError(
+            f"--count {request.count} is out of range.",
+            f"Ask for 1 to {most:,} IPIs (what the logs of {guest.n_vcpus} vCPUs hold).",
+        )
+
+
 def run(
-    request: RunRequest, sink: Sink, progress: Progress
+    request: RunRequest, guest: Guest, sink: Sink, progress: Progress
 ) -> tuple[RunResult, IpitraceError | None]:
     """Measure, and answer what was found, with the error that cut it short if one did.
 
@@ -203,23 +199,24 @@ def run(
         UsageError, HostError: nothing could be measured at all.
     """
     check_request(request)
-    require_kvm()
+    driver = guest.driver
+    check_count(request, driver)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     started_s = time.monotonic()
-    pinning = choose_cpus(request.n_vcpus, allowed_cpus(), read_topology())
-    guest = MicroGuest.prepare(request.n_vcpus, pinning.cpus)
-    if all(guest.unsupported(scenario) for scenario in request.scenarios):
+    if all(driver.unsupported(scenario) for scenario in request.scenarios):
         first = request.scenarios[0]
         raise HostError(
-            f"The scenario '{first.name}' cannot run here: {guest.unsupported(first)}.",
+            f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
             "See 'ipitrace scenarios' for those that can.",
         )
-    neighbours = read_neighbours()
+    neighbours = read_neighbours(own_pids=guest.own_pids)
     clock = _open_clock()
     readings = [clock.sandwich()] if clock else []  # the farther apart, the better the rate
     with contextlib.ExitStack() as stack:
-        tracer = stack.enter_context(_load_tracer(request)) if request.trace else None
-        gathered = _Run(request, guest, tracer, clock, sink, progress, sandwiches=readings)
+        tracer = None
+        if request.trace and guest.pid is not None:
+            tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
+        gathered = _Run(request, driver, tracer, clock, sink, progress, sandwiches=readings)
         _run_scenarios(gathered)
         losses = _losses(gathered)
         observer = None if tracer is None else _observer(gathered, tracer)
@@ -243,22 +240,28 @@ def run(
         untrustworthy=tuple(
             doubts(losses, clock_found, all_sends=all_sends, recorded_sends=recorded_sends)
         ),
-        host=_host(pinning, neighbours),
-        guest=guest.describe(),
+        host=_host(guest.pinning, neighbours),
+        guest=driver.describe(),
         clock=clock_found,
         losses=losses,
         observer=observer,
-        observer_absent=None if observer else "nothing was traced (--no-trace)",
+        observer_absent=None if observer else _why_untraced(guest),
         scenarios=tuple(gathered.rows),
         seed=request.seed,
     )
     return result, gathered.failure
 
 
-def _load_tracer(request: RunRequest) -> Tracer:
+def _load_tracer(pid: int, n_vcpus: int) -> Tracer:
     require_trace_privilege()
     require_initial_pid_namespace()
-    return Tracer.load(pid=os.getpid(), n_vcpus=request.n_vcpus)
+    return Tracer.load(pid=pid, n_vcpus=n_vcpus)
+
+
+def _why_untraced(guest: Guest) -> str:
+    if guest.untraced is not None:
+        return f"nothing was traced: {guest.untraced}"
+    return "nothing was traced (--no-trace)"
 
 
 def _open_clock() -> Clock | None:
@@ -336,7 +339,14 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
     kept = run.taken.setdefault(scenario.name, _Taken(scenario, request.pace_cycles))
     targets = run.guest.targets(scenario)
     kept.repetitions.append(
-        reduce_storm(recorded.storm, targets, turn.mode, recorded.watched, order=run.repetitions)
+        reduce_storm(
+            recorded.storm,
+            targets,
+            turn.mode,
+            recorded.watched,
+            seen=recorded.seen,
+            order=run.repetitions,
+        )
     )
     _keep(run, scenario, recorded)
     if recorded.trace is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One repetition: a storm in a fresh guest, watched as its mode says, on one clock."""
+"""One repetition: one storm, watched as its mode says, on one clock."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from ipitrace.clock import (
     Clock,
+    GuestTsc,
     HostClockMap,
     Sandwich,
+    Span,
     count_violations,
     offset_changes,
     own_guest_tsc,
@@ -22,7 +24,7 @@ from ipitrace.correlate.spans import Spans, StormTrace, correlate
 from ipitrace.correlate.stages import Stage
 from ipitrace.errors import MeasurementError
 from ipitrace.host.interrupts import delta, read_interrupts
-from ipitrace.layout import Kind
+from ipitrace.layout import NR_KINDS, Kind
 from ipitrace.model import StormRequest
 from ipitrace.storm.driver import Driver, Hooks, Storm
 from ipitrace.summary import SENDER, Mode, Watched
@@ -50,6 +52,8 @@ class Recorded:
         no_trace_reason: why `watched` is None although the mode was FULL.
         violations: effects before their causes, by kind.
         sandwiches: readings of both host clocks taken meanwhile.
+        seen: host events per kind and vCPU from the first measured send to the last
+            acknowledgement, shape (kinds, n_vcpus); None where that is not known.
     """
 
     storm: Storm
@@ -59,6 +63,7 @@ class Recorded:
     no_trace_reason: str | None
     violations: Mapping[str, int]
     sandwiches: tuple[Sandwich, ...]
+    seen: NDArray[np.int64] | None = None
 
 
 class _ClockReader:
@@ -115,9 +120,12 @@ def run_repetition(
     interrupts = delta(before, after) if before is not None and after is not None else None
     reader.read(now=True)
     if mode == Mode.COUNTING:
-        return Recorded(storm, mode, None, None, None, {}, tuple(reader.sandwiches))
+        return Recorded(storm, mode, None, None, None, {}, tuple(reader.sandwiches), storm.counted)
     tracer.drain()
     events = tracer.take()
+    during = (
+        (reader.sandwiches[0].ts_ns, reader.sandwiches[-1].ts_ns) if reader.sandwiches else None
+    )
     try:
         trace = _on_one_clock(
             request,
@@ -125,11 +133,13 @@ def run_repetition(
             storm,
             events,
             complete=_events_lost(tracer) == lost_before,
+            during=during,
             sandwiches=[*earlier, *reader.sandwiches],
             resolution_ns=1 if clock is None else clock.resolution_ns,
         )
     except MeasurementError as error:
-        return Recorded(storm, mode, None, None, error.message, {}, tuple(reader.sandwiches))
+        why = error.message
+        return Recorded(storm, mode, None, None, why, {}, tuple(reader.sandwiches), storm.counted)
     spans = correlate(trace)
     return Recorded(
         storm,
@@ -139,7 +149,17 @@ def run_repetition(
         None,
         _violations(spans, trace.bound_cycles),
         tuple(reader.sandwiches),
+        _seen(trace.events, storm),
     )
+
+
+def _seen(events: NDArray[np.void], storm: Storm) -> NDArray[np.int64]:
+    """Events of the window by kind and vCPU: as counted, else those that left a record."""
+    if storm.counted is not None:
+        return storm.counted
+    seen = np.zeros((NR_KINDS, len(storm.receipts)), np.int64)
+    np.add.at(seen, (events["kind"], events["vcpu"]), 1)
+    return seen
 
 
 def _on_one_clock(
@@ -149,24 +169,40 @@ def _on_one_clock(
     events: NDArray[np.void],
     *,
     complete: bool,
+    during: Span | None,
     sandwiches: list[Sandwich],
     resolution_ns: int,
 ) -> StormTrace:
-    """Put host events on the guest's clock.
+    """Put the host events of the measured window on the guest's clock.
+
+    The window is the driver's, where it was there at its edges. Else it is found here: from
+    the first measured send to the end of the last one's story, by the guest's own stamps.
+    `during` is when the storm ran, and more.
 
     Raises:
         MeasurementError: that cannot be done; the message says why.
     """
-    window = (storm.start.ts_ns, storm.end.ts_ns)
-    exits_fire = bool((events["kind"] == Kind.KVM_EXIT).any())
-    inside = (events["ts_ns"] >= window[0]) & (events["ts_ns"] <= window[1])
-    measured = events[inside]
     host_map = HostClockMap.build(sandwiches, resolution_ns)
-    host_hz = host_map.cycles_per_ns * 1e9
-    guest_tsc, reason = own_guest_tsc(storm.tsc_offset, storm.tsc_khz, host_hz)
-    if guest_tsc is None:
-        raise MeasurementError(f"The guest's TSC is not known: {reason}.", "")
-    bounds = host_map.bound_cycles(np.array([*window, *measured["ts_ns"]]))
+    guest_tsc = _guest_tsc(storm, host_map.cycles_per_ns * 1e9)
+
+    def to_guest(ts_ns: object) -> NDArray[np.int64]:
+        mapped: NDArray[np.int64] = guest_tsc.to_guest(host_map.to_tsc(ts_ns)).view(np.int64)  # type: ignore[arg-type]
+        return mapped
+
+    def bound_of(stamps: NDArray[np.int64]) -> int:
+        return int(np.ceil(host_map.bound_cycles(stamps).max(initial=0.0) * guest_tsc.scale))
+
+    stamps = events["ts_ns"]
+    if storm.start is not None and storm.end is not None:
+        window = (storm.start.ts_ns, storm.end.ts_ns)
+        inside = (stamps >= window[0]) & (stamps <= window[1])
+    else:
+        window = during or (0, 0)
+        low, high = _edges(storm)
+        slack = bound_of(np.array([*window, *stamps]))
+        tsc = to_guest(stamps)
+        inside = (tsc >= low - slack) & (tsc <= high + slack)
+    measured = events[inside]
     writes = events[events["kind"] == Kind.KVM_WRITE_TSC_OFFSET]["ts_ns"]
     changes = [
         change
@@ -175,25 +211,43 @@ def _on_one_clock(
     ]
     if len(set(storm.tsc_offsets_start)) > 1:
         raise MeasurementError("The vCPUs' TSC offsets differ.", "Boot with a stable TSC.")
-
-    def to_guest(ts_ns: object) -> NDArray[np.int64]:
-        mapped: NDArray[np.int64] = guest_tsc.to_guest(host_map.to_tsc(ts_ns)).view(np.int64)  # type: ignore[arg-type]
-        return mapped
-
     return StormTrace(
         sends=storm.sends,
         receipts=storm.receipts,
         sender=SENDER,
         targets=guest.targets(request.scenario),
-        vector=guest.vector(request.scenario),
+        vector=storm.vector,
         events=measured,
         event_tsc=to_guest(measured["ts_ns"]),
-        bound_cycles=int(np.ceil(bounds.max() * guest_tsc.scale)),
+        bound_cycles=bound_of(np.array([*window, *measured["ts_ns"]])),
         cpus=guest.pinned_cpus,
         complete=complete,
-        exits_fire=exits_fire,
+        exits_fire=bool((events["kind"] == Kind.KVM_EXIT).any()),
         suspect=[(int(low), int(high)) for low, high in (to_guest(np.array(c)) for c in changes)],
+        apic_ids=guest.apic_ids,
     )
+
+
+def _guest_tsc(storm: Storm, host_hz: float) -> GuestTsc:
+    """How the guest's TSC follows from the host's.
+
+    Raises:
+        MeasurementError: that is not known.
+    """
+    if storm.tsc_offset is not None and storm.tsc_ratio is not None:
+        return GuestTsc(storm.tsc_offset, *storm.tsc_ratio)
+    tsc, reason = own_guest_tsc(storm.tsc_offset, storm.tsc_khz, host_hz)
+    if tsc is None:
+        raise MeasurementError(f"The guest's TSC is not known: {storm.no_tsc or reason}.", "")
+    return tsc
+
+
+def _edges(storm: Storm) -> tuple[int, int]:
+    """The first measured send, and the last stamp the guest took of the storm."""
+    stamps = [storm.sends["sent_tsc"], storm.sends["ack_tsc"]]
+    stamps += [receipts[name] for receipts in storm.receipts for name in ("handler_tsc", "eoi_tsc")]
+    last = max(int(s.astype(np.int64).max()) for s in stamps if len(s))
+    return int(storm.sends["send_tsc"].astype(np.int64).min()), last
 
 
 def _events_lost(tracer: Tracer) -> int:

@@ -2,7 +2,7 @@
 """Made-up storms: what a guest could have logged, with the truth known beforehand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
@@ -137,10 +137,5 @@ def recorded(
     )
     spans = correlate(trace)
     watched = Watched(spans, exit_tables(trace, spans), interrupts)
-    counted = storm(one.sends, one.receipts, seen=counts(n_vcpus, seen or {}))
-    marked = replace(
-        one,
-        start=replace(one.start, events_seen=counted.start.events_seen),
-        end=replace(one.end, events_seen=counted.end.events_seen),
-    )
-    return reduce_storm(marked, targets, Mode.FULL, watched)
+    counted = counts(n_vcpus, seen or {}).astype(np.int64)
+    return reduce_storm(one, targets, Mode.FULL, watched, seen=counted)

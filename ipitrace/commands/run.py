@@ -2,7 +2,6 @@
 """`ipitrace run`: measure."""
 
 import os
-import re
 import secrets
 import sys
 from datetime import UTC, datetime
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
+from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.guests import MICRO, open_guest
 from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
 from ipitrace.recording import RUN_FILE, RecordingWriter
@@ -19,19 +19,25 @@ from ipitrace.render.tables import render_run
 from ipitrace.result import RunResult
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
+from ipitrace.storm.via import FORMS
 from ipitrace.units import NS_PER_S
 
-_DEFAULT_VCPUS = 2
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
 
 
 @click.command(short_help="Fire IPI storms in a guest and print what each IPI cost.")
 @click.option(
     "--vm",
-    default="micro",
+    default=MICRO,
     show_default=True,
     metavar="VM",
-    help="The guest: micro, or micro:N for N vCPUs.",
+    help="The guest: micro, or micro:N for N vCPUs; a running VM's name or pid:N, with --via; "
+    "or local, which is this machine itself.",
+)
+@click.option(
+    "--via",
+    metavar="URL",
+    help=f"The way into a running VM: {FORMS}. See 'ipitrace guest --help'.",
 )
 @click.option(
     "--scenario",
@@ -55,7 +61,7 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
     default=REPETITIONS,
     show_default=True,
     metavar="N",
-    help="Fresh guests per scenario, among which --count is shared out; the more, the smaller "
+    help="Repetitions per scenario, among which --count is shared out; the more, the smaller "
     "the changes 'ipitrace compare' can prove. With fewer than 6 it can prove none, however "
     "large, in the default scenarios.",
 )
@@ -82,6 +88,7 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
 def run(
     *,
     vm: str,
+    via: str | None,
     scenarios: tuple[str, ...],
     count: int,
     pace: int | None,
@@ -101,7 +108,6 @@ def run(
     The recording in DIR holds all of it; 'ipitrace report DIR' prints it again.
     """
     request = RunRequest(
-        n_vcpus=_vcpus_of(vm),
         scenarios=select_scenarios(scenarios or DEFAULT_SCENARIOS),
         count=count,
         pace_cycles=pace,
@@ -117,7 +123,8 @@ def run(
     with RecordingWriter(directory, force=force) as writer:
         with ProgressBar(enabled=not (quiet or as_json)) as bar:
             try:
-                result, failure = run_pipeline(request, writer, bar.show)
+                with open_guest(vm, via, trace=not no_trace) as guest:
+                    result, failure = run_pipeline(request, guest, writer, bar.show)
             except KeyboardInterrupt:
                 raise InterruptedRunError("Interrupted.", "Nothing was measured yet.") from None
         try:
@@ -134,21 +141,6 @@ def run(
             f"The numbers are not trustworthy: {'; '.join(result.untrustworthy)}.",
             f"Run again on a quieter host; what was measured is in {path}.",
         )
-
-
-def _vcpus_of(vm: str) -> int:
-    """The micro-guest's vCPUs from `micro` or `micro:N`.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    match = re.fullmatch(r"micro(?::(\d{1,6}))?", vm)
-    if match is None:
-        raise UsageError(
-            f"There is no guest '{vm}'.",
-            "Use --vm micro, or --vm micro:N for N vCPUs; other VMs cannot be driven yet.",
-        )
-    return int(match[1]) if match[1] else _DEFAULT_VCPUS
 
 
 def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:

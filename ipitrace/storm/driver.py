@@ -52,12 +52,19 @@ class Storm:
         handled: each handler's own counter of measured entries, from guest memory.
         incomplete: IPIs not acknowledged in time, warm-up included.
         spurious: interrupts that came in on the spurious vector.
-        start: the snapshot before the first measured send.
-        end: the snapshot after the last.
+        start: the snapshot before the first measured send; None where nobody could take one
+            at that moment: then only the stamps tell what happened inside the window.
+        end: the snapshot after the last, likewise.
         tsc_offset: guest minus host TSC as KVM states it, None where it does not.
         tsc_khz: the guest TSC's frequency as KVM states it, None where it does not.
         tsc_offsets_start: each vCPU's tsc_offset before the storm.
         tsc_offsets_end: each vCPU's after it; where the two differ, see clock.offset_changes.
+        tsc_ratio: guest cycles per host cycle as KVM states it, fixed point, and its fraction
+            bits; None where it does not.
+        no_tsc: why tsc_offset is None, where the driver knows.
+        vector: the interrupt vector the IPIs were sent with.
+        as_asked: the share of handler entries that found their vCPU in the state asked for;
+            None where the guest does not look.
     """
 
     sends: NDArray[np.void]
@@ -65,12 +72,26 @@ class Storm:
     handled: tuple[int, ...]
     incomplete: int
     spurious: int
-    start: Mark
-    end: Mark
+    start: Mark | None
+    end: Mark | None
     tsc_offset: int | None
     tsc_khz: int | None
     tsc_offsets_start: tuple[int | None, ...] = ()
     tsc_offsets_end: tuple[int | None, ...] = ()
+    tsc_ratio: tuple[int, int] | None = None
+    no_tsc: str | None = None
+    vector: int = 0
+    as_asked: float | None = None
+
+    @property
+    def counted(self) -> NDArray[np.int64] | None:
+        """Events between start and end, as Hooks.mark counted them; None where it did not."""
+        if self.start is None or self.end is None:
+            return None
+        if self.start.events_seen is None or self.end.events_seen is None:
+            return None
+        first = self.start.events_seen.astype(np.int64)
+        return np.asarray(self.end.events_seen.astype(np.int64) - first)
 
 
 class Driver(Protocol):
@@ -84,8 +105,13 @@ class Driver(Protocol):
     def pinned_cpus(self) -> tuple[int, ...] | None:
         """The host CPU of each vCPU where they are pinned."""
 
-    def vector(self, scenario: Scenario) -> int:
-        """The interrupt vector the IPIs of `scenario` are sent with."""
+    @property
+    def max_count(self) -> int:
+        """The largest storm, warm-up included, that the guest can log."""
+
+    @property
+    def apic_ids(self) -> tuple[int, ...] | None:
+        """Each vCPU's APIC id; None where it is the vCPU's own number."""
 
     def unsupported(self, scenario: Scenario) -> str | None:
         """Why this guest cannot run `scenario`, or None when it can."""
@@ -97,4 +123,4 @@ class Driver(Protocol):
         """The guest as run.json shows it."""
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
-        """Run one storm in a fresh guest."""
+        """Run one storm; in a fresh guest where the guest is ours."""

@@ -107,6 +107,20 @@ SCENARIOS: tuple[Scenario, ...] = (
         "all pairs at once",
     ),
     Scenario(
+        "unicast-running-smp-call",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.SMP_CALL,
+        "as unicast-running, through the guest kernel's smp_call_function_single()",
+    ),
+    Scenario(
+        "unicast-halted-smp-call",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.SMP_CALL,
+        "as unicast-halted, likewise",
+    ),
+    Scenario(
         "broadcast-pv",
         Pattern.BROADCAST,
         TargetState.RUNNING,

@@ -11,8 +11,10 @@ from ipitrace.result import PerSide
 from ipitrace.summary.interrupts import POSTED_ROWS, host_interrupts
 from ipitrace.summary.storms import Mode, Repetition, Watched
 
-_UNTRACED = "nothing was traced (--no-trace)"
+_UNTRACED = "nothing was traced"
+_NO_CLOCK = "host and guest could not be put on one clock"
 _MOSTLY = 0.5
+_NEARLY_ALL = 0.99
 _OF_TRACED_ROWS = (
     "paths",
     "stages",
@@ -36,12 +38,12 @@ def absent_figures(
         "round_trip_cycles": _nothing_of(r.cycles.round_trip for r in storms),
     }
     if stats is None:
-        reasons["kvm_stats"] = "this KVM has no KVM_GET_STATS_FD"
+        reasons["kvm_stats"] = storms[0].no_stats
+    traced = any(r.mode == Mode.FULL for r in storms)
+    why = _NO_CLOCK if traced else _UNTRACED
     if all(r.seen is None for r in storms):
-        reasons["events_per_ipi"] = _UNTRACED
+        reasons["events_per_ipi"] = why
     if not watched:
-        traced = any(r.mode == Mode.FULL for r in storms)
-        why = "host and guest could not be put on one clock" if traced else _UNTRACED
         return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
     reasons["stages"] = reasons["deliver_cycles"]
     if not any(len(table.reason) for w in watched for table in w.exits):
@@ -53,8 +55,13 @@ def absent_figures(
     return _known(reasons)
 
 
-def target_notes(scenario: Scenario, stats: Mapping[str, PerSide] | None) -> Iterable[str]:
-    """Where KVM's counters show that the target was not in the state asked for."""
+def target_notes(
+    scenario: Scenario, storms: Sequence[Repetition], stats: Mapping[str, PerSide] | None
+) -> Iterable[str]:
+    """Where the guest, or KVM's counters, show that the target was not in the state asked for."""
+    as_asked = [r.as_asked for r in storms if r.as_asked is not None]
+    if as_asked and (share := sum(as_asked) / len(as_asked)) < _NEARLY_ALL:
+        yield f"only {share:.0%} of the IPIs found their target {scenario.target_state}"
     if scenario.pattern == Pattern.SELF or stats is None:
         return
     zero = PerSide(0.0, 0.0)

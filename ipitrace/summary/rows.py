@@ -72,7 +72,7 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
         absent=absent | absent_figures(storms, watched, stats),
-        notes=(*measured.notes, *target_notes(scenario, stats)),
+        notes=(*measured.notes, *target_notes(scenario, storms, stats)),
     )
 
 

@@ -16,6 +16,8 @@ from ipitrace.model import Scenario
 from ipitrace.storm.driver import Storm
 
 SENDER = 0
+NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
+FOREIGN_STATS = "KVM tells a vCPU's statistics to its own VMM alone"
 
 
 class Mode(StrEnum):
@@ -91,7 +93,9 @@ class Repetition:
         order: which fresh guest of the run it was.
         seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
         watched: only of recorded repetitions.
-        stats: per vCPU, what KVM's counters moved by; None where KVM has none.
+        stats: per vCPU, what KVM's counters moved by; None for the reason `no_stats`.
+        as_asked: the share of handler entries that found their vCPU in the state asked for;
+            None where the guest does not look.
     """
 
     mode: Mode
@@ -104,6 +108,8 @@ class Repetition:
     seen: NDArray[np.int64] | None = None
     watched: Watched | None = None
     order: int = 0
+    as_asked: float | None = None
+    no_stats: str = NO_STATS_FD
 
 
 def reduce_storm(
@@ -112,20 +118,10 @@ def reduce_storm(
     mode: Mode,
     watched: Watched | None = None,
     *,
+    seen: NDArray[np.int64] | None = None,
     order: int = 0,
 ) -> Repetition:
     """Keep of a storm what its scenario's row is made of."""
-    seen = None
-    if mode != Mode.OFF and storm.start.events_seen is not None:
-        seen = np.asarray(storm.end.events_seen, np.int64) - storm.start.events_seen.astype(
-            np.int64
-        )
-    stats = None
-    if storm.start.stats is not None and storm.end.stats is not None:
-        stats = tuple(
-            {name: value - start[name] for name, value in end.items()}
-            for start, end in zip(storm.start.stats, storm.end.stats, strict=True)
-        )
     return Repetition(
         mode=mode,
         cycles=cycles_of(storm, targets),
@@ -133,10 +129,24 @@ def reduce_storm(
         sent=len(storm.sends),
         handled=storm.handled,
         timed_out=int(np.count_nonzero(storm.sends["ack_tsc"] == 0)),
-        stats=stats,
+        stats=_stats(storm),
+        no_stats=NO_STATS_FD if storm.start is not None else FOREIGN_STATS,
         seen=seen,
         watched=watched,
         order=order,
+        as_asked=storm.as_asked,
+    )
+
+
+def _stats(storm: Storm) -> tuple[dict[str, int], ...] | None:
+    """What KVM's counters of each vCPU moved by."""
+    if storm.start is None or storm.end is None:
+        return None
+    if storm.start.stats is None or storm.end.stats is None:
+        return None
+    return tuple(
+        {name: value - start[name] for name, value in end.items()}
+        for start, end in zip(storm.start.stats, storm.end.stats, strict=True)
     )
 
 

@@ -18,6 +18,7 @@ from checks import assert_sound
 from numpy.typing import NDArray
 
 import ipitrace
+from ipitrace.guests import micro_guest
 from ipitrace.layout import Kind
 from ipitrace.model import StormRequest
 from ipitrace.pipeline import RunRequest
@@ -288,10 +289,10 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     monkeypatch.setattr(Tracer, "detach", detach)
     monkeypatch.setattr(MicroGuest, "run", run)
     names = ["unicast-running", "unicast-halted"]
-    request = RunRequest(2, select_scenarios(names), 401, None, trace=True)
+    request = RunRequest(select_scenarios(names), 401, None, trace=True)
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     sink = Sink()
-    result, failure = run_pipeline(request, sink, lambda _what, _share: None)
+    result, failure = run_pipeline(request, micro_guest(2), sink, lambda _what, _share: None)
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert failure is None
     assert order == [*Mode, *reversed(Mode)] * 3 * len(names)
@@ -329,8 +330,8 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
 
 @pytest.mark.live("kvm")
 def test_the_measured_tsc_rate_is_kvms() -> None:
-    request = RunRequest(2, select_scenarios(["self"]), 2000, None, trace=False)
-    result, _failure = run_pipeline(request, Sink(), lambda _what, _share: None)
+    request = RunRequest(select_scenarios(["self"]), 2000, None, trace=False)
+    result, _failure = run_pipeline(request, micro_guest(2), Sink(), lambda _what, _share: None)
     if result.clock.kvm_tsc_khz is None or result.clock.tsc_error_hz is None:
         pytest.skip("one of the two rates is not known here")
     assert result.clock.tsc_hz == pytest.approx(result.clock.kvm_tsc_khz * 1000, rel=1e-3)

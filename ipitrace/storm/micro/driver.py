@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drives the micro-guest: one fresh VM a storm."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
 from ipitrace.storm.abi import (
@@ -51,6 +51,7 @@ _UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
     Pattern.RING: "the micro-guest has one sender",
     TargetState.PREEMPTED: "the micro-guest has no way yet to keep a target off its CPU",
     SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
+    SendMethod.SMP_CALL: "the micro-guest has no kernel",
     SendMethod.PASSTHROUGH: "the host offers no descriptors to send through",
 }
 
@@ -68,6 +69,7 @@ class MicroGuest:
     n_vcpus: int
     pinned_cpus: tuple[int, ...] | None
     payload: Payload
+    apic_ids: None = None
 
     @classmethod
     def prepare(cls, n_vcpus: int, cpus: tuple[int, ...] | None) -> "MicroGuest":
@@ -85,6 +87,11 @@ class MicroGuest:
     def vector(self, scenario: Scenario) -> int:
         """The interrupt vector the IPIs of `scenario` are sent with."""
         return MG_VECTOR_SELF if scenario.pattern == Pattern.SELF else MG_VECTOR_TARGET
+
+    @property
+    def max_count(self) -> int:
+        """The largest storm, warm-up included, that the guest can log."""
+        return max_count(self.n_vcpus)
 
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
@@ -130,7 +137,8 @@ class MicroGuest:
                 handler_burn_cycles=request.handler_burn_cycles,
             )
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
-            return machine.run(self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s)
+            storm = machine.run(self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s)
+            return replace(storm, vector=self.vector(scenario))
 
 
 def unsupported(scenario: Scenario) -> str | None:

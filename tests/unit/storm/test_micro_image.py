@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from ipitrace.errors import HostError, UsageError
-from ipitrace.pipeline import WARMUP, RunRequest, check_request
+from ipitrace.guests import micro_guest
+from ipitrace.pipeline import WARMUP, RunRequest, check_count, check_request
 from ipitrace.storm.abi import RECEIPT, SEND, StormSendMethod
 from ipitrace.storm.micro import image
-from ipitrace.storm.micro.driver import MAX_VCPUS, max_count
+from ipitrace.storm.micro.driver import MAX_VCPUS, MicroGuest, max_count
 from ipitrace.storm.micro.image import GuestMemory, LogSizes, Payload, load_payload
 from ipitrace.storm.micro.kvm import SpecialRegisters
 from ipitrace.storm.scenarios import select_scenarios
@@ -254,30 +255,31 @@ def test_a_storm_beyond_the_guest_is_refused(payload: Payload, n_vcpus: int) -> 
         GuestMemory(payload, n_vcpus, LogSizes(beyond, beyond))
 
 
-def request(n_vcpus: int, count: int) -> RunRequest:
-    return RunRequest(n_vcpus, select_scenarios(["self"]), count, None, trace=False)
+def request(count: int) -> RunRequest:
+    return RunRequest(select_scenarios(["self"]), count, None, trace=False)
 
 
 @pytest.mark.parametrize("n_vcpus", [2, 4, MAX_VCPUS])
-def test_one_more_than_the_largest_count_is_refused(n_vcpus: int) -> None:
+def test_one_more_than_the_largest_count_is_refused(n_vcpus: int, payload: Payload) -> None:
     most = max_count(n_vcpus) - WARMUP
-    check_request(request(n_vcpus, most))
+    guest = MicroGuest(n_vcpus, None, payload)
+    check_count(request(most), guest)
     with pytest.raises(UsageError, match=f"--count {most + 1} is out of range") as raised:
-        check_request(request(n_vcpus, most + 1))
+        check_count(request(most + 1), guest)
     assert f"1 to {most:,}" in raised.value.hint
 
 
 @pytest.mark.parametrize("n_vcpus", [-1, 0, 1, MAX_VCPUS + 1])
 def test_vcpus_out_of_range(n_vcpus: int) -> None:
     with pytest.raises(UsageError, match=f"cannot have {n_vcpus} vCPUs"):
-        check_request(request(n_vcpus, 1))
+        micro_guest(n_vcpus)
 
 
 @pytest.mark.parametrize("pace", [-1, 1_000_000_001])
 def test_a_pace_out_of_range(pace: int) -> None:
     with pytest.raises(UsageError, match="--pace"):
-        check_request(replace(request(2, 1), pace_cycles=pace))
-    check_request(replace(request(2, 1), pace_cycles=0))
+        check_request(replace(request(1), pace_cycles=pace))
+    check_request(replace(request(1), pace_cycles=0))
 
 
 def test_what_is_not_our_payload_is_refused(tmp_path: Path, payload: Payload) -> None:

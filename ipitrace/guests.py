@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From `--vm` and `--via` to a guest that can be measured."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.errors import UsageError
+from ipitrace.host.access import require_kvm
+from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
+from ipitrace.storm.driver import Driver
+from ipitrace.storm.linux import LinuxGuest
+from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
+from ipitrace.storm.via import FORMS, LOCAL, open_shell
+from ipitrace.vm import VirtualMachine, resolve_vm
+
+MICRO: Final = "micro"
+_DEFAULT_VCPUS: Final = 2
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest, and what the host's side has to know of it.
+
+    Attributes:
+        driver: runs storms in it.
+        pinning: where its vCPUs run.
+        pid: the process to trace; None where there is none on this host.
+        untraced: why there is none.
+        own_pids: the processes that are part of the measurement, not its neighbours.
+    """
+
+    driver: Driver
+    pinning: Pinning
+    pid: int | None
+    untraced: str | None
+    own_pids: frozenset[int]
+
+
+@contextlib.contextmanager
+def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
+    """The guest that `vm` and `via` mean; the way into it is closed at the end.
+
+    Args:
+        vm: `micro`, `micro:N`, `local`, or the name of a VM of this host.
+        via: see storm.via; None for the first three.
+        trace: the host's side is wanted, so the VM must be found.
+
+    Raises:
+        UsageError: there is no such guest, or no such way into one.
+        HostError: it cannot be reached, or cannot run storms.
+    """
+    if vm.partition(":")[0] == MICRO and via is None:
+        yield micro_guest(_vcpus_of(vm))
+        return
+    if vm == LOCAL and via in {None, LOCAL}:
+        with open_shell(LOCAL) as shell:
+            yield _here(LinuxGuest.prepare(shell, None))
+        return
+    check_names(vm, via)
+    machine = _machine(vm, must_be_there=trace)
+    with open_shell(via or "") as shell:
+        yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
+
+
+def check_names(vm: str, via: str | None) -> None:
+    """See that a guest which is not ours comes with a way into it.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if via is None:
+        raise UsageError(
+            f"How does one get into the guest '{vm}'?",
+            f"Say it with --via: {FORMS}. Or measure the built-in guest: --vm {MICRO}.",
+        )
+    if vm.partition(":")[0] == MICRO or LOCAL in {vm, via}:
+        raise UsageError(
+            f"--vm {vm} does not go with --via {via}.",
+            f"The built-in guest ({MICRO}) needs no --via; '--vm {LOCAL}' is this machine itself; "
+            "any other guest is --vm NAME --via URL.",
+        )
+
+
+def micro_guest(n_vcpus: int) -> Guest:
+    """The built-in guest.
+
+    Raises:
+        UsageError: it cannot have so many vCPUs.
+        HostError: no KVM, or the payload was not built.
+    """
+    if not MIN_VCPUS <= n_vcpus <= MAX_VCPUS:
+        raise UsageError(
+            f"The micro-guest cannot have {n_vcpus} vCPUs.",
+            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm {MICRO}:4.",
+        )
+    require_kvm()
+    pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
+    own = os.getpid()
+    return Guest(MicroGuest.prepare(n_vcpus, pinning.cpus), pinning, own, None, frozenset({own}))
+
+
+def _vcpus_of(vm: str) -> int:
+    """The micro-guest's vCPUs from `micro` or `micro:N`."""
+    match = re.fullmatch(rf"{MICRO}(?::(\d{{1,6}}))?", vm)
+    if match is None:
+        raise UsageError(f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N.")
+    return int(match[1]) if match[1] else _DEFAULT_VCPUS
+
+
+def _machine(name: str, *, must_be_there: bool) -> VirtualMachine | None:
+    """The VM of this name on this host; None where it is not needed and not there."""
+    try:
+        return resolve_vm(name)
+    except UsageError as error:
+        if not must_be_there:
+            return None
+        raise UsageError(
+            error.message,
+            f"{error.hint} With --no-trace a guest is measured without its host's side.",
+        ) from error
+
+
+def _here(driver: LinuxGuest) -> Guest:
+    where = "no hypervisor" if driver.native else "ipitrace runs inside the guest"
+    return Guest(
+        driver,
+        Pinning(None, overcommitted=False, why=f"{where}: each storm's thread keeps to its CPU"),
+        None,
+        f"there is no host's side here: {where}",
+        frozenset({os.getpid()}),
+    )
+
+
+def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) -> Guest:
+    if machine is None:
+        absent = f"this host's KVM has no VM '{name}'"
+        pinning = Pinning(None, overcommitted=False, why=f"not known: {absent}")
+        return Guest(driver, pinning, None, absent, frozenset({os.getpid()}))
+    own = frozenset({os.getpid(), machine.pid})
+    return Guest(driver, _pinning(driver, machine), machine.pid, None, own)
+
+
+def _pinning(driver: LinuxGuest, machine: VirtualMachine) -> Pinning:
+    """Where the VM's vCPUs may run, which is its owner's choice."""
+    cpus = driver.pinned_cpus
+    room = {cpu for vcpu in machine.vcpus for cpu in vcpu.cpus}
+    crowded = 0 < len(room) < len(machine.vcpus)
+    shared = cpus is not None and len(set(cpus)) < len(cpus)
+    why = "pinned by its owner" if cpus is not None else "not pinned: its vCPUs may move"
+    if crowded or shared:
+        why = f"{len(machine.vcpus)} vCPUs on {len(room)} CPUs: they would measure the scheduler"
+    return Pinning(cpus, overcommitted=crowded or shared, why=why)

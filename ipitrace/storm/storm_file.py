@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the helper in a Linux guest hands back, read: see struct storm_file in storm_abi.h."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.errors import HostError, MeasurementError
+from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
+from ipitrace.storm.driver import Storm
+
+_COUNT = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class StormFile:
+    """One file, taken apart.
+
+    Attributes:
+        header: one abi.FILE.
+        sends: dtype abi.SEND, warm-up included.
+        receipts: each vCPU's, dtype abi.RECEIPT, likewise.
+    """
+
+    header: np.void
+    sends: NDArray[np.void]
+    receipts: tuple[NDArray[np.void], ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "StormFile":
+        """Take a file apart.
+
+        Raises:
+            HostError: it is none, is of another version, or is cut off.
+        """
+        if not data.startswith(FILE_MAGIC):
+            start = data[:40].decode(errors="replace")
+            raise HostError(
+                f"The guest's ipistorm handed back no records but '{start}'.",
+                "Its output must not be mixed with another program's: see the login's start-up "
+                "files, and 'ipitrace guest status'.",
+            )
+        header = np.frombuffer(data.ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
+        if header["abi_version"] != ABI_VERSION:
+            raise other_version(int(header["abi_version"]))
+        rest = _Rest(data, max(int(header["header_bytes"]), FILE.itemsize))
+        sends = rest.take(SEND, int(header["n_sends"]))
+        counts = rest.take(_COUNT, int(header["n_vcpus"]))
+        receipts = tuple(rest.take(RECEIPT, int(n)) for n in counts)
+        return cls(header, sends, receipts)
+
+    def storm(self, warmup: int) -> Storm:
+        """The measured part; what only the host knows is not in it.
+
+        Raises:
+            MeasurementError: the storm did not end as it should.
+        """
+        status = self.header["status"]
+        state = int(status["state"])
+        if state != StormState.DONE or len(self.sends) <= warmup:
+            raise MeasurementError(
+                f"The guest gave up after {int(status['sent'])} sends: "
+                f"{int(status['incomplete'])} IPIs were not acknowledged in time.",
+                "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
+            )
+        measured = self.sends[self.sends["seq"] >= warmup]
+        first_tsc = measured["send_tsc"].min()
+        receipts = tuple(r[r["handler_tsc"] >= first_tsc] for r in self.receipts)
+        entries = sum(map(len, self.receipts))
+        return Storm(
+            sends=measured,
+            receipts=receipts,
+            handled=tuple(map(len, receipts)),
+            incomplete=int(status["incomplete"]),
+            spurious=int(status["spurious"]),
+            start=None,
+            end=None,
+            tsc_offset=None,
+            tsc_khz=int(self.header["tsc_khz"]) or None,
+            vector=int(self.header["vector"]),
+            as_asked=int(status["as_asked"]) / entries if entries else None,
+        )
+
+
+class _Rest:
+    """What of a file was not taken yet."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data = data
+        self._offset = offset
+
+    def take(self, dtype: np.dtype[np.void] | np.dtype[np.uint64], n: int) -> NDArray[np.void]:
+        end = self._offset + n * dtype.itemsize
+        if end > len(self._data):
+            raise HostError(
+                f"The guest's records are cut off: {len(self._data)} bytes came, at least {end} "
+                "were announced.",
+                "See whether the connection and the guest are sound, and run it again.",
+            )
+        taken: NDArray[np.void] = np.frombuffer(self._data, dtype, n, self._offset)
+        self._offset = end
+        return taken
+
+
+def other_version(theirs: int) -> HostError:
+    """The error for a guest whose module or helper speaks another version."""
+    return HostError(
+        f"The guest's ipistorm speaks version {theirs} of the storm interface, this ipitrace "
+        f"version {ABI_VERSION}.",
+        "Install the one that belongs to it: ipitrace guest install --vm ... --via ...",
+    )
