@@ -9,6 +9,7 @@ import ipitrace
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.commands.doctor import doctor
+from ipitrace.commands.guest import guest
 from ipitrace.commands.list import list_vms
 from ipitrace.commands.report import report
 from ipitrace.commands.run import run
@@ -31,6 +32,7 @@ ipitrace_group.add_command(scenarios)
 ipitrace_group.add_command(list_vms)
 ipitrace_group.add_command(doctor)
 ipitrace_group.add_command(watch)
+ipitrace_group.add_command(guest)
 
 
 def main() -> None:

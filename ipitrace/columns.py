@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT, NONE, pair_receipts, taken
+from ipitrace.correlate.pairing import ABSENT, NONE, eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.paths import Path
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.correlate.stages import CRITICAL, STAGES, Stage
@@ -96,7 +96,7 @@ def guest_ipi_columns(
         handled = receipts["handler_tsc"].astype(np.int64)
         index = pair_receipts(send_tsc, handled).receipt_of_send
         handler.append(taken(handled, index))
-        eoi.append(taken(receipts["eoi_tsc"].astype(np.int64), index))
+        eoi.append(taken(eoi_tsc(receipts), index))
     ack = storm.sends["ack_tsc"].astype(np.int64)
     return {
         **place.columns(n * m),

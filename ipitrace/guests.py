@@ -14,6 +14,7 @@ from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
+from ipitrace.storm.shell import Shell
 from ipitrace.storm.via import FORMS, LOCAL, open_shell
 from ipitrace.vm import VirtualMachine, resolve_vm
 
@@ -31,6 +32,8 @@ class Guest:
         pid: the process to trace; None where there is none on this host.
         untraced: why there is none.
         own_pids: the processes that are part of the measurement, not its neighbours.
+        shares_tsc: its TSC follows from this host's by an offset and a ratio.
+        tsc_stated_by: who states its TSC's rate.
     """
 
     driver: Driver
@@ -38,6 +41,8 @@ class Guest:
     pid: int | None
     untraced: str | None
     own_pids: frozenset[int]
+    shares_tsc: bool = True
+    tsc_stated_by: str = "the guest's kernel"
 
 
 @contextlib.contextmanager
@@ -64,6 +69,18 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
     machine = _machine(vm, must_be_there=trace)
     with open_shell(via or "") as shell:
         yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
+
+
+def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
+    """The way into a guest that is not ours; the VM itself is not looked for.
+
+    Raises:
+        UsageError: no such way.
+    """
+    if vm == LOCAL and via in {None, LOCAL}:
+        return open_shell(LOCAL)
+    check_names(vm, via)
+    return open_shell(via or "")
 
 
 def check_names(vm: str, via: str | None) -> None:
@@ -100,7 +117,14 @@ def micro_guest(n_vcpus: int) -> Guest:
     require_kvm()
     pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
     own = os.getpid()
-    return Guest(MicroGuest.prepare(n_vcpus, pinning.cpus), pinning, own, None, frozenset({own}))
+    return Guest(
+        MicroGuest.prepare(n_vcpus, pinning.cpus),
+        pinning,
+        own,
+        None,
+        frozenset({own}),
+        tsc_stated_by="KVM_GET_TSC_KHZ",
+    )
 
 
 def _vcpus_of(vm: str) -> int:
@@ -139,7 +163,7 @@ def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) ->
     if machine is None:
         absent = f"this host's KVM has no VM '{name}'"
         pinning = Pinning(None, overcommitted=False, why=f"not known: {absent}")
-        return Guest(driver, pinning, None, absent, frozenset({os.getpid()}))
+        return Guest(driver, pinning, None, absent, frozenset({os.getpid()}), shares_tsc=False)
     own = frozenset({os.getpid(), machine.pid})
     return Guest(driver, _pinning(driver, machine), machine.pid, None, own)
 

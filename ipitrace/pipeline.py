@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace.clock import Clock, Sandwich, stamp_resolution_ns
+from ipitrace.clock import Clock, GuestTsc, Sandwich, stamp_resolution_ns
 from ipitrace.columns import (
     GUEST_IPI_MEANINGS,
     HOST_EVENT_MEANINGS,
@@ -135,6 +135,7 @@ class _Run:
     ipis: int = 0
     tsc_khz: int | None = None
     tsc_offset: int | None = None
+    tsc_scale: float = 1.0
     incomplete: int = 0
     failure: IpitraceError | None = None
 
@@ -222,11 +223,13 @@ def run(
         observer = None if tracer is None else _observer(gathered, tracer)
     early = sum(r.cycles.early for m in gathered.measured for r in m.repetitions)
     clock_found = clock_result(
-        gathered.sandwiches,
+        gathered.sandwiches if guest.shares_tsc else (),
         tsc_khz=gathered.tsc_khz,
         tsc_offset=gathered.tsc_offset,
         bound_cycles=gathered.bound_cycles,
         violations={"handler_before_send": early, **gathered.violations},
+        scale=gathered.tsc_scale,
+        stated_by=guest.tsc_stated_by,
     )
     all_sends = sum(r.sent + m.warmup for m in gathered.measured for r in m.repetitions)
     recorded_sends = sum(row.sent for row in gathered.rows)
@@ -399,6 +402,8 @@ def _keep(run: _Run, scenario: Scenario, recorded: Recorded) -> None:
     run.sandwiches += recorded.sandwiches
     run.incomplete += storm.incomplete
     run.tsc_khz, run.tsc_offset = storm.tsc_khz, storm.tsc_offset
+    if storm.tsc_ratio is not None:
+        run.tsc_scale = GuestTsc(0, *storm.tsc_ratio).scale
     for kind, n in recorded.violations.items():
         run.violations[kind] = run.violations.get(kind, 0) + n
 

@@ -19,25 +19,30 @@ def clock_result(
     tsc_offset: int | None,
     bound_cycles: int,
     violations: Mapping[str, int],
+    scale: float = 1.0,
+    stated_by: str = "KVM_GET_TSC_KHZ",
 ) -> ClockResult:
     """What the run's readings of both host clocks amount to.
 
     Args:
-        sandwiches: in the order taken.
-        tsc_khz: the guest TSC's rate as KVM states it.
+        sandwiches: in the order taken; none where the guest's TSC has nothing to do with
+            this host's.
+        tsc_khz: the guest TSC's rate as KVM, or the guest, states it.
         tsc_offset: the guest TSC's offset as KVM states it.
         bound_cycles: the worst bound of a host event's place on the guest's clock, or 0.
         violations: effects before their causes, by kind.
+        scale: guest cycles per host cycle.
+        stated_by: who stated tsc_khz.
     """
     frequency = measure_frequency(sandwiches)
-    hz = frequency.hz if frequency else tsc_khz and tsc_khz * 1000.0
+    hz = frequency.hz * scale if frequency else tsc_khz and tsc_khz * 1000.0
     used = _map_of(sandwiches)
     drift = used.drift() if used else None
     half_width = used.max_half_width_cycles if used else None
     return ClockResult(
         tsc_hz=hz,
-        tsc_error_hz=frequency.error_hz if frequency else None,
-        source=_source(hz, measured=frequency is not None),
+        tsc_error_hz=frequency.error_hz * scale if frequency else None,
+        source=_source(hz, stated_by, measured=frequency is not None),
         kvm_tsc_khz=tsc_khz,
         guest_tsc_offset=tsc_offset,
         sandwiches=len(sandwiches),
@@ -62,10 +67,10 @@ def _map_of(sandwiches: Sequence[Sandwich]) -> HostClockMap | None:
         return None
 
 
-def _source(hz: float | None, *, measured: bool) -> str | None:
+def _source(hz: float | None, stated_by: str, *, measured: bool) -> str | None:
     if hz is None:
         return None
-    return "measured against CLOCK_MONOTONIC" if measured else "KVM_GET_TSC_KHZ"
+    return "measured against CLOCK_MONOTONIC" if measured else stated_by
 
 
 def doubts(

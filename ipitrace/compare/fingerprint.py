@@ -40,6 +40,10 @@ def _fingerprint(key: str) -> Read:
     return lambda run: (run.host.get("fingerprint") or {}).get(key)
 
 
+def _guest(key: str) -> Read:
+    return lambda run: run.guest.get(key)
+
+
 def _parameters(*, tunables: bool) -> Read:
     """KVM's parameters but those of _TUNABLES, or those alone."""
     return lambda run: {
@@ -87,10 +91,15 @@ ITEMS: Final[tuple[Item, ...]] = (
     Item("overcommitted", must_match=True, read=lambda r: r.host["pinning"]["overcommitted"]),
     Item("other_vms", must_match=True, read=_other_vms),
     Item("tsc_mhz", must_match=True, read=_tsc_mhz),
-    Item("guest.kind", must_match=True, read=lambda run: run.guest.get("kind")),
-    Item("guest.n_vcpus", must_match=True, read=lambda run: run.guest.get("n_vcpus")),
-    Item("guest.pinned_cpus", must_match=True, read=lambda run: run.guest.get("pinned_cpus")),
-    Item("guest.payload", must_match=True, read=lambda run: run.guest.get("payload_sha256")),
+    Item("guest.kind", must_match=True, read=_guest("kind")),
+    Item("guest.n_vcpus", must_match=True, read=_guest("n_vcpus")),
+    Item("guest.pinned_cpus", must_match=True, read=_guest("pinned_cpus")),
+    Item("guest.payload", must_match=True, read=_guest("payload_sha256")),
+    *(
+        Item(f"guest.{key}", must_match=True, read=_guest(key))
+        for key in ("kernel", "apic_mode", "module_srcversion")
+    ),
+    Item("guest.via", must_match=False, read=_guest("via")),
     Item("ipitrace_version", must_match=True, read=lambda run: run.ipitrace_version),
     Item("other_tracers", must_match=False, read=_other_tracers),
     *(

@@ -57,5 +57,11 @@ def taken(values: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int
     return np.where(index == NONE, ABSENT, values[index])
 
 
+def eoi_tsc(receipts: NDArray[np.void]) -> NDArray[np.int64]:
+    """When each handler ended its interrupt, ABSENT where the guest does not know."""
+    ended = receipts["eoi_tsc"].astype(np.int64)
+    return np.where(ended == 0, ABSENT, ended)
+
+
 ABSENT = np.iinfo(np.int64).min
 """Stands in arrays of stamps for what did not happen."""

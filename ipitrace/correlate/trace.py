@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+from ipitrace.correlate.pairing import ABSENT, eoi_tsc, pair_receipts, taken
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class GuestSide:
             handled = receipts["handler_tsc"].astype(np.int64)
             index = pair_receipts(send, handled).receipt_of_send
             handler[:, column] = taken(handled, index)
-            eoi[:, column] = taken(receipts["eoi_tsc"].astype(np.int64), index)
+            eoi[:, column] = taken(eoi_tsc(receipts), index)
         over = np.maximum(sent, ack)
         slack = np.full(len(send), bound, np.int64)
         slack[1:] = np.clip((send[1:] - over[:-1]) // 2, 0, bound)

@@ -91,7 +91,17 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    return f"{run.guest['kind']}, {run.guest['n_vcpus']} vCPUs, {where}"
+    kind = run.guest["kind"]
+    if kind == "native":
+        return (
+            f"native: this machine's own {run.guest['n_vcpus']} CPUs, Linux {run.guest['kernel']}"
+        )
+    if kind == "linux":
+        vm = run.guest.get("vm")
+        name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
+        kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
+        where = where if vm else "its host's side is not known"
+    return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
@@ -339,7 +349,13 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
 
 def _details(run: RunResult) -> str:
     lines = [f"version  ipitrace {run.ipitrace_version}, started {run.started_at}"]
-    lines.append(f"payload  sha256 {run.guest.get('payload_sha256', 'unknown')}")
+    if "payload_sha256" in run.guest:
+        lines.append(f"payload  sha256 {run.guest['payload_sha256']}")
+    if "module_srcversion" in run.guest:
+        lines.append(
+            f"module   ipistorm {run.guest['module_version']}, srcversion "
+            f"{run.guest['module_srcversion']}"
+        )
     lines += [f"pinning  {run.host['pinning']['why']}"]
     if run.observer is not None:
         lines.append(

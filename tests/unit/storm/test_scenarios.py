@@ -57,6 +57,8 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
     assert cannot == {
         "ring",
         "unicast-preempted",
+        "unicast-running-smp-call",
+        "unicast-halted-smp-call",
         "broadcast-pv",
         "unicast-running-passthrough",
     }

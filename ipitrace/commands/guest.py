@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipitrace guest`: put the storm module into a running guest, look at it, take it out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipitrace.guests import open_way
+from ipitrace.storm.install import install, remove
+from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
+from ipitrace.storm.via import FORMS
+
+
+@click.group(short_help="Put the storm module into a running guest, or take it out again.")
+def guest() -> None:
+    """Put the storm module into a running guest, look at it, take it out again.
+
+    Storms in a Linux guest need a kernel module and a helper inside of it.
+    """
+
+
+def _which(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The two options that every verb has."""
+    vm = click.option(
+        "--vm", required=True, metavar="VM", help="The VM's name, or local for this machine itself."
+    )
+    via = click.option("--via", metavar="URL", help=f"The way into it: {FORMS}.")
+    return vm(via(command))
+
+
+@guest.command("install", short_help="Copy, build and load it.")
+@_which
+@click.option(
+    "--module",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="An ipistorm.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
+)
+def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
+    """Copy the module's sources and the helper into the guest, build, and load.
+
+    The guest needs make, gcc and its kernel's headers, or --module. Everything goes to
+    /var/lib/ipitrace. What is there already is not done again.
+    """
+    with open_way(vm, via) as shell:
+        _tell_status(install(shell, click.echo, module))
+
+
+@guest.command("status", short_help="What is there, and what it can do.")
+@_which
+def status_command(*, vm: str, via: str | None) -> None:
+    """Print what is in the guest, and which scenarios it cannot run."""
+    with open_way(vm, via) as shell:
+        _tell_status(read_status(shell, find_helper(shell)))
+
+
+@guest.command("remove", short_help="Unload it, and remove whatever install put there.")
+@_which
+def remove_command(*, vm: str, via: str | None) -> None:
+    """Unload the module and remove whatever install put into the guest."""
+    with open_way(vm, via) as shell:
+        remove(shell, click.echo)
+
+
+def _tell_status(status: HelperStatus) -> None:
+    module = status.module
+    version = f"{module.version}, srcversion {module.srcversion}" if module.loaded else "not loaded"
+    click.echo(f"module   {version}")
+    click.echo(f"helper   {status.helper_version}, storm interface {status.abi_version}")
+    online = ", ".join(map(str, status.online))
+    click.echo(f"guest    Linux {status.kernel}, CPUs {online} online of {status.n_cpus}")
+    if status.apic_mode is not None:
+        khz = f"{status.tsc_khz / 1000:.3f} MHz" if status.tsc_khz else "of unknown rate"
+        click.echo(f"         APICs in {status.apic_mode} mode, TSC {khz}")
+    for name, reason in status.unsupported.items():
+        click.echo(f"cannot   {name}: {reason}")
