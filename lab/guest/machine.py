@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian guest with sshd and the guest agent, running in QEMU's TCG for as long as needed."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lab.common import kernel, rootfs
+from lab.common.cache import cache_dir, product
+from lab.common.chroot import SHARED, chroot, chroot_command
+from lab.common.image import make_disk
+from lab.common.steps import LabError, step
+
+NAME = "guest1"
+_INIT = Path(__file__).with_name("guest_init")
+_PACK = Path(kernel.__file__).with_name("make_initramfs.sh")
+_QEMU = "qemu-system-x86"
+_PACKAGES = (
+    "busybox-static",
+    "gcc",
+    "iproute2",
+    "kmod",
+    "linux-headers-amd64",
+    "make",
+    "openssh-server",
+    "qemu-guest-agent",
+)
+_MODULES = "guest=virtio_pci,virtio_blk,virtio_net,virtio_console,ext4"
+_SPARE_MIB = 256
+_BOOT_S = 300
+
+
+@dataclass(frozen=True)
+class Running:
+    """A guest that is up.
+
+    Attributes:
+        port: of this machine's loopback, where its sshd answers.
+        agent: the socket of its agent.
+        key: a file with the private key that may log in as root.
+        host_key: of its sshd, "TYPE BASE64".
+        console: what it printed.
+    """
+
+    port: int
+    agent: Path
+    key: Path
+    host_key: str
+    console: Path
+
+
+@cache
+def _root() -> Path:
+    return rootfs.tools(*_PACKAGES)
+
+
+def guest_disk() -> Path:
+    """The guest's disk, which is never written."""
+    source = _root()
+
+    def build(directory: Path) -> None:
+        size = sum(f.lstat().st_blocks * 512 for f in source.rglob("*"))
+        mib = int(size / (1 << 20) * 1.1) + _SPARE_MIB
+        make_disk(source, directory / "guest.img", label=NAME, mib=mib)
+
+    return product("guest-disk", [source, _SPARE_MIB], build) / "guest.img"
+
+
+def guest_initramfs(of: kernel.Kernel) -> Path:
+    """The guest's initramfs."""
+    tools = rootfs.tools()
+
+    def build(directory: Path) -> None:
+        shutil.copy(_INIT, directory / "init")
+        shutil.copy(_PACK, directory)
+        inside = f"{SHARED}/initramfs"
+        places = [f"{SHARED}/kernel", of.release, inside]
+        lent = {"initramfs": directory, "kernel": of.directory}
+        chroot(tools, ["sh", f"{inside}/{_PACK.name}", *places, _MODULES], lent)
+
+    inputs = [of.directory, tools, _INIT.read_text(), _PACK.read_text(), _MODULES]
+    return product("guest-initramfs", inputs, build) / "initramfs"
+
+
+def qemu_command(
+    *, image: str, initramfs: str, disk: str, agent: str, console: str, port: int, public_key: str
+) -> list[str]:
+    """QEMU's command line but for the accelerator; the places as QEMU sees them.
+
+    Args:
+        image: the kernel.
+        initramfs: guest_initramfs().
+        disk: guest_disk().
+        agent: the socket of the guest's agent, to be made.
+        console: a file, to be made.
+        port: of the loopback, for ssh.
+        public_key: who may log in, in base64.
+    """
+    words = f"console=ttyS0 panic=-1 loglevel=4 mitigations=off tsc=reliable lab_key={public_key}"
+    return [
+        *("qemu-system-x86_64", "-name", NAME, "-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none", "-serial", f"file:{console}"),
+        *("-kernel", image, "-initrd", initramfs, "-append", words),
+        *("-drive", f"file={disk},format=raw,if=virtio,snapshot=on"),
+        *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,path={agent},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+    ]
+
+
+def make_key(directory: Path) -> tuple[Path, str]:
+    """A new key pair: the private key's file, and the public key in base64."""
+    key = directory / "key"
+    inside = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{SHARED}/key/key"]
+    chroot(_root(), inside, {"key": directory})
+    return key, (directory / "key.pub").read_text().split()[1]
+
+
+def host_key() -> str:
+    """What the guest's sshd shows, "TYPE BASE64"."""
+    text = (_root() / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
+    return " ".join(text.split()[:2])
+
+
+@contextmanager
+def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
+    """Boot the guest; end it at the end.
+
+    Raises:
+        LabError: a step failed, or it does not come up in five minutes.
+    """
+    chosen, disk = kernel.fetch(), guest_disk()
+    initramfs = guest_initramfs(chosen)
+    qemu = rootfs.tools(_QEMU)
+    with tempfile.TemporaryDirectory(prefix="guest-", dir=cache_dir()) as scratch:
+        directory = Path(scratch)
+        key, public_key = make_key(directory)
+        port = _free_port()
+        command = qemu_command(
+            image=f"{SHARED}/kernel/{chosen.image.name}",
+            initramfs=f"{SHARED}/initramfs/{initramfs.name}",
+            disk=f"{SHARED}/disk/{disk.name}",
+            agent=f"{SHARED}/run/agent",
+            console=f"{SHARED}/run/console",
+            port=port,
+            public_key=public_key,
+        )
+        machine = ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", "1024"]
+        lent = {
+            "kernel": chosen.directory,
+            "initramfs": initramfs.parent,
+            "disk": disk.parent,
+            "run": directory,
+        }
+        console = directory / "console"
+        process = subprocess.Popen(
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                *chroot_command(qemu, [*command, *machine, *more], lent),
+            ],
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            with step(f"boot the guest (Linux {chosen.release})"):
+                _wait_until_ready(process, console)
+            yield Running(port, directory / "agent", key, host_key(), console)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def ssh_folder(guest: Running, directory: Path) -> Path:
+    """A folder for PATH with an `ssh` that knows the guest under its name.
+
+    ssh takes its own settings from the user's home and from no variable, so it needs
+    telling by an option.
+    """
+    known = directory / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{guest.port} {guest.host_key}\n")
+    settings = directory / "config"
+    settings.write_text(
+        f"Host {NAME}\n HostName 127.0.0.1\n Port {guest.port}\n User root\n"
+        f" IdentityFile {guest.key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n"
+    )
+    ssh = directory / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {settings} "$@"\n')
+    ssh.chmod(0o755)
+    return ssh.parent
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", console: Path) -> None:
+    deadline_s = time.monotonic() + _BOOT_S
+    while time.monotonic() < deadline_s:
+        said = console.read_text(errors="replace") if console.exists() else ""
+        if "lab-guest: ready" in said:
+            return
+        if process.poll() is not None or "lab-guest: failed" in said:
+            break
+        time.sleep(0.5)
+    tail = "\n".join(said.splitlines()[-15:])
+    raise LabError(f"the guest did not come up:\n{tail}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian guest driven over ssh and over its guest agent, from install to remove.
+
+One boot for all, under emulation: KVM has no part in it, so there is no host's side.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from checks import assert_sound
+
+from ipitrace.errors import ExitCode
+from ipitrace.storm.ipistorm import INSTALLED
+from lab.guest.machine import NAME, Running, running_guest, ssh_folder
+from lab.guest.module import build_module
+
+pytestmark = [
+    pytest.mark.guest,
+    pytest.mark.skipif(
+        "guest" not in os.environ.get("IPITRACE_LAB", "").split(","),
+        reason="IPITRACE_LAB does not name guest: make test-guest",
+    ),
+]
+
+N_CPUS = 3
+COUNT = 240
+SCENARIOS = ("unicast-running-xapic", "unicast-halted-xapic", "self-xapic", "broadcast-xapic")
+WAYS = ("ssh", "qga")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The guest, and how to reach it."""
+
+    running: Running
+    environment: dict[str, str]
+
+    def via(self, way: str) -> str:
+        return f"ssh://{NAME}" if way == "ssh" else f"qga://{self.running.agent}"
+
+    def ipitrace(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "ipitrace", *words]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def inside(self, script: str) -> str:
+        """What a shell in the guest prints; by plain ssh, not by what is tested."""
+        command = ["ssh", NAME, script]
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    with running_guest(N_CPUS) as running:
+        ssh = ssh_folder(running, tmp_path_factory.mktemp("ssh"))
+        path = f"{ssh}:{os.environ['PATH']}"
+        yield Guest(running, {**os.environ, "PATH": path})
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def installed(guest: Guest, way: str) -> Iterator[str]:
+    """Installed that way, and removed again; what the install printed."""
+    before = state_of(guest)
+    done = guest.ipitrace(*install_words(guest, way))
+    assert done.returncode == 0, done.stderr
+    yield done.stdout
+    done = guest.ipitrace("guest", "remove", "--vm", NAME, "--via", guest.via(way))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"unloaded ipistorm\nremoved {INSTALLED} and the ")
+    assert state_of(guest) == before
+
+
+@pytest.fixture(scope="module")
+def recording(
+    guest: Guest, way: str, installed: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    assert installed
+    directory = tmp_path_factory.mktemp("recordings") / way
+    asked = [word for name in SCENARIOS for word in ("--scenario", name)]
+    done = guest.ipitrace(
+        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", str(COUNT)),
+        *("--repeat", "3", "-o", str(directory), *asked),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"a Linux guest, Linux {guest.inside('uname -r')} via {way}" in done.stdout
+    assert "this host's KVM has no VM 'guest1'" in done.stdout
+    return directory
+
+
+def install_words(guest: Guest, way: str) -> list[str]:
+    """Built in the guest, which takes minutes under emulation, or elsewhere."""
+    words = ["guest", "install", "--vm", NAME, "--via", guest.via(way)]
+    if way == "ssh":
+        return words
+    return [*words, "--module", str(build_module("trixie").directory / "ipistorm.ko")]
+
+
+def state_of(guest: Guest) -> tuple[str, ...]:
+    """What must be in a guest as before once everything is removed."""
+    folders = "/var/lib /tmp /run /lib/modules /usr/src /root"
+    return (
+        guest.inside("lsmod | awk '{ print $1 }' | sort"),
+        guest.inside(f"find {folders} -xdev -not -path '*/.ssh*' | sort"),
+        guest.inside("ls /dev"),
+    )
+
+
+def storms_in(guest: Guest) -> int:
+    return int(guest.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipistorm || true"))
+
+
+def test_an_install_says_what_it_did(guest: Guest, way: str, installed: str) -> None:
+    kernel = guest.inside("uname -r")
+    assert (f"built ipistorm.ko for Linux {kernel}" in installed) == (way == "ssh")
+    assert "\nloaded ipistorm\n" in installed
+    assert f"guest    Linux {kernel}, CPUs 0, 1, 2 online of {N_CPUS}" in installed
+    assert guest.inside("cat /sys/module/ipistorm/srcversion") in installed
+
+
+def test_a_second_install_does_nothing(guest: Guest, way: str, installed: str) -> None:
+    assert installed
+    done = guest.ipitrace(*install_words(guest, way))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{INSTALLED} is up to date\nipistorm is loaded\n")
+
+
+def test_after_a_reboot_it_is_only_loaded(guest: Guest, way: str, installed: str) -> None:
+    assert installed
+    guest.inside("/usr/sbin/rmmod ipistorm")  # as a reboot does
+    run = guest.ipitrace("run", "--vm", NAME, "--via", guest.via(way), "--no-trace")
+    assert run.returncode == ExitCode.ENVIRONMENT
+    assert "not loaded" in run.stderr
+    assert "ipitrace guest install" in run.stderr
+    done = guest.ipitrace(*install_words(guest, way))
+    assert done.stdout.startswith(f"{INSTALLED} is up to date\nloaded ipistorm\n"), done.stderr
+
+
+def test_status_names_what_the_guest_cannot_do(guest: Guest, way: str, installed: str) -> None:
+    assert installed
+    done = guest.ipitrace("guest", "status", "--vm", NAME, "--via", guest.via(way))
+    assert done.returncode == 0, done.stderr
+    assert "cannot   x2apic: " in done.stdout
+    assert "APICs in xapic mode" in done.stdout
+
+
+def test_the_records_are_sound(recording: Path) -> None:
+    run = json.loads((recording / "run.json").read_text())
+    assert_sound(run)
+    assert run["complete"]
+    assert run["untrustworthy"] == []
+    assert [row["name"] for row in run["scenarios"]] == list(SCENARIOS)
+    for row in run["scenarios"]:
+        assert row["status"] == "measured"
+        assert row["sent"] == COUNT
+        assert row["delivered"] == COUNT * row["targets"]
+        assert (row["coalesced"], row["incomplete"]) == (0, 0)
+        assert 0 < row["send_cycles"]["p50"] < row["round_trip_cycles"]["p50"]
+        assert 0 < row["deliver_cycles"]["p50"] < row["round_trip_cycles"]["p50"]
+    assert [row["targets"] for row in run["scenarios"]] == [1, 1, 1, N_CPUS - 1]
+    assert run["losses"]["unpaired_receipts"] == 0
+    assert run["guest"]["vm"] is None
+    assert run["guest"]["apic_ids"] == [0, 1, 2]
+
+
+def test_guest_only_numbers_say_so(recording: Path) -> None:
+    run = json.loads((recording / "run.json").read_text())
+    assert run["observer"] is None
+    assert run["observer_absent"] == "nothing was traced: this host's KVM has no VM 'guest1'"
+    assert run["clock"]["source"] == "the guest's kernel"
+    assert run["clock"]["guest_tsc_offset"] is None
+    for row in run["scenarios"]:
+        assert row["exits"]["source"] is None
+        assert row["paths"] is None
+        assert row["absent"]["paths"] == "nothing was traced"
+    assert not (recording / "host_events.parquet").exists()
+
+
+LAYOUTS: dict[str, object] = {}
+
+
+def test_both_ways_give_the_same_layout(recording: Path, way: str) -> None:
+    table = pq.read_table(recording / "guest_ipis.parquet")
+    run = json.loads((recording / "run.json").read_text())
+    guest = {name: value for name, value in run["guest"].items() if name != "via"}
+    seq = table.column("seq").to_pylist()
+    layout = (table.schema.names, table.schema.types, table.num_rows, seq, guest)
+    assert table.num_rows == COUNT * (3 + N_CPUS - 1)
+    for column in ("send_tsc", "sent_tsc", "handler_tsc", "ack_tsc"):
+        assert table.column(column).null_count == 0
+    LAYOUTS[way] = layout
+    assert all(other == layout for other in LAYOUTS.values())
+    assert len(LAYOUTS) == WAYS.index(way) + 1
+
+
+def test_what_a_repetition_logged_is_in_order(recording: Path) -> None:
+    table = pq.read_table(recording / "guest_ipis.parquet").to_pydict()
+    rows = zip(*(table[f"{c}_tsc"] for c in ("send", "sent", "handler", "ack")), strict=True)
+    for send, sent, handler, ack in rows:
+        assert send < sent <= ack
+        assert send < handler <= ack
+
+
+def test_a_large_storm_arrives_whole(
+    guest: Guest, way: str, installed: str, tmp_path: Path
+) -> None:
+    """More than one piece of the agent's file reads: 56 bytes a send."""
+    assert installed
+    count = 30_000
+    done = guest.ipitrace(
+        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", str(count)),
+        *("--repeat", "1", "--pace", "0", "--scenario", "self-xapic", "-o", str(tmp_path / "r")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert pq.read_metadata(tmp_path / "r" / "guest_ipis.parquet").num_rows == count
+
+
+def test_a_lost_ipi_is_told(guest: Guest, way: str, installed: str, tmp_path: Path) -> None:
+    assert installed
+    done = guest.ipitrace(
+        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", "100"),
+        *("--repeat", "1", "--scenario", "unicast-running-xapic", "-o", str(tmp_path / "r")),
+        *("--inject", "lost-ipi"),
+    )
+    assert done.returncode == ExitCode.UNTRUSTWORTHY
+    run = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert run["losses"]["incomplete_ipis"] == 1
+
+
+def test_a_vm_that_is_not_here_is_not_traced_in_silence(guest: Guest, way: str) -> None:
+    done = guest.ipitrace("run", "--vm", NAME, "--via", guest.via(way))
+    assert done.returncode == ExitCode.USAGE
+    assert "There is no VM 'guest1'" in done.stderr
+    assert "--no-trace" in done.stderr
+
+
+def test_an_unknown_host_key_is_never_accepted(guest: Guest) -> None:
+    stranger = f"ssh://root@127.0.0.1:{guest.running.port}"
+    environment = {**os.environ}  # without the settings that know the guest
+    command = [sys.executable, "-m", "ipitrace", "guest", "status", "--vm", NAME, "--via", stranger]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "Host key verification failed" in done.stderr
+    assert "check the host's key" in done.stderr
+
+
+def test_an_interrupted_run_leaves_no_storm_behind(
+    guest: Guest, way: str, installed: str, tmp_path: Path
+) -> None:
+    assert installed
+    command = [
+        *(sys.executable, "-m", "ipitrace", "run", "--vm", NAME, "--via", guest.via(way)),
+        *("--no-trace", "--scenario", "self-xapic", "--count", "100000", "--repeat", "1"),
+        *("--pace", "100000000", "-o", str(tmp_path / "r"), "-q"),
+    ]
+    run = subprocess.Popen(command, env=guest.environment, stderr=subprocess.PIPE, text=True)
+    while not storms_in(guest):
+        assert run.poll() is None
+    run.send_signal(2)
+    _, said = run.communicate()
+    assert run.returncode == ExitCode.INTERRUPTED, said
+    assert storms_in(guest) == 0

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Truth, truths
+
+from ipitrace.correlate.pairing import ABSENT, eoi_tsc
+from ipitrace.errors import HostError, MeasurementError
+from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, StormState
+from ipitrace.storm.storm_file import StormFile
+from ipitrace.summary.storms import cycles_of
+
+NOBODY = np.zeros(0, RECEIPT)
+
+
+def storm_file(
+    truth: Truth, *, state: int = StormState.DONE, abi: int = ABI_VERSION, more_header: int = 0
+) -> bytes:
+    """What a guest with three CPUs hands back of a unicast storm to CPU 1."""
+    header = np.zeros(1, FILE)
+    header["magic"], header["abi_version"] = FILE_MAGIC, abi
+    header["header_bytes"] = FILE.itemsize + more_header
+    header["n_vcpus"], header["vector"], header["tsc_khz"] = 3, 0xEC, 2_000_000
+    header["n_sends"] = len(truth.sends)
+    header["status"]["state"], header["status"]["sent"] = state, len(truth.sends)
+    header["status"]["as_asked"] = len(truth.receipts)
+    counts = np.array([0, len(truth.receipts), 0], "<u8")
+    parts = (header, bytes(more_header), truth.sends, counts, truth.receipts)
+    return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in parts)
+
+
+@given(truths(min_size=2), st.data())
+def test_a_file_gives_back_the_measured_part(truth: Truth, data: st.DataObject) -> None:
+    warmup = data.draw(st.integers(0, len(truth.sends) - 1))
+    storm = StormFile.parse(storm_file(truth)).storm(warmup)
+    cycles = cycles_of(storm, [1])
+    assert cycles.send.tolist() == list(truth.send[warmup:])
+    assert cycles.deliver.tolist() == list(truth.deliver[warmup:])
+    assert cycles.round_trip.tolist() == list(truth.round_trip[warmup:])
+    assert cycles.unpaired == 0
+    assert storm.handled == (0, len(truth.sends) - warmup, 0)
+    assert (storm.vector, storm.tsc_khz, storm.as_asked) == (0xEC, 2_000_000, 1.0)
+    assert (storm.start, storm.counted) == (None, None)
+
+
+@given(truths())
+def test_a_longer_header_of_the_same_version_is_passed_over(truth: Truth) -> None:
+    plain = StormFile.parse(storm_file(truth)).storm(0)
+    longer = StormFile.parse(storm_file(truth, more_header=40)).storm(0)
+    assert longer.sends.tobytes() == plain.sends.tobytes()
+
+
+@given(truths(), st.data())
+def test_a_file_that_is_cut_off_is_refused_wherever(truth: Truth, data: st.DataObject) -> None:
+    whole = storm_file(truth)
+    kept = data.draw(st.integers(len(FILE_MAGIC) + 4, len(whole) - 1))
+    with pytest.raises(HostError):
+        StormFile.parse(whole[:kept])
+
+
+@pytest.mark.parametrize("data", [b"", b"Welcome to guest1\n", b"IPISTOR"])
+def test_something_else_is_refused(data: bytes) -> None:
+    with pytest.raises(HostError, match="no records"):
+        StormFile.parse(data)
+
+
+@given(truths())
+def test_another_version_is_refused_with_what_to_do(truth: Truth) -> None:
+    with pytest.raises(HostError, match=f"version {ABI_VERSION + 1}") as raised:
+        StormFile.parse(storm_file(truth, abi=ABI_VERSION + 1))
+    assert "guest install" in raised.value.hint
+
+
+@given(truths())
+def test_a_storm_that_gave_up_is_no_measurement(truth: Truth) -> None:
+    with pytest.raises(MeasurementError, match="gave up"):
+        StormFile.parse(storm_file(truth, state=StormState.GAVE_UP)).storm(0)
+
+
+def test_an_unknown_end_of_interrupt_is_absent() -> None:
+    receipts = np.zeros(2, RECEIPT)
+    receipts["handler_tsc"] = [10, 20]
+    receipts["eoi_tsc"] = [0, 25]
+    assert eoi_tsc(receipts).tolist() == [ABSENT, 25]
