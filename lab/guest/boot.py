@@ -72,9 +72,7 @@ def boot_guest(guest: Guest, output: Path) -> None:
         collect(disk, output / "console.log", output)
 
 
-def _qemu(
-    guest: Guest, chosen: kernel.Kernel, initramfs: Path, disk: Path, console: Path
-) -> None:
+def _qemu(guest: Guest, chosen: kernel.Kernel, initramfs: Path, disk: Path, console: Path) -> None:
     lent = {
         "kernel": chosen.directory,
         "initramfs": initramfs.parent,
