@@ -19,7 +19,7 @@ def check_load(
     """Overcommit, the VM's pinning, other VMs, other tracers."""
     yield _overcommit(found, n_cpus)
     if vm is not None:
-        yield _pinning(vm)
+        yield _pinning(vm, files)
     yield _other_vms(found, vm)
     yield _tracers(files)
 
@@ -42,20 +42,25 @@ def _overcommit(found: Discovery, n_cpus: int | None) -> Check:
     return Check("overcommit", "ok", says)
 
 
-def _pinning(vm: VirtualMachine) -> Check:
+def _pinning(vm: VirtualMachine, files: HostFiles) -> Check:
     unknown = [vcpu.index for vcpu in vm.vcpus if vcpu.tid is None]
     if unknown or not vm.vcpus:
         return Check("pinning", "unknown", vm.unknown.get("tid", "it has no vCPUs"))
     places = [vcpu.cpus for vcpu in vm.vcpus]
-    if all(len(place) == 1 for place in places) and len(set(places)) == len(places):
-        return Check("pinning", "ok", f"each of {len(places)} vCPUs has a CPU of its own")
-    return Check("pinning", "warn", f"{vm.name}'s vCPUs share CPUs or move", _how_to_pin(vm))
+    how = _how_to_pin(vm, files)
+    if any(len(place) != 1 for place in places) or len(set(places)) < len(places):
+        return Check("pinning", "warn", f"{vm.name}'s vCPUs share CPUs or move", how)
+    core_of = {place.cpu: place.core for place in read_topology(files)}
+    cores = {core_of.get(place[0], frozenset(place)) for place in places}
+    if len(cores) < len(places):
+        return Check("pinning", "warn", f"{len(places)} vCPUs share {len(cores)} core(s)", how)
+    return Check("pinning", "ok", f"each of {len(places)} vCPUs has a core of its own")
 
 
-def _how_to_pin(vm: VirtualMachine) -> str:
+def _how_to_pin(vm: VirtualMachine, files: HostFiles) -> str:
     """The commands, for the CPUs that `ipitrace run` would choose."""
     try:
-        chosen = choose_cpus(len(vm.vcpus), allowed_cpus(), read_topology()).cpus
+        chosen = choose_cpus(len(vm.vcpus), allowed_cpus(), read_topology(files)).cpus
     except UsageError:
         chosen = None
     if chosen is None:

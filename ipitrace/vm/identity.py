@@ -32,6 +32,11 @@ def _differences(vm: VirtualMachine, files: HostFiles) -> Iterator[str]:
             yield f"vCPU {vcpu.index} is gone"
         if vcpu.tid is not None and vcpu.tid not in threads:
             yield f"the thread of vCPU {vcpu.index} has ended"
+    indexes = {vcpu.index for vcpu in vm.vcpus}
+    if len(descriptors.vm_fds) == 1:
+        for index in descriptors.vcpu_fds.values():
+            if index is not None and index not in indexes:
+                yield f"vCPU {index} was added"
     yield from _new_in_debugfs(vm, threads, files)
 
 

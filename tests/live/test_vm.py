@@ -137,6 +137,47 @@ def test_kvms_worker_is_no_vcpu() -> None:
         assert told.get(1, guest.tids[1]) == guest.tids[1]
 
 
+# A VM that grows a vCPU at one line of input, and is closed at the next.
+GROWING = """
+import fcntl, os, sys
+vm = fcntl.ioctl(open("/dev/kvm", "r+b", buffering=0), 0xAE01, 0)
+fds = [vm, fcntl.ioctl(vm, 0xAE41, 0)]
+print("one", flush=True)
+sys.stdin.readline()
+fds.append(fcntl.ioctl(vm, 0xAE41, 1))
+print("two", flush=True)
+sys.stdin.readline()
+for fd in fds:
+    os.close(fd)
+print("none", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_vm_that_grows_and_one_that_is_closed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GROWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "one\n"
+        vm = resolve_vm(f"pid:{process.pid}")
+        assert vm.tids == ()
+        assert "has not run yet" in vm.unknown["tid"]
+        assert vm.apic_mode is None
+        assert still_there(vm) is None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "two\n"
+        assert still_there(vm) == "vCPU 1 was added"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "none\n"
+        assert still_there(vm) == "its process has closed it"
+        process.communicate()
+        assert still_there(vm) == "its process has ended"
+
+
 @dataclass(frozen=True)
 class Deadly(HostFiles):
     """The host's files; the guest dies as soon as `where` is looked at."""

@@ -175,6 +175,17 @@ def test_overcommit_and_pinning(make_files: Make) -> None:
     )
 
 
+def test_two_vcpus_on_one_core(make_files: Make) -> None:
+    siblings = "topology/thread_siblings_list"
+    cpus = "/sys/devices/system/cpu"
+    found = Discovery((VM,), 0, None)
+    together = make_files({f"{cpus}/cpu{i}/{siblings}": "1-2" for i in (1, 2)})
+    check = by_name(check_load(found, VM, 4, together))["pinning"]
+    assert (check.status, check.says) == ("warn", "2 vCPUs share 1 core(s)")
+    apart = make_files({f"{cpus}/cpu{i}/{siblings}": f"{i}" for i in (1, 2)})
+    assert by_name(check_load(found, VM, 4, apart))["pinning"].status == "ok"
+
+
 def test_hidden_processes_leave_it_open(make_files: Make) -> None:
     checks = by_name(check_load(Discovery((), 7, None), None, 4, make_files({})))
     assert checks["overcommit"].status == checks["VMs"].status == "unknown"

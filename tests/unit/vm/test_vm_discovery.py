@@ -215,5 +215,8 @@ def test_without_debugfs_threads_are_still_watched(make_files: Make) -> None:
     assert vm.tids == (703,)
     assert still_there(vm, files) is None
     assert still_there(replace(vm, started_at_ticks=1), files)
+    more = {"/proc/700/fd/16": "-> anon_inode:kvm-vcpu:2"}
+    assert still_there(vm, make_files(more)) == "vCPU 2 was added"
+    remove(files, "/proc/700/fd/16")
     remove(files, "/proc/700/task/703")
     assert still_there(vm, files) == "the thread of vCPU 1 has ended"
