@@ -179,6 +179,14 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
             process.wait()
 
 
+def ssh_settings(port: int, *, key: str, known_hosts: str) -> str:
+    """The text of an ssh_config that knows the guest under its name."""
+    return (
+        f"Host {NAME}\n HostName 127.0.0.1\n Port {port}\n User root\n"
+        f" IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known_hosts}\n"
+    )
+
+
 def ssh_folder(guest: Running, directory: Path) -> Path:
     """A folder for PATH with an `ssh` that knows the guest under its name.
 
@@ -188,10 +196,7 @@ def ssh_folder(guest: Running, directory: Path) -> Path:
     known = directory / "known_hosts"
     known.write_text(f"[127.0.0.1]:{guest.port} {guest.host_key}\n")
     settings = directory / "config"
-    settings.write_text(
-        f"Host {NAME}\n HostName 127.0.0.1\n Port {guest.port}\n User root\n"
-        f" IdentityFile {guest.key}\n IdentitiesOnly yes\n UserKnownHostsFile {known}\n"
-    )
+    settings.write_text(ssh_settings(guest.port, key=str(guest.key), known_hosts=str(known)))
     ssh = directory / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {settings} "$@"\n')

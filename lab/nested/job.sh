@@ -1,0 +1,32 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# What the host does: start the guest under KVM, put ipistorm into it, measure, take it out.
+# /job/qemu has QEMU's command line, a word a line; /job/arguments those of `ipitrace run`.
+set -eu
+export PATH=/job/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
+export PYTHONPATH=/job/site PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 TMPDIR=/tmp
+cd /tmp
+exec >/job/result/stdout.txt 2>/job/result/stderr.txt
+
+say() { echo "lab-nested: $(cut -d' ' -f1 /proc/uptime) $*" | tee /dev/console >&2; }
+ipitrace() { python3 -m ipitrace "$@"; }
+
+ip link set lo up
+cp /job/key /tmp/key
+chmod 600 /tmp/key
+xargs -d '\n' env </job/qemu &
+qemu=$!
+trap 'kill $qemu' EXIT
+until grep -q 'lab-guest: ready' /tmp/console 2>/dev/null; do
+	kill -0 $qemu
+	sleep 1
+done
+say "the guest is up"
+via=ssh://guest1
+ipitrace list >/job/result/list.txt
+ipitrace guest install --vm guest1 --via $via --module /job/ipistorm.ko >/job/result/install.txt
+say "ipistorm is in"
+xargs -d '\n' python3 -m ipitrace run --vm guest1 --via $via -o /job/result/recording </job/arguments
+say "measured"
+ipitrace guest remove --vm guest1 --via $via >/job/result/remove.txt
+cp /tmp/console /job/result/guest-console.txt
