@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-lab test-lab-amd test-lab-intel test-guest
+.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-lab test-lab-amd test-lab-intel
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -45,7 +45,3 @@ test-lab: test-lab-amd test-lab-intel ## run the tests on both emulated hosts (a
 test-lab-amd test-lab-intel: ## run the tests on one of them
 	@script/setup lab
 	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)
-
-test-guest: ## run the tests on a Linux guest under emulation (as root)
-	@script/setup lab
-	@IPITRACE_LAB=guest .venv/bin/python -m pytest -m guest tests/guest $(ARGS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the micro-guest's payload into the wheel and tags the wheel for its machine."""
+"""Builds what runs in guests into the wheel and tags the wheel for its machine."""
 
 import subprocess
 from pathlib import Path
@@ -12,14 +12,16 @@ class PayloadBuildHook(BuildHookInterface[Any]):
     """A wheel carries x86-64 machine code that runs in a guest, whatever the Python."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build the payload unless it is fresh; an editable install takes it from the checkout."""
+        """Build payload and helper, unless fresh; an editable install uses the checkout's."""
         if version == "editable":
             return
-        directory = Path(self.root, "guest-tools", "microguest")
+        tools = Path(self.root, "guest-tools")
+        make = ["make", "--no-print-directory", "-C"]
         try:
-            subprocess.run(["make", "--no-print-directory", "-C", directory], check=True)
+            subprocess.run([*make, tools / "microguest"], check=True)
+            subprocess.run([*make, tools / "ipistorm", "ipistorm"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            message = f"building the wheel needs make, gcc and binutils: {error}"
+            message = f"building the wheel needs make, gcc, binutils and a static libc: {error}"
             raise RuntimeError(message) from error
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-linux_x86_64"

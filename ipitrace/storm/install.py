@@ -8,6 +8,7 @@ from it. So an install that was interrupted can be repeated, or removed.
 import hashlib
 import io
 import shlex
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,18 +135,27 @@ def _files(module: Path | None) -> dict[str, Path]:
     """What goes into the guest, by its path below INSTALLED."""
     tools = guest_tools_dir()
     sources = tools / _MODULE
-    helper = sources / HELPER
-    if not helper.is_file():
-        raise HostError(
-            f"The helper {helper} was not built.", f"Build it: make -C {sources} {HELPER}"
-        )
-    files = {HELPER: helper}
+    files = {HELPER: _helper(sources)}
     if module is not None:
         return files | {f"src/{_MODULE}.ko": module}
     files["src/storm_abi.h"] = tools / "storm_abi.h"
     parts = [f for f in sources.iterdir() if f.suffix in {".c", ".h"} or f.name == "Kbuild"]
     kept = [f for f in parts if not f.name.endswith(".mod.c")]  # what a build leaves
     return files | {f"src/{f.name}": f for f in sorted(kept)}
+
+
+def _helper(sources: Path) -> Path:
+    """The static helper; a checkout's is built when it is missing."""
+    helper = sources / HELPER
+    if not helper.is_file():
+        try:
+            subprocess.run(["make", "-s", "-C", sources, HELPER], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise HostError(
+                f"The helper {helper} was not built, and cannot be: {error}.",
+                f"See what this says: make -C {sources} {HELPER} (it needs a static libc).",
+            ) from error
+    return helper
 
 
 def _digest(files: Mapping[str, Path]) -> str:

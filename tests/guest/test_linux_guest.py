@@ -24,8 +24,8 @@ from lab.guest.module import build_module
 pytestmark = [
     pytest.mark.guest,
     pytest.mark.skipif(
-        "guest" not in os.environ.get("IPITRACE_LAB", "").split(","),
-        reason="IPITRACE_LAB does not name guest: make test-guest",
+        "trixie" not in os.environ.get("IPITRACE_GUEST", "").split(","),
+        reason="IPITRACE_GUEST does not name trixie: make test-guest",
     ),
 ]
 
@@ -36,7 +36,7 @@ WAYS = ("ssh", "qga")
 
 
 @dataclass(frozen=True)
-class Guest:
+class Debian:
     """The guest, and how to reach it."""
 
     running: Running
@@ -61,11 +61,11 @@ class Guest:
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
     with running_guest(N_CPUS) as running:
         ssh = ssh_folder(running, tmp_path_factory.mktemp("ssh"))
         path = f"{ssh}:{os.environ['PATH']}"
-        yield Guest(running, {**os.environ, "PATH": path})
+        yield Debian(running, {**os.environ, "PATH": path})
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -74,86 +74,86 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def installed(guest: Guest, way: str) -> Iterator[str]:
+def installed(debian: Debian, way: str) -> Iterator[str]:
     """Installed that way, and removed again; what the install printed."""
-    before = state_of(guest)
-    done = guest.ipitrace(*install_words(guest, way))
+    before = state_of(debian)
+    done = debian.ipitrace(*install_words(debian, way))
     assert done.returncode == 0, done.stderr
     yield done.stdout
-    done = guest.ipitrace("guest", "remove", "--vm", NAME, "--via", guest.via(way))
+    done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via(way))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"unloaded ipistorm\nremoved {INSTALLED} and the ")
-    assert state_of(guest) == before
+    assert state_of(debian) == before
 
 
 @pytest.fixture(scope="module")
 def recording(
-    guest: Guest, way: str, installed: str, tmp_path_factory: pytest.TempPathFactory
+    debian: Debian, way: str, installed: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     assert installed
     directory = tmp_path_factory.mktemp("recordings") / way
     asked = [word for name in SCENARIOS for word in ("--scenario", name)]
-    done = guest.ipitrace(
-        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", str(COUNT)),
+    done = debian.ipitrace(
+        *("run", "--vm", NAME, "--via", debian.via(way), "--no-trace", "--count", str(COUNT)),
         *("--repeat", "3", "-o", str(directory), *asked),
     )
     assert done.returncode == 0, done.stderr
-    assert f"a Linux guest, Linux {guest.inside('uname -r')} via {way}" in done.stdout
+    assert f"a Linux guest, Linux {debian.inside('uname -r')} via {way}" in done.stdout
     assert "this host's KVM has no VM 'guest1'" in done.stdout
     return directory
 
 
-def install_words(guest: Guest, way: str) -> list[str]:
+def install_words(debian: Debian, way: str) -> list[str]:
     """Built in the guest, which takes minutes under emulation, or elsewhere."""
-    words = ["guest", "install", "--vm", NAME, "--via", guest.via(way)]
+    words = ["guest", "install", "--vm", NAME, "--via", debian.via(way)]
     if way == "ssh":
         return words
     return [*words, "--module", str(build_module("trixie").directory / "ipistorm.ko")]
 
 
-def state_of(guest: Guest) -> tuple[str, ...]:
+def state_of(debian: Debian) -> tuple[str, ...]:
     """What must be in a guest as before once everything is removed."""
     folders = "/var/lib /tmp /run /lib/modules /usr/src /root"
     return (
-        guest.inside("lsmod | awk '{ print $1 }' | sort"),
-        guest.inside(f"find {folders} -xdev -not -path '*/.ssh*' | sort"),
-        guest.inside("ls /dev"),
+        debian.inside("lsmod | awk '{ print $1 }' | sort"),
+        debian.inside(f"find {folders} -xdev -not -path '*/.ssh*' | sort"),
+        debian.inside("ls /dev"),
     )
 
 
-def storms_in(guest: Guest) -> int:
-    return int(guest.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipistorm || true"))
+def storms_in(debian: Debian) -> int:
+    return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipistorm || true"))
 
 
-def test_an_install_says_what_it_did(guest: Guest, way: str, installed: str) -> None:
-    kernel = guest.inside("uname -r")
+def test_an_install_says_what_it_did(debian: Debian, way: str, installed: str) -> None:
+    kernel = debian.inside("uname -r")
     assert (f"built ipistorm.ko for Linux {kernel}" in installed) == (way == "ssh")
     assert "\nloaded ipistorm\n" in installed
     assert f"guest    Linux {kernel}, CPUs 0, 1, 2 online of {N_CPUS}" in installed
-    assert guest.inside("cat /sys/module/ipistorm/srcversion") in installed
+    assert debian.inside("cat /sys/module/ipistorm/srcversion") in installed
 
 
-def test_a_second_install_does_nothing(guest: Guest, way: str, installed: str) -> None:
+def test_a_second_install_does_nothing(debian: Debian, way: str, installed: str) -> None:
     assert installed
-    done = guest.ipitrace(*install_words(guest, way))
+    done = debian.ipitrace(*install_words(debian, way))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{INSTALLED} is up to date\nipistorm is loaded\n")
 
 
-def test_after_a_reboot_it_is_only_loaded(guest: Guest, way: str, installed: str) -> None:
+def test_after_a_reboot_it_is_only_loaded(debian: Debian, way: str, installed: str) -> None:
     assert installed
-    guest.inside("/usr/sbin/rmmod ipistorm")  # as a reboot does
-    run = guest.ipitrace("run", "--vm", NAME, "--via", guest.via(way), "--no-trace")
+    debian.inside("/usr/sbin/rmmod ipistorm")  # as a reboot does
+    run = debian.ipitrace("run", "--vm", NAME, "--via", debian.via(way), "--no-trace")
     assert run.returncode == ExitCode.ENVIRONMENT
     assert "not loaded" in run.stderr
     assert "ipitrace guest install" in run.stderr
-    done = guest.ipitrace(*install_words(guest, way))
+    done = debian.ipitrace(*install_words(debian, way))
     assert done.stdout.startswith(f"{INSTALLED} is up to date\nloaded ipistorm\n"), done.stderr
 
 
-def test_status_names_what_the_guest_cannot_do(guest: Guest, way: str, installed: str) -> None:
+def test_status_names_what_the_guest_cannot_do(debian: Debian, way: str, installed: str) -> None:
     assert installed
-    done = guest.ipitrace("guest", "status", "--vm", NAME, "--via", guest.via(way))
+    done = debian.ipitrace("guest", "status", "--vm", NAME, "--via", debian.via(way))
     assert done.returncode == 0, done.stderr
     assert "cannot   x2apic: " in done.stdout
     assert "APICs in xapic mode" in done.stdout
@@ -217,23 +217,23 @@ def test_what_a_repetition_logged_is_in_order(recording: Path) -> None:
 
 
 def test_a_large_storm_arrives_whole(
-    guest: Guest, way: str, installed: str, tmp_path: Path
+    debian: Debian, way: str, installed: str, tmp_path: Path
 ) -> None:
     """More than one piece of the agent's file reads: 56 bytes a send."""
     assert installed
     count = 30_000
-    done = guest.ipitrace(
-        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", str(count)),
+    done = debian.ipitrace(
+        *("run", "--vm", NAME, "--via", debian.via(way), "--no-trace", "--count", str(count)),
         *("--repeat", "1", "--pace", "0", "--scenario", "self-xapic", "-o", str(tmp_path / "r")),
     )
     assert done.returncode == 0, done.stderr
     assert pq.read_metadata(tmp_path / "r" / "guest_ipis.parquet").num_rows == count
 
 
-def test_a_lost_ipi_is_told(guest: Guest, way: str, installed: str, tmp_path: Path) -> None:
+def test_a_lost_ipi_is_told(debian: Debian, way: str, installed: str, tmp_path: Path) -> None:
     assert installed
-    done = guest.ipitrace(
-        *("run", "--vm", NAME, "--via", guest.via(way), "--no-trace", "--count", "100"),
+    done = debian.ipitrace(
+        *("run", "--vm", NAME, "--via", debian.via(way), "--no-trace", "--count", "100"),
         *("--repeat", "1", "--scenario", "unicast-running-xapic", "-o", str(tmp_path / "r")),
         *("--inject", "lost-ipi"),
     )
@@ -242,15 +242,15 @@ def test_a_lost_ipi_is_told(guest: Guest, way: str, installed: str, tmp_path: Pa
     assert run["losses"]["incomplete_ipis"] == 1
 
 
-def test_a_vm_that_is_not_here_is_not_traced_in_silence(guest: Guest, way: str) -> None:
-    done = guest.ipitrace("run", "--vm", NAME, "--via", guest.via(way))
+def test_a_vm_that_is_not_here_is_not_traced_in_silence(debian: Debian, way: str) -> None:
+    done = debian.ipitrace("run", "--vm", NAME, "--via", debian.via(way))
     assert done.returncode == ExitCode.USAGE
     assert "There is no VM 'guest1'" in done.stderr
     assert "--no-trace" in done.stderr
 
 
-def test_an_unknown_host_key_is_never_accepted(guest: Guest) -> None:
-    stranger = f"ssh://root@127.0.0.1:{guest.running.port}"
+def test_an_unknown_host_key_is_never_accepted(debian: Debian) -> None:
+    stranger = f"ssh://root@127.0.0.1:{debian.running.port}"
     environment = {**os.environ}  # without the settings that know the guest
     command = [sys.executable, "-m", "ipitrace", "guest", "status", "--vm", NAME, "--via", stranger]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -260,18 +260,18 @@ def test_an_unknown_host_key_is_never_accepted(guest: Guest) -> None:
 
 
 def test_an_interrupted_run_leaves_no_storm_behind(
-    guest: Guest, way: str, installed: str, tmp_path: Path
+    debian: Debian, way: str, installed: str, tmp_path: Path
 ) -> None:
     assert installed
     command = [
-        *(sys.executable, "-m", "ipitrace", "run", "--vm", NAME, "--via", guest.via(way)),
+        *(sys.executable, "-m", "ipitrace", "run", "--vm", NAME, "--via", debian.via(way)),
         *("--no-trace", "--scenario", "self-xapic", "--count", "100000", "--repeat", "1"),
         *("--pace", "100000000", "-o", str(tmp_path / "r"), "-q"),
     ]
-    run = subprocess.Popen(command, env=guest.environment, stderr=subprocess.PIPE, text=True)
-    while not storms_in(guest):
+    run = subprocess.Popen(command, env=debian.environment, stderr=subprocess.PIPE, text=True)
+    while not storms_in(debian):
         assert run.poll() is None
     run.send_signal(2)
     _, said = run.communicate()
     assert run.returncode == ExitCode.INTERRUPTED, said
-    assert storms_in(guest) == 0
+    assert storms_in(debian) == 0
