@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-lab test-lab-amd test-lab-intel
+.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-guest test-lab test-lab-amd test-lab-intel
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -29,6 +29,7 @@ wheel: ## build sdist and wheel into dist/
 
 clean: ## remove what builds and checks leave; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean
+	$(MAKE) --no-print-directory -C guest-tools/ipistorm clean
 	rm -rf build dist __pycache__ .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +
 
@@ -39,6 +40,13 @@ lab-amd lab-intel: ## measure on an emulated host (as root; lab/README.md)
 lab-clean: ## remove all that the lab has built
 	@script/setup dev
 	@.venv/bin/python -m lab.common.clean
+
+# All of them: GUESTS=bullseye,bookworm,trixie,trixie-backports
+GUESTS ?= bookworm,trixie
+test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux guest (as root)
+	@script/setup lab
+	@.venv/bin/python -m lab.guest
+	@IPITRACE_GUEST=$(GUESTS) .venv/bin/python -m pytest -m guest tests/guest $(ARGS)
 
 test-lab: test-lab-amd test-lab-intel ## run the tests on both emulated hosts (as root)
 

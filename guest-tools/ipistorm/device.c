@@ -67,7 +67,7 @@ static int run_or_check(struct open_file *open, unsigned int command, void __use
 		return PTR_ERR(request);
 	memset(request->reason, 0, sizeof(request->reason));
 	if (command == IPISTORM_CHECK) {
-		error = storm_check(request);
+		error = request_check(request);
 	} else {
 		storm_free(open->storm);
 		open->storm = NULL;
@@ -109,7 +109,7 @@ static ssize_t read_storm(const struct storm *storm, char __user *to, size_t siz
 	size_t length;
 	ssize_t done;
 
-	for (part = 0; (from = storm_part(storm, part, &length)); part++) {
+	for (part = 0; (from = records_part(storm, part, &length)); part++) {
 		if (*at < start + (loff_t)length) {
 			offset = *at - start;
 			done = simple_read_from_buffer(to, size, &offset, from, length);

@@ -61,12 +61,9 @@ static const struct name states[] = {
 };
 
 static const struct name methods[] = {
-	{"x2apic", STORM_X2APIC},
-	{"xapic", STORM_XAPIC},
-	{"smp-call", STORM_SMP_CALL},
-	{"pv-hypercall", STORM_PV_HYPERCALL},
-	{"passthrough", STORM_PASSTHROUGH},
-	{},
+	{"x2apic", STORM_X2APIC},	    {"xapic", STORM_XAPIC},
+	{"smp-call", STORM_SMP_CALL},	    {"pv-hypercall", STORM_PV_HYPERCALL},
+	{"passthrough", STORM_PASSTHROUGH}, {},
 };
 
 static __attribute__((noreturn, format(printf, 2, 3))) void fail(int code, const char *why, ...)
@@ -177,13 +174,14 @@ static void print_cpus(const bool cpus[MAX_CPUS])
 static struct ipistorm_request plain_request(const bool online[MAX_CPUS], bool x2apic)
 {
 	struct ipistorm_request request = {
-		.params = {
-			.abi_version = STORM_ABI_VERSION,
-			.send_method = x2apic ? STORM_X2APIC : STORM_XAPIC,
-			.target_state = STORM_RUNNING_KERNEL,
-			.count = 1,
-			.timeout_cycles = 1000,
-		},
+		.params =
+			{
+				.abi_version = STORM_ABI_VERSION,
+				.send_method = x2apic ? STORM_X2APIC : STORM_XAPIC,
+				.target_state = STORM_RUNNING_KERNEL,
+				.count = 1,
+				.timeout_cycles = 1000,
+			},
 	};
 	unsigned int cpu = 0;
 
@@ -253,10 +251,12 @@ static int status(void)
 	printf(", \"n_cpus\": %u, \"online\": ", n_present);
 	print_cpus(online);
 	if (device < 0) {
-		printf(", \"apic_mode\": null, \"tsc_khz\": null, \"tsc_unstable\": null, \"unsupported\": {}}\n");
+		printf(", \"apic_mode\": null, \"tsc_khz\": null, \"tsc_unstable\": null, "
+		       "\"unsupported\": {}}\n");
 		return 0;
 	}
-	printf(", \"apic_mode\": \"%s\", \"tsc_khz\": %llu, \"tsc_unstable\": %s, \"unsupported\": {",
+	printf(", \"apic_mode\": \"%s\", \"tsc_khz\": %llu, \"tsc_unstable\": %s, \"unsupported\": "
+	       "{",
 	       guest.x2apic ? "x2apic" : "xapic", guest.tsc_khz,
 	       guest.tsc_unstable ? "true" : "false");
 	print_unsupported(device, online, guest.x2apic);
@@ -295,6 +295,22 @@ static unsigned int parse_cpu(const char *option, const char *given)
 	return cpu;
 }
 
+enum {
+	PATTERN = 1,
+	STATE,
+	METHOD,
+	SENDER,
+	TARGET,
+	WARMUP,
+	COUNT,
+	PACE,
+	TIMEOUT,
+	BURN,
+	INCOMPLETE,
+	LOSE_ONE,
+	CHECK
+};
+
 struct options {
 	struct storm_params params;
 	bool check_only;
@@ -302,8 +318,6 @@ struct options {
 
 static struct options parse(int n_words, char **words)
 {
-	enum { PATTERN = 1, STATE, METHOD, SENDER, TARGET, WARMUP, COUNT, PACE, TIMEOUT, BURN,
-	       INCOMPLETE, LOSE_ONE, CHECK };
 	static const struct option known[] = {
 		{"pattern", required_argument, NULL, PATTERN},
 		{"state", required_argument, NULL, STATE},
@@ -508,7 +522,8 @@ static void copy_records(int device)
 
 	read_all(device, &file, sizeof(file));
 	if (file.status.state != STORM_DONE)
-		fail(EXIT_STORM, "gave up: %u of %llu IPIs were not acknowledged within %llu cycles",
+		fail(EXIT_STORM,
+		     "gave up: %u of %llu IPIs were not acknowledged within %llu cycles",
 		     file.status.incomplete, file.status.sent, file.params.timeout_cycles);
 	write_all(&file, sizeof(file));
 	while ((n = read(device, block, sizeof(block))) > 0)
@@ -531,8 +546,7 @@ static int run(int n_words, char **words)
 	if (ioctl(device, options.check_only ? IPISTORM_CHECK : IPISTORM_RUN, &request)) {
 		const int error = errno;
 
-		fail(exit_code(error), "%s",
-		     request.reason[0] ? request.reason : strerror(error));
+		fail(exit_code(error), "%s", request.reason[0] ? request.reason : strerror(error));
 	}
 	if (!options.check_only)
 		copy_records(device);

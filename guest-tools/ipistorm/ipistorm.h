@@ -13,6 +13,8 @@
 #undef pr_fmt
 #define pr_fmt(fmt) "ipistorm: " fmt
 
+#define STORM_MAX_SECONDS 600 /* of a storm, whatever it does */
+
 struct storm;
 
 /* How one sender's IPIs leave it; only what the method needs is filled in. */
@@ -67,11 +69,25 @@ struct storm {
 	wait_queue_head_t wait; /* for `over` */
 };
 
-/* storm.c */
-int storm_check(struct ipistorm_request *request);
-int storm_run(struct ipistorm_request *request, struct storm **result);
+/* request.c */
+int refuse(struct ipistorm_request *request, int error, const char *why, ...) __printf(3, 4);
+int request_check(struct ipistorm_request *request);
+int request_accept(struct ipistorm_request *request, struct storm **result);
+
+/* records.c */
+int records_allocate(struct storm *storm);
+void records_finish(struct storm *storm);
+const void *records_part(const struct storm *storm, unsigned int part, size_t *size);
 void storm_free(struct storm *storm);
-const void *storm_part(const struct storm *storm, unsigned int part, size_t *size);
+
+/* worker.c */
+bool storm_over(const struct storm *storm);
+void storm_end(struct storm *storm, int error);
+int workers_start(struct storm *storm);
+void workers_stop(struct storm *storm);
+
+/* storm.c */
+int storm_run(struct ipistorm_request *request, struct storm **result);
 int storm_init(void);
 void storm_exit(void);
 
@@ -87,8 +103,7 @@ void receive_exit(void);
 /* send.c */
 unsigned int send_vector(const struct storm *storm);
 bool send_in_x2apic_mode(void);
-int send_check(const struct storm_params *params, const struct cpumask *targets, char *why,
-	       size_t size);
+int send_check(const struct storm_params *params, char *why, size_t size);
 int send_prepare(struct storm_cpu *sender);
 void send_timed(const struct storm_cpu *sender, struct storm_send *record);
 void send_nothing(struct storm_send *record);

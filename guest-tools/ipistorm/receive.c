@@ -47,8 +47,7 @@ static void receive(u64 now, bool by_smp_call)
 	const struct storm_params *params;
 	u64 seq;
 
-	if (!here ||
-	    (here->storm->file.params.send_method == STORM_SMP_CALL) != by_smp_call) {
+	if (!here || (here->storm->file.params.send_method == STORM_SMP_CALL) != by_smp_call) {
 		atomic64_inc(&strays);
 		return;
 	}

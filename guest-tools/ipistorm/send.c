@@ -36,9 +36,7 @@ static __always_inline void write_msr(u32 msr, u32 low, u32 high)
 
 static void read_cpuid(u32 leaf, u32 *eax, u32 *ebx, u32 *ecx, u32 *edx)
 {
-	asm volatile("cpuid"
-		     : "=a"(*eax), "=b"(*ebx), "=c"(*ecx), "=d"(*edx)
-		     : "a"(leaf), "c"(0));
+	asm volatile("cpuid" : "=a"(*eax), "=b"(*ebx), "=c"(*ecx), "=d"(*edx) : "a"(leaf), "c"(0));
 }
 
 static __always_inline volatile u32 *xapic(u32 reg)
@@ -69,9 +67,9 @@ unsigned int send_vector(const struct storm *storm)
 	if (params->send_method != STORM_SMP_CALL)
 		return X86_PLATFORM_IPI_VECTOR;
 	/* smp_call_function_many() with one CPU to call does what _single() does. */
-	return params->pattern == STORM_BROADCAST && cpumask_weight(storm->cpus) > 2 ?
-		       CALL_FUNCTION_VECTOR :
-		       CALL_FUNCTION_SINGLE_VECTOR;
+	return params->pattern == STORM_BROADCAST && cpumask_weight(storm->cpus) > 2
+		       ? CALL_FUNCTION_VECTOR
+		       : CALL_FUNCTION_SINGLE_VECTOR;
 }
 
 /* kvm_para_has_feature() is not for modules; Documentation/virt/kvm/x86/cpuid.rst. */
@@ -92,8 +90,7 @@ static bool pv_ipi_offered(void)
 }
 
 /* Fills in `why` and answers -EOPNOTSUPP when IPIs of these params cannot be sent here. */
-int send_check(const struct storm_params *params, const struct cpumask *targets, char *why,
-	       size_t size)
+int send_check(const struct storm_params *params, char *why, size_t size)
 {
 	const bool x2apic = send_in_x2apic_mode();
 	const char *reason = NULL;
@@ -105,24 +102,28 @@ int send_check(const struct storm_params *params, const struct cpumask *targets,
 		break;
 	case STORM_XAPIC:
 		if (x2apic)
-			reason = "the APICs are in x2APIC mode (nox2apic on the kernel's command line changes that)";
+			reason = "the APICs are in x2APIC mode (nox2apic on the kernel's command "
+				 "line changes that)";
 		break;
 	case STORM_PV_HYPERCALL:
 		if (!pv_ipi_offered())
-			reason = "the hypervisor does not offer KVM_HC_SEND_IPI (KVM_FEATURE_PV_SEND_IPI)";
+			reason = "the hypervisor does not offer KVM_HC_SEND_IPI "
+				 "(KVM_FEATURE_PV_SEND_IPI)";
 		break;
 	case STORM_PASSTHROUGH:
 		reason = "this module knows no passthrough";
 		break;
 	case STORM_SMP_CALL:
 		if (params->pattern == STORM_SELF)
-			reason = "smp-call: the kernel calls a function on its own CPU without an IPI";
+			reason = "smp-call: the kernel calls a function on its own CPU without an "
+				 "IPI";
 		break;
 	}
 	if (!reason && params->pattern == STORM_BROADCAST &&
 	    (params->send_method == STORM_X2APIC || params->send_method == STORM_XAPIC) &&
 	    !cpumask_equal(cpu_online_mask, cpu_present_mask))
-		reason = "broadcast: some CPUs are offline, and the APIC's \"all but self\" means them, too";
+		reason = "broadcast: some CPUs are offline, and the APIC's \"all but self\" means "
+			 "them, too";
 	if (!reason)
 		return 0;
 	strscpy(why, reason, size);

@@ -17,9 +17,9 @@ from lab.common.steps import LabError, step
 from lab.guest.module import build_module
 
 _INIT = Path(__file__).with_name("init")
-_SETS = ("disk=ata_piix,ahci,sd_mod,ext4",)
+_SETS = ("disk=virtio_pci,virtio_blk,ext4",)
 _PACKAGE = "qemu-system-x86"
-_TIMEOUT_S = 600
+_TIMEOUT_S = 900
 # The emulated CPUs share one TSC but show no flag that says so.
 _COMMAND_LINE = "console=ttyS0,115200 panic=-1 oops=panic mitigations=off tsc=reliable"
 # Without remapping of interrupts Linux keeps the APICs in xAPIC mode.
@@ -37,12 +37,14 @@ class Guest:
         x2apic: whether the APICs are in x2APIC mode.
         script: run by busybox' sh; /job has `ipistorm`, `ipistorm.ko` and the empty folder
             `result`, which comes back.
+        parameters: added to the kernel's command line.
     """
 
     suite: str
     cpus: int
     x2apic: bool
     script: Path
+    parameters: tuple[str, ...] = ()
 
 
 def boot_guest(guest: Guest, output: Path) -> None:
@@ -88,7 +90,7 @@ def _qemu(guest: Guest, chosen: kernel.Kernel, initramfs: Path, disk: Path, cons
         *("-serial", f"file:{SHARED}/console/{console.name}"),
         *("-kernel", f"{SHARED}/kernel/{chosen.image.name}"),
         *("-initrd", f"{SHARED}/initramfs/{initramfs.name}"),
-        *("-append", _COMMAND_LINE),
-        *("-drive", f"file={SHARED}/job/{disk.name},format=raw,if=ide,index=0"),
+        *("-append", " ".join([_COMMAND_LINE, *guest.parameters])),
+        *("-drive", f"file={SHARED}/job/{disk.name},format=raw,if=virtio"),
     ]
     run(chroot_command(rootfs.tools(_PACKAGE), qemu, lent), name="QEMU")

@@ -32,7 +32,7 @@ fi
 make -s -C "$build" CC="$compiler" HOSTCC="$compiler" M="$PWD" W=1 C="$sparse" modules \
 	>messages 2>&1 || { cat messages >&2 && exit 1; }
 # Ours alone; "Skipping BTF", other compilers and the like are no matter of the sources'.
-grep -E '(device|receive|send|storm)\.[ch]:[0-9]+' messages >"$directory/warnings" || :
+grep -E '(device|receive|records|request|send|storm|worker|ipistorm)\.[ch]:[0-9]+' messages >"$directory/warnings" || :
 strip --strip-debug ipistorm.ko
 cp ipistorm.ko "$directory/"
 echo "$release" >"$directory/release"
