@@ -15,6 +15,7 @@ from bench.peers import peers
 from bench.programs import in_guest, on_host
 from bench.report import Report, write_json
 from bench.rings import rings
+from bench.watching import watching
 from ipitrace.errors import IpitraceError
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[], Report]] = {
     "loading": loading,
     "correlator": correlator,
     "peers": peers,
+    "watching": watching,
 }
 
 _INSIDE = "IPITRACE_BENCH_MOUNTED"

@@ -11,8 +11,9 @@ from jsonschema import Draft202012Validator
 
 
 @functools.cache
-def _validator() -> Draft202012Validator:
-    schema = json.loads(resources.files("ipitrace").joinpath("schemas/run.schema.json").read_text())
+def _validator(name: str = "run") -> Draft202012Validator:
+    path = resources.files("ipitrace").joinpath(f"schemas/{name}.schema.json")
+    schema = json.loads(path.read_text())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
@@ -56,3 +57,16 @@ def assert_sound(run: Mapping[str, Any]) -> None:
                     assert order[0] > 0, name
     assert (run["observer"] is None) == (run["observer_absent"] is not None)
     assert run["complete"] == (run["failure"] is None)
+
+
+def assert_sound_interval(interval: Mapping[str, Any]) -> None:
+    """`interval` is a whole line of `watch --json`, and its sums add up."""
+    _validator("watch").validate(json.loads(json.dumps(interval)))
+    for vm in interval["vms"]:
+        for period in ("delta", "total"):
+            listed = sum(pair["ipis"][period] for pair in vm["pairs"])
+            placed = listed + vm["pairs_left_out"]["ipis"][period]
+            assert placed == sum(kind["ipis"][period] for kind in vm["kinds"])
+            assert placed <= vm["ipis"][period]
+            assert placed == sum(vcpu["sent"][period] for vcpu in vm["vcpus"])
+        assert (vm["exits"]["reasons"] is None) == (vm["exits"]["absent"] is not None)

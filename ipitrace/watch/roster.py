@@ -8,7 +8,6 @@ from typing import Final
 
 from ipitrace.tracer.counting import Counting, Counts
 from ipitrace.vm import VirtualMachine
-from ipitrace.vm.debugfs import read_vm_directories
 
 _FEWEST_SLOTS: Final = 256  # when all VMs are watched: others may start later
 _FEWEST_CELLS, _MOST_CELLS = 256, 4096
@@ -91,7 +90,7 @@ class Roster:
             tuple(unwatched),
             self._counting.zeros(len(slots)),
             time.monotonic(),
-            _directory(vm),
+            None if vm.creator_tid is None else f"{vm.creator_tid}-{vm.vm_fd}",
         )
         self.watched.append(watched)
         return watched
@@ -111,10 +110,3 @@ class Roster:
 
 def _identity(vm: VirtualMachine) -> tuple[object, ...]:
     return vm.pid, vm.started_at_ticks, vm.vm_fd, vm.tids
-
-
-def _directory(vm: VirtualMachine) -> str | None:
-    for directory in read_vm_directories() or ():
-        if vm.vm_fd is not None and directory.belongs_to(vm.tids, (vm.vm_fd,)):
-            return directory.name
-    return None

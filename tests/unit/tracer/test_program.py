@@ -10,10 +10,11 @@ import pytest
 
 from ipitrace import resources
 from ipitrace.layout import Kind
+from ipitrace.tracer import counting
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.formats import Column, parse_format
-from ipitrace.tracer.program import SOURCES, Offer, Plan, cflags, plan, source
+from ipitrace.tracer.program import SOURCES, WATCH_SOURCES, Offer, Plan, cflags, plan, source
 
 TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
 TRACEPOINTS = [event for event in EVENTS if not event.symbol]
@@ -62,11 +63,22 @@ def test_every_probe_in_the_c_files_is_in_the_table_and_reads_what_it_says() -> 
         re.findall(r"^#ifdef HAVE_(\w+)\n(.*?)^}\n#endif", text, re.DOTALL | re.MULTILINE)
     )
     assert probes.keys() == EVENT_BY_NAME.keys()
+    watch = "".join((resources.bpf_dir() / name).read_text() for name in WATCH_SOURCES)
+    counted = re.findall(r"FIELD\((\w+), (\w+)\)", watch)
     for name, body in probes.items():
         read = {field for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", body)}
+        read |= {field for event, field in counted if event == name}
         assert read == {field.name for field in EVENT_BY_NAME[name].fields}, name
         assert {event for event, _ in re.findall(r"FIELD\((\w+), (\w+)\)", body)} <= {name}
         assert f"ROW_{name}" in body
+
+
+def test_the_counting_programs_read_fields_that_the_table_has() -> None:
+    text = "".join((resources.bpf_dir() / name).read_text() for name in WATCH_SOURCES)
+    probes = re.findall(r"^PROBE\((\w+)\)", text, re.MULTILINE)
+    assert set(probes) == {*counting.EVENTS, counting.ENDS_SENDS}
+    for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", text):
+        assert field in {f.name for f in EVENT_BY_NAME[event].fields}, event
 
 
 def test_a_new_kernel_hooks_kvm_exit_by_its_format() -> None:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ipitrace watch` costs: its process, and its programs in the vCPUs' threads."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.report import PER_SECOND, Report, Series, spread
+from ipitrace.errors import HostError
+from ipitrace.tracer.counting import Counting
+from ipitrace.vm import VirtualMachine, find_vms
+
+_SECONDS = 15
+_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+# (name, scenario, vCPUs, cycles between sends)
+_STORMS = (
+    ("blocked, paced", "unicast-blocked", 2, 20_000_000),
+    ("self", "self", 2, 0),
+    ("broadcast, 64 vCPUs", "broadcast-halted", 64, 0),
+)
+_GUEST = """
+import sys
+from ipitrace.model import StormRequest
+from ipitrace.storm.driver import Hooks
+from ipitrace.storm.micro.driver import MicroGuest
+from ipitrace.storm.scenarios import select_scenarios
+name, n_vcpus, pace = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+count = 8_000_000 if n_vcpus == 2 else 20_000
+request = StormRequest(select_scenarios([name])[0], n_vcpus, count, 1, pace, 60.0)
+MicroGuest.prepare(n_vcpus, None).run(request, Hooks(mark=lambda: print("mark", flush=True)))
+"""
+
+
+def watching() -> Report:
+    """Watch storms of different rates and sizes, each in a process of its own."""
+    rows = []
+    series = []
+    for name, scenario, n_vcpus, pace in _STORMS:
+        with _guest(scenario, n_vcpus, pace) as vm:
+            intervals = _watch(vm)
+            programs = _programs(vm)
+        shares = [interval["own"]["cpu_share"] for interval in intervals]
+        rates = [_ipis(interval) / interval["duration_s"] for interval in intervals]
+        rows.append(
+            (
+                name,
+                n_vcpus,
+                spread(rates, 0),
+                spread((100 * share for share in shares), 2),
+                f"{intervals[-1]['own']['rss_bytes'] >> 20}",
+                programs,
+            )
+        )
+        series.append(Series(f"watch {name} IPIs", PER_SECOND, rates))
+    return Report(
+        "Watching running VMs",
+        (
+            "storm",
+            "vCPUs",
+            "IPIs/s seen",
+            "own % of one CPU",
+            "MiB",
+            "programs, mean ns per event",
+        ),
+        rows,
+        (
+            f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
+            "Own: user and system time of the watching process.",
+            "Programs: they run in the vCPUs' threads; the kernel's own account (bpf_stats_enabled).",
+        ),
+        series,
+    )
+
+
+def _ipis(interval: dict[str, Any]) -> int:
+    return sum(vm["ipis"]["delta"] for vm in interval["vms"])
+
+
+@contextlib.contextmanager
+def _guest(scenario: str, n_vcpus: int, pace: int) -> Iterator[VirtualMachine]:
+    words = [sys.executable, "-c", _GUEST, scenario, str(n_vcpus), str(pace)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            # Its warm-up, then its storm: by then every vCPU has run.
+            for _ in range(2):
+                if process.stdout is None or not process.stdout.readline():
+                    raise HostError("the guest ended early", "see what it says above")
+            yield next(vm for vm in find_vms() if vm.pid == process.pid)
+        finally:
+            process.kill()
+
+
+def _watch(vm: VirtualMachine) -> list[dict[str, Any]]:
+    """The intervals but for the first, in which it still loads."""
+    words = ["watch", "--vm", f"pid:{vm.pid}", "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ipitrace", *words], capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()][1:]
+
+
+def _programs(vm: VirtualMachine) -> str:
+    """Mean time of each program that ran, and how often it ran for each IPI."""
+    former = _STATS.read_text()
+    with Counting.load(n_slots=len(vm.vcpus), n_cells=1024) as counting:
+        for slot, tid in enumerate(vm.tids):
+            counting.give(slot, tid)
+        try:
+            _STATS.write_text("1")
+            time.sleep(2)
+        finally:
+            _STATS.write_text(former)
+        found = []
+        for event, path in counting.programs().items():
+            told = dict(line.split(":\t") for line in path.read_text().splitlines())
+            runs = int(told["run_cnt"])
+            if runs:
+                found.append(f"{event} {int(told['run_time_ns']) / runs:.0f}")
+    return ", ".join(found)

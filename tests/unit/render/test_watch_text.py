@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An interval of `watch` as text and as OpenMetrics."""
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from ipitrace.render.watch_openmetrics import render_openmetrics
+from ipitrace.render.watch_text import render_interval
+from ipitrace.watch.model import (
+    SCHEMA_VERSION,
+    Count,
+    CpuPosts,
+    ExitReason,
+    Exits,
+    Interval,
+    IpiKind,
+    LatePosts,
+    Other,
+    OwnCost,
+    Pair,
+    PairsLeftOut,
+    VcpuCounts,
+    Visibility,
+    VmInterval,
+)
+
+NONE = Count(0, 0)
+
+
+def vm(name: str = "guest1", n_pairs: int = 2) -> VmInterval:
+    ipis = Count(2_000 * n_pairs, 10_000 * n_pairs)
+    each = Count(2_000, 10_000)
+    return VmInterval(
+        name=name,
+        pid=4711,
+        vcpus=tuple(VcpuCounts(i, each, each, Count(1, 2)) for i in range(4)),
+        visibility=Visibility(complete=True, why="every IPI takes an exit"),
+        sends=ipis,
+        ipis=ipis,
+        pairs=tuple(Pair(0, 1 + i, 0xFD, "fixed", "msr-exit", each) for i in range(n_pairs)),
+        pairs_left_out=PairsLeftOut(3, Count(4, 40)),
+        kinds=(IpiKind(0xFD, "fixed", "msr-exit", ipis),),
+        exits=Exits("kvm_exit", (ExitReason("MSR_WRITE", Count(6_000, 9_000)),), None),
+        wakeups=Count(5, 50),
+        waited=Count(1, 5),
+        others=(Other(0xEC, "fixed", Count(250, 900)),),
+        unplaced=NONE,
+        missed=NONE,
+        events=Count(9, 9),
+        cpus=(0,),
+        watched_s=7.0,
+        unwatched=(),
+    )
+
+
+def interval(*vms: VmInterval) -> Interval:
+    return Interval(
+        schema_version=SCHEMA_VERSION,
+        number=3,
+        time="2026-01-02T03:04:05.678+00:00",
+        duration_s=2.0,
+        elapsed_s=8.0,
+        vms=vms,
+        late_posts=LatePosts({"PIN": 7, "PIW": None}, (CpuPosts(3, {"PIN": 7}, ()),), None),
+        own=OwnCost(0.0123, 200 << 20),
+        recursion_misses=0,
+        ended=(),
+        departed=0,
+        stopped=None,
+    )
+
+
+def test_rates_are_per_second_and_totals_are_not() -> None:
+    lines = render_interval(interval(vm())).splitlines()
+    assert lines[0] == "ipitrace watch: guest1, 03:04:05 UTC, 2.0 s; watched for 8 s"
+    assert lines[3].split() == ["guest1", "4711", "4", "2,000", "20,000", "3,000", "2.5", "125"]
+    assert lines[6].split() == ["0", "1", "0xfd", "fixed", "msr-exit", "1,000", "10,000"]
+    text = "\n".join(lines)
+    assert "(3 more: 2.0 IPIs/s)" in text
+    assert "PIN 7, PIW -, whole host, any VM's. CPU 3: PIN 7 (no watched vCPU there)" in text
+    assert "1.23% of one CPU, 200 MiB" in text
+
+
+@pytest.mark.parametrize("complete", [None, False])
+def test_what_may_be_invisible_is_never_zero(complete: bool | None) -> None:  # noqa: FBT001
+    visibility = Visibility(complete=complete, why="some leave no trace")
+    silent = replace(
+        vm(n_pairs=0), visibility=visibility, ipis=NONE, pairs_left_out=PairsLeftOut(0, NONE)
+    )
+    row = render_interval(interval(silent)).splitlines()[3]
+    assert row.count("none seen") == 2
+    row = render_interval(interval(replace(vm(), visibility=visibility))).splitlines()[3]
+    assert ">=2,000" in row
+    assert ">=20,000" in row
+
+
+def test_exits_that_cannot_be_known_are_no_number() -> None:
+    unknown = replace(vm(), exits=Exits(None, None, "kvm_exit does not fire"))
+    text = render_interval(interval(unknown))
+    assert text.splitlines()[3].split()[5] == "-"
+    assert "- (kvm_exit does not fire)" in text
+
+
+def test_losses_are_told() -> None:
+    lossy = replace(vm(), unplaced=Count(0, 12), missed=Count(1, 3), unwatched=(2,))
+    text = render_interval(interval(lossy))
+    assert "12 events counted but not told apart" in text
+    assert "3 events not counted" in text
+    assert "2" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (40, 10)])
+@pytest.mark.parametrize("n_vms", [0, 1, 30])
+def test_it_fits_the_terminal(width: int, height: int, n_vms: int) -> None:
+    vms = [vm(f"guest{i}", 60) for i in range(n_vms)]
+    lines = render_interval(interval(*vms), width=width, height=height).splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+
+
+def test_at_80_by_24_nothing_of_one_vm_is_cut_off() -> None:
+    long = "every IPI of this VM takes an exit: APICv or AVIC took none of 1,769,000 IPIs seen"
+    big = replace(vm(n_pairs=60), visibility=Visibility(complete=True, why=long))
+    lines = render_interval(interval(big), width=80, height=24).splitlines()
+    assert lines[2].split()[-1] == "others/s"
+    assert any("60 more" in line or "more:" in line for line in lines)
+    assert lines[-1].startswith("own cost")
+
+
+def test_openmetrics_has_totals_by_vm() -> None:
+    two = interval(vm('a"b'), vm("guest2"))
+    samples = [
+        s for f in text_string_to_metric_families(render_openmetrics(two)) for s in f.samples
+    ]
+    ipis = [s for s in samples if s.name == "ipitrace_ipis_total"]
+    assert {s.labels["vm"] for s in ipis} == {'a"b', "guest2"}
+    assert [s.value for s in ipis] == [20_000, 20_000]
+    assert {s.value for s in samples if s.name == "ipitrace_ipis_complete"} == {1}
+    (share,) = (s for s in samples if s.name == "ipitrace_watch_cpu_share")
+    assert share.value == pytest.approx(0.0123)

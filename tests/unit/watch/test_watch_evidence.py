@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of IPIs that leave no trace, of late posts, and of a foreign VM's exits."""
+
+from pathlib import Path
+
+import pytest
+
+from ipitrace.host.files import HostFiles
+from ipitrace.host.interrupts import parse_interrupts
+from ipitrace.watch.late_posts import late_posts
+from ipitrace.watch.model import CpuPosts, Visibility
+from ipitrace.watch.roster import cells_for, slots_for
+from ipitrace.watch.visibility import hint, visibility
+from ipitrace.watch.vm_stats import read_vm_exits
+
+
+def judged(
+    accepted: int = 0, taken: int = 0, others: tuple[int, int] = (0, 0), *, watched: bool = True
+) -> Visibility:
+    return visibility(
+        accepted=accepted,
+        taken=taken,
+        others_accepted=others[0],
+        others_taken=others[1],
+        watched=watched,
+        hint="hint, not evidence: x",
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "complete"),
+    [
+        (judged(), None),
+        (judged(10), True),
+        (judged(others=(3, 0)), True),
+        (judged(10, 1), False),
+        (judged(10, 10), False),
+        (judged(0, 0, (5, 5)), False),
+        (judged(10, watched=False), None),
+    ],
+)
+def test_evidence_decides(found: Visibility, complete: bool | None) -> None:  # noqa: FBT001
+    assert found.complete is complete
+    assert ("hint, not evidence" in found.why) == (complete is not True)
+
+
+def test_parameters_are_a_hint() -> None:
+    parameters = {"kvm_intel.enable_apicv": "Y", "kvm_intel.enable_ipiv": "N", "kvm.x": "1"}
+    said = hint("kvm_intel", parameters)
+    assert said == "hint, not evidence: kvm_intel has enable_apicv=Y, enable_ipiv=N"
+    assert hint("kvm_other", parameters) == ""
+    assert hint(None, None) == ""
+
+
+def interrupts(pin: tuple[int, int], piw: tuple[int, int]) -> str:
+    return f"      CPU0 CPU1\n PIN: {pin[0]} {pin[1]} x\n PIW: {piw[0]} {piw[1]} x\n RES: 9 9 x\n"
+
+
+def test_late_posts_say_where_and_who_was_there() -> None:
+    before = parse_interrupts(interrupts((5, 5), (0, 0)))
+    after = parse_interrupts(interrupts((5, 8), (0, 1)))
+    found = late_posts(before, after, {0: {"a"}, 1: {"b", "a"}})
+    assert found.rows == {"PIN": 3, "PIW": 1}
+    assert found.cpus == (CpuPosts(1, {"PIN": 3, "PIW": 1}, ("a", "b")),)
+    (cpu,) = late_posts(before, after, {0: {"a"}}).cpus
+    assert cpu.vms == ()
+
+
+def test_no_rows_is_not_no_posts() -> None:
+    nothing = parse_interrupts("      CPU0\n RES: 9 x\n")
+    assert late_posts(nothing, nothing, {}).rows is None
+    assert late_posts(nothing, nothing, {}).absent
+    assert late_posts(None, nothing, {}).absent
+
+
+def test_a_foreign_vms_exits(tmp_path: Path) -> None:
+    files = HostFiles(tmp_path)
+    assert read_vm_exits(None, files) == "debugfs does not show this VM"
+    vm = tmp_path / "sys/kernel/debug/kvm/12-8"
+    vm.mkdir(parents=True)
+    assert "no exit counters" in str(read_vm_exits("12-8", files))
+    (vm / "exits").write_text("70\n")
+    (vm / "halt_exits").write_text("7\n")
+    (vm / "tlb_flush").write_text("3\n")
+    assert read_vm_exits("12-8", files) == {"exits": 70, "halt_exits": 7}
+    (vm / "exits").unlink()
+    (vm / "halt_exits").unlink()
+    (vm / "exits").mkdir()  # there, and cannot be read
+    assert "does not let" in str(read_vm_exits("12-8", files))
+
+
+def test_room_grows_with_the_vm_and_has_an_end() -> None:
+    assert [cells_for(n) for n in (1, 2, 64, 255, 4096)] == [512, 512, 1024, 4096, 4096]
+    assert all(cells_for(n) >= 2 * n for n in range(1, 1024))
+    assert (slots_for(2, all_vms=False), slots_for(0, all_vms=False)) == (2, 1)
+    assert (slots_for(2, all_vms=True), slots_for(300, all_vms=True)) == (256, 600)

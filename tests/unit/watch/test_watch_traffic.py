@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells and heads become pairs, kinds and sums."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipitrace.layout import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
+from ipitrace.tracer.counting import Counts
+from ipitrace.watch.model import Count
+from ipitrace.watch.traffic import Traffic
+
+N_CELLS = 16
+VMX, SVM = 1, 2
+
+
+def key(what: What, **fields: int) -> int:
+    value = what << WATCH_KEY["WHAT"][0]
+    for name, field in fields.items():
+        value |= field << WATCH_KEY[name.upper()][0]
+    return value
+
+
+def ipi(target: int, vector: int = 0xF0, **fields: int) -> int:
+    return key(What.IPI, target=target, vector=vector, **fields)
+
+
+def counts(*slots: dict[int, int], **heads: int) -> Counts:
+    cells = np.zeros((len(slots), N_CELLS), WATCH_CELL)
+    for slot, found in enumerate(slots):
+        for at, (cell_key, count) in enumerate(found.items()):
+            cells[slot, at] = (cell_key, count)
+    head = np.zeros(len(slots), WATCH_HEAD)
+    for name, value in heads.items():
+        head[name][0] = value
+    return Counts(head, cells)
+
+
+def traffic(before: Counts, after: Counts, *, exits_watched: bool = True) -> Traffic:
+    vcpus = list(range(len(after.heads)))
+    return Traffic(before, after, vcpus, exits_watched=exits_watched)
+
+
+def since_zero(*slots: dict[int, int], exits_watched: bool = True, **heads: int) -> Traffic:
+    return traffic(
+        counts(*({} for _ in slots)), counts(*slots, **heads), exits_watched=exits_watched
+    )
+
+
+def test_pairs_are_named_and_ordered_by_what_happened_lately() -> None:
+    before = counts({ipi(1): 100, ipi(2): 5}, {})
+    after = counts({ipi(1): 101, ipi(2): 25}, {ipi(0, mode=4): 3})
+    pairs, rest = traffic(before, after).pairs(2)
+    assert [(p.sender, p.target, p.mode, p.ipis) for p in pairs] == [
+        (0, 2, "fixed", Count(20, 25)),
+        (1, 0, "nmi", Count(3, 3)),
+    ]
+    assert (rest.pairs, rest.ipis) == (1, Count(1, 101))
+    assert traffic(before, after).ipis() == Count(24, 129)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"isa": VMX, "reason": 32}, "msr-exit"),
+        ({"isa": VMX, "reason": 56}, "apic-write"),
+        ({"isa": VMX, "reason": 49}, "mmio"),
+        ({"isa": SVM, "reason": 0x7C}, "msr-exit"),
+        ({"isa": SVM, "reason": 0x401, "via": Via.AVIC}, "avic-incomplete"),
+        ({"isa": VMX, "reason": 18, "via": Via.HYPERCALL}, "pv-hypercall"),
+        ({"isa": SVM, "reason": 0xFFFF}, "unknown"),
+        ({"isa": VMX, "reason": 12}, "unknown"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_exit_proves_the_path(fields: dict[str, int], path: str) -> None:
+    an_exit = key(What.EXIT, isa=VMX) | 32
+    ((pair,), _) = since_zero({ipi(1, **fields): 1, an_exit: 1}).pairs(0)
+    assert pair.path == path
+
+
+def test_where_kvm_exit_never_fires_a_send_is_emulated_and_not_where_nobody_looked() -> None:
+    (watched,), _ = since_zero({ipi(1): 1}).pairs(0)
+    (unwatched,), _ = since_zero({ipi(1): 1}, exits_watched=False).pairs(0)
+    assert (watched.path, unwatched.path) == ("emulated", "unknown")
+
+
+def test_an_unknown_target_is_none_and_nobodys() -> None:
+    found = since_zero({ipi(WATCH_TARGET_UNKNOWN, via=Via.AVIC): 4}, {})
+    ((pair,), _) = found.pairs(0)
+    assert pair.target is None
+    assert [vcpu.received.total for vcpu in found.vcpus()] == [0, 0]
+
+
+def test_exits_and_others_are_added_up_over_vcpus() -> None:
+    timer = key(What.OTHER, target=1, vector=0xEC)
+    halt, write = (key(What.EXIT, isa=VMX) | reason for reason in (12, 32))
+    failed = key(What.EXIT, isa=VMX) | 0x80000021
+    found = since_zero({timer: 2, halt: 1, write: 9}, {timer: 3, write: 1, failed: 1})
+    assert [(o.vector, o.interrupts.total) for o in found.others()] == [(0xEC, 5)]
+    assert [(e.reason, e.exits.total) for e in found.exits()] == [
+        ("MSR_WRITE", 10),
+        ("HLT", 1),
+        ("INVALID_STATE+failed-entry", 1),
+    ]
+
+
+def test_what_found_no_cell_is_an_ipi_all_the_same() -> None:
+    after = counts({ipi(1): 2})
+    after.heads["unplaced"][0, What.IPI] = 5
+    after.heads["unplaced"][0, What.EXIT] = 1
+    found = traffic(counts({}), after)
+    assert found.ipis() == Count(7, 7)
+    assert found.unplaced() == Count(6, 6)
+
+
+def test_cpus_are_those_moved_to_and_the_last_one_before() -> None:
+    def on(cpu: int) -> int:
+        return key(What.CPU) | cpu
+
+    before = counts({on(0): 1, on(3): 1}, cpu=3 + 1)
+    after = counts({on(0): 1, on(3): 1, on(7): 1}, cpu=7 + 1)
+    assert traffic(before, after).cpus() == {3, 7}
+
+
+an_ipi = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(250, 251), st.integers(1))
+
+
+@given(st.lists(an_ipi, max_size=8), st.integers(1, 5))
+def test_every_view_has_the_same_sum(found_ipis: list[tuple[int, int, int, int]], top: int) -> None:
+    slots: list[dict[int, int]] = [{} for _ in range(4)]
+    for sender, target, vector, count in found_ipis:
+        slots[sender][ipi(target, vector)] = count % (1 << 40)
+    found = since_zero(*slots)
+    total = sum(sum(slot.values()) for slot in slots)
+    pairs, rest = found.pairs(top)
+    assert len(pairs) <= top
+    assert sum(p.ipis.total for p in pairs) + rest.ipis.total == total
+    assert sum(k.ipis.total for k in found.kinds()) == total
+    assert sum(v.sent.total for v in found.vcpus()) == total
+    assert sum(v.received.total for v in found.vcpus()) == total
+    assert found.ipis() == Count(total, total)
