@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The correlator, tables and report on what an emulated AMD host recorded (see lab/)."""
+"""The correlator, tables and report on what emulated hosts recorded (see lab/)."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from recorded import recorded_traces
 
+from ipitrace.columns import Place, span_columns
 from ipitrace.commands.report import report
 from ipitrace.correlate import paths
 from ipitrace.correlate.exits import ExitTable, exit_tables
@@ -17,11 +19,14 @@ from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.trace import StormTrace
-from ipitrace.recording import read_run
+from ipitrace.recording import read_run, read_table
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 
-AMD = Path(__file__).parents[1] / "data/recordings/amd-tcg"
+RECORDINGS = Path(__file__).parents[1] / "data/recordings"
+AMD = RECORDINGS / "amd-tcg"
+INTEL = RECORDINGS / "intel-bochs"
 MSR, HLT = 0x7C, 0x78  # arch/x86/include/uapi/asm/svm.h
+VMX_HLT, VMX_IO, VMX_MSR_WRITE = 12, 30, 32  # arch/x86/include/uapi/asm/vmx.h
 ON_THE_WAY = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.INJECT, Stage.HANDLER)
 Storms = list[tuple[str, StormTrace, Spans]]
 
@@ -29,6 +34,25 @@ Storms = list[tuple[str, StormTrace, Spans]]
 @pytest.fixture(scope="module")
 def amd() -> Storms:
     return [(name, trace, correlate(trace)) for name, _, trace in recorded_traces(AMD)]
+
+
+@pytest.fixture(scope="module")
+def intel() -> Storms:
+    return [(name, trace, correlate(trace)) for name, _, trace in recorded_traces(INTEL)]
+
+
+@pytest.mark.parametrize("name", ["amd-tcg", "intel-bochs", "micro-pvm"])
+def test_the_same_events_give_the_same_spans(name: str) -> None:
+    """From the recorded events and guest stamps, every value of the recorded spans."""
+    made: dict[str, list[Any]] = {}
+    first_ipi = 0
+    for scenario, repetition, trace in recorded_traces(RECORDINGS / name):
+        spans = correlate(trace)
+        columns = span_columns(Place(scenario, repetition), spans, trace.sender, first_ipi)
+        for column, values in columns.items():
+            made.setdefault(column, []).extend(np.ma.asanyarray(values).tolist())
+        first_ipi += len(spans.seq)
+    assert made == read_table(RECORDINGS / name, "spans").to_pydict()
 
 
 def test_every_scenario_was_recorded_six_times(amd: Storms) -> None:
@@ -85,28 +109,66 @@ def test_less_than_all_events_proves_less(amd: Storms) -> None:
     assert set(correlate(without).path) == {paths.Path.UNKNOWN}
 
 
-def test_the_report_says_what_it_is() -> None:
-    done = CliRunner().invoke(report, [str(AMD)])
+def test_apicv_takes_the_exits_away(intel: Storms) -> None:
+    """One exit to send; none to receive or to end the interrupt; none at all to itself."""
+    for name, trace, spans in intel:
+        sent = len(trace.sends)
+        sender, *targets = exit_tables(trace, spans)
+        sends = np.count_nonzero(sender.reason == VMX_MSR_WRITE)
+        assert sends == (0 if name == "self" else sent)
+        for target in targets:
+            halts = np.count_nonzero(target.reason == VMX_HLT)
+            assert halts == (pytest.approx(sent, abs=1) if name == "unicast-halted" else 0)
+            assert not np.isin(target.reason, [VMX_MSR_WRITE, VMX_IO]).any()
+        assert {isa for table in (sender, *targets) for isa in table.isa} <= {paths.VMX}
+
+
+def test_the_path_is_proved_by_what_vmx_shows(intel: Storms) -> None:
+    expected = {
+        "self": paths.Path.EXITLESS,
+        "broadcast": paths.Path.MSR_EXIT,
+    }
+    for name, _, spans in intel:
+        assert set(spans.path) == {expected.get(name, paths.Path.MSR_FASTPATH)}
+        assert spans.unmatched_ipis == 0
+        assert spans.unmatched_events == {}
+
+
+def test_each_ipi_to_another_vcpu_was_posted(intel: Storms) -> None:
+    for name, _, spans in intel:
+        posted = spans.stage(Stage.APICV_ACCEPT) != ABSENT
+        assert posted.all() if name != "self" else not posted.any()
+        assert (spans.stage(Stage.INJECT) == ABSENT).all()
+
+
+@pytest.mark.parametrize(
+    ("recording", "path"),
+    [(AMD, "msr-exit"), (INTEL, "msr-fastpath"), (INTEL, "late posts (PIN, NPI, PIW")],
+)
+def test_the_report_says_what_it_is(recording: Path, path: str) -> None:
+    done = CliRunner().invoke(report, [str(recording)])
     assert done.exit_code == 0
     assert "emulated host: cycles are not real time" in done.output
     assert "kvm_exit tracepoint" in done.output
-    assert "msr-exit" in done.output
+    assert path in done.output
 
 
-def test_an_ipi_can_be_told_whole() -> None:
-    done = CliRunner().invoke(report, [str(AMD), "--ipi", "10"])
+@pytest.mark.parametrize(("recording", "own"), [(AMD, "kvm_inj_virq"), (INTEL, "kvm_apicv")])
+def test_an_ipi_can_be_told_whole(recording: Path, own: str) -> None:
+    done = CliRunner().invoke(report, [str(recording), "--ipi", "10"])
     assert done.exit_code == 0
-    for event in ("kvm_exit", "kvm_entry", "kvm_inj_virq"):
+    for event in ("kvm_exit", "kvm_entry", own):
         assert event in done.output
 
 
-def test_nothing_was_lost_and_the_clocks_agree() -> None:
-    run = read_run(AMD)
+@pytest.mark.parametrize(("recording", "emulator"), [(AMD, "QEMU TCG"), (INTEL, "Bochs")])
+def test_nothing_was_lost_and_the_clocks_agree(recording: Path, emulator: str) -> None:
+    run = read_run(recording)
     assert run.complete
     assert run.untrustworthy == ()
     assert run.clock is not None
     assert set(run.clock.causality_violations.values()) == {0}
-    assert run.host["fingerprint"]["emulated"] == "QEMU TCG"
+    assert run.host["fingerprint"]["emulated"] == emulator
 
 
 def _paired(table: ExitTable) -> NDArray[np.int64]:
