@@ -10,14 +10,14 @@ from lab.common.commands import run
 from lab.common.session import Parts
 
 _PACKAGE = "qemu-system-x86"
-_TIMEOUT_S = 900
+_TIMEOUT_S = 1800  # ten times what it takes where nothing else runs
 
 
 def boot(parts: Parts) -> None:
     """Boot and wait for power-off.
 
     Raises:
-        LabError: QEMU fails, or is not done after 15 minutes.
+        LabError: QEMU fails, or is not done after half an hour.
     """
     lent = {
         "kernel": parts.kernel.directory,
