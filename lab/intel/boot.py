@@ -15,7 +15,7 @@ from lab.common.chroot import SHARED, chroot
 from lab.common.session import Parts
 from lab.intel.emulator import build_emulator
 
-_PACKAGES = ("bochsbios", "grub-pc-bin", "mtools", "vgabios", "xorriso")
+_PACKAGES = ("bochsbios", "grub-pc-bin", "vgabios", "xorriso")
 _FOLDER = Path(__file__).parent
 _TIMEOUT_S = 3600  # ten times what it takes where nothing else runs
 _COMMAND_LINE = (
