@@ -2,6 +2,7 @@
 """Disks: ext4 file systems in files, without a partition table."""
 
 import shutil
+import uuid
 from pathlib import Path
 
 from lab.common import rootfs
@@ -14,6 +15,7 @@ JOB_LABEL = "lab-job"
 _MIB = 1 << 20
 _ROOT_SPARE_MIB = 128
 _JOB_MIB = 256
+_EPOCH = 1735689600  # the time that all files get, as SOURCE_DATE_EPOCH
 
 
 def root_image() -> Path:
@@ -41,14 +43,18 @@ def make_disk(tree: Path, disk: Path, *, label: str, mib: int) -> None:
     """Make a sparse file of `mib` MiB that holds an ext4 file system with `tree` in it.
 
     The size is whole cylinders of 16 heads and 63 sectors, as emulators of old disks want.
+    The same tree gives the same bytes: no time of day and no random identifiers.
     """
     cylinder = 16 * 63 * 512
     with disk.open("wb") as file:
         file.truncate((mib * _MIB // cylinder + 1) * cylinder)
     place = f"{SHARED}/disk/{disk.name}"
-    features = ["-q", "-F", "-L", label, "-E", "lazy_itable_init=0,root_owner=0:0"]
+    identity = str(uuid.uuid5(uuid.NAMESPACE_OID, label))
+    extended = f"lazy_itable_init=0,root_owner=0:0,hash_seed={identity}"
+    features = ["-q", "-F", "-L", label, "-U", identity, "-E", extended]
+    make = ["env", f"SOURCE_DATE_EPOCH={_EPOCH}", "mkfs.ext4", *features]
     lent = {"tree": tree, "disk": disk.parent}
-    chroot(rootfs.tools(), ["mkfs.ext4", *features, "-d", f"{SHARED}/tree", place], lent)
+    chroot(rootfs.tools(), [*make, "-d", f"{SHARED}/tree", place], lent)
 
 
 def read_from_disk(disk: Path, folder: str, target: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
+from lab_result import AMD_SCENARIOS, INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
 from lab.common.cache import cache_dir
 
@@ -31,8 +31,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def amd() -> LabResult:
-    """A run of the default scenarios on the AMD host."""
-    return run_lab("amd", "--count", "150")
+    """A run on the AMD host."""
+    return run_lab("amd", "--count", "150", scenarios=AMD_SCENARIOS)
 
 
 @pytest.fixture(scope="session")
