@@ -3,9 +3,13 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
+
+from lab.common.image import make_disk
 
 pytestmark = pytest.mark.lab("intel")
 
@@ -132,3 +136,18 @@ def test_the_recording_prints_the_same_outside(intel: LabResult) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == intel.printed
+
+
+def test_a_disk_is_the_same_each_time_it_is_made(tmp_path: Path) -> None:
+    """What goes into the host must not make two runs differ."""
+    disks = []
+    for name in ("first", "second"):
+        tree = tmp_path / name / "tree"
+        (tree / "folder").mkdir(parents=True)
+        for file in ("run", "folder/module.py"):
+            (tree / file).write_text(file)
+        disk = tmp_path / name / "job.img"
+        make_disk(tree, disk, label="lab-job", mib=16)
+        disks.append(disk.read_bytes())
+        time.sleep(1.1)  # file systems keep whole seconds
+    assert disks[0] == disks[1]
