@@ -71,7 +71,7 @@ def watching() -> Report:
         (
             f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
             "Own: user and system time of the watching process.",
-            "Programs: they run in the vCPUs' threads; the kernel's own account (bpf_stats_enabled).",
+            "Programs: they run in the vCPUs' threads; the kernel's account (bpf_stats_enabled).",
         ),
         series,
     )

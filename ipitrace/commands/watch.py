@@ -89,7 +89,7 @@ def watch(
         print_block(summary)
     if summary.stopped is not None and vm is not None:
         raise MeasurementError(
-            f"{vm.name} is no longer the VM it was: {summary.stopped}.",
+            f"The VM {vm.name} is no longer what it was: {summary.stopped}.",
             "What was seen until then stands above.",
         )
     if stop.is_set() and duration_s is not None:

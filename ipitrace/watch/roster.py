@@ -36,6 +36,7 @@ class Watched:
         directory: its name in debugfs; None where it is not known.
         exits_first, exits_former: KVM's own exit counters at the first and the last reading,
             kept only where kvm_exit does not fire.
+        check_at_s: when to ask again whether the VM is still there.
     """
 
     vm: VirtualMachine
@@ -48,6 +49,7 @@ class Watched:
     directory: str | None
     exits_first: Mapping[str, int] | None = None
     exits_former: Mapping[str, int] | None = None
+    check_at_s: float = 0.0
 
 
 class Roster:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From cells and heads to who sent what to whom. Pure."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -127,13 +128,13 @@ class Traffic:
 
     def vcpus(self) -> tuple[VcpuCounts, ...]:
         """What each vCPU sent, was sent, and how often it woke."""
-        target = _field(self._ipis.key, "TARGET")
+        rows, n_slots = self._ipis, len(self._vcpus)
+        sent = _added(rows, rows.slot, n_slots)
+        received = _added(rows, _field(rows.key, "TARGET"), WATCH_TARGET_UNKNOWN + 1)
+        before, after = self._before["wakeups"].tolist(), self._after["wakeups"].tolist()
         return tuple(
             VcpuCounts(
-                vcpu,
-                _sum(self._ipis, self._ipis.slot == slot),
-                _sum(self._ipis, target == vcpu),
-                self._heads("wakeups", None, slice(slot, slot + 1)),
+                vcpu, sent[slot], received[vcpu], Count(after[slot] - before[slot], after[slot])
             )
             for slot, vcpu in enumerate(self._vcpus.tolist())
         )
@@ -155,8 +156,15 @@ class Traffic:
         return Count(after - before, after)
 
 
-def _sum(rows: _Rows, keep: NDArray[np.bool_]) -> Count:
-    return Count(int(rows.delta[keep].sum()), int(rows.total[keep].sum()))
+def _added(rows: _Rows, where: Ints, size: int) -> "defaultdict[int, Count]":
+    """The rows added up by `where` (0 to size - 1); nothing where there are none."""
+    delta, total = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    np.add.at(delta, where, rows.delta)
+    np.add.at(total, where, rows.total)
+    found = defaultdict(lambda: Count(0, 0))
+    for at in np.flatnonzero(total).tolist():
+        found[at] = Count(int(delta[at]), int(total[at]))
+    return found
 
 
 def _grouped(keys: Ints, rows: _Rows) -> list[tuple[int, Count]]:

@@ -28,6 +28,7 @@ from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
 _LOOK_EVERY: Final = 500  # times as long as a look for VMs takes: 0.2 % of a CPU
+_CHECK_EVERY: Final = 200  # times as long as a check that the VM is still there takes
 _FIRST_LOOK_S: Final = 2.0
 _PAGE: Final = 4096
 _PROCESSOR_FIELD: Final = 36  # of /proc/PID/task/TID/stat, from the state on
@@ -94,7 +95,7 @@ class Watcher:
         ended: list[str] = []
         vms = []
         for watched in tuple(self._roster.watched):
-            gone = still_there(watched.vm)
+            gone = self._gone(watched)
             counts = self._counting.read(watched.slots)
             traffic = self._traffic(watched, watched.former, counts)
             cpus = traffic.cpus() | _cpus_now(watched)
@@ -154,6 +155,16 @@ class Watcher:
     def close(self) -> None:
         """Detach and free everything."""
         self._counting.close()
+
+    def _gone(self, watched: Watched) -> str | None:
+        """Why the VM is no longer there; of a large one not asked at every interval."""
+        started_s = time.monotonic()
+        if started_s < watched.check_at_s:
+            return None
+        gone = still_there(watched.vm)
+        ended_s = time.monotonic()
+        watched.check_at_s = ended_s + _CHECK_EVERY * (ended_s - started_s)
+        return gone
 
     def _lose(self, watched: Watched, traffic: Traffic, why: str) -> None:
         """A VM has ended: of the only one keep what it did, of others make room."""

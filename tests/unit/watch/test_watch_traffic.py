@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipitrace.layout import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
@@ -127,6 +127,7 @@ def test_cpus_are_those_moved_to_and_the_last_one_before() -> None:
 an_ipi = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(250, 251), st.integers(1))
 
 
+@settings(deadline=None)
 @given(st.lists(an_ipi, max_size=8), st.integers(1, 5))
 def test_every_view_has_the_same_sum(found_ipis: list[tuple[int, int, int, int]], top: int) -> None:
     slots: list[dict[int, int]] = [{} for _ in range(4)]
