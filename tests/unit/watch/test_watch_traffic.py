@@ -124,7 +124,9 @@ def test_cpus_are_those_moved_to_and_the_last_one_before() -> None:
     assert traffic(before, after).cpus() == {3, 7}
 
 
-an_ipi = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(250, 251), st.integers(1, 1 << 40))
+an_ipi = st.tuples(
+    st.integers(0, 3), st.integers(0, 3), st.integers(250, 251), st.integers(1, 1 << 40)
+)
 
 
 @settings(deadline=None)
