@@ -9,7 +9,7 @@ from ipitrace.recording import read_run
 from ipitrace.result import PerSide, RunResult, ScenarioResult
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 
-AMD_SCENARIOS = DEFAULT_SCENARIOS
+AMD_SCENARIOS = (*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic")
 INTEL_SCENARIOS = (
     *DEFAULT_SCENARIOS,
     "unicast-running-kernel",
