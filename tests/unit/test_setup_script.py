@@ -94,7 +94,7 @@ def copy() -> Iterator[Copy]:
 def test_an_unknown_group_is_a_usage_error(copy: Copy) -> None:
     result = copy.setup("everything")
     assert result.returncode == 2
-    assert "no group 'everything'; choose runtime, test or dev" in result.stderr
+    assert "no group 'everything'; choose runtime, test, dev or lab" in result.stderr
 
 
 def test_an_unknown_distribution_gets_the_list_of_what_is_needed(copy: Copy) -> None:
