@@ -23,6 +23,7 @@ HOST = (
     "python3-click",
     "python3-numpy",
     "python3-psutil",
+    "python3-rich",
     "python3-tabulate",
 )
 FROM_INDEX = ("pyarrow",)  # Debian has no package of it
