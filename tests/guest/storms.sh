@@ -1,5 +1,5 @@
 #!/bin/sh
-# shellcheck shell=dash
+# shellcheck shell=dash disable=SC2009 # this busybox has no pgrep
 # SPDX-License-Identifier: Apache-2.0
 # What the Linux guest does (busybox' sh): load the module, run every scenario, provoke every
 # error, unload. Each `try NAME COMMAND` leaves NAME.out, NAME.err and NAME.status in
@@ -32,17 +32,17 @@ start_long() {
 	(storm "$name" --count 10000 --pace-cycles $((khz * 3)) "$@") &
 	long=$!
 	tries=0
-	until pgrep '^ipistorm/0' >/dev/null; do
+	until ps | grep -q '[[]ipistorm/0[]]'; do
 		tries=$((tries + 1))
 		[ $tries -lt 300 ] || break
 		sleep 0.1
 	done
 	sleep 1
-	pgrep -l '^ipistorm/' >"$r/$name.workers"
+	ps | grep '[[]ipistorm/' >"$r/$name.workers"
 }
 
 # The first started, not its children.
-helper() { pgrep -of '^\./ipistorm run'; }
+helper() { ps | sed -n 's/^ *\([0-9]*\) root *\.\/ipistorm run.*/\1/p' | head -n 1; }
 
 try insmod insmod ./ipistorm.ko
 try mode stat -c %a /dev/ipistorm
@@ -88,7 +88,7 @@ storm bad-cpu --target 4000
 storm bad-sender --sender 4000
 storm bad-number --count 1x
 storm bad-option --state asleep
-storm no-memory --count 10000000 --pace-cycles 0 --pattern ring
+storm no-memory --count 10000000 --warmup 0 --pace-cycles 0 --pattern ring
 storm check --check
 chmod 666 /dev/ipistorm # its mode is not all that guards it
 try user su nobody -c "/job/ipistorm run --pattern self --state running --method $apic --count 1 --timeout-cycles 1000000"
@@ -105,7 +105,7 @@ start_long terminated --state running
 kill "$(helper)"
 wait $long
 sleep 1
-pgrep -f '^\./ipistorm run' >"$r/left-over"
+ps | grep '[r]oot *\./ipistorm run' >"$r/left-over"
 
 for state in running running-kernel halted; do
 	start_long "offline-$state" --state $state
@@ -128,7 +128,7 @@ storm after-offline
 try rmmod rmmod ipistorm
 ls /dev/ipistorm /sys/module/ipistorm >"$r/unloaded" 2>/dev/null
 grep ipistorm /proc/kallsyms /sys/devices/system/cpu/hotplug/states /proc/misc >>"$r/unloaded"
-pgrep -l '^ipistorm' >>"$r/unloaded"
+ps | grep '[[]ipistorm' >>"$r/unloaded"
 try no-module ./ipistorm run --pattern self --state running --method "$apic" --count 1 \
 	--timeout-cycles 1000000
 try status-unloaded ./ipistorm status
