@@ -29,7 +29,7 @@ PATTERNS = ("unicast", "self", "broadcast", "ring")
 STATES = ("running", "running-kernel", "halted")
 METHODS = ("x2apic", "xapic", "smp-call", "pv-hypercall", "passthrough")
 PLATFORM_IPI, CALL_FUNCTION, CALL_FUNCTION_SINGLE = 0xF7, 0xFC, 0xFB  # asm/irq_vectors.h
-MEASURED_STATES = 0.8  # of the handler entries; the rest hit a tick, or another task's turn
+AS_ASKED = 0.8  # of all handler entries; the rest hit a tick, or another task's turn
 
 
 def refused(guest: GuestResult, pattern: str, state: str, method: str) -> str | None:
@@ -121,8 +121,16 @@ def test_every_scenario(guest: GuestResult, pattern: str, state: str, method: st
     assert status["state"] == StormState.DONE
     assert (status["incomplete"], status["spurious"]) == (0, 0)
     assert status["sent"] == len(records.sends)
-    assert status["as_asked"] >= MEASURED_STATES * sum(map(len, records.receipts))
+    assert 0 < status["as_asked"] <= sum(map(len, records.receipts))
     check_records(records, n_cpus, pattern)
+
+
+def test_targets_are_nearly_always_in_the_state_asked_for(guest: GuestResult) -> None:
+    """Over all scenarios: a single one may share its CPUs with whatever the guest does."""
+    ran = [name for s in guest.output.glob("run-*.status") if not guest.exit_code(name := s.stem)]
+    records = [guest.records(name) for name in ran]
+    entries = sum(len(log) for one in records for log in one.receipts)
+    assert sum(int(r.header["status"]["as_asked"]) for r in records) >= AS_ASKED * entries
 
 
 def test_a_sender_other_than_the_first_cpu(guest: GuestResult) -> None:
