@@ -149,7 +149,7 @@ def _machine(name: str, *, must_be_there: bool) -> VirtualMachine | None:
 
 
 def _here(driver: LinuxGuest) -> Guest:
-    where = "no hypervisor" if driver.native else "ipitrace runs inside the guest"
+    where = "no hypervisor" if driver.cpus.native else "ipitrace runs inside the guest"
     return Guest(
         driver,
         Pinning(None, overcommitted=False, why=f"{where}: each storm's thread keeps to its CPU"),

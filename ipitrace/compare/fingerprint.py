@@ -97,7 +97,7 @@ ITEMS: Final[tuple[Item, ...]] = (
     Item("guest.payload", must_match=True, read=_guest("payload_sha256")),
     *(
         Item(f"guest.{key}", must_match=True, read=_guest(key))
-        for key in ("kernel", "apic_mode", "module_srcversion")
+        for key in ("kernel", "emulated", "apic_mode", "module_srcversion")
     ),
     Item("guest.via", must_match=False, read=_guest("via")),
     Item("ipitrace_version", must_match=True, read=lambda run: run.ipitrace_version),
@@ -151,8 +151,8 @@ def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
 
 
 def emulator(run: RunResult) -> str | None:
-    """What emulates the run's host; None of a real one."""
-    return (run.host.get("fingerprint") or {}).get("emulated")
+    """What emulates the run's host, or its guest; None of real ones."""
+    return (run.host.get("fingerprint") or {}).get("emulated") or run.guest.get("emulated")
 
 
 def _refuse(barred: Sequence[Difference], base: Named, patched: Named) -> None:

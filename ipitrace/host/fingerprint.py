@@ -24,7 +24,7 @@ _TSC_FLAGS: Final = (
     "tsc_adjust",
     "tsc_scale",
 )
-_TCG_CPU: Final = "QEMU TCG"
+TCG_CPU: Final = "QEMU TCG"
 _BOCHS: Final = "Bochs"
 _DMI_NAMES: Final = ("bios_vendor", "sys_vendor")
 # Parameters named in one_line, in its order; the rest is in kvm_parameters.
@@ -168,7 +168,7 @@ def _emulator(files: HostFiles, cpu: Mapping[str, str], flags: frozenset[str] | 
     Bochs copies a real CPU's name and shows no hypervisor flag, but its BIOS signs the
     DMI tables (bios/rombios32.c); old QEMU with KVM has that BIOS, too, and the flag.
     """
-    if _TCG_CPU in cpu.get("model name", ""):
+    if TCG_CPU in cpu.get("model name", ""):
         return "QEMU TCG"
     signed = any(_BOCHS in (files.text(f"/sys/class/dmi/id/{name}") or "") for name in _DMI_NAMES)
     return _BOCHS if signed and flags is not None and "hypervisor" not in flags else None

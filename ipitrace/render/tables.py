@@ -101,6 +101,8 @@ def _guest(run: RunResult) -> str:
         name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
         kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
         where = where if vm else "its host's side is not known"
+        if run.guest.get("emulated"):
+            where += "; emulated guest: cycles are not real time"
     return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 

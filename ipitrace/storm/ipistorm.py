@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipitrace.errors import HostError
+from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.loading import load
 from ipitrace.storm.abi import ABI_VERSION
 from ipitrace.storm.shell import Shell
@@ -90,16 +91,42 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
         ) from error
 
 
-def read_apic_ids(shell: Shell, n_cpus: int) -> tuple[int, ...] | None:
-    """Each guest CPU's APIC id from its /proc/cpuinfo; None where that does not show them all."""
+@dataclass(frozen=True)
+class GuestCpus:
+    """What a guest's /proc/cpuinfo says.
+
+    Attributes:
+        apic_ids: each CPU's, by its number; None where it does not show them all.
+        native: no hypervisor below.
+        emulated: the emulator that makes the CPUs up, None for real ones.
+    """
+
+    apic_ids: tuple[int, ...] | None
+    native: bool
+    emulated: str | None
+
+
+def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
+    """Look at the guest's CPUs.
+
+    Raises:
+        HostError: the guest cannot be reached.
+    """
+    text = shell.run(["cat", "/proc/cpuinfo"]).text
     ids: dict[int, int] = {}
+    flags: set[str] = set()
     cpu = None
-    for line in shell.run(["cat", "/proc/cpuinfo"]).text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "processor":
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "processor":
             cpu = int(value)
-        elif name.strip() == "apicid" and cpu is not None:
+        elif name == "apicid" and cpu is not None:
             ids[cpu] = int(value)
-    if not set(range(n_cpus)) <= ids.keys():
-        return None
-    return tuple(ids[cpu] for cpu in range(n_cpus))
+        elif name == "flags":
+            flags |= set(value.split())
+    shown = set(range(n_cpus)) <= ids.keys()
+    return GuestCpus(
+        apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if shown else None,
+        native=bool(flags) and "hypervisor" not in flags,
+        emulated="QEMU TCG" if TCG_CPU in text else None,
+    )

@@ -13,9 +13,10 @@ from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetSt
 from ipitrace.storm.driver import Hooks, Storm
 from ipitrace.storm.ipistorm import (
     INSTALL,
+    GuestCpus,
     HelperStatus,
     find_helper,
-    read_apic_ids,
+    read_cpus,
     read_status,
 )
 from ipitrace.storm.shell import Finished, Shell
@@ -23,7 +24,7 @@ from ipitrace.storm.storm_file import StormFile
 from ipitrace.vm import VirtualMachine, still_there
 from ipitrace.vm.debugfs import read_vm_directories
 
-# What the helper of this version takes. Of a ring nothing is known here: its vCPUs all send.
+# What the helper of this version takes and we can analyse.
 _KNOWN: Final = frozenset(
     {
         *(Pattern.UNICAST, Pattern.SELF, Pattern.BROADCAST),
@@ -52,16 +53,14 @@ class LinuxGuest:
         helper: its path over there.
         status: what it said of the guest.
         vm: the VM on this host; None where there is none, or nobody looks.
-        cpu_ids: each guest CPU's APIC id, which is KVM's id of the vCPU; None: not known.
-        native: no hypervisor below.
+        cpus: its CPUs; their APIC ids are KVM's ids of the vCPUs.
     """
 
     shell: Shell
     helper: str
     status: HelperStatus
     vm: VirtualMachine | None
-    cpu_ids: tuple[int, ...] | None
-    native: bool = False
+    cpus: GuestCpus
 
     @classmethod
     def prepare(cls, shell: Shell, vm: VirtualMachine | None) -> "LinuxGuest":
@@ -83,8 +82,7 @@ class LinuxGuest:
                 f"{_SENDER} and {_TARGET}.",
                 "Give it more CPUs, or bring them online.",
             )
-        native = shell.run(["grep", "-qw", "hypervisor", "/proc/cpuinfo"]).status != 0
-        guest = cls(shell, helper, status, vm, read_apic_ids(shell, status.n_cpus), native)
+        guest = cls(shell, helper, status, vm, read_cpus(shell, status.n_cpus))
         if vm is not None:
             guest.tids()
         return guest
@@ -102,7 +100,7 @@ class LinuxGuest:
     @property
     def apic_ids(self) -> tuple[int, ...] | None:
         """Each CPU's APIC id; None where it is the CPU's own number."""
-        return self.cpu_ids
+        return self.cpus.apic_ids
 
     @property
     def pinned_cpus(self) -> tuple[int, ...] | None:
@@ -114,7 +112,7 @@ class LinuxGuest:
         return None if any(len(p) != 1 for p in places) else tuple(p[0] for p in places)
 
     def _vcpu_ids(self) -> tuple[int, ...]:
-        return self.cpu_ids if self.cpu_ids is not None else tuple(range(self.n_vcpus))
+        return self.cpus.apic_ids if self.cpus.apic_ids is not None else tuple(range(self.n_vcpus))
 
     def tids(self) -> tuple[int, ...]:
         """The host thread of each guest CPU, found by its APIC id.
@@ -148,6 +146,8 @@ class LinuxGuest:
         for part in parts:
             if part in self.status.unsupported:
                 return self.status.unsupported[part]
+        if scenario.pattern == Pattern.RING:
+            return "ipitrace tells one sender's IPIs apart, not yet those of many at once"
         if not _KNOWN.issuperset(parts):
             return "ipistorm does not do it"
         return None
@@ -164,16 +164,17 @@ class LinuxGuest:
         """The guest as run.json shows it."""
         vm, module = self.vm, self.status.module
         return {
-            "kind": "native" if self.native else "linux",
+            "kind": "native" if self.cpus.native else "linux",
             "n_vcpus": self.n_vcpus,
             "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
             "via": self.shell.via,
             "kernel": self.status.kernel,
+            "emulated": self.cpus.emulated,
             "apic_mode": self.status.apic_mode,
             "module_version": module.version,
             "module_srcversion": module.srcversion,
             "helper_version": self.status.helper_version,
-            "apic_ids": None if self.cpu_ids is None else list(self.cpu_ids),
+            "apic_ids": None if self.cpus.apic_ids is None else list(self.cpus.apic_ids),
             "vm": None if vm is None else {"name": vm.name, "vmm": vm.vmm, "pid": vm.pid},
         }
 

@@ -12,6 +12,7 @@ say() { echo "lab-nested: $(cut -d' ' -f1 /proc/uptime) $*" | tee /dev/console >
 ipitrace() { python3 -m ipitrace "$@"; }
 
 ip link set lo up
+mount -t tmpfs var-tmp /var/tmp # where QEMU keeps what the guest writes
 cp /job/key /tmp/key
 chmod 600 /tmp/key
 xargs -d '\n' env </job/qemu &
