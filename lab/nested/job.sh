@@ -17,7 +17,7 @@ cp /job/key /tmp/key
 chmod 600 /tmp/key
 xargs -d '\n' env </job/qemu &
 qemu=$!
-trap 'kill $qemu' EXIT
+trap 'cp /tmp/console /job/result/guest-console.txt; kill $qemu 2>/dev/null || :' EXIT
 until grep -q 'lab-guest: ready' /tmp/console 2>/dev/null; do
 	kill -0 $qemu
 	sleep 1
@@ -30,4 +30,3 @@ say "ipistorm is in"
 xargs -d '\n' python3 -m ipitrace run --vm guest1 --via $via -o /job/result/recording </job/arguments
 say "measured"
 ipitrace guest remove --vm guest1 --via $via >/job/result/remove.txt
-cp /tmp/console /job/result/guest-console.txt
