@@ -108,8 +108,8 @@ def _pack(scratch: Path, chosen: kernel.Kernel, arguments: Sequence[str]) -> Non
     command = qemu_command(
         image="/job/vmlinuz",
         initramfs="/job/initramfs",
-        disk="/dev/sdc",
-        agent="/tmp/agent",  # noqa: S108 - inside, where nobody else is
+        disk="/tmp/disk",  # noqa: S108 - inside, where nobody else is
+        agent="/tmp/agent",  # noqa: S108
         console="/tmp/console",  # noqa: S108
         port=_PORT,
         public_key=public_key,

@@ -13,6 +13,7 @@ ipitrace() { python3 -m ipitrace "$@"; }
 
 ip link set lo up
 mount -t tmpfs var-tmp /var/tmp # where QEMU keeps what the guest writes
+ln -s "$(findfs LABEL=guest1)" /tmp/disk # disks are found in any order
 cp /job/key /tmp/key
 chmod 600 /tmp/key
 xargs -d '\n' env </job/qemu &
