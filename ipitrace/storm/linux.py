@@ -22,7 +22,6 @@ from ipitrace.storm.ipistorm import (
 from ipitrace.storm.shell import Finished, Shell
 from ipitrace.storm.storm_file import StormFile
 from ipitrace.vm import VirtualMachine, still_there
-from ipitrace.vm.debugfs import read_vm_directories
 
 # What the helper of this version takes and we can analyse.
 _KNOWN: Final = frozenset(
@@ -267,13 +266,7 @@ class LinuxGuest:
         vm = self.vm
         if vm is None:
             return None, "nothing was traced"
-        ours = [
-            d
-            for d in read_vm_directories() or ()
-            if d.belongs_to((vm.pid, *vm.tids), [vm.vm_fd or -1])
-        ]
-        creator = ours[0].creator_tid if ours else vm.pid
-        found = read_vm_tsc(creator, vm.vm_fd)
+        found = read_vm_tsc(vm.creator_tid or vm.pid, vm.vm_fd)
         if any(i not in found.vcpus for i in self._vcpu_ids()):
             return None, found.absent or "debugfs does not show every vCPU"
         return tuple(found.vcpus[i] for i in self._vcpu_ids()), None

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which vCPU is which guest CPU, and what a guest can do; storms themselves: tests/guest."""
+
+from dataclasses import replace
+
+import pytest
+
+from ipitrace.errors import HostError
+from ipitrace.model import SendMethod
+from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module, read_cpus, read_status
+from ipitrace.storm.linux import LinuxGuest
+from ipitrace.storm.local import LocalShell
+from ipitrace.storm.scenarios import SCENARIOS, select_scenarios
+from ipitrace.vm import Vcpu, VirtualMachine
+
+STATUS = HelperStatus(
+    abi_version=2,
+    helper_version="1.0",
+    module=Module(loaded=True, version="1.0", srcversion="ABC"),
+    kernel="6.12",
+    n_cpus=3,
+    online=(0, 1, 2),
+    apic_mode="x2apic",
+    tsc_khz=2_000_000,
+    unsupported={"xapic": "the APICs are in x2APIC mode"},
+)
+
+
+def machine(*vcpus: Vcpu) -> VirtualMachine:
+    return VirtualMachine(
+        pid=1,
+        name="guest1",
+        aliases=("guest1", "pid:1"),
+        vmm="QEMU",
+        vcpus=vcpus,
+        memory_bytes=None,
+        started_at_ticks=1,
+        apic_mode=None,
+        backend=None,
+        vm_fd=10,
+        creator_tid=1,
+        unknown={"tid": "nobody saw it"},
+    )
+
+
+def guest(vm: VirtualMachine | None, apic_ids: tuple[int, ...] | None) -> LinuxGuest:
+    cpus = GuestCpus(apic_ids, native=False, emulated=None)
+    return LinuxGuest(LocalShell(), "/ipistorm", STATUS, vm, cpus)
+
+
+SPREAD = machine(Vcpu(0, 100, (0,)), Vcpu(2, 102, (1,)), Vcpu(4, 104, (2,)))
+
+
+def test_a_guests_cpu_is_the_vcpu_with_its_apic_id() -> None:
+    ours = guest(SPREAD, (0, 4, 2))
+    assert ours.tids() == (100, 104, 102)
+    assert ours.pinned_cpus == (0, 2, 1)
+    assert ours.apic_ids == (0, 4, 2)
+
+
+def test_an_apic_id_that_the_vm_lacks_is_another_machines() -> None:
+    with pytest.raises(HostError, match="CPU 1 has APIC id 1") as raised:
+        guest(SPREAD, (0, 1, 2)).tids()
+    assert "same machine" in raised.value.hint
+
+
+def test_without_apic_ids_the_numbers_are_taken() -> None:
+    dense = machine(*(Vcpu(i, 100 + i, (0, 1)) for i in range(3)))
+    ours = guest(dense, None)
+    assert ours.tids() == (100, 101, 102)
+    assert ours.apic_ids is None
+    assert ours.pinned_cpus is None
+
+
+def test_a_thread_that_is_not_known_is_told() -> None:
+    vm = machine(Vcpu(0, 100, (0,)), Vcpu(1, None, ()), Vcpu(2, 102, (1,)))
+    with pytest.raises(HostError, match="vCPU 1 is not known: nobody saw it"):
+        guest(vm, (0, 1, 2)).tids()
+
+
+def test_what_the_helper_refuses_is_not_run() -> None:
+    ours = guest(None, (0, 1, 2))
+    for scenario in SCENARIOS:
+        reason = ours.unsupported(scenario)
+        if scenario.send_method == SendMethod.XAPIC:
+            assert reason == "the APICs are in x2APIC mode"
+    refused = {s.name for s in SCENARIOS if ours.unsupported(s)}
+    assert not refused & {"unicast-running", "unicast-blocked", "broadcast", "broadcast-pv"}
+    assert {"ring", "unicast-preempted", "unicast-running-passthrough"} <= refused
+
+
+def test_targets_are_the_cpus_that_are_online() -> None:
+    ours = replace(guest(None, None), status=replace(STATUS, online=(0, 1), n_cpus=3))
+    broadcast, one, myself = select_scenarios(["broadcast", "unicast-running", "self"])
+    assert ours.targets(broadcast) == (1,)
+    assert ours.targets(one) == (1,)
+    assert ours.targets(myself) == (0,)
+
+
+def test_this_machines_cpus_are_read() -> None:
+    found = read_cpus(LocalShell(), 1)
+    assert found.apic_ids is not None
+    assert len(found.apic_ids) == 1
+    assert read_cpus(LocalShell(), 100_000).apic_ids is None
+
+
+@pytest.mark.parametrize("helper", ["true", "false", "no-such-helper"])
+def test_a_helper_that_is_none(helper: str) -> None:
+    with pytest.raises(HostError):
+        read_status(LocalShell(), helper)
