@@ -264,6 +264,7 @@ def test_an_interrupted_run_leaves_no_storm_behind(
 ) -> None:
     assert installed
     command = [
+        *("env", "--default-signal=INT"),  # which a shell ignores for what runs beside it
         *(sys.executable, "-m", "ipitrace", "run", "--vm", NAME, "--via", debian.via(way)),
         *("--no-trace", "--scenario", "self-xapic", "--count", "2000", "--repeat", "1"),
         *("--pace", "500000000", "-o", str(tmp_path / "r"), "-q"),
