@@ -3,7 +3,7 @@
 
 The kernel comes from a CD, since Bochs has no loader of its own; GRUB starts it.
 Bochs runs both CPUs in one thread, in turns, and with no clock but its own tick
-counter: the same disks give the same run, tick for tick.
+counter; how nearly the same disks give the same run is in lab/README.md.
 """
 
 import shutil
