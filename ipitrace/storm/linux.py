@@ -238,7 +238,7 @@ class LinuxGuest:
 
     def _storm_of(self, done: Finished, warmup: int) -> Storm:
         if done.status == 0:
-            return StormFile.parse(done.stdout).storm(warmup)
+            return StormFile.parse(done.stdout).storm(warmup, self.n_vcpus)
         said = done.stderr or f"nothing, and ends with status {done.status}"
         if done.status == _STORM_FAILED:
             raise MeasurementError(

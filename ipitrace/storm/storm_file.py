@@ -50,8 +50,12 @@ class StormFile:
         receipts = tuple(rest.take(RECEIPT, int(n)) for n in counts)
         return cls(header, sends, receipts)
 
-    def storm(self, warmup: int) -> Storm:
+    def storm(self, warmup: int, n_vcpus: int) -> Storm:
         """The measured part; what only the host knows is not in it.
+
+        Args:
+            warmup: sends that it leaves out.
+            n_vcpus: of the guest; the file stops at the last one that takes part.
 
         Raises:
             MeasurementError: the storm did not end as it should.
@@ -67,6 +71,7 @@ class StormFile:
         measured = self.sends[self.sends["seq"] >= warmup]
         first_tsc = measured["send_tsc"].min()
         receipts = tuple(r[r["handler_tsc"] >= first_tsc] for r in self.receipts)
+        receipts += (np.zeros(0, RECEIPT),) * (n_vcpus - len(receipts))
         entries = sum(map(len, self.receipts))
         return Storm(
             sends=measured,

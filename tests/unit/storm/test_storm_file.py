@@ -33,21 +33,21 @@ def storm_file(
 @given(truths(min_size=2), st.data())
 def test_a_file_gives_back_the_measured_part(truth: Truth, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, len(truth.sends) - 1))
-    storm = StormFile.parse(storm_file(truth)).storm(warmup)
+    storm = StormFile.parse(storm_file(truth)).storm(warmup, 5)
     cycles = cycles_of(storm, [1])
     assert cycles.send.tolist() == list(truth.send[warmup:])
     assert cycles.deliver.tolist() == list(truth.deliver[warmup:])
     assert cycles.round_trip.tolist() == list(truth.round_trip[warmup:])
     assert cycles.unpaired == 0
-    assert storm.handled == (0, len(truth.sends) - warmup, 0)
+    assert storm.handled == (0, len(truth.sends) - warmup, 0, 0, 0)
     assert (storm.vector, storm.tsc_khz, storm.as_asked) == (0xEC, 2_000_000, 1.0)
     assert (storm.start, storm.counted) == (None, None)
 
 
 @given(truths())
 def test_a_longer_header_of_the_same_version_is_passed_over(truth: Truth) -> None:
-    plain = StormFile.parse(storm_file(truth)).storm(0)
-    longer = StormFile.parse(storm_file(truth, more_header=40)).storm(0)
+    plain = StormFile.parse(storm_file(truth)).storm(0, 3)
+    longer = StormFile.parse(storm_file(truth, more_header=40)).storm(0, 3)
     assert longer.sends.tobytes() == plain.sends.tobytes()
 
 
@@ -75,7 +75,7 @@ def test_another_version_is_refused_with_what_to_do(truth: Truth) -> None:
 @given(truths())
 def test_a_storm_that_gave_up_is_no_measurement(truth: Truth) -> None:
     with pytest.raises(MeasurementError, match="gave up"):
-        StormFile.parse(storm_file(truth, state=StormState.GAVE_UP)).storm(0)
+        StormFile.parse(storm_file(truth, state=StormState.GAVE_UP)).storm(0, 3)
 
 
 def test_an_unknown_end_of_interrupt_is_absent() -> None:
