@@ -175,7 +175,7 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
                 _wait_until_ready(process, console)
             yield Running(port, directory / "agent", key, host_key(), console)
         finally:
-            process.terminate()
+            process.kill()  # unshare holds SIGTERM back; --kill-child takes QEMU along
             process.wait()
 
 
