@@ -180,6 +180,8 @@ class Counting:
         for probe in self._links:
             detach_probe(bpf, probe)
         self._links.clear()
+        # A mapping keeps a descriptor of its map.
+        self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
         dispose(bpf)
 
     def _attach(self) -> None:

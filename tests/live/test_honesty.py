@@ -133,6 +133,8 @@ MicroGuest.prepare(2, None).run(request, Hooks(tick=tick))
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if not line.endswith("\n"):
+                return  # cut off by its end
             ts_ns, sent = map(int, line.split())
             with self._more:
                 self._said.append((ts_ns, sent))

@@ -464,7 +464,7 @@ def test_the_programs_of_functions(workers: list[Worker], monkeypatch: pytest.Mo
 
 def test_without_tracefs_no_function_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
-    monkeypatch.setattr(session, "ensure_tracefs", lambda: (None, "tracefs is not mounted"))
+    monkeypatch.setattr(attaching, "ensure_tracefs", lambda: (None, "tracefs is not mounted"))
     with Tracer.load(pid=1, n_vcpus=1, only=["sched_switch", "pi_wakeup_handler"]) as tracer:
         assert tracer.left_out == {"pi_wakeup_handler": "tracefs is not mounted"}
 
@@ -625,7 +625,7 @@ def test_without_tracefs_raw_tracepoints_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "ipitrace.tracer.session.ensure_tracefs", lambda: (None, "tracefs is not mounted")
+        "ipitrace.tracer.attaching.ensure_tracefs", lambda: (None, "tracefs is not mounted")
     )
     with Tracer.load(pid=1, n_vcpus=1, only=["sched_switch", "kvm_exit"]) as tracer:
         assert "sched_switch" in tracer.hooks

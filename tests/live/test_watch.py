@@ -194,7 +194,7 @@ def test_a_vm_that_dies_ends_the_run_with_what_was_seen() -> None:
         said, complained = watch.communicate(timeout=60)
         assert watch.returncode == 4
     assert "whole run" in said
-    assert "its process has ended" in complained
+    assert "has ended" in complained  # its first thread, or already all of it
     assert "Traceback" not in complained
 
 
