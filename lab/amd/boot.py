@@ -28,7 +28,7 @@ def boot(parts: Parts) -> None:
     }
     root_disk = f"file={SHARED}/root/{parts.root_disk.name},format=raw,if=ide,index=0,snapshot=on"
     job_disk = f"file={SHARED}/job/{parts.job_disk.name},format=raw,if=ide,index=1"
-    machine = "-machine pc -accel tcg,thread=multi -cpu max -smp 2 -m 2048"
+    machine = f"-machine pc -accel tcg,thread=multi -cpu max -smp {parts.cpus} -m 2048"
     screen = "-nodefaults -no-user-config -display none -no-reboot"
     qemu = [
         *("timeout", str(_TIMEOUT_S), "qemu-system-x86_64", *machine.split(), *screen.split()),

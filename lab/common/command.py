@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lab.common import rootfs
 from lab.common.cache import cache_dir
+from lab.common.job import ipitrace_command
 from lab.common.session import Parts, Request, run_on
 from lab.common.steps import LabError, say
 
@@ -25,10 +26,11 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
     asked = parser.parse_args()
     try:
-        _require_root()
+        require_root()
         output = (asked.output or cache_dir() / "results" / host).resolve()
         arguments = ["run", "--count", asked.count, "-o", "/job/result/recording", *asked.more]
-        run_on(boot, Request(asked.suite, arguments, asked.parameter, output, asked.wheel))
+        command = ipitrace_command(arguments)
+        run_on(boot, Request(asked.suite, command, asked.parameter, output, asked.wheel))
     except LabError as error:
         say(f"failed: {error}")
         return FAILED
@@ -36,6 +38,7 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
     return 0
 
 
-def _require_root() -> None:
+def require_root() -> None:
+    """See that this is root, or raise LabError."""
     if os.geteuid() != 0:
         raise LabError("the lab makes root file systems and mounts: run it as root")

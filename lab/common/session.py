@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.common import kernel
 from lab.common.cache import cache_dir
 from lab.common.collect import collect
 from lab.common.image import root_image
 from lab.common.initramfs import build_initramfs
-from lab.common.job import build_wheel, ipitrace_command, pack_job
+from lab.common.job import build_wheel, pack_job
+from lab.common.kernel import Kernel, fetch
 from lab.common.steps import LabError, say, step
 
 BASE_COMMAND_LINE = (
@@ -34,14 +34,16 @@ class Parts:
         root_disk: labelled lab-root; must not be written.
         job_disk: labelled lab-job; written.
         console: the file that the serial port's output goes to.
+        cpus: of the emulated host.
     """
 
-    kernel: kernel.Kernel
+    kernel: Kernel
     initramfs: Path
     command_line: str
     root_disk: Path
     job_disk: Path
     console: Path
+    cpus: int
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,22 @@ class Request:
     """What to do on an emulated host.
 
     Attributes:
-        suite: of Debian, whose kernel is booted.
-        arguments: of ipitrace.
+        suite: of Debian, whose kernel is booted unless `kernel` is given.
+        command: the shell command to run; job.ipitrace_command() makes one of arguments.
         kernel_parameters: added to the kernel's command line.
         output: where what comes back goes; replaced when it is there.
         wheel: the wheel under test; None builds it from the checkout.
+        kernel: a kernel built elsewhere.
+        cpus: of the emulated host.
     """
 
     suite: str
-    arguments: Sequence[str]
+    command: str
     kernel_parameters: Sequence[str]
     output: Path
     wheel: Path | None = None
+    kernel: Kernel | None = None
+    cpus: int = 2
 
 
 def run_on(boot: Callable[[Parts], None], request: Request) -> None:
@@ -75,7 +81,7 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
     Raises:
         LabError: a step failed; the message names it.
     """
-    chosen = kernel.fetch(request.suite)
+    chosen = request.kernel or fetch(request.suite)
     initramfs = build_initramfs(chosen)
     root_disk = root_image()
     output = request.output
@@ -85,10 +91,10 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
         job = Path(scratch)
         wheel = request.wheel or build_wheel(job)
         disk = job / "job.img"
-        pack_job(wheel, ipitrace_command(request.arguments), disk)
+        pack_job(wheel, request.command, disk)
         console = output / "console.log"
         words = " ".join([BASE_COMMAND_LINE, *request.kernel_parameters])
-        parts = Parts(chosen, initramfs, words, root_disk, disk, console)
+        parts = Parts(chosen, initramfs, words, root_disk, disk, console, request.cpus)
         with step(f"boot, run, power off (Linux {chosen.release})"):
             try:
                 boot(parts)

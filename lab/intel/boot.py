@@ -75,4 +75,4 @@ def _bochsrc(parts: Parts) -> str:
     names = {"ROOT_DISK": parts.root_disk, "JOB_DISK": parts.job_disk, "CONSOLE": parts.console}
     for word, path in names.items():
         text = text.replace(word, path.name)
-    return text
+    return text.replace("CPUS", str(parts.cpus))
