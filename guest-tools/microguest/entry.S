@@ -219,7 +219,7 @@ mg_sender_in_user_mode:
  * as soon as it can be.
  *
  * In:  eax which service; rbx the xAPIC's ICR, ecx the MSR, esi and edi what to
- *      write into the ICR's halves; or esi the state to report
+ *      write into the ICR's halves; or esi the state to report; or see mg_post
  * Out: r13:r12 and edx:eax, the TSC before and after a send (high:low halves)
  *
  * LFENCE on either side of RDTSC keeps the stamp between what comes before and
@@ -252,7 +252,9 @@ service_entry:
 	lfence
 	rdtsc
 	iretq
-3:	cmp	$MG_SERVICE_REPORT, %eax
+3:	cmp	$MG_SERVICE_POST, %eax
+	je	mg_post
+	cmp	$MG_SERVICE_REPORT, %eax
 	jne	mg_triple_fault
 	mov	%esi, %eax
 	mov	$MG_PORT, %edx

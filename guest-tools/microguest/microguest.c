@@ -19,6 +19,7 @@ OFFSET_IS(ready, MG_VCPU_READY);
 OFFSET_IS(next_receipt, MG_VCPU_NEXT_RECEIPT);
 OFFSET_IS(end_receipt, MG_VCPU_END_RECEIPT);
 OFFSET_IS(xapic, MG_VCPU_XAPIC);
+OFFSET_IS(stack, MG_VCPU_STACK);
 _Static_assert(__builtin_offsetof(struct storm_params, handler_burn_cycles) == MG_PARAMS_BURN,
 	       "entry.S reads it there");
 _Static_assert(sizeof(struct mg_vcpu) == MG_VCPU_SIZE, "struct mg_vcpu");
@@ -47,6 +48,7 @@ void mg_sender_in_user_mode(void);
 void mg_sender(void);
 void mg_main(u32 index);
 void mg_exception(u64 vector, u64 error, u64 rip);
+void mg_enable_passthrough(volatile struct mg_vcpu *self, u32 n_vcpus);
 
 static const volatile struct storm_params *const params = (void *)MG_PARAMS;
 static volatile struct storm_status *const status = (void *)MG_STATUS;
@@ -127,6 +129,23 @@ static inline void timed_send(volatile struct storm_send *record, u32 msr, u32 l
 	record->sent_tsc = (u64)edx << 32 | eax;
 }
 
+/* The same, to `count` vCPUs through their posted-interrupt descriptors; see mg_post. */
+static inline void timed_post(volatile struct storm_send *record, u32 vector, u32 first, u32 count)
+{
+	register u64 before_low asm("r12");
+	register u64 before_high asm("r13");
+	u64 descriptor = vcpus[0].descriptors + 64ull * first;
+	u32 eax = MG_SERVICE_POST, edx;
+
+	asm volatile("int3"
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high),
+		       "+b"(descriptor), "+D"(count)
+		     : "S"(vector)
+		     : "rcx", "memory", "cc");
+	record->send_tsc = before_high << 32 | before_low;
+	record->sent_tsc = (u64)edx << 32 | eax;
+}
+
 static inline void ask(u32 service, u32 operand)
 {
 	u32 eax = service;
@@ -158,7 +177,12 @@ static void send(volatile struct storm_send *record)
 		high = 0;
 		msr = X2APIC_SELF_IPI;
 	}
-	if (xapic_mode)
+	if (params->send_method == STORM_PASSTHROUGH) {
+		const u32 first = params->pattern == STORM_UNICAST ? params->target :
+								     params->pattern == STORM_BROADCAST;
+		timed_post(record, low & 0xff, first,
+			   params->pattern == STORM_BROADCAST ? params->n_vcpus - 1 : 1);
+	} else if (xapic_mode)
 		timed_send(record, 0, low, high << 24);
 	else
 		timed_send(record, msr, low, high);
@@ -287,6 +311,8 @@ void mg_main(u32 index)
 	enable_apic();
 	touch(vcpus[index].next_receipt, vcpus[index].end_receipt);
 	if (index == 0) {
+		if (params->send_method == STORM_PASSTHROUGH)
+			mg_enable_passthrough(vcpus, params->n_vcpus);
 		touch(sends, sends + (params->warmup + params->count) * sizeof(struct storm_send));
 		mg_sender_in_user_mode();
 	} else if (params->target_state == STORM_HALTED) {

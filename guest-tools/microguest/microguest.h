@@ -9,6 +9,8 @@
 #define MG_LOAD 0x10000 /* the payload; entered at its first byte, rdi = vCPU index */
 #define MG_PARAMS 0x20000
 #define MG_STATUS 0x20100
+#define MG_START 0x20180 /* struct mg_start */
+#define MG_FOREIGN 0x201c0 /* struct mg_foreign */
 #define MG_VCPUS 0x21000
 #define MG_VCPU_SIZE 128
 #define MG_MAX_VCPUS 64
@@ -31,8 +33,12 @@
 #define MG_SERVICE_SEND_XAPIC 1
 #define MG_SERVICE_REPORT 2
 #define MG_SERVICE_TRIPLE_FAULT 3
+#define MG_SERVICE_POST 4
 
 #define MG_XAPIC_BASE 0xfee00000
+
+/* Where posted-interrupt descriptors are mapped, for STORM_PASSTHROUGH. */
+#define MG_DESCRIPTORS 0xfe000000
 
 /* Offsets in struct mg_vcpu, for the assembly; checked in microguest.c. */
 #define MG_VCPU_HANDLED 0
@@ -40,6 +46,15 @@
 #define MG_VCPU_NEXT_RECEIPT 64
 #define MG_VCPU_END_RECEIPT 72
 #define MG_VCPU_XAPIC 80
+#define MG_VCPU_STACK 88
+
+/* Likewise in struct mg_start. */
+#define MG_START_GDT 0
+#define MG_START_IDT 16
+#define MG_START_CR0 32
+#define MG_START_CR3 40
+#define MG_START_CR4 48
+#define MG_START_EFER 56
 
 #define MG_PARAMS_BURN 72 /* handler_burn_cycles in struct storm_params, likewise */
 
@@ -55,7 +70,28 @@ struct mg_vcpu {
 	unsigned long long next_receipt; /* address of the next free struct storm_receipt */
 	unsigned long long end_receipt; /* past the last; entries beyond it are only counted */
 	unsigned long long xapic; /* EOI through memory instead of an MSR */
-	unsigned long long pad2[5];
+	unsigned long long stack; /* its stack pointer when it starts */
+	unsigned long long descriptors; /* address of vCPU 0's, once enabled */
+	unsigned long long pad2[3];
+};
+
+/* What vCPU 0 leaves for those it starts by SIPI; tables as SGDT and SIDT store them. */
+struct mg_start {
+	unsigned char gdt[10];
+	unsigned char pad1[6];
+	unsigned char idt[10];
+	unsigned char pad2[6];
+	unsigned long long cr0;
+	unsigned long long cr3;
+	unsigned long long cr4;
+	unsigned long long efer;
+};
+
+/* Writes to the physical ICR before the storm; none unless the VMM asks for them. */
+struct mg_foreign {
+	unsigned int icr_low;
+	unsigned int apic_id;
+	unsigned long long count;
 };
 
 /* At the payload's start, behind the jump; offsets are from MG_LOAD. */

@@ -134,6 +134,41 @@ SCENARIOS: tuple[Scenario, ...] = (
         SendMethod.PASSTHROUGH,
         "through the posted-interrupt descriptor, without the hypervisor",
     ),
+    Scenario(
+        "unicast-halted-passthrough",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.PASSTHROUGH,
+        "as unicast-halted, through the descriptor",
+    ),
+    Scenario(
+        "self-passthrough",
+        Pattern.SELF,
+        TargetState.RUNNING,
+        SendMethod.PASSTHROUGH,
+        "the sender to itself, through its own descriptor",
+    ),
+    Scenario(
+        "broadcast-passthrough",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.PASSTHROUGH,
+        "to all other vCPUs, through one descriptor after the other",
+    ),
+    Scenario(
+        "unicast-blocked-passthrough",
+        Pattern.UNICAST,
+        TargetState.BLOCKED,
+        SendMethod.PASSTHROUGH,
+        "as unicast-blocked, through the descriptor",
+    ),
+    Scenario(
+        "broadcast-halted-passthrough",
+        Pattern.BROADCAST,
+        TargetState.HALTED,
+        SendMethod.PASSTHROUGH,
+        "as broadcast-halted, through one descriptor after the other",
+    ),
 )
 
 DEFAULT_SCENARIOS = ("unicast-running", "unicast-halted", "self", "broadcast")

@@ -15,6 +15,7 @@ import pytest
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm import abi
 from ipitrace.storm.micro import image, kvm
+from ipitrace.storm.micro.passthrough import FOREIGN
 
 HEADERS = ("storm_abi.h", "microguest/microguest.h")
 
@@ -37,7 +38,7 @@ ENUM_PREFIXES = {"storm_inject": "STORM_INJECT_"}
 
 # Known to the payload's own C and assembly alone.
 PRIVATE = re.compile(
-    r"MG_(SERVICE_\w+|PARAMS_BURN|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC))$"
+    r"MG_(SERVICE_\w+|PARAMS_BURN|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC|STACK)|START_\w+)$"
 )
 
 KVM_STRUCTS = {
@@ -118,7 +119,7 @@ def ask(directory: Path, includes: str, questions: list[str]) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def said_by_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     questions = [name for file in HEADERS for name in defines(file)]
-    for struct in (*STRUCTS, "mg_header"):
+    for struct in (*STRUCTS, "mg_header", "mg_start", "mg_foreign"):
         questions.append(f"sizeof(struct {struct})")
         for member in members(struct):
             questions.append(f"offsetof(struct {struct}, {member})")
@@ -149,7 +150,7 @@ def test_no_enum_or_struct_is_without_its_mirror() -> None:
     text = "".join(header(name) for name in HEADERS)
     assert set(re.findall(r"^enum (\w+) {", text, re.MULTILINE)) == set(ENUMS)
     structs = set(re.findall(r"^struct (\w+) {", text, re.MULTILINE))
-    assert structs == {*STRUCTS, "mg_header"}
+    assert structs == {*STRUCTS, "mg_header", "mg_start", "mg_foreign"}
 
 
 def test_the_abi_version_and_its_marks(said_by_c: dict[str, int]) -> None:
@@ -167,7 +168,7 @@ def test_the_memory_map_is_the_same_on_both_sides(said_by_c: dict[str, int]) -> 
 
 
 def test_what_the_assembly_calls_the_members_of_a_vcpu(said_by_c: dict[str, int]) -> None:
-    for member in ("handled", "ready", "next_receipt", "end_receipt", "xapic"):
+    for member in ("handled", "ready", "next_receipt", "end_receipt", "xapic", "stack"):
         offset = said_by_c[f"offsetof(struct mg_vcpu, {member})"]
         assert said_by_c[f"MG_VCPU_{member.upper()}"] == offset
 
@@ -176,13 +177,15 @@ def test_the_tables_of_the_vmm_do_not_overlap_the_payload(said_by_c: dict[str, i
     n = said_by_c["MG_MAX_VCPUS"]
     regions = sorted(
         [
-            *((at, 0x1000) for at in (image._PML4, image._PDPT, image._PD_LOW, image._PD_APIC)),
+            *((at, 0x1000) for at in (image._PML4, image._PDPT, image._PD_LOW, image._PD_HIGH)),
             (image._GDT, image._FIRST_TSS_SELECTOR + 16 * n),
             (image._IDT, 256 * 16),
             (image._TSS, n * image._TSS_SIZE),
             (image.MG_LOAD, image.MG_PARAMS - image.MG_LOAD),
             (image.MG_PARAMS, abi.PARAMS.itemsize),
             (image.MG_STATUS, abi.STATUS.itemsize),
+            (image.MG_START, said_by_c["sizeof(struct mg_start)"]),
+            (image.MG_FOREIGN, said_by_c["sizeof(struct mg_foreign)"]),
             (image.MG_VCPUS, n * said_by_c["MG_VCPU_SIZE"]),
             (image._STACKS, n * image._STACK_SIZE),
             (image._LOGS, 1),
@@ -199,6 +202,7 @@ def test_the_payloads_header(said_by_c: dict[str, int]) -> None:
     assert named[3:-1] == [field.name for field in fields(image.Payload)][1:]
     assert named[-1] == "size"
     assert said_by_c["sizeof(struct mg_header)"] == image._HEADER.size
+    assert said_by_c["sizeof(struct mg_foreign)"] == FOREIGN.size
     assert said_by_c["offsetof(struct mg_header, magic)"] == 8
     assert said_by_c["offsetof(struct mg_header, abi_version)"] == 16
 

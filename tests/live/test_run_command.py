@@ -202,7 +202,7 @@ def test_the_whole_table_of_scenarios(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "here")["scenarios"]
     assert [row["name"] for row in rows] == [scenario.name for scenario in SCENARIOS]
     cannot = {row["name"] for row in rows if row["status"] == "unsupported"}
-    assert cannot == {s.name for s in SCENARIOS if unsupported(s)}
+    assert cannot == {scenario.name for scenario in SCENARIOS if unsupported(scenario)}
     for row in rows:
         if row["name"] in cannot:
             assert f"{row['name']}: {row['reason']}" in done.stdout
@@ -239,7 +239,7 @@ USAGE = {
     "count in words": (("--count", "abc"), ("abc", "--help")),
     "negative pace": (("--pace", "-1"), ("--pace -1 is out of range",)),
     "pace in words": (("--pace", "slow"), ("slow",)),
-    "other guest": (("--vm", "guestX"), ("into the guest 'guestX'", "--via", "--vm micro")),
+    "other guest": (("--vm", "guestX"), ("There is no guest 'guestX'", "--vm micro")),
     "guest without a number": (("--vm", "micro:"), ("micro:",)),
     "one vcpu": (("--vm", "micro:1"), ("cannot have 1 vCPUs",)),
     "no vcpu": (("--vm", "micro:0"), ("cannot have 0 vCPUs",)),

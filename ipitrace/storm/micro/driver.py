@@ -13,6 +13,7 @@ from ipitrace.storm.abi import (
     StormTargetState,
 )
 from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.storm.micro import passthrough
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
     MG_MAX_VCPUS,
@@ -46,13 +47,13 @@ _STATES = {
 _METHODS = {
     SendMethod.X2APIC: StormSendMethod.X2APIC,
     SendMethod.XAPIC: StormSendMethod.XAPIC,
+    SendMethod.PASSTHROUGH: StormSendMethod.PASSTHROUGH,
 }
 _UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
     Pattern.RING: "the micro-guest has one sender",
     TargetState.PREEMPTED: "the micro-guest has no way yet to keep a target off its CPU",
     SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
     SendMethod.SMP_CALL: "the micro-guest has no kernel",
-    SendMethod.PASSTHROUGH: "the host offers no descriptors to send through",
 }
 
 
@@ -142,8 +143,10 @@ class MicroGuest:
 
 
 def unsupported(scenario: Scenario) -> str | None:
-    """Why no micro-guest can run `scenario`, or None when one can."""
+    """Why no micro-guest can run `scenario` on this host, or None when one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
+    if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
+        return reason
     return next((_UNSUPPORTED[part] for part in parts if part in _UNSUPPORTED), None)
 
 

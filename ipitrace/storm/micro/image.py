@@ -19,11 +19,14 @@ from ipitrace.host.memory import require_memory
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm.abi import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
 from ipitrace.storm.micro.kvm import DescriptorTable, Registers, Segment, SpecialRegisters
+from ipitrace.storm.micro.passthrough import FOREIGN
 from ipitrace.units import MIB
 
 MG_LOAD = 0x10000
 MG_PARAMS = 0x20000
 MG_STATUS = 0x20100
+MG_START = 0x20180
+MG_FOREIGN = 0x201C0
 MG_VCPUS = 0x21000
 MG_VCPU_SIZE = 128
 MG_MAX_VCPUS = 64
@@ -36,6 +39,7 @@ MG_USER_DS = 0x1B
 MG_USER_CS = 0x23
 MG_PORT = 0x501
 MG_XAPIC_BASE = 0xFEE00000
+MG_DESCRIPTORS = 0xFE000000
 
 VCPU = np.dtype(
     [
@@ -45,12 +49,14 @@ VCPU = np.dtype(
         ("next_receipt", "<u8"),
         ("end_receipt", "<u8"),
         ("xapic", "<u8"),
-        ("pad2", "<u8", (5,)),
+        ("stack", "<u8"),
+        ("descriptors", "<u8"),
+        ("pad2", "<u8", (3,)),
     ]
 )
 """struct mg_vcpu."""
 
-_PML4, _PDPT, _PD_LOW, _PD_APIC = 0x1000, 0x2000, 0x3000, 0x4000
+_PML4, _PDPT, _PD_LOW, _PD_HIGH = 0x1000, 0x2000, 0x3000, 0x4000
 _GDT, _IDT, _TSS, _TSS_SIZE = 0x5000, 0x6000, 0x7000, 0x80
 _STACKS, _STACK_SIZE = 0x30000, 0x1000  # a vCPU's: upper half its own, lower half TSS.RSP0
 _LOGS = 2 * MIB
@@ -174,14 +180,15 @@ class GuestMemory:
         struct.pack_into("<" + layout, self._memory, at, *values)
 
     def _build_page_tables(self) -> None:
-        """Map all memory one to one for kernel and user mode, and the xAPIC's page."""
+        """Map memory, the xAPIC and the descriptors one to one, for kernel and user mode."""
         self._put(_PML4, "Q", _PDPT | _TABLE)
         self._put(_PDPT, "Q", _PD_LOW | _TABLE)
-        self._put(_PDPT + 8 * (MG_XAPIC_BASE >> 30), "Q", _PD_APIC | _TABLE)
+        self._put(_PDPT + 8 * (MG_XAPIC_BASE >> 30), "Q", _PD_HIGH | _TABLE)
         for i in range(self.size // _LARGE_PAGE):
             self._put(_PD_LOW + 8 * i, "Q", i * _LARGE_PAGE | _LARGE)
-        apic = MG_XAPIC_BASE // _LARGE_PAGE
-        self._put(_PD_APIC + 8 * (apic % 512), "Q", apic * _LARGE_PAGE | _LARGE | _UNCACHED)
+        for address, how in ((MG_XAPIC_BASE, _LARGE | _UNCACHED), (MG_DESCRIPTORS, _LARGE)):
+            entry = _PD_HIGH + 8 * (address // _LARGE_PAGE % 512)
+            self._put(entry, "Q", address & -_LARGE_PAGE | how)
 
     def _build_descriptors(self, payload: Payload) -> None:
         """GDT (flat segments, one TSS a vCPU), IDT and the TSSs' ring-0 stacks."""
@@ -239,7 +246,7 @@ class GuestMemory:
         template.cr0, template.cr3, template.cr4, template.efer = _CR0, _PML4, _CR4, _EFER
         template.apic_base = (
             _APIC_BASE_ENABLED
-            | (_APIC_BASE_X2APIC if method == StormSendMethod.X2APIC else 0)
+            | (0 if method == StormSendMethod.XAPIC else _APIC_BASE_X2APIC)
             | (_APIC_BASE_BSP if index == 0 else 0)
         )
         return template, Registers(
@@ -259,9 +266,14 @@ class GuestMemory:
             self._gate(MG_VECTOR_SELF, self._payload.burning_self_entry)
         vcpus = self.vcpus()
         vcpus["xapic"] = fields["send_method"] == StormSendMethod.XAPIC
+        vcpus["stack"] = [self._stack_top(i) for i in range(self._n_vcpus)]
         starts = self._receipts_at + np.arange(self._n_vcpus) * self._receipts_step
         vcpus["next_receipt"] = starts
         vcpus["end_receipt"] = starts + self._n_receipts * RECEIPT.itemsize
+
+    def write_foreign(self, icr_low: int, apic_id: int, count: int) -> None:
+        """Have a passthrough storm begin with writes to the physical ICR: struct mg_foreign."""
+        FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count)
 
     def status(self) -> NDArray[np.void]:
         """struct storm_status as it stands now; shape (1,), shared with the guest."""

@@ -16,6 +16,11 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from ipitrace.errors import HostError
+from ipitrace.storm.micro.passthrough import (
+    CAP_X86_PASSTHROUGH_IPI,
+    KVM_CPUID_FEATURES,
+    KVM_FEATURE_PASSTHROUGH_IPI,
+)
 
 API_VERSION = 12
 
@@ -278,6 +283,7 @@ class Vm:
         enable = struct.pack("<IIQ", _CAP_X2APIC_API, 0, flags).ljust(104, b"\0")
         _ioctl(self.fd, "KVM_ENABLE_CAP(X2APIC_API)", _ENABLE_CAP, bytearray(enable))
         self._cpuid = self._supported_cpuid()
+        self._features = 0  # of KVM's leaf, beyond those supported
         self._run_size = _ioctl(self._kvm_fd, "KVM_GET_VCPU_MMAP_SIZE", _GET_VCPU_MMAP_SIZE)
 
     def set_memory(self, host_address: int, size: int) -> None:
@@ -285,12 +291,23 @@ class Vm:
         region = struct.pack("<IIQQQ", 0, 0, 0, size, host_address)
         _ioctl(self.fd, "KVM_SET_USER_MEMORY_REGION", _SET_USER_MEMORY_REGION, bytearray(region))
 
+    def enable_passthrough(self, guest_address: int, n_vcpus: int) -> None:
+        """Map the posted-interrupt descriptors of vCPUs 0 to n_vcpus - 1; before any is created.
+
+        Raises:
+            HostError: the host offers none, or this process may not reboot the machine.
+        """
+        enable = struct.pack("<IIQQ", CAP_X86_PASSTHROUGH_IPI, 0, guest_address, n_vcpus)
+        enable = enable.ljust(104, b"\0")
+        _ioctl(self.fd, "KVM_ENABLE_CAP(X86_PASSTHROUGH_IPI)", _ENABLE_CAP, bytearray(enable))
+        self._features |= 1 << KVM_FEATURE_PASSTHROUGH_IPI
+
     def create_vcpu(self, index: int) -> Vcpu:
         """Create vCPU `index`, whose APIC id is the same number."""
         fd = _ioctl(self.fd, "KVM_CREATE_VCPU", _CREATE_VCPU, index)
         vcpu = Vcpu(fd, self._run_size)
         try:
-            vcpu.set_cpuid(_cpuid_of(self._cpuid, index))
+            vcpu.set_cpuid(_cpuid_of(self._cpuid, index, self._features))
         except HostError:
             vcpu.close()
             raise
@@ -359,8 +376,10 @@ def _entries(cpuid: bytes) -> Iterable[int]:
     return (8 + i * _CPUID_ENTRY.size for i in range(struct.unpack_from("<I", cpuid)[0]))
 
 
-def _cpuid_of(supported: bytes, apic_id: int) -> bytes:
+def _cpuid_of(supported: bytes, apic_id: int, features: int) -> bytes:
     """What CPUID answers on the vCPU with this APIC id: x2APIC there, ids its own.
+
+    `features` are added to those of KVM's own leaf.
 
     Leaf 1: EBX 31..24 initial APIC id, ECX 21 x2APIC; leaves 0Bh and 1Fh: EDX
     x2APIC id (SDM vol. 2A, CPUID).
@@ -373,5 +392,7 @@ def _cpuid_of(supported: bytes, apic_id: int) -> bytes:
             ecx |= 1 << 21
         elif function in {0x0B, 0x1F}:
             edx = apic_id
+        elif function == KVM_CPUID_FEATURES:
+            eax |= features
         _CPUID_ENTRY.pack_into(cpuid, at, function, index, flags, eax, ebx, ecx, edx)
     return bytes(cpuid)

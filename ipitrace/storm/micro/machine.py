@@ -21,7 +21,7 @@ from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
-from ipitrace.storm.micro.image import MG_PORT, GuestMemory, LogSizes, Payload
+from ipitrace.storm.micro.image import MG_DESCRIPTORS, MG_PORT, GuestMemory, LogSizes, Payload
 from ipitrace.storm.micro.kvm import ExitReason, Vcpu, Vm
 from ipitrace.storm.micro.stats_fd import VcpuStats
 
@@ -57,6 +57,8 @@ class Machine:
         try:
             self.memory = GuestMemory(payload, n_vcpus, logs)
             self._vm.set_memory(self.memory.host_address, self.memory.size)
+            if method == StormSendMethod.PASSTHROUGH:
+                self._vm.enable_passthrough(MG_DESCRIPTORS, n_vcpus)
             for index in range(n_vcpus):
                 self._add_vcpu(index, method)
         except BaseException:
@@ -84,7 +86,8 @@ class Machine:
         special, general = self.memory.start_state(index, method, vcpu.special_registers())
         vcpu.set_special_registers(special)
         vcpu.set_registers(general)
-        vcpu.set_runnable()
+        if index == 0 or method != StormSendMethod.PASSTHROUGH:
+            vcpu.set_runnable()  # otherwise vCPU 0 starts it by INIT and SIPI
         stats_fd = vcpu.stats_fd()
         if stats_fd is not None:
             stats = VcpuStats(stats_fd)
@@ -158,7 +161,7 @@ class Machine:
         while not self._stopping:
             try:
                 vcpu.run()
-            except InterruptedError:
+            except (InterruptedError, BlockingIOError):  # a signal; a SIPI came
                 continue
             except OSError as error:
                 self._fail(index, f"KVM_RUN failed: {error.strerror}")
