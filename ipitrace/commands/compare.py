@@ -22,12 +22,21 @@ _RUN = click.Path(path_type=Path)
     metavar="NAME",
     help="Compare this scenario only; may be repeated.",
 )
+@click.option(
+    "--pair",
+    "pairs",
+    multiple=True,
+    metavar="A=B",
+    help="Hold scenario A of BASE against scenario B of the others; may be repeated. Only "
+    "the pairs are compared.",
+)
 @comparison_options
 def compare(
     *,
     base: Path,
     patched: tuple[Path, ...],
     scenarios: tuple[str, ...],
+    pairs: tuple[str, ...],
     **options: Any,  # noqa: ANN401 - as click parsed them
 ) -> ExitCode:
     """Hold recordings against BASE, each by itself, and end with the verdict in words.
@@ -46,4 +55,5 @@ def compare(
         [(str(path), read_side(path)) for path in patched],
         ComparisonOptions.taken_from(options),
         scenarios=scenarios,
+        pairs=pairs,
     )

@@ -14,6 +14,7 @@ from ipitrace.compare import Recordings, Settings, compare, exit_code
 from ipitrace.compare.anchors import Anchor, read_anchors
 from ipitrace.compare.gates import GateFile, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, MinimumEffect, to_json
+from ipitrace.compare.versus import parse_pair
 from ipitrace.errors import ExitCode, HostError, UsageError
 from ipitrace.render.compare_csv import render_csv
 from ipitrace.render.compare_junit import render_junit
@@ -32,6 +33,7 @@ def compare_and_tell(
     options: ComparisonOptions,
     *,
     scenarios: tuple[str, ...] = (),
+    pairs: tuple[str, ...] = (),
     interleaved: bool = False,
 ) -> ExitCode:
     """Compare every other side with the base, print it as asked, and answer the exit code.
@@ -45,6 +47,7 @@ def compare_and_tell(
         minimum=parse_minimum(options.min_effect),
         allow=frozenset((*from_file.allow, *options.allow)),
         scenarios=scenarios,
+        pairs=tuple(map(parse_pair, pairs)),
         interleaved=interleaved,
     )
     strict = options.strict or from_file.strict

@@ -21,6 +21,7 @@ from ipitrace.compare.model import (
 )
 from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE
+from ipitrace.compare.versus import differing_on_purpose, under_pairs
 from ipitrace.compare.wording import sentence
 from ipitrace.errors import ExitCode, MeasurementError, UsageError
 
@@ -35,6 +36,8 @@ class Settings:
     Attributes:
         scenarios: only these; empty is all.
         allow: what may differ although it must match.
+        pairs: a scenario of the base and one of the other side, held against each other;
+            only these, if there are any.
         interleaved: both sides were measured in turn.
     """
 
@@ -42,6 +45,7 @@ class Settings:
     minimum: MinimumEffect = field(default_factory=MinimumEffect)
     allow: frozenset[str] = frozenset()
     scenarios: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
     interleaved: bool = False
 
 
@@ -56,9 +60,16 @@ def compare(
     """
     if settings.scenarios:
         base, patched = ([_only(r, settings.scenarios) for r in side] for side in (base, patched))
+    allow = settings.allow
+    if settings.pairs:
+        base, patched = (
+            [under_pairs(recording, settings.pairs, i) for recording in side]
+            for i, side in enumerate((base, patched))
+        )
+        allow |= differing_on_purpose(settings.pairs)
     for side in (base, patched):
-        check_side(side, settings.allow)
-    differences = check_comparable(base[0], patched[0], settings.allow)
+        check_side(side, allow)
+    differences = check_comparable(base[0], patched[0], allow)
     ours, theirs = ([run for _name, run in side] for side in (base, patched))
     found, missing = pairs(
         ours,
