@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run as tables on a terminal or in a log."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -16,6 +16,7 @@ from ipitrace.result import (
     ScenarioResult,
     StageBreakdown,
 )
+from ipitrace.summary.interrupts import posted_elsewhere
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"
@@ -345,8 +346,27 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
         for row in rows
         if row.suspect_spans
     ]
+    notes += _foreign(run, rows)
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
+
+
+def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
+    """Interrupts that reached CPUs where they had nothing to do."""
+    vm_cpus = run.guest.get("pinned_cpus")
+    if vm_cpus is None:
+        return
+    for row in rows:
+        found = posted_elsewhere(row.host_interrupts or {}, vm_cpus)
+        if found:
+            told = "; ".join(
+                f"{name} {', '.join(f'{n} on CPU {cpu}' for cpu, n in on_cpus.items())}"
+                for name, on_cpus in found.items()
+            )
+            yield (
+                f"note   {row.name}: posted-interrupt notifications on CPUs that never ran this "
+                f"VM: {told}"
+            )
 
 
 def _details(run: RunResult) -> str:

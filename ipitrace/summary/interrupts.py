@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rows of /proc/interrupts moved by over a scenario's recorded repetitions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ipitrace.summary.storms import Watched
 
@@ -22,3 +22,22 @@ def host_interrupts(watched: Sequence[Watched]) -> dict[str, dict[str, int]] | N
             for cpu, n in zip(delta.cpus, delta.rows[row], strict=True):
                 per_cpu[str(cpu)] = per_cpu.get(str(cpu), 0) + (n or 0)
     return total
+
+
+def posted_elsewhere(
+    interrupts: Mapping[str, Mapping[str, int]], vm_cpus: Collection[int]
+) -> dict[str, dict[int, int]]:
+    """Posted-interrupt notifications on CPUs that never ran the VM: row to CPU to increase.
+
+    A guest that writes the physical ICR itself (Passthrough IPI) can send them there.
+
+    Args:
+        interrupts: what host_interrupts() answered.
+        vm_cpus: where the VM's vCPUs were pinned.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for row in POSTED_ROWS:
+        for cpu, n in interrupts.get(row, {}).items():
+            if n and int(cpu) not in vm_cpus:
+                found.setdefault(row, {})[int(cpu)] = n
+    return found
