@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested
+.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -37,6 +37,14 @@ lab-amd lab-intel: ## measure on an emulated host (as root; lab/README.md)
 	@script/setup lab
 	@.venv/bin/python -m lab.$(@:lab-%=%) $(ARGS)
 
+lab-kernel: ## build the lab's kernel, with the Passthrough IPI series (as root)
+	@script/setup dev
+	@.venv/bin/python -m lab.kernel $(ARGS)
+
+lab-passthrough: ## Passthrough IPI off against on, on the emulated Intel host (as root)
+	@script/setup dev
+	@.venv/bin/python -m lab.passthrough $(ARGS)
+
 lab-clean: ## remove all that the lab has built
 	@script/setup dev
 	@.venv/bin/python -m lab.common.clean
@@ -50,6 +58,6 @@ test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux gue
 
 test-lab: test-lab-amd test-lab-intel test-lab-nested ## run the tests on all emulated hosts (as root)
 
-test-lab-amd test-lab-intel test-lab-nested: ## run the tests on one of them
+test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough: ## run the tests on one of them
 	@script/setup lab
 	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passthrough IPI on the emulated Intel host: the parameter off, then on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lab_result import LabResult
+
+from lab.common.cache import cache_dir
+from lab.passthrough.jobs import PAIRS
+
+pytestmark = pytest.mark.lab("passthrough")
+
+CHECKOUT = Path(__file__).parents[2]
+OFF, ON = zip(*PAIRS, strict=True)
+FEW = 0.05  # the emulated host's timer and the ends of a storm add a few exits
+TO_ANOTHER = [name for name in ON if name != "self-passthrough"]
+NEVER_HALTED = ["unicast-running-passthrough", "broadcast-passthrough"]
+
+
+@pytest.fixture(scope="module")
+def output() -> Path:
+    """What `make lab-passthrough` leaves."""
+    artifacts = os.environ.get("IPITRACE_ARTIFACTS") or cache_dir() / "results"
+    directory = Path(artifacts).resolve() / "passthrough"
+    command = [sys.executable, "-m", "lab.passthrough", "--count", "150", "--output", directory]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=7200
+    )
+    assert done.returncode == 0, f"{done.stderr}\nleft in {directory}"
+    (directory / "compared.txt").write_text(done.stdout)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def off(output: Path) -> LabResult:
+    return LabResult(output / "off", (output / "off" / "stdout.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def on(output: Path) -> LabResult:
+    return LabResult(output / "on", (output / "on" / "stdout.txt").read_text())
+
+
+def test_both_runs_are_whole_and_differ_in_the_parameter(off: LabResult, on: LabResult) -> None:
+    name = "kvm_intel.passthrough_ipi"
+    assert off.run.host["fingerprint"]["kvm_parameters"][name] == "N"
+    assert on.run.host["fingerprint"]["kvm_parameters"][name] == "Y"
+    kernels = {r.run.host["fingerprint"]["kernel_version"] for r in (off, on)}
+    assert len(kernels) == 1
+    for result, names in ((off, OFF), (on, ON)):
+        assert result.run.complete
+        assert result.run.untrustworthy == ()
+        assert [s.name for s in result.run.scenarios] == list(names)
+        assert {s.status for s in result.run.scenarios} == {"measured"}
+
+
+def test_no_ipi_is_lost(on: LabResult) -> None:
+    assert on.run.losses.incomplete_ipis == 0
+    for scenario in on.run.scenarios:
+        assert scenario.delivered == scenario.sent * scenario.targets
+
+
+@pytest.mark.parametrize("name", [name for name in OFF if name != "self"])
+def test_off_each_send_exits(off: LabResult, name: str) -> None:
+    assert off.exits(name, "sender", "MSR_WRITE") == pytest.approx(1, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ON)
+def test_on_no_send_exits(on: LabResult, name: str) -> None:
+    assert on.exits(name, "sender", "MSR_WRITE") == 0
+    assert on.exits(name, "sender", "exits") < FEW
+    assert on.scenario(name).paths == {"exitless": 1.0}
+
+
+@pytest.mark.parametrize("name", NEVER_HALTED)
+def test_a_target_that_runs_never_exits(on: LabResult, name: str) -> None:
+    assert on.exits(name, "target", "exits") < FEW
+
+
+@pytest.mark.parametrize("name", ["unicast-halted-passthrough", "unicast-blocked-passthrough"])
+def test_a_target_in_hlt_is_woken_each_time(on: LabResult, name: str) -> None:
+    assert on.exits(name, "target", "HLT") == pytest.approx(1, abs=0.02)
+
+
+def test_a_blocked_target_is_woken_by_the_wakeup_vector(on: LabResult) -> None:
+    scenario = on.scenario("unicast-blocked-passthrough")
+    assert scenario.late_posts is not None
+    assert scenario.late_posts["PIW"] >= scenario.sent / 2
+
+
+def test_compare_proves_the_exit_gone(output: Path) -> None:
+    compared = (output / "compared.txt").read_text()
+    assert "unicast-running=unicast-running-passthrough" in compared
