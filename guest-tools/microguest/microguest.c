@@ -138,8 +138,8 @@ static inline void timed_post(volatile struct storm_send *record, u32 vector, u3
 	u32 eax = MG_SERVICE_POST, edx;
 
 	asm volatile("int3"
-		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high),
-		       "+b"(descriptor), "+D"(count)
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high), "+b"(descriptor),
+		       "+D"(count)
 		     : "S"(vector)
 		     : "rcx", "memory", "cc");
 	record->send_tsc = before_high << 32 | before_low;
@@ -178,8 +178,9 @@ static void send(volatile struct storm_send *record)
 		msr = X2APIC_SELF_IPI;
 	}
 	if (params->send_method == STORM_PASSTHROUGH) {
-		const u32 first = params->pattern == STORM_UNICAST ? params->target :
-								     params->pattern == STORM_BROADCAST;
+		const u32 first = params->pattern == STORM_UNICAST
+					  ? params->target
+					  : params->pattern == STORM_BROADCAST;
 		timed_post(record, low & 0xff, first,
 			   params->pattern == STORM_BROADCAST ? params->n_vcpus - 1 : 1);
 	} else if (xapic_mode)
