@@ -30,6 +30,7 @@ enum storm_target_state {
 	STORM_RUNNING_KERNEL = 1, /* spins in guest kernel mode */
 	STORM_HALTED = 2, /* in HLT */
 	STORM_MASKED = 3, /* interrupts off until the IPI has been sent */
+	STORM_PREEMPTED = 4, /* spins in guest user mode; its thread has no CPU until then */
 };
 
 enum storm_send_method {

@@ -162,7 +162,7 @@ exception:
 /* void mg_wait_halted(void): one HLT a time, interrupts on */
 	.globl	mg_wait_halted
 mg_wait_halted:
-	movq	$1, MG_VCPU_READY(%r15)
+	movq	$MG_READY, MG_VCPU_READY(%r15)
 1:	sti
 	hlt
 	jmp	1b
@@ -171,7 +171,7 @@ mg_wait_halted:
 	.globl	mg_wait_kernel
 mg_wait_kernel:
 	sti
-	movq	$1, MG_VCPU_READY(%r15)
+	movq	$MG_READY, MG_VCPU_READY(%r15)
 1:	pause
 	jmp	1b
 
@@ -196,7 +196,7 @@ mg_wait_user:
 	lea	1f(%rip), %rax
 	push	%rax
 	iretq
-1:	movq	$1, MG_VCPU_READY(%r15)
+1:	movq	$MG_READY, MG_VCPU_READY(%r15)
 2:	pause
 	jmp	2b
 

@@ -235,6 +235,7 @@ static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
 static int storm(u64 seq, u64 count, int injecting)
 {
 	const u64 inject_at = seq + count / 2, end = seq + count;
+	const u64 ready = params->target_state == STORM_PREEMPTED ? MG_READY_PREEMPTED : MG_READY;
 	struct wait wait = {.first = 1, .last = params->n_vcpus - 1};
 
 	if (params->pattern == STORM_SELF)
@@ -246,8 +247,8 @@ static int storm(u64 seq, u64 count, int injecting)
 		volatile struct storm_send *record = (struct storm_send *)params->sends + seq;
 		u64 start;
 
-		while (!vcpus[params->target].ready)
-			pause(); /* not masked again yet */
+		while (vcpus[params->target].ready != ready)
+			pause(); /* not masked, or not preempted, again yet */
 		start = rdtsc() + params->pace_cycles;
 		while (rdtsc() < start)
 			pause();
@@ -297,7 +298,7 @@ static void wait_masked(volatile struct mg_vcpu *self)
 	u64 sent;
 
 	while ((sent = status->sent) < total) {
-		self->ready = 1;
+		self->ready = MG_READY;
 		while (!sends[sent].sent_tsc)
 			pause();
 		self->ready = 0;

@@ -15,6 +15,10 @@
 #define MG_VCPU_SIZE 128
 #define MG_MAX_VCPUS 64
 
+/* What struct mg_vcpu's `ready` says of a target. */
+#define MG_READY 1 /* it waits for the IPI */
+#define MG_READY_PREEMPTED 2 /* it does, and the VMM keeps its thread off the CPU */
+
 #define MG_VECTOR_TARGET 0xf0 /* to a vCPU that only waits */
 #define MG_VECTOR_SELF 0xf1 /* to the sender, whose registers are live */
 #define MG_VECTOR_SPURIOUS 0xff
@@ -65,7 +69,7 @@
  */
 struct mg_vcpu {
 	unsigned long long handled; /* handler entries so far: the acknowledgement */
-	unsigned long long ready; /* waiting, interrupts on */
+	unsigned long long ready; /* 0, or one of MG_READY* */
 	unsigned long long pad1[6];
 	unsigned long long next_receipt; /* address of the next free struct storm_receipt */
 	unsigned long long end_receipt; /* past the last; entries beyond it are only counted */

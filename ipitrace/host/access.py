@@ -18,6 +18,7 @@ _KVM_API_VERSION: Final = 12
 # include/uapi/linux/capability.h. CAP_PERFMON and CAP_BPF were split off CAP_SYS_ADMIN in
 # 5.8; a kernel that lacks them never grants them, so no version has to be looked at.
 _CAP_SYS_ADMIN: Final = 1 << 21
+_CAP_SYS_NICE: Final = 1 << 23
 _CAP_PERFMON: Final = 1 << 38
 _CAP_BPF: Final = 1 << 39
 
@@ -94,6 +95,16 @@ def require_initial_pid_namespace(files: HostFiles = HOST) -> None:
             "This process is in a pid namespace, where thread ids differ from those BPF reports.",
             f"Run it on the host, or in a container started with --pid=host; {_NO_TRACE}.",
         )
+
+
+def may_preempt(files: HostFiles = HOST) -> bool:
+    """Whether this process may start one that keeps its vCPUs off their CPUs.
+
+    That takes a real-time priority (CAP_SYS_NICE, sched(7)) and the guest's memory
+    (CAP_SYS_ADMIN, proc_pid_map_files(5)).
+    """
+    needed = _CAP_SYS_NICE | _CAP_SYS_ADMIN
+    return _effective_capabilities(files) & needed == needed
 
 
 def read_lockdown(files: HostFiles = HOST) -> str | None:

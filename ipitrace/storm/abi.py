@@ -30,6 +30,7 @@ class StormTargetState(IntEnum):
     RUNNING_KERNEL = 1
     HALTED = 2
     MASKED = 3
+    PREEMPTED = 4
 
 
 class StormSendMethod(IntEnum):

@@ -97,7 +97,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.UNICAST,
         TargetState.PREEMPTED,
         SendMethod.X2APIC,
-        "one target whose thread waits for a CPU",
+        "one target whose thread is kept off its CPU until the IPI has been sent",
     ),
     Scenario(
         "ring",
@@ -161,6 +161,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.BLOCKED,
         SendMethod.PASSTHROUGH,
         "as unicast-blocked, through the descriptor",
+    ),
+    Scenario(
+        "unicast-preempted-passthrough",
+        Pattern.UNICAST,
+        TargetState.PREEMPTED,
+        SendMethod.PASSTHROUGH,
+        "as unicast-preempted, through the descriptor",
     ),
     Scenario(
         "broadcast-halted-passthrough",

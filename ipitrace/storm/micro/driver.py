@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drives the micro-guest: one fresh VM a storm."""
 
+import contextlib
 from dataclasses import dataclass, replace
 
 from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
@@ -13,7 +14,7 @@ from ipitrace.storm.abi import (
     StormTargetState,
 )
 from ipitrace.storm.driver import Hooks, Storm
-from ipitrace.storm.micro import passthrough
+from ipitrace.storm.micro import passthrough, rival
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
     MG_MAX_VCPUS,
@@ -43,6 +44,7 @@ _STATES = {
     TargetState.HALTED: StormTargetState.HALTED,
     TargetState.BLOCKED: StormTargetState.HALTED,
     TargetState.MASKED: StormTargetState.MASKED,
+    TargetState.PREEMPTED: StormTargetState.PREEMPTED,
 }
 _METHODS = {
     SendMethod.X2APIC: StormSendMethod.X2APIC,
@@ -51,7 +53,6 @@ _METHODS = {
 }
 _UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
     Pattern.RING: "the micro-guest has one sender",
-    TargetState.PREEMPTED: "the micro-guest has no way yet to keep a target off its CPU",
     SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
     SendMethod.SMP_CALL: "the micro-guest has no kernel",
 }
@@ -83,6 +84,8 @@ class MicroGuest:
 
     def unsupported(self, scenario: Scenario) -> str | None:
         """Why this guest cannot run `scenario`, or None when it can."""
+        if scenario.target_state == TargetState.PREEMPTED and self.pinned_cpus is None:
+            return "only a target that is pinned to a CPU of its own can be kept off it"
         return unsupported(scenario)
 
     def vector(self, scenario: Scenario) -> int:
@@ -138,14 +141,28 @@ class MicroGuest:
                 handler_burn_cycles=request.handler_burn_cycles,
             )
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
-            storm = machine.run(self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s)
-            return replace(storm, vector=self.vector(scenario))
+            with self._rival(scenario, machine, total) as its:
+                storm = machine.run(
+                    self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s
+                )
+            storm = replace(storm, vector=self.vector(scenario))
+            return storm if its is None else replace(storm, as_asked=its.seen / total)
+
+    def _rival(
+        self, scenario: Scenario, machine: Machine, sends: int
+    ) -> contextlib.AbstractContextManager[rival.Rival | None]:
+        if scenario.target_state != TargetState.PREEMPTED or self.pinned_cpus is None:
+            return contextlib.nullcontext()
+        target = self.targets(scenario)[0]
+        return rival.keep_preempting(machine.memory, target, self.pinned_cpus[target], sends)
 
 
 def unsupported(scenario: Scenario) -> str | None:
     """Why no micro-guest can run `scenario` on this host, or None when one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
     if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
+        return reason
+    if scenario.target_state == TargetState.PREEMPTED and (reason := rival.why_not()):
         return reason
     return next((_UNSUPPORTED[part] for part in parts if part in _UNSUPPORTED), None)
 

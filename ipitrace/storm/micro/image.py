@@ -7,6 +7,7 @@ Addresses named MG_* are those of guest-tools/microguest/microguest.h
 
 import hashlib
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ MG_FOREIGN = 0x201C0
 MG_VCPUS = 0x21000
 MG_VCPU_SIZE = 128
 MG_MAX_VCPUS = 64
+MG_READY = 1
+MG_READY_PREEMPTED = 2
 MG_VECTOR_TARGET = 0xF0
 MG_VECTOR_SELF = 0xF1
 MG_VECTOR_SPURIOUS = 0xFF
@@ -136,6 +139,23 @@ class LogSizes:
     receipts_per_vcpu: int
 
 
+@dataclass(frozen=True)
+class SendingPlaces:
+    """Offsets in the guest's memory that tell how far its sender is; each has 8 bytes.
+
+    Attributes:
+        ready: of the target's struct mg_vcpu.
+        sent: how many sends are over, acknowledged or timed out.
+        first_sent_tsc: not 0 once the first send was made.
+        step: from one send's sent_tsc to the next one's.
+    """
+
+    ready: int
+    sent: int
+    first_sent_tsc: int
+    step: int
+
+
 class GuestMemory:
     """The guest's memory: built here, read back here, given to KVM by address."""
 
@@ -175,6 +195,15 @@ class GuestMemory:
         self._memory[MG_LOAD : MG_LOAD + len(payload.image)] = payload.image
         self._build_page_tables()
         self._build_descriptors(payload)
+
+    def open(self) -> int:
+        """A new descriptor of it, for another process to map.
+
+        Raises:
+            OSError: this process may not (CAP_SYS_ADMIN: proc_pid_map_files(5)).
+        """
+        where = f"{self.host_address:x}-{self.host_address + self.size:x}"
+        return os.open(f"/proc/self/map_files/{where}", os.O_RDWR | os.O_CLOEXEC)
 
     def _put(self, at: int, layout: str, *values: int) -> None:
         struct.pack_into("<" + layout, self._memory, at, *values)
@@ -275,6 +304,15 @@ class GuestMemory:
         """Have a passthrough storm begin with writes to the physical ICR: struct mg_foreign."""
         FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count)
 
+    def sending_places(self, target: int) -> SendingPlaces:
+        """Where another process sees how far the sender is, and tells it that `target` is ready."""
+        return SendingPlaces(
+            ready=MG_VCPUS + target * MG_VCPU_SIZE + _offset(VCPU, "ready"),
+            sent=MG_STATUS + _offset(STATUS, "sent"),
+            first_sent_tsc=self._sends_at + _offset(SEND, "sent_tsc"),
+            step=SEND.itemsize,
+        )
+
     def status(self) -> NDArray[np.void]:
         """struct storm_status as it stands now; shape (1,), shared with the guest."""
         return self._view(MG_STATUS, STATUS, 1)
@@ -295,6 +333,11 @@ class GuestMemory:
 
     def _view(self, at: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
         return np.frombuffer(self._memory, dtype, count, at)
+
+
+def _offset(dtype: np.dtype[np.void], field: str) -> int:
+    fields = dict(dtype.fields or ())
+    return int(fields[field][1])
 
 
 def _round_up(value: int, step: int) -> int:

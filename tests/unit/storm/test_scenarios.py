@@ -3,7 +3,7 @@ import pytest
 
 from ipitrace.errors import UsageError
 from ipitrace.model import Pattern, SendMethod, TargetState
-from ipitrace.storm.micro import passthrough
+from ipitrace.storm.micro import passthrough, rival
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS, select_scenarios
 
@@ -58,13 +58,16 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
     through_descriptors = {s.name for s in SCENARIOS if s.send_method == SendMethod.PASSTHROUGH}
     if passthrough.why_unsupported() is None:
         through_descriptors = set()
+    preempted = {s.name for s in SCENARIOS if s.target_state == TargetState.PREEMPTED}
+    if rival.why_not() is None:
+        preempted = set()
     assert cannot.keys() == {
         "ring",
-        "unicast-preempted",
         "unicast-running-smp-call",
         "unicast-halted-smp-call",
         "broadcast-pv",
         *through_descriptors,
+        *preempted,
     }
     assert {cannot[name] for name in through_descriptors} <= {
         "the host offers no descriptors to send through"
