@@ -48,7 +48,7 @@ void mg_sender_in_user_mode(void);
 void mg_sender(void);
 void mg_main(u32 index);
 void mg_exception(u64 vector, u64 error, u64 rip);
-void mg_enable_passthrough(volatile struct mg_vcpu *self, u32 n_vcpus);
+void mg_enable_passthrough(volatile struct mg_vcpu *all, u32 n_vcpus);
 
 static const volatile struct storm_params *const params = (void *)MG_PARAMS;
 static volatile struct storm_status *const status = (void *)MG_STATUS;

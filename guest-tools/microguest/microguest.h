@@ -91,11 +91,12 @@ struct mg_start {
 	unsigned long long efer;
 };
 
-/* Writes to the physical ICR before the storm; none unless the VMM asks for them. */
+/* Writes to the ICR before a passthrough storm; none unless the VMM asks for them. */
 struct mg_foreign {
 	unsigned int icr_low;
 	unsigned int apic_id;
-	unsigned long long count;
+	unsigned int count;
+	unsigned int emulated; /* 0: the physical ICR; 1: the guest's own, by the other MSR */
 };
 
 /* At the payload's start, behind the jump; offsets are from MG_LOAD. */

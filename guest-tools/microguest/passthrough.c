@@ -74,17 +74,21 @@ static void start_others(u32 n_vcpus)
 }
 
 /* The sender's; no other vCPU needs to enable anything in order to be sent to. */
-void mg_enable_passthrough(volatile struct mg_vcpu *self, u32 n_vcpus)
+void mg_enable_passthrough(volatile struct mg_vcpu *vcpus, u32 n_vcpus)
 {
 	volatile struct mg_foreign *foreign = (void *)MG_FOREIGN;
+	const u32 icr = foreign->emulated ? MSR_KVM_PASSTHROUGH_IPI_ICR : X2APIC_ICR;
 
 	if (!(features() & 1u << KVM_FEATURE_PASSTHROUGH_IPI))
 		asm volatile("ud2");
 	wrmsr(MSR_KVM_PASSTHROUGH_IPI, KVM_PASSTHROUGH_IPI_ENABLED, 0);
-	self->descriptors = rdmsr(MSR_KVM_PASSTHROUGH_IPI) & ~0xfffull;
+	vcpus[0].descriptors = rdmsr(MSR_KVM_PASSTHROUGH_IPI) & ~0xfffull;
 	start_others(n_vcpus);
 
-	/* For the risk's measurement: the physical ICR, written as the VMM says. */
+	/* For the lab: an ICR, written as the VMM says. */
+	for (u32 i = 1; foreign->count && i < n_vcpus; i++)
+		while (!vcpus[i].ready)
+			asm volatile("pause");
 	for (; foreign->count; foreign->count--)
-		wrmsr(X2APIC_ICR, foreign->icr_low, foreign->apic_id);
+		wrmsr(icr, foreign->icr_low, foreign->apic_id);
 }

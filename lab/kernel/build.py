@@ -13,6 +13,7 @@ SOURCE = "linux-source-6.12"
 _FOLDER = Path(__file__).parent
 _SCRIPT = _FOLDER / "build_kernel.sh"
 _CONFIG = _FOLDER / "lab.config"
+_DEBUG_CONFIG = _FOLDER / "debug.config"
 _PATCHES = _FOLDER / "patches"
 _PACKAGES = (
     *("bc", "bison", "flex", "gcc", "libc6-dev", "libelf-dev", "make", "patch", "perl"),
@@ -20,24 +21,30 @@ _PACKAGES = (
 )
 
 
-def build_kernel() -> Kernel:
+def build_kernel(*, debug: bool = False) -> Kernel:
     """The patched kernel with its modules.
 
+    Args:
+        debug: with lockdep and KASAN.
+
     Raises:
-        LabError: a patch does not fit the package, an option of lab.config cannot be had,
-            or it does not compile.
+        LabError: a patch does not fit the package, an option of its configuration cannot
+            be had, or it does not compile.
     """
     tools = rootfs.tools(*_PACKAGES)
+    configs = [_CONFIG, _DEBUG_CONFIG] if debug else [_CONFIG]
     patches = sorted(_PATCHES.glob("*.patch"))
 
     def build(directory: Path) -> None:
         shutil.copytree(_PATCHES, directory / "patches")
-        for file in (_SCRIPT, _CONFIG):
-            shutil.copy(file, directory)
+        shutil.copy(_SCRIPT, directory)
+        wanted = "".join(path.read_text() for path in configs)
+        (directory / _CONFIG.name).write_text(wanted)
         shared = f"{SHARED}/kernel"
         chroot(tools, ["sh", f"{shared}/{_SCRIPT.name}", SOURCE, shared], {"kernel": directory})
 
-    texts = [path.read_text() for path in (_SCRIPT, _CONFIG, *patches)]
-    directory = product("kernel-lab", [tools, SOURCE, texts], build)
+    texts = [path.read_text() for path in (_SCRIPT, *configs, *patches)]
+    name = "kernel-lab-debug" if debug else "kernel-lab"
+    directory = product(name, [tools, SOURCE, texts], build)
     (modules,) = (directory / "lib/modules").iterdir()
     return Kernel(directory, directory / "vmlinuz", modules.name)

@@ -2,10 +2,12 @@
 """`python -m lab.passthrough`: Passthrough IPI off against on, on the emulated Intel host.
 
 The same kernel and the same guest, kvm_intel.passthrough_ipi off and then on; then what
-`ipitrace compare` makes of the two recordings.
+`ipitrace compare` makes of the two recordings. Whatever the host's kernel complains of
+is a failure.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,17 @@ from lab.common.session import Request, run_on
 from lab.common.steps import LabError
 from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
-from lab.passthrough.jobs import PAIRS, many_job, risk_job, tables_job
+from lab.passthrough.jobs import (
+    HARDSHIPS,
+    PAIRS,
+    hardships_job,
+    many_job,
+    risk_job,
+    tables_job,
+)
 
-CPUS_FOR_RISK = 4  # the VM has two of them
+CPUS = 4  # of the host where a VM must not be on all of them
+_COMPLAINT = re.compile(r"WARNING:|BUG:|KASAN|Oops|INFO: |possible (recursive|circular)|Call Trace")
 
 
 def main() -> int:
@@ -28,42 +38,65 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.passthrough", description=__doc__)
     parser.add_argument("--count", type=int, default=300, help="IPIs per scenario, traced")
     parser.add_argument("--many", type=int, metavar="N", help="N IPIs per scenario, not traced")
+    parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
+    parser.add_argument("--debug", action="store_true", help="the same under lockdep and KASAN")
     parser.add_argument("--risk", action="store_true", help="write to foreign CPUs, too")
+    parser.add_argument("--only", action="store_true", help="only these, not off against on")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     asked = parser.parse_args()
     output = (asked.output or cache_dir() / "results" / "passthrough").resolve()
     try:
         require_root()
         kernel = build_kernel()
-        for name in ("off", "on"):
-            _run(kernel, output, name, tables_job(name, asked.count))
+        if not asked.only:
+            for name in ("off", "on"):
+                _run(kernel, output / name, tables_job(name, asked.count), on=name == "on")
         if asked.many:
-            _run(kernel, output, "many", many_job(asked.many), cpus=CPUS_FOR_RISK)
-            print((output / "many" / "stdout.txt").read_text(), end="")
+            _run(kernel, output / "many", many_job(asked.many), cpus=CPUS, show=True)
+        if asked.hardships:
+            _run(kernel, output / "hardships", hardships_job(HARDSHIPS), cpus=CPUS, show=True)
+        if asked.debug:
+            job = hardships_job(HARDSHIPS // 10)
+            _run(build_kernel(debug=True), output / "debug", job, cpus=CPUS, show=True)
         if asked.risk:
-            _run(kernel, output, "risk", risk_job(), cpus=CPUS_FOR_RISK)
-            print((output / "risk" / "stdout.txt").read_text(), end="")
+            _run(kernel, output / "risk", risk_job(), cpus=CPUS, show=True, may_complain=True)
     except LabError as error:
         print(f"lab: failed: {error}", file=sys.stderr)
         return FAILED
-    return _compare(output / "off" / "recording", output / "on" / "recording")
+    return 0 if asked.only else _compare(output / "off" / "recording", output / "on" / "recording")
 
 
-def _run(kernel: Kernel, output: Path, name: str, command: str, *, cpus: int = 2) -> None:
+def _run(
+    kernel: Kernel,
+    output: Path,
+    command: str,
+    *,
+    on: bool = True,
+    cpus: int = 2,
+    show: bool = False,
+    may_complain: bool = False,
+) -> None:
     parameters = (
-        f"kvm_intel.passthrough_ipi={0 if name == 'off' else 1}",
+        f"kvm_intel.passthrough_ipi={int(on)}",
         "kvm_intel.nested=0",
         "x2apic_without_ir",  # Bochs has x2APIC and no IOMMU
+        "loglevel=5",  # warnings, too
     )
     request = Request(
         suite=rootfs.SUITE,
         command=command,
         kernel_parameters=parameters,
-        output=output / name,
+        output=output,
         kernel=kernel,
         cpus=cpus,
     )
     run_on(boot, request)
+    if show:
+        print((output / "stdout.txt").read_text(), end="")
+    console = (output / "console.log").read_text(errors="replace")
+    complaints = [line.strip() for line in console.splitlines() if _COMPLAINT.search(line)]
+    if complaints and not may_complain:
+        raise LabError(f"the kernel complains: {complaints[0]}; console: {output / 'console.log'}")
 
 
 def _compare(off: Path, on: Path) -> int:

@@ -10,13 +10,19 @@ PAIRS = (
     ("unicast-running", "unicast-running-passthrough"),
     ("unicast-halted", "unicast-halted-passthrough"),
     ("unicast-blocked", "unicast-blocked-passthrough"),
+    ("unicast-preempted", "unicast-preempted-passthrough"),
     ("self", "self-passthrough"),
     ("broadcast", "broadcast-passthrough"),
 )
 """What is compared: a scenario with the parameter off, the same through descriptors with it on."""
 
-_FOREIGN = Path(__file__).with_name("foreign.py")
+HARDSHIPS = 4000
+"""IPIs of each case of hardships.py."""
+
+_FOLDER = Path(__file__).parent
 _AT_ONCE = ("--no-trace", "--pace", "0", "--seed", "1")
+_NO_POLLING = "echo 0 >/sys/module/kvm/parameters/halt_poll_ns"
+"""Then every HLT blocks, however soon the next IPI comes."""
 
 
 def tables_job(name: str, count: int) -> str:
@@ -34,12 +40,23 @@ def many_job(count: int) -> str:
     """
     runs = []
     for _, scenario in PAIRS:
+        if "blocked" in scenario:
+            runs.append(_NO_POLLING)
         options = [*_AT_ONCE, "--count", str(count), "--scenario", scenario]
         target = ["--vm", "micro:4", "-o", f"/job/result/{scenario}"]
         runs.append(ipitrace_command(["run", *options, *target]))
     return f"({' && '.join(runs)})"
 
 
+def hardships_job(count: int) -> str:
+    """All cases of hardships.py, with `count` IPIs each."""
+    return _script("hardships.py", str(count))
+
+
 def risk_job() -> str:
     """A guest that writes foreign CPUs and vectors to the physical ICR."""
-    return f"python3 -c {shlex.quote(_FOREIGN.read_text())}"
+    return _script("foreign.py")
+
+
+def _script(name: str, *arguments: str) -> str:
+    return shlex.join(["python3", "-c", (_FOLDER / name).read_text(), *arguments])

@@ -300,9 +300,18 @@ class GuestMemory:
         vcpus["next_receipt"] = starts
         vcpus["end_receipt"] = starts + self._n_receipts * RECEIPT.itemsize
 
-    def write_foreign(self, icr_low: int, apic_id: int, count: int) -> None:
-        """Have a passthrough storm begin with writes to the physical ICR: struct mg_foreign."""
-        FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count)
+    def write_foreign(
+        self, icr_low: int, apic_id: int, count: int, *, emulated: bool = False
+    ) -> None:
+        """Have a passthrough storm begin with writes to an ICR: struct mg_foreign.
+
+        Args:
+            icr_low: what to write into its lower half.
+            apic_id: the destination: a physical CPU's, or a vCPU's if `emulated`.
+            count: how often.
+            emulated: the guest's own ICR, through the MSR that is left for it.
+        """
+        FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count, emulated)
 
     def sending_places(self, target: int) -> SendingPlaces:
         """Where another process sees how far the sender is, and tells it that `target` is ready."""

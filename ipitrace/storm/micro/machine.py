@@ -21,7 +21,14 @@ from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
-from ipitrace.storm.micro.image import MG_DESCRIPTORS, MG_PORT, GuestMemory, LogSizes, Payload
+from ipitrace.storm.micro.image import (
+    MG_DESCRIPTORS,
+    MG_MAX_VCPUS,
+    MG_PORT,
+    GuestMemory,
+    LogSizes,
+    Payload,
+)
 from ipitrace.storm.micro.kvm import ExitReason, Vcpu, Vm
 from ipitrace.storm.micro.stats_fd import VcpuStats
 
@@ -58,7 +65,7 @@ class Machine:
             self.memory = GuestMemory(payload, n_vcpus, logs)
             self._vm.set_memory(self.memory.host_address, self.memory.size)
             if method == StormSendMethod.PASSTHROUGH:
-                self._vm.enable_passthrough(MG_DESCRIPTORS, n_vcpus)
+                self._vm.enable_passthrough(MG_DESCRIPTORS, MG_MAX_VCPUS)
             for index in range(n_vcpus):
                 self._add_vcpu(index, method)
         except BaseException:
@@ -117,7 +124,7 @@ class Machine:
                 more IPIs than it may.
             HostError: KVM could not run it.
         """
-        threads = [_VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
+        threads = [VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
         with _kick_signal_handled():
             try:
                 for thread in threads:
@@ -145,7 +152,7 @@ class Machine:
             elif time.monotonic() - since > silence_s:
                 return
 
-    def _stop(self, threads: Sequence["_VcpuThread"]) -> None:
+    def _stop(self, threads: Sequence["VcpuThread"]) -> None:
         self._stopping = True
         for vcpu, thread in zip(self._vcpus, threads, strict=True):
             thread.go.set()
@@ -244,7 +251,7 @@ class Machine:
         )
 
 
-class _VcpuThread(threading.Thread):
+class VcpuThread(threading.Thread):
     """A vCPU's thread: pins itself, says who it is, waits, runs."""
 
     def __init__(self, machine: Machine, index: int, cpus: Sequence[int] | None) -> None:

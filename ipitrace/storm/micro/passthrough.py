@@ -16,8 +16,8 @@ KVM_CPUID_FEATURES: Final = 0x40000001
 KVM_FEATURE_PASSTHROUGH_IPI: Final = 30
 _CHECK_EXTENSION: Final = 0xAE03
 
-FOREIGN: Final = struct.Struct("<IIQ")
-"""struct mg_foreign: the ICR's low half, a physical APIC id, how often to write them."""
+FOREIGN: Final = struct.Struct("<4I")
+"""struct mg_foreign: the ICR's low half, an APIC id, how often to write them, and which ICR."""
 
 
 @cache
