@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc/interrupts per CPU: late posts, which nothing else shows, and the host's own IPIs."""
+"""/proc/interrupts per CPU: late posts, which nothing else shows, and what CPUs send each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ ROWS: Final[Mapping[str, str]] = {
     "PIW": "posted interrupts that woke a blocked vCPU",
     "RES": "reschedule IPIs",
     "CAL": "function-call IPIs",
+    "IWI": "IPIs of a CPU to itself for deferred work",
+    "NMI": "non-maskable interrupts",
+    "LOC": "local timer interrupts",
+    "TRM": "thermal interrupts",
+    "SPU": "spurious interrupts",
 }
 
 # The counts are `unsigned int` (irq_cpustat_t in arch/x86/include/asm/hardirq.h).

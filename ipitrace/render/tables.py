@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from ipitrace.correlate.stages import GUEST_STAMPS
-from ipitrace.model import Scenario, Summary
+from ipitrace.model import Scenario, SendMethod, Summary
 from ipitrace.result import (
     ClockResult,
     Difference,
@@ -16,7 +16,7 @@ from ipitrace.result import (
     ScenarioResult,
     StageBreakdown,
 )
-from ipitrace.summary.interrupts import posted_elsewhere
+from ipitrace.summary.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"
@@ -357,16 +357,28 @@ def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
     if vm_cpus is None:
         return
     for row in rows:
-        found = posted_elsewhere(row.host_interrupts or {}, vm_cpus)
+        counted = row.host_interrupts or {}
+        found = arrived_elsewhere(counted, vm_cpus)
         if found:
-            told = "; ".join(
-                f"{name} {', '.join(f'{n} on CPU {cpu}' for cpu, n in on_cpus.items())}"
-                for name, on_cpus in found.items()
-            )
             yield (
                 f"note   {row.name}: posted-interrupt notifications on CPUs that never ran this "
-                f"VM: {told}"
+                f"VM: {_on_cpus(found)}"
             )
+        if row.send_method != SendMethod.PASSTHROUGH:
+            continue
+        others = arrived_elsewhere(counted, vm_cpus, [r for r in counted if r not in POSTED_ROWS])
+        if others:
+            yield (
+                f"note   {row.name}: the guest can send any interrupt to any CPU. On CPUs that "
+                f"never ran it, the host's own included: {_on_cpus(others)}"
+            )
+
+
+def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
+    return "; ".join(
+        f"{name} {', '.join(f'{n} on CPU {cpu}' for cpu, n in on_cpus.items())}"
+        for name, on_cpus in found.items()
+    )
 
 
 def _details(run: RunResult) -> str:

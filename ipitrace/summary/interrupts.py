@@ -24,19 +24,24 @@ def host_interrupts(watched: Sequence[Watched]) -> dict[str, dict[str, int]] | N
     return total
 
 
-def posted_elsewhere(
-    interrupts: Mapping[str, Mapping[str, int]], vm_cpus: Collection[int]
+def arrived_elsewhere(
+    interrupts: Mapping[str, Mapping[str, int]],
+    vm_cpus: Collection[int],
+    rows: Collection[str] = POSTED_ROWS,
 ) -> dict[str, dict[int, int]]:
-    """Posted-interrupt notifications on CPUs that never ran the VM: row to CPU to increase.
+    """Interrupts on CPUs that never ran the VM: row to CPU to increase.
 
-    A guest that writes the physical ICR itself (Passthrough IPI) can send them there.
+    A guest that writes the physical ICR itself (Passthrough IPI) can send any of them
+    there. Notifications of posted interrupts have no other reason to be there, unless
+    another VM runs; the host sends the others itself, too.
 
     Args:
         interrupts: what host_interrupts() answered.
         vm_cpus: where the VM's vCPUs were pinned.
+        rows: which to tell of.
     """
     found: dict[str, dict[int, int]] = {}
-    for row in POSTED_ROWS:
+    for row in rows:
         for cpu, n in interrupts.get(row, {}).items():
             if n and int(cpu) not in vm_cpus:
                 found.setdefault(row, {})[int(cpu)] = n

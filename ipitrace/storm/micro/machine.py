@@ -264,6 +264,7 @@ class VcpuThread(threading.Thread):
         self._pin_error: OSError | None = None
 
     def run(self) -> None:
+        """The thread's life."""
         if self._cpus is not None:
             try:
                 os.sched_setaffinity(0, {self._cpus[self._index]})

@@ -168,3 +168,22 @@ def test_the_table_of_scenarios() -> None:
         runs = "no" if unsupported(scenario) else "yes"
         assert cells[1] == ("default" if scenario.name in DEFAULT_SCENARIOS else runs)
         assert (unsupported(scenario) or "") in cells[2]
+
+
+def test_interrupts_on_cpus_that_never_ran_the_vm_are_told() -> None:
+    counted = {
+        "PIN": {"0": 3, "1": 0, "2": 200},
+        "RES": {"0": 1, "1": 0, "2": 9},
+        "NMI": dict.fromkeys("012", 0),
+    }
+    row = measured_row()
+    absent = {name: why for name, why in (row.absent or {}).items() if name != "host_interrupts"}
+    row = replace(row, host_interrupts=counted, absent=absent)
+    run = made_run()
+    text = rendered(replace(run, scenarios=(row,)))
+    assert "notifications on CPUs that never ran this VM: PIN 200 on CPU 2\n" in text
+    assert "RES 9" not in text
+    row = replace(row, send_method="passthrough")
+    text = rendered(replace(run, scenarios=(row,)))
+    assert "the host's own included: RES 9 on CPU 2\n" in text
+    assert "NMI" not in text
