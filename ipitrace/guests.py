@@ -16,7 +16,7 @@ from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
 from ipitrace.storm.shell import Shell
 from ipitrace.storm.via import FORMS, LOCAL, open_shell
-from ipitrace.vm import VirtualMachine, resolve_vm
+from ipitrace.vm import VirtualMachine, agent_url, resolve_vm
 
 MICRO: Final = "micro"
 _DEFAULT_VCPUS: Final = 2
@@ -51,7 +51,7 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
 
     Args:
         vm: `micro`, `micro:N`, `local`, or the name of a VM of this host.
-        via: see storm.via; None for the first three.
+        via: see storm.via; None for the first two, and for a VM that shows the way into it.
         trace: the host's side is wanted, so the VM must be found.
 
     Raises:
@@ -66,8 +66,8 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
             yield _here(LinuxGuest.prepare(shell, None))
         return
     check_names(vm, via)
-    machine = _machine(vm, must_be_there=trace)
-    with open_shell(via or "") as shell:
+    machine = _machine(vm, must_be_there=trace or via is None)
+    with open_shell(via or _way_into(machine, vm)) as shell:
         yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
 
 
@@ -80,26 +80,38 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
     check_names(vm, via)
-    return open_shell(via or "")
+    return open_shell(via or _way_into(_machine(vm, must_be_there=True), vm))
 
 
 def check_names(vm: str, via: str | None) -> None:
-    """See that a guest which is not ours comes with a way into it.
+    """See that a guest and a way into it go together.
 
     Raises:
-        UsageError: it does not.
+        UsageError: they do not.
     """
-    if via is None:
-        raise UsageError(
-            f"How does one get into the guest '{vm}'?",
-            f"Say it with --via: {FORMS}. Or measure the built-in guest: --vm {MICRO}.",
-        )
+    if via is None and vm.partition(":")[0] != MICRO:
+        return
     if vm.partition(":")[0] == MICRO or LOCAL in {vm, via}:
         raise UsageError(
             f"--vm {vm} does not go with --via {via}.",
             f"The built-in guest ({MICRO}) needs no --via; '--vm {LOCAL}' is this machine itself; "
             "any other guest is --vm NAME --via URL.",
         )
+
+
+def _way_into(machine: VirtualMachine | None, vm: str) -> str:
+    """What --via would say, from the VM itself.
+
+    Raises:
+        UsageError: it does not show.
+    """
+    found = None if machine is None else agent_url(machine)
+    if found is None:
+        raise UsageError(
+            f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
+            f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
+        )
+    return found
 
 
 def micro_guest(n_vcpus: int) -> Guest:
@@ -144,7 +156,8 @@ def _machine(name: str, *, must_be_there: bool) -> VirtualMachine | None:
             return None
         raise UsageError(
             error.message,
-            f"{error.hint} With --no-trace a guest is measured without its host's side.",
+            f"{error.hint} The built-in guest is --vm {MICRO}; with --via and --no-trace a guest "
+            "is measured without its host's side.",
         ) from error
 
 

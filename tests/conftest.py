@@ -9,6 +9,7 @@ IPITRACE_REQUIRE (names separated by commas) says the machine must have it: then
 import ctypes
 import functools
 import os
+import signal
 import struct
 from collections.abc import Callable
 
@@ -83,6 +84,8 @@ def _needs(item: pytest.Item) -> set[str]:
 
 def pytest_configure() -> None:
     _required()
+    # Whoever starts us in the background may have SIGINT ignored, and our children with us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

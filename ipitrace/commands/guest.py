@@ -26,7 +26,9 @@ def _which(command: Callable[..., Any]) -> Callable[..., Any]:
     vm = click.option(
         "--vm", required=True, metavar="VM", help="The VM's name, or local for this machine itself."
     )
-    via = click.option("--via", metavar="URL", help=f"The way into it: {FORMS}.")
+    via = click.option(
+        "--via", metavar="URL", help=f"The way into it: {FORMS}; its guest agent unless given."
+    )
     return vm(via(command))
 
 

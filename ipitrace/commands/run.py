@@ -31,13 +31,14 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
     default=MICRO,
     show_default=True,
     metavar="VM",
-    help="The guest: micro, or micro:N for N vCPUs; a running VM's name or pid:N, with --via; "
+    help="The guest: micro, or micro:N for N vCPUs; a running VM's name or pid:N; "
     "or local, which is this machine itself.",
 )
 @click.option(
     "--via",
     metavar="URL",
-    help=f"The way into a running VM: {FORMS}. See 'ipitrace guest --help'.",
+    help=f"The way into a running VM: {FORMS}; its guest agent unless given. "
+    "See 'ipitrace guest --help'.",
 )
 @click.option(
     "--scenario",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs of this host: find them, name them, tell when one is no longer itself."""
 
+from ipitrace.vm.agent import agent_url
 from ipitrace.vm.discovery import Discovery, discover, find_vms
 from ipitrace.vm.identity import still_there
 from ipitrace.vm.model import ApicMode, Vcpu, VirtualMachine
@@ -11,6 +12,7 @@ __all__ = [
     "Discovery",
     "Vcpu",
     "VirtualMachine",
+    "agent_url",
     "discover",
     "find_vms",
     "pick",

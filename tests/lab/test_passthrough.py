@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passthrough IPI on the emulated Intel host: the parameter off, then on."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_result import LabResult
 
 from lab.common.cache import cache_dir
-from lab.passthrough.jobs import PAIRS
+from lab.passthrough.jobs import HARDSHIPS, PAIRS
 
 pytestmark = pytest.mark.lab("passthrough")
 
@@ -18,6 +20,15 @@ CHECKOUT = Path(__file__).parents[2]
 OFF, ON = zip(*PAIRS, strict=True)
 FEW = 0.05  # the emulated host's timer and the ends of a storm add a few exits
 TO_ANOTHER = [name for name in ON if name != "self-passthrough"]
+SENDER_EXITS = {
+    "Undisturbed": (0, 0.2),
+    "TargetMoves": (0, 0.5),
+    "SenderMoves": (0, 0.5),
+    "Inhibited": (1, 1.2),  # the ICR is intercepted again
+    "InhibitedNowAndThen": (0.1, 1.2),
+    "PluggedIn": (0, 0.2),
+}
+"""Least and most per IPI; the emulated host's timer and the moves themselves cause some."""
 NEVER_HALTED = ["unicast-running-passthrough", "broadcast-passthrough"]
 
 
@@ -26,7 +37,8 @@ def output() -> Path:
     """What `make lab-passthrough` leaves."""
     artifacts = os.environ.get("IPITRACE_ARTIFACTS") or cache_dir() / "results"
     directory = Path(artifacts).resolve() / "passthrough"
-    command = [sys.executable, "-m", "lab.passthrough", "--count", "150", "--output", directory]
+    options = ["--count", "150", "--hardships", "--output", directory]
+    command = [sys.executable, "-m", "lab.passthrough", *options]
     done = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=7200
     )
@@ -90,6 +102,51 @@ def test_a_blocked_target_is_woken_by_the_wakeup_vector(on: LabResult) -> None:
     scenario = on.scenario("unicast-blocked-passthrough")
     assert scenario.late_posts is not None
     assert scenario.late_posts["PIW"] >= scenario.sent / 2
+
+
+def test_a_preempted_target_is_not_notified_and_loses_nothing(
+    off: LabResult, on: LabResult
+) -> None:
+    for result, name in (
+        (off, "unicast-preempted"),
+        (on, "unicast-preempted-passthrough"),
+    ):
+        scenario = result.scenario(name)
+        assert scenario.delivered == scenario.sent
+        assert scenario.stages is not None
+        assert "sched_in" in {step.stage for step in scenario.stages.steps}
+    posts = on.scenario("unicast-preempted-passthrough").late_posts
+    assert posts is not None
+    assert posts["PIN"] < on.scenario("unicast-preempted-passthrough").sent / 2
+
+
+@pytest.fixture(scope="module")
+def hardships(output: Path) -> dict[str, dict[str, Any]]:
+    """What hardships.py told of each case."""
+    lines = (output / "hardships" / "stdout.txt").read_text().splitlines()
+    return {case["case"]: case for case in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("target", ["", ", halted"])
+@pytest.mark.parametrize("case", list(SENDER_EXITS))
+def test_no_hardship_loses_an_ipi(
+    hardships: dict[str, dict[str, Any]], case: str, target: str
+) -> None:
+    told = hardships[case + target]
+    assert (told["sent"], told["delivered"], told["incomplete"]) == (HARDSHIPS, HARDSHIPS, 0)
+    least, most = SENDER_EXITS[case]
+    assert least * HARDSHIPS <= told["sender_exits"] <= most * HARDSHIPS
+    if case not in {"Undisturbed", "Inhibited"}:
+        assert told["disturbed"] >= 1
+
+
+def test_what_cannot_be_posted_goes_through_the_other_msr(
+    hardships: dict[str, dict[str, Any]],
+) -> None:
+    """INIT and SIPI start the targets of every case; this is an NMI."""
+    said = hardships["NMI by the other MSR"]["guest_said"]
+    assert "took exception 2 " in said
+    assert "on vCPU 1" in said
 
 
 def test_compare_proves_the_exit_gone(output: Path) -> None:

@@ -239,7 +239,7 @@ USAGE = {
     "count in words": (("--count", "abc"), ("abc", "--help")),
     "negative pace": (("--pace", "-1"), ("--pace -1 is out of range",)),
     "pace in words": (("--pace", "slow"), ("slow",)),
-    "other guest": (("--vm", "guestX"), ("There is no guest 'guestX'", "--vm micro")),
+    "other guest": (("--vm", "guestX"), ("There is no VM 'guestX'", "--vm micro")),
     "guest without a number": (("--vm", "micro:"), ("micro:",)),
     "one vcpu": (("--vm", "micro:1"), ("cannot have 1 vCPUs",)),
     "no vcpu": (("--vm", "micro:0"), ("cannot have 0 vCPUs",)),

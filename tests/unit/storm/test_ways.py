@@ -64,7 +64,7 @@ def test_what_is_no_way_says_which_there_are(via: str) -> None:
 
 @pytest.mark.parametrize(
     ("vm", "via"),
-    [("guest1", None), ("micro", "ssh://x"), ("micro:3", "ssh://x"), ("local", "ssh://x")],
+    [("micro", "local"), ("micro", "ssh://x"), ("micro:3", "ssh://x"), ("local", "ssh://x")],
 )
 def test_guests_and_ways_that_do_not_go_together(vm: str, via: str | None) -> None:
     with pytest.raises(UsageError):
