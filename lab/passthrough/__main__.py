@@ -7,30 +7,48 @@ is a failure.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.common import rootfs
 from lab.common.cache import cache_dir
 from lab.common.command import FAILED, require_root
-from lab.common.kernel import Kernel
+from lab.common.job import build_wheel
 from lab.common.session import Request, run_on
 from lab.common.steps import LabError
 from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
-from lab.passthrough.jobs import (
-    HARDSHIPS,
-    PAIRS,
-    hardships_job,
-    many_job,
-    risk_job,
-    tables_job,
-)
+from lab.passthrough.jobs import HARDSHIPS, PAIRS, hardships_job, many_job, risk_job, tables_job
 
-CPUS = 4  # of the host where a VM must not be on all of them
 _COMPLAINT = re.compile(r"WARNING:|BUG:|KASAN|Oops|INFO: |possible (recursive|circular)|Call Trace")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One boot of the host.
+
+    Attributes:
+        name: of the folder in the output.
+        job: the shell command to run inside.
+        on: kvm_intel.passthrough_ipi.
+        cpus: more than the VM's two, where it must not be on all of them.
+        debug: a kernel with lockdep and KASAN.
+        may_complain: what is done to the host is bad for it.
+    """
+
+    name: str
+    job: str
+    on: bool = True
+    cpus: int = 4
+    debug: bool = False
+    may_complain: bool = False
 
 
 def main() -> int:
@@ -45,58 +63,60 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     asked = parser.parse_args()
     output = (asked.output or cache_dir() / "results" / "passthrough").resolve()
+    runs = list(_runs(asked))
     try:
         require_root()
-        kernel = build_kernel()
-        if not asked.only:
-            for name in ("off", "on"):
-                _run(kernel, output / name, tables_job(name, asked.count), on=name == "on")
-        if asked.many:
-            _run(kernel, output / "many", many_job(asked.many), cpus=CPUS, show=True)
-        if asked.hardships:
-            _run(kernel, output / "hardships", hardships_job(HARDSHIPS), cpus=CPUS, show=True)
-        if asked.debug:
-            job = hardships_job(HARDSHIPS // 10)
-            _run(build_kernel(debug=True), output / "debug", job, cpus=CPUS, show=True)
-        if asked.risk:
-            _run(kernel, output / "risk", risk_job(), cpus=CPUS, show=True, may_complain=True)
+        with (
+            tempfile.TemporaryDirectory(dir=cache_dir()) as scratch,
+            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Bochs has one thread
+        ):
+            wheel = build_wheel(Path(scratch))
+            list(pool.map(lambda run: _boot(run, output / run.name, wheel), runs))
     except LabError as error:
         print(f"lab: failed: {error}", file=sys.stderr)
         return FAILED
+    for run in runs:
+        if run.name not in {"off", "on"}:
+            print((output / run.name / "stdout.txt").read_text(), end="")
     return 0 if asked.only else _compare(output / "off" / "recording", output / "on" / "recording")
 
 
-def _run(
-    kernel: Kernel,
-    output: Path,
-    command: str,
-    *,
-    on: bool = True,
-    cpus: int = 2,
-    show: bool = False,
-    may_complain: bool = False,
-) -> None:
+def _runs(asked: argparse.Namespace) -> Iterator[Run]:
+    if not asked.only:
+        yield Run("off", tables_job("off", asked.count), on=False, cpus=2)
+        yield Run("on", tables_job("on", asked.count), cpus=2)
+    if asked.many:
+        yield Run("many", many_job(asked.many))
+    if asked.hardships:
+        yield Run("hardships", hardships_job(HARDSHIPS))
+    if asked.debug:
+        yield Run("debug", hardships_job(HARDSHIPS // 10), debug=True)
+    if asked.risk:
+        yield Run("risk", risk_job(), may_complain=True)
+
+
+def _boot(run: Run, output: Path, wheel: Path) -> None:
     parameters = (
-        f"kvm_intel.passthrough_ipi={int(on)}",
+        f"kvm_intel.passthrough_ipi={int(run.on)}",
         "kvm_intel.nested=0",
         "x2apic_without_ir",  # Bochs has x2APIC and no IOMMU
         "loglevel=5",  # warnings, too
     )
     request = Request(
         suite=rootfs.SUITE,
-        command=command,
+        command=run.job,
         kernel_parameters=parameters,
         output=output,
-        kernel=kernel,
-        cpus=cpus,
+        wheel=wheel,
+        kernel=build_kernel(debug=run.debug),
+        cpus=run.cpus,
     )
     run_on(boot, request)
-    if show:
-        print((output / "stdout.txt").read_text(), end="")
-    console = (output / "console.log").read_text(errors="replace")
-    complaints = [line.strip() for line in console.splitlines() if _COMPLAINT.search(line)]
-    if complaints and not may_complain:
-        raise LabError(f"the kernel complains: {complaints[0]}; console: {output / 'console.log'}")
+    console = output / "console.log"
+    lines = console.read_text(errors="replace").splitlines()
+    complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
+    if complaints and not run.may_complain:
+        raise LabError(f"{run.name}: the kernel complains: {complaints[0]}; console: {console}")
 
 
 def _compare(off: Path, on: Path) -> int:
