@@ -363,6 +363,11 @@ class RunResult:
     tables: Mapping[str, TableInfo] = field(default_factory=dict)
     seed: int | None = None
 
+    @property
+    def emulator(self) -> str | None:
+        """What emulates the run's host, or its guest; None of real ones."""
+        return (self.host.get("fingerprint") or {}).get("emulated") or self.guest.get("emulated")
+
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json holds it."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}

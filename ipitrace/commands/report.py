@@ -42,7 +42,8 @@ def report(
     if as_json:
         click.echo(read_run_text(recording), nl=False)
     elif ipi is not None:
-        click.echo(render_timeline(_timeline(recording, run, ipi), run.clock.tsc_hz), nl=False)
+        timeline = _timeline(recording, run, ipi)
+        click.echo(render_timeline(timeline, run.clock.tsc_hz, run.emulator), nl=False)
     else:
         click.echo(render_run(run, verbose=verbose))
     if not run.complete:

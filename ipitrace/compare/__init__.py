@@ -7,7 +7,7 @@ How that is decided is written in docs/statistics.md.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ipitrace.compare.fingerprint import Named, check_comparable, check_side, emulator
+from ipitrace.compare.fingerprint import Named, check_comparable, check_side
 from ipitrace.compare.gates import Gate, check_gates, named_counts
 from ipitrace.compare.judging import judge
 from ipitrace.compare.model import (
@@ -74,7 +74,7 @@ def compare(
     found, missing = pairs(
         ours,
         theirs,
-        cycles=emulator(ours[0]) == emulator(theirs[0]),
+        cycles=ours[0].emulator == theirs[0].emulator,
         also=named_counts(settings.gates),
     )
     if not found:
@@ -148,7 +148,7 @@ def _side(recordings: Recordings, name: str) -> Side:
         started[-1],
         (run.host.get("fingerprint") or {}).get("kernel_release"),
         run.ipitrace_version,
-        emulator(run),
+        run.emulator,
     )
 
 

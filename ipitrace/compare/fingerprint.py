@@ -150,11 +150,6 @@ def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
         _refuse([d for d in found if d.key in _COMPARED and d.key not in allow], runs[0], run)
 
 
-def emulator(run: RunResult) -> str | None:
-    """What emulates the run's host, or its guest; None of real ones."""
-    return (run.host.get("fingerprint") or {}).get("emulated") or run.guest.get("emulated")
-
-
 def _refuse(barred: Sequence[Difference], base: Named, patched: Named) -> None:
     if not barred:
         return

@@ -13,7 +13,6 @@ from datetime import datetime
 
 import numpy as np
 
-from ipitrace.compare.fingerprint import emulator
 from ipitrace.compare.samples import samples
 from ipitrace.result import RunResult
 
@@ -25,7 +24,7 @@ def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
     rows = []
     for name, run in sorted(runs, key=lambda pair: datetime.fromisoformat(pair[1].started_at)):
         kernel = (run.host.get("fingerprint") or {}).get("kernel_release") or ""
-        emulated = emulator(run) or ""
+        emulated = run.emulator or ""
         when = datetime.fromisoformat(run.started_at).strftime("%Y-%m-%d %H:%M:%S %z")
         cells = {
             "time": when,

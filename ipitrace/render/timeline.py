@@ -82,8 +82,14 @@ def window(span: Row) -> tuple[int, int]:
     return min(stamps), max(stamps)
 
 
-def render_timeline(timeline: Timeline, tsc_hz: float | None) -> str:
-    """The IPI as text; `tsc_hz` is the TSC's rate, None where it is not known."""
+def render_timeline(timeline: Timeline, tsc_hz: float | None, emulator: str | None) -> str:
+    """The IPI as text.
+
+    Args:
+        timeline: the IPI.
+        tsc_hz: the TSC's rate; None where it is not known.
+        emulator: what emulates the host or the guest; None of real ones.
+    """
     span = timeline.span
     stages = stages_of(span)
     ours = [e for e in timeline.events if e["vcpu"] in {None, span["sender"], span["target"]}]
@@ -112,7 +118,7 @@ def render_timeline(timeline: Timeline, tsc_hz: float | None) -> str:
         colalign=("right", "right", "right", "right", "left", "left"),
         disable_numparse=True,
     )
-    sections = [_header(span), table, *_asides(timeline, len(ours), tsc_hz)]
+    sections = [_header(span), table, *_asides(timeline, len(ours), tsc_hz, emulator)]
     return "\n".join(sections) + "\n"
 
 
@@ -169,9 +175,13 @@ def _detail(event: Row) -> str:
             return form.format(arg=arg, word=word, detail=detail)
 
 
-def _asides(timeline: Timeline, shown: int, tsc_hz: float | None) -> Iterable[str]:
+def _asides(
+    timeline: Timeline, shown: int, tsc_hz: float | None, emulator: str | None
+) -> Iterable[str]:
     send_tsc = timeline.span["send_tsc"]
     yield ""
+    if emulator is not None:
+        yield f"emulated by {emulator}: cycles are not real time"
     for word, other in (("before", timeline.before), ("after", timeline.after)):
         if other is None:
             yield f"{word}: none in this repetition"

@@ -157,6 +157,7 @@ def test_the_report_says_what_it_is(recording: Path, path: str) -> None:
 def test_an_ipi_can_be_told_whole(recording: Path, own: str) -> None:
     done = CliRunner().invoke(report, [str(recording), "--ipi", "10"])
     assert done.exit_code == 0
+    assert "cycles are not real time" in done.output
     for event in ("kvm_exit", "kvm_entry", own):
         assert event in done.output
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -30,6 +31,7 @@ from ipitrace.errors import ExitCode, HostError, IpitraceError, UsageError
 from ipitrace.recording import RecordingWriter
 from ipitrace.result import RunResult
 
+RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
 
 
@@ -390,3 +392,22 @@ def test_every_output_says_that_a_host_is_emulated(tmp_path: Path) -> None:
         "openmetrics": f'ipitrace_emulated{{run="{recording}"}} 1.0',
     }.items():
         assert mark in invoke({}, recording, recording, "--format", style).stdout, style
+
+
+@pytest.mark.parametrize("emulated", ["amd-tcg", "intel-bochs"])
+def test_an_emulated_and_a_real_recording_share_no_cycles(emulated: str) -> None:
+    sides = (RECORDINGS / "micro-pvm", RECORDINGS / emulated, "--scenario", "unicast-running")
+    refused = invoke({}, *sides)
+    assert code_of(refused) == ExitCode.ENVIRONMENT
+    allow: list[str] = []
+    while isinstance(refused.exception, IpitraceError):  # one look names keys, the next scenarios
+        assert refused.exception.hint is not None
+        named = re.findall(r"--allow [\w.-]+\w", refused.exception.hint)
+        assert named
+        allow += [word for option in named for word in option.split()]
+        refused = invoke({}, *sides, *allow)
+    assert "emulated" in allow
+    done = json.loads(invoke({}, *sides, *allow, "--format", "json").stdout)
+    (comparison,) = done["comparisons"]
+    assert {row["unit"] for row in comparison["rows"]} == {"exits/IPI", "share"}
+    assert {row["why"] for row in comparison["missing"]} == {"emulated and real cycles"}
