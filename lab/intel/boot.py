@@ -3,7 +3,7 @@
 
 The kernel comes from a CD, since Bochs has no loader of its own; GRUB starts it.
 Bochs runs both CPUs in one thread, in turns, and with no clock but its own tick
-counter; how nearly the same disks give the same run is in lab/README.md.
+counter: the same disks give the same run.
 """
 
 import shutil
@@ -24,6 +24,8 @@ _COMMAND_LINE = (
     # A CPU that idles in MWAIT wakes up late in Bochs, often only at its next timer tick:
     # loading ext4 takes 3 to 16 s of the host's time instead of 0.4 s.
     "idle=halt",
+    # How a kernel that panics restarts. Bochs is told to end at that, not to boot once more.
+    "reboot=triple",
 )
 
 

@@ -7,13 +7,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from lab_result import AMD_SCENARIOS, INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
 from lab.common.cache import cache_dir
+from lab.common.job import build_wheel
 
 LAB_VARIABLE = "IPITRACE_LAB"
 ARTIFACTS_VARIABLE = "IPITRACE_ARTIFACTS"
@@ -36,16 +38,51 @@ def amd() -> LabResult:
 
 
 @pytest.fixture(scope="session")
-def intel() -> LabResult:
-    """A run on the Intel host, with APICv."""
-    return run_lab("intel", "--count", "150", scenarios=INTEL_SCENARIOS)
+def intel_runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[LabResult]]]:
+    """The runs on the Intel host that the chosen tests ask for, by the name of their fixture.
+
+    Bochs has one thread: there are as many at once as there are CPUs.
+    """
+    wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))))
+    with_apicv = (*wheel, "--count", "150")
+    no_apicv = (*wheel, "--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
+    runs: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+        "intel": (INTEL_SCENARIOS, with_apicv),
+        "intel_again": (INTEL_SCENARIOS, with_apicv),
+        "no_apicv": (NO_APICV_SCENARIOS, no_apicv),
+    }
+    chosen = {name for item in request.session.items for name in fixtures_of(item)}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            name: pool.submit(run_lab, "intel", *options, scenarios=scenarios, name=name)
+            for name, (scenarios, options) in runs.items()
+            if name in chosen
+        }
 
 
 @pytest.fixture(scope="session")
-def no_apicv() -> LabResult:
+def intel(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """A run on the Intel host, with APICv."""
+    return intel_runs["intel"].result()
+
+
+@pytest.fixture(scope="session")
+def intel_again(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """The same run once more."""
+    return intel_runs["intel_again"].result()
+
+
+@pytest.fixture(scope="session")
+def no_apicv(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
     """A run on the Intel host without APICv, so without posted interrupts."""
-    options = ("--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
-    return run_lab("intel", *options, scenarios=NO_APICV_SCENARIOS, name="intel-no-apicv")
+    return intel_runs["no_apicv"].result()
+
+
+def fixtures_of(item: pytest.Item) -> Sequence[str]:
+    """The names of the fixtures that a test asks for."""
+    return item.fixturenames if isinstance(item, pytest.Function) else ()
 
 
 def run_lab(

@@ -11,6 +11,8 @@ from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
 from lab.common.image import make_disk
 
+CHECKOUT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.lab("intel")
 
 SELF, HALTED = "self", "unicast-halted"
@@ -136,6 +138,33 @@ def test_the_recording_prints_the_same_outside(intel: LabResult) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == intel.printed
+
+
+def test_the_same_run_again_is_the_same_byte_for_byte(
+    intel: LabResult, intel_again: LabResult
+) -> None:
+    """Every TSC stamp of the guest, so every event, span, figure and word after it."""
+    once, again = (
+        {file.relative_to(result.output): file for file in result.output.rglob("*")}
+        for result in (intel, intel_again)
+    )
+    assert once.keys() == again.keys()
+    assert {Path("recording/guest_ipis.parquet"), Path("recording/spans.parquet")} <= once.keys()
+    parted = [
+        str(name)
+        for name, file in once.items()
+        if file.is_file() and file.read_bytes() != again[name].read_bytes()
+    ]
+    assert parted == []
+
+
+def test_a_host_that_dies_is_told_and_its_console_kept(tmp_path: Path) -> None:
+    options = ["--parameter", "rdinit=/none", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "lab.intel", *options]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "failed: boot, run, power off" in done.stderr
+    assert "Kernel panic" in (tmp_path / "console.log").read_text()
 
 
 def test_a_disk_is_the_same_each_time_it_is_made(tmp_path: Path) -> None:
