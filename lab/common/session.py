@@ -4,14 +4,15 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.common.cache import cache_dir
 from lab.common.collect import collect
-from lab.common.image import root_image
+from lab.common.image import read_from_disk, root_image
 from lab.common.initramfs import build_initramfs
-from lab.common.job import build_wheel, pack_job
+from lab.common.job import RESULT, build_wheel, pack_job
 from lab.common.kernel import Kernel, fetch
 from lab.common.steps import LabError, say, step
 
@@ -99,6 +100,8 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
             try:
                 boot(parts)
             except LabError as error:
+                with suppress(LabError):
+                    read_from_disk(disk, RESULT, output)  # as far as it was written
                 raise LabError(f"{error}; console: {console}") from error
         collect(disk, console, output)
     say(f"wrote {output}")

@@ -10,8 +10,10 @@ import pytest
 from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
 from lab.common.image import make_disk
-
-CHECKOUT = Path(__file__).parents[2]
+from lab.common.rootfs import SUITE
+from lab.common.session import Request, run_on
+from lab.common.steps import LabError
+from lab.intel.boot import boot
 
 pytestmark = pytest.mark.lab("intel")
 
@@ -158,13 +160,13 @@ def test_the_same_run_again_is_the_same_byte_for_byte(
     assert parted == []
 
 
-def test_a_host_that_dies_is_told_and_its_console_kept(tmp_path: Path) -> None:
-    options = ["--parameter", "rdinit=/none", "--output", str(tmp_path)]
-    command = [sys.executable, "-m", "lab.intel", *options]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "failed: boot, run, power off" in done.stderr
-    assert "Kernel panic" in (tmp_path / "console.log").read_text()
+def test_a_host_that_dies_is_told_and_what_it_left_kept(tmp_path: Path) -> None:
+    crash = "{ echo half >/job/result/recording; sync; echo c >/proc/sysrq-trigger; }"
+    output = tmp_path / "output"
+    with pytest.raises(LabError, match=r"(?s)boot, run, power off .* no resolution"):
+        run_on(boot, Request(SUITE, crash, (), output))
+    assert "sysrq: Trigger a crash" in (output / "console.log").read_text()
+    assert (output / "recording").read_text() == "half\n"
 
 
 def test_a_disk_is_the_same_each_time_it_is_made(tmp_path: Path) -> None:
