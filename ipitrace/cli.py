@@ -64,5 +64,4 @@ def _tell(message: str, hint: str) -> None:
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    ended = text.endswith((".", "?", "!", ":"))
-    return text[:1].upper() + text[1:] + ("" if ended else ".")
+    return text if text.endswith((".", "?", "!", ":")) else f"{text}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipitrace.compare.model import Difference
-from ipitrace.errors import HostError, MeasurementError
+from ipitrace.errors import HostError, MeasurementError, UsageError
 from ipitrace.metrics import TOTAL_EXITS
 from ipitrace.model import SendMethod
 from ipitrace.result import RunResult, ScenarioResult
@@ -89,6 +89,8 @@ ITEMS: Final[tuple[Item, ...]] = (
     Item("mitigations", must_match=True, read=_known_mitigations),
     Item("kvm_tunables", must_match=True, read=_parameters(tunables=True)),
     Item("overcommitted", must_match=True, read=lambda r: r.host["pinning"]["overcommitted"]),
+    # cores, caches and NUMA nodes of the guest's CPUs, in words
+    Item("placement", must_match=True, read=lambda r: r.host["pinning"]["why"]),
     Item("other_vms", must_match=True, read=_other_vms),
     Item("tsc_mhz", must_match=True, read=_tsc_mhz),
     Item("guest.kind", must_match=True, read=_guest("kind")),
@@ -112,8 +114,30 @@ ITEMS: Final[tuple[Item, ...]] = (
 # What a comparison may be about; within one side it has to be the same.
 _COMPARED: Final = ("kernel_release", "kernel_version", "kernel_cmdline", "kvm_parameters")
 
+# What makes a run doubtful, and is compared when it is allowed.
+_DOUBTS: Final = ("incomplete", "untrustworthy")
+
 # Of each scenario, by the name it has in run.json.
 _CONDITIONS: Final = ("targets", "pace_cycles", "warmup", "send_method", "target_state", "pattern")
+_SENDS: Final = "sends_per_repetition"
+_SOURCE: Final = "exits.source"
+_TRACED: Final = "traced"
+
+
+def check_allowed(keys: Collection[str]) -> None:
+    """See that every key of --allow is one that a refusal can name.
+
+    Raises:
+        UsageError: one of them is not.
+    """
+    known = [*(item.key for item in ITEMS), *_DOUBTS]
+    of_scenarios = (*_CONDITIONS, _SOURCE, _TRACED, _SENDS)
+    for key in keys:
+        if key not in known and not key.endswith(tuple(f".{name}" for name in of_scenarios)):
+            raise UsageError(
+                f"There is no key '{key}' to allow.",
+                f"Known: {', '.join(known)}; and SCENARIO. with {', '.join(of_scenarios)}.",
+            )
 
 
 def check_comparable(base: Named, patched: Named, allow: Collection[str]) -> tuple[Difference, ...]:
@@ -131,7 +155,7 @@ def check_comparable(base: Named, patched: Named, allow: Collection[str]) -> tup
     for name, run in (base, patched):
         _check_sound(run, name, allow)
     _check_scenarios(base, patched)
-    found = list(_differences(base[1], patched[1]))
+    found = list(_differences(base, patched))
     _refuse([d for d in found if not d.accepted and d.key not in allow], base, patched)
     return tuple(
         d if d.accepted else Difference(d.key, d.base, d.patched, "--allow") for d in found
@@ -218,15 +242,16 @@ def _check_scenarios(base: Named, patched: Named) -> None:
         )
 
 
-def _differences(base: RunResult, patched: RunResult) -> Iterator[Difference]:
+def _differences(ours: Named, others: Named) -> Iterator[Difference]:
     """`accepted` is empty where the item must match."""
+    base, patched = ours[1], others[1]
     if base.failure or patched.failure:
         yield Difference("incomplete", base.failure, patched.failure, "--allow")
     if base.untrustworthy or patched.untrustworthy:
         doubts = (list(base.untrustworthy), list(patched.untrustworthy))
         yield Difference("untrustworthy", *doubts, "--allow")
     for item in ITEMS:
-        one, other = item.read(base), item.read(patched)
+        one, other = _value(item, ours), _value(item, others)
         if one != other:
             if isinstance(one, dict) and isinstance(other, dict):
                 one, other = _apart(one, other)
@@ -239,15 +264,26 @@ def _differences(base: RunResult, patched: RunResult) -> Iterator[Difference]:
                 yield Difference(f"{name}.{key}", one[key], other[key], "")
         sends = [max(f.sent for f in r.repetition_figures) for r in (row, theirs[name])]
         if abs(sends[0] - sends[1]) > 1:  # what is left over goes to the first repetitions
-            yield Difference(f"{name}.sends_per_repetition", sends[0], sends[1], "")
+            yield Difference(f"{name}.{_SENDS}", sends[0], sends[1], "")
+
+
+def _value(item: Item, named: Named) -> Any:  # noqa: ANN401 - as run.json has it
+    name, run = named
+    try:
+        return item.read(run)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"The run {name} is damaged: what it says of {item.key} has another form.",
+            "Copy the recording again, or make a new one with 'ipitrace run'.",
+        ) from error
 
 
 def _conditions(row: ScenarioResult) -> dict[str, Any]:
     """What must be alike; exits are counted while watched, or where nothing was traced not."""
     return {
         **{key: getattr(row, key) for key in _CONDITIONS},
-        "exits.source": row.exits.source if row.exits else None,
-        "traced": any(f.mode == Mode.FULL for f in row.repetition_figures),
+        _SOURCE: row.exits.source if row.exits else None,
+        _TRACED: any(f.mode == Mode.FULL for f in row.repetition_figures),
     }
 
 

@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,10 @@ def named_counts(gates: Iterable[Gate]) -> tuple[str, ...]:
         known = _PATHS if kind == "path" else _REASONS
         last = what if kind == "path" else what.partition(".")[2]
         if last not in known and not (kind == "exits" and last.endswith("_exits")):
+            like = get_close_matches(last, known) if kind == "exits" else sorted(known)
             raise UsageError(
                 f"There is no {'path' if kind == 'path' else 'exit reason'} '{last}'.",
-                f"Known: {', '.join(sorted(known))}.",
+                f"Known: {', '.join(like)}." if like else "'ipitrace compare --all' shows them.",
             )
     return counts
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from comparisons import exits_of, run_of, steady
 
-from ipitrace.compare.fingerprint import ITEMS, check_comparable
+from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
 from ipitrace.compare.model import Difference
-from ipitrace.errors import ExitCode, HostError, IpitraceError, MeasurementError
+from ipitrace.errors import ExitCode, HostError, IpitraceError, MeasurementError, UsageError
 from ipitrace.host.fingerprint import HostFingerprint
 from ipitrace.result import Exits, RunResult
 
@@ -61,6 +61,49 @@ def test_all_mismatches_are_named_at_once() -> None:
     assert "turbo" in error.message
     error = refusal(host(smt="on", turbo=True), host(smt="off", turbo=False))
     assert "--allow smt --allow turbo" in error.hint
+
+
+def test_where_the_guests_cpus_lie_must_match() -> None:
+    def lying(why: str) -> RunResult:
+        run = steady()
+        return replace(run, host={**run.host, "pinning": {"overcommitted": False, "why": why}})
+
+    error = refusal(lying("one last-level cache"), lying("2 NUMA nodes"))
+    assert "placement (one last-level cache against 2 NUMA nodes)" in error.message
+
+
+@pytest.mark.parametrize(
+    "key", ["microcode", "kernel_release", "untrustworthy", "self.pace_cycles", "a=b.exits.source"]
+)
+def test_whatever_a_refusal_names_can_be_allowed(key: str) -> None:
+    check_allowed([key])
+
+
+@pytest.mark.parametrize("key", ["microcod", "", "self", "self.speed", "pace_cycles"])
+def test_what_no_refusal_names_cannot_be_allowed(key: str) -> None:
+    with pytest.raises(UsageError, match="no key") as raised:
+        check_allowed(["smt", key])
+    assert "microcode" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fingerprint": "a host"},
+        {"fingerprint": {"mitigations": ["none"]}},
+        {"fingerprint": {"kvm_parameters": "Y"}},
+        {"neighbours": 5},
+        {"neighbours": {"kvm_processes": 5}},
+        {"pinning": [1]},
+        {"pinning": {}},
+    ],
+    ids=str,
+)
+def test_a_fingerprint_of_another_form_is_refused(wrong: dict[str, Any]) -> None:
+    run = steady()
+    error = refusal(run, replace(run, host={**run.host, **wrong}))
+    assert isinstance(error, UsageError)
+    assert error.message.startswith("The run patched is damaged")
 
 
 def test_another_kernel_is_what_it_is_about() -> None:

@@ -40,6 +40,15 @@ def test_without_the_pair_they_are_refused() -> None:
         held(through_descriptors(), Settings())
 
 
+def test_a_pair_does_not_believe_in_a_path_that_exits() -> None:
+    exiting = through_descriptors(exits=exits_of(1.0))
+    with pytest.raises(HostError, match=r"its sender took 1\.00 exits per IPI"):
+        held(exiting, Settings(pairs=(PAIR,), allow=frozenset({f"{'='.join(PAIR)}.send_method"})))
+    uncounted = through_descriptors(exits=None)
+    with pytest.raises(HostError, match="nothing counted its sender's exits"):
+        held(uncounted, Settings(pairs=(PAIR,)))
+
+
 def test_what_is_not_asked_for_must_still_match() -> None:
     other = through_descriptors(pace_cycles=7)
     with pytest.raises(HostError, match="pace_cycles"):
