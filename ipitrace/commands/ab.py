@@ -57,6 +57,15 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
     metavar="DIR",
     help="Where the recordings go. Default: ipitrace-ab-<date>-<time> here.",
 )
+@click.option(
+    "--retries",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 1000),
+    metavar="N",
+    help="Repeat a measurement that is not to be trusted (exit code 4) up to N times; each is "
+    "told on standard error.",
+)
 @comparison_options
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUN OPTIONS]")
 def ab(
@@ -67,16 +76,22 @@ def ab(
     b_run: str,
     rounds: int,
     recordings: Path | None,
+    retries: int,
     run_options: tuple[str, ...],
     **options: Any,  # noqa: ANN401 - as click parsed them
 ) -> ExitCode:
     """Measure two configurations in turn and compare B with A.
 
     Before each measurement CMD is run by the shell ('true' changes nothing), then 'ipitrace run'
-    with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. An
-    even number of rounds ends with A set up. DIR/a and DIR/b then hold the recordings, and
+    with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. In
+    the end A is set up, also after an error. DIR/a and DIR/b then hold the recordings, and
     'ipitrace compare DIR/a DIR/b' compares them again. Exit codes are those of 'ipitrace compare'.
     """
+    from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
+    from ipitrace.compare.reading import read_side  # noqa: PLC0415
+
+    shared = ComparisonOptions.taken_from(options)
+    settings = settings_from(shared, interleaved=True)  # before hours of measuring
     directory = recordings or Path(f"ipitrace-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty.", "Choose another directory with -o.")
@@ -85,30 +100,33 @@ def ab(
         "b": (command_b, [*run_options, *_words(b_run)]),
     }
     try:
-        _take_turns(sides, rounds, directory)
+        _take_turns(sides, rounds, directory, retries)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "Interrupted.", f"What was measured until then is kept in {directory}."
         ) from None
 
-    from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
-    from ipitrace.compare.reading import read_side  # noqa: PLC0415
-
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
-    return compare_and_tell(
-        base, [patched], ComparisonOptions.taken_from(options), interleaved=True
-    )
+    return compare_and_tell(base, [patched], settings, shared)
 
 
 def _take_turns(
-    sides: Mapping[str, tuple[str, Sequence[str]]], rounds: int, directory: Path
+    sides: Mapping[str, tuple[str, Sequence[str]]], rounds: int, directory: Path, retries: int
 ) -> None:
-    """A B, B A, A B, ...: each side's recordings in a directory of its own, by rounds."""
-    for i in range(rounds):
-        for name in ("ab", "ba")[i % 2]:
-            command, extra = sides[name]
-            _set_up(name, command)
-            _measure(directory / name / f"{i + 1:03}", extra)
+    """A B, B A, A B, ...: each side's recordings in a directory of its own, by rounds.
+
+    However it ends, A is set up then.
+    """
+    now = "a"
+    try:
+        for i in range(rounds):
+            for now in ("ab", "ba")[i % 2]:
+                command, extra = sides[now]
+                _set_up(now, command)
+                _measure(directory / now / f"{i + 1:03}", extra, retries)
+    finally:
+        if now == "b":
+            _set_up("a", sides["a"][0])
 
 
 def _words(text: str) -> list[str]:
@@ -131,7 +149,24 @@ def _set_up(name: str, command: str) -> None:
         )
 
 
-def _measure(place: Path, extra: Sequence[str]) -> None:
+def _measure(place: Path, extra: Sequence[str], retries: int) -> None:
+    """One run, and others instead while it is not to be trusted.
+
+    Raises:
+        UsageError, HostError, MeasurementError, InterruptedRunError: as the last of them ended.
+    """
+    for left in reversed(range(retries + 1)):
+        try:
+            _run(place, extra)
+        except MeasurementError as error:
+            if not left:
+                raise
+            click.echo(f"ipitrace: {error.message} It is repeated.", err=True)
+        else:
+            return
+
+
+def _run(place: Path, extra: Sequence[str]) -> None:
     """One run in a process of its own, so that no visit inherits another's state.
 
     Raises:
@@ -145,6 +180,7 @@ def _measure(place: Path, extra: Sequence[str]) -> None:
         *_OF_A_VISIT,
         *extra,
         "-q",
+        "--force",  # in place of one that was not to be trusted
         "-o",
         str(place),
     ]

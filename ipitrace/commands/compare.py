@@ -47,13 +47,14 @@ def compare(
     Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on broke), 3 the runs
     are not comparable, 4 a run is not to be trusted, or --strict and undecided.
     """
-    from ipitrace.commands.comparing import compare_and_tell  # noqa: PLC0415 - see there
+    from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
 
+    shared = ComparisonOptions.taken_from(options)
+    settings = settings_from(shared, scenarios=scenarios, pairs=pairs)
     return compare_and_tell(
         (str(base), read_side(base)),
         [(str(path), read_side(path)) for path in patched],
-        ComparisonOptions.taken_from(options),
-        scenarios=scenarios,
-        pairs=pairs,
+        settings,
+        shared,
     )

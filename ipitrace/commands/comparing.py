@@ -12,7 +12,8 @@ import click
 from ipitrace.commands.comparison_options import ComparisonOptions
 from ipitrace.compare import Recordings, Settings, compare, exit_code
 from ipitrace.compare.anchors import Anchor, read_anchors
-from ipitrace.compare.gates import GateFile, parse_gate, read_gates
+from ipitrace.compare.fingerprint import check_allowed
+from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, MinimumEffect, to_json
 from ipitrace.compare.versus import parse_pair
 from ipitrace.errors import ExitCode, HostError, UsageError
@@ -27,39 +28,51 @@ NamedSide = tuple[str, Recordings]
 """A side, after what the person calls it."""
 
 
-def compare_and_tell(
-    base: NamedSide,
-    others: Sequence[NamedSide],
+def settings_from(
     options: ComparisonOptions,
     *,
     scenarios: tuple[str, ...] = (),
     pairs: tuple[str, ...] = (),
     interleaved: bool = False,
+) -> Settings:
+    """What the options ask for; whatever can be wrong with them is found before anything is done.
+
+    Raises:
+        UsageError: they say nothing that can be done.
+    """
+    from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
+    gates = tuple(map(parse_gate, (*from_file.fail_on, *options.fail_on)))
+    named_counts(gates)
+    allow = frozenset((*from_file.allow, *options.allow))
+    check_allowed(allow)
+    if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):
+        raise UsageError(
+            f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
+            "GitHub Actions sets it in every step; leave the option out elsewhere.",
+        )
+    return Settings(
+        gates=gates,
+        minimum=parse_minimum(options.min_effect),
+        allow=allow,
+        scenarios=scenarios,
+        pairs=tuple(map(parse_pair, pairs)),
+        interleaved=interleaved,
+        strict=options.strict or from_file.strict,
+    )
+
+
+def compare_and_tell(
+    base: NamedSide, others: Sequence[NamedSide], settings: Settings, options: ComparisonOptions
 ) -> ExitCode:
     """Compare every other side with the base, print it as asked, and answer the exit code.
 
     Raises:
         UsageError, HostError, MeasurementError: see compare().
     """
-    from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
-    settings = Settings(
-        gates=tuple(map(parse_gate, (*from_file.fail_on, *options.fail_on))),
-        minimum=parse_minimum(options.min_effect),
-        allow=frozenset((*from_file.allow, *options.allow)),
-        scenarios=scenarios,
-        pairs=tuple(map(parse_pair, pairs)),
-        interleaved=interleaved,
-    )
-    strict = options.strict or from_file.strict
-    if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):
-        raise UsageError(
-            f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
-            "GitHub Actions sets it in every step; leave the option out elsewhere.",
-        )
     comparisons = tuple(compare(base[1], side, (base[0], name), settings) for name, side in others)
     anchors = read_anchors() if options.anchors else ()
     runs = [recording for _name, side in (base, *others) for recording in side]
-    text = _text(comparisons, runs, anchors, options, strict=strict)
+    text = _text(comparisons, runs, anchors, options, strict=settings.strict)
     if options.output_file is None:
         click.echo(text, nl=False)
     else:
@@ -69,7 +82,7 @@ def compare_and_tell(
     if options.github_summary:
         page = _tables(comparisons, anchors, replace(options, output_format="markdown"))
         _write(Path(os.environ[SUMMARY_VARIABLE]), page, append=True)
-    return exit_code(comparisons, strict=strict)
+    return exit_code(comparisons, strict=settings.strict)
 
 
 def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:

@@ -22,7 +22,7 @@ from ipitrace.compare.model import (
 from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.compare.versus import differing_on_purpose, under_pairs
-from ipitrace.compare.wording import sentence
+from ipitrace.compare.wording import gates_in_words, sentence
 from ipitrace.errors import ExitCode, MeasurementError, UsageError
 
 Recordings = Sequence[Named]
@@ -39,6 +39,7 @@ class Settings:
         pairs: a scenario of the base and one of the other side, held against each other;
             only these, if there are any.
         interleaved: both sides were measured in turn.
+        strict: what could not be decided counts as failed.
     """
 
     gates: tuple[Gate, ...] = ()
@@ -47,6 +48,7 @@ class Settings:
     scenarios: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     interleaved: bool = False
+    strict: bool = False
 
 
 def compare(
@@ -90,21 +92,22 @@ def compare(
     headline = [row for row in rows if row.headline]
     verdict = _overall(headline, missing)
     sides = (_side(base, names[0]), _side(patched, names[1]))
+    gates = check_gates(settings.gates, rows)
+    said = (
+        sentence(verdict, headline, names, settings.minimum),
+        gates_in_words(gates),
+        *_caveats(*sides, interleaved=settings.interleaved),
+    )
     return Comparison(
         base=sides[0],
         patched=sides[1],
         confidence=CONFIDENCE,
         interleaved=settings.interleaved,
         verdict=verdict,
-        sentence=" ".join(
-            [
-                sentence(verdict, headline, names, settings.minimum),
-                *_caveats(*sides, interleaved=settings.interleaved),
-            ]
-        ),
+        sentence=" ".join(filter(None, said)),
         rows=rows,
         missing=missing,
-        gates=check_gates(settings.gates, rows),
+        gates=gates,
         differences=differences,
     )
 

@@ -3,11 +3,14 @@
 
 from collections.abc import Sequence
 
-from ipitrace.compare.model import MinimumEffect, Row, Verdict
+from ipitrace.compare.model import GateResult, Held, MinimumEffect, Row, Verdict
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.metrics import Scale
 
 NOTHING = "-"
+_MANY = 1000
+_NAMED = 3  # gates in a sentence
+_NO_DECIMALS = 10  # times the base
 
 
 def sentence(
@@ -37,9 +40,28 @@ def sentence(
     units = "recordings" if worst.between_recordings is not None else "repetitions"
     return (
         f"Inconclusive: {len(of[Verdict.INCONCLUSIVE])} of {len(rows)} headline metrics could "
-        f"not be decided; {worst.metric} of {worst.scenario} would take about "
-        f"{worst.wanted} {units} a side ({worst.why})."
+        f"not be decided; {worst.metric} of {worst.scenario} would take "
+        f"{how_many(worst.wanted)} {units} a side ({worst.why})."
     )
+
+
+def how_many(wanted: int | None) -> str:
+    """A number of repetitions or recordings that is an estimate."""
+    return f"more than {_MANY}" if (wanted or 0) > _MANY else f"about {wanted}"
+
+
+def gates_in_words(gates: Sequence[GateResult]) -> str:
+    """How many broke, and which, are open and held; nothing where there are none."""
+    of = {held: [g for g in gates if g.held == held] for held in Held}
+    broken = of[Held.BROKEN]
+    named = [f"{g.metric} of {g.scenario}" for g in broken[:_NAMED]]
+    which = ", ".join([*named, "..."] if len(broken) > len(named) else named)
+    told = [
+        f"{len(of[held])} {held}" + (f" ({which})" if held == Held.BROKEN else "")
+        for held in (Held.BROKEN, Held.OPEN, Held.HELD)
+        if of[held]
+    ]
+    return f"Gates: {', '.join(told)}." if told else ""
 
 
 def tell_change(row: Row) -> str:
@@ -63,4 +85,11 @@ def spell_change(row: Row) -> tuple[str, str]:
 
 def spell(row: Row, change: float) -> str:
     """A change of the row's metric, with its sign: a share of the base, or as it is."""
-    return f"{100 * change:+.1f} %" if row.scale == Scale.RELATIVE else f"{change:+.3f}"
+    if row.scale == Scale.RELATIVE:
+        return f"{100 * change:+.{0 if change >= _NO_DECIMALS else 1}f} %"
+    return f"{change:+.3f}"
+
+
+def spell_p(p: float) -> str:
+    """A p value, which is never 0."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004 - as it says

@@ -106,12 +106,56 @@ def test_a_run_that_fails_ends_it_with_the_same_code(
     host: Host, code: int, kind: type[IpitraceError], tmp_path: Path
 ) -> None:
     host.fails["b/001"] = (code, "ipitrace: It went wrong.\n          Do better.\n")
-    error = invoke(tmp_path, "--a", "true", "--b", "true").exception
+    retries = ("--retries", "0" if kind is MeasurementError else "2")
+    error = invoke(tmp_path, "--a", "true", "--b", "true", *retries).exception
     assert type(error) is kind
     assert error.exit_code == code
     assert "It went wrong." in error.message
     assert "b/001" in error.message
-    assert host.said == ["true", "a/001", "true", "b/001"]
+    assert host.said == ["true", "a/001", "true", "b/001", "true"]
+
+
+def test_a_run_not_to_be_trusted_is_repeated_where_that_is_asked_for(
+    host: Host, tmp_path: Path
+) -> None:
+    host.fails["b/001"] = (4, "ipitrace: Lost.\n")
+    failed = invoke(tmp_path, "--a", "true", "--b", "true", "--retries", "2")
+    assert isinstance(failed.exception, MeasurementError)
+    assert host.said == ["true", "a/001", "true", "b/001", "b/001", "b/001", "true"]
+    assert failed.stderr.count("b/001 failed: Lost. It is repeated.") == 2
+
+
+@pytest.mark.parametrize("rounds", ["1", "2", "3"])
+def test_in_the_end_a_is_set_up(host: Host, rounds: str, tmp_path: Path) -> None:
+    assert invoke(tmp_path, "--a", "one", "--b", "two", "--rounds", rounds).exception is None
+    assert host.state == "one"
+
+
+@pytest.mark.parametrize("code", [-2, 4])
+def test_after_an_error_a_is_set_up(host: Host, code: int, tmp_path: Path) -> None:
+    host.fails["b/001"] = (code, "")
+    assert invoke(tmp_path, "--a", "one", "--b", "two").exception is not None
+    assert host.said[-2:] == ["b/001", "one"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--fail-on", "deliver:+5"),
+        ("--fail-on", "exits.sender.MSR_WRIT:+1"),
+        ("--min-effect", "5"),
+        ("--allow", "microcod"),
+        ("--gates", "nowhere.toml"),
+        ("--github-summary",),
+    ],
+)
+def test_bad_options_are_found_before_anything_is_measured(
+    host: Host, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    error = invoke(tmp_path, "--a", "true", "--b", "true", *words).exception
+    assert isinstance(error, UsageError)
+    assert host.said == []
 
 
 def test_an_interrupt_says_what_is_kept(host: Host, tmp_path: Path) -> None:
@@ -127,6 +171,7 @@ def test_a_command_that_fails_ends_it(host: Host, tmp_path: Path) -> None:
     assert isinstance(error, HostError)
     assert "sets up B failed" in error.message
     assert len(host.words) == 1
+    assert host.said[-2:] == ["false", "true"]
 
 
 def test_a_place_that_is_taken_is_refused(host: Host, tmp_path: Path) -> None:
