@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison as tables: for a terminal, and as Markdown for a job's page."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -8,10 +9,11 @@ from tabulate import tabulate
 
 from ipitrace.compare.anchors import Anchor
 from ipitrace.compare.model import Comparison, Figures, Row, Verdict
-from ipitrace.compare.wording import spell, spell_change
+from ipitrace.compare.wording import how_many, spell, spell_change, spell_p
 
 _WIDTH = 80
 _WHY_WIDTH = 24
+_MILLION = 1_000_000  # cycles from here on are told in them
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
 _WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
 _WIDE_TEXT = (0, 1, 11)
@@ -77,22 +79,29 @@ def _heading(comparison: Comparison) -> str:
 def _tables(rows: Sequence[Row]) -> list[str]:
     """One for each scenario, each metric on two lines: it fits a terminal of 80 columns."""
     return [
-        f"{scenario}\n"
-        + _table(
-            _HEADERS,
-            [_cells(row) for row in rows if row.scenario == scenario],
-            _TEXT,
-            markdown=False,
-        )
+        f"{scenario}\n" + _narrow([row for row in rows if row.scenario == scenario])
         for scenario in dict.fromkeys(row.scenario for row in rows)
     ]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _narrow(rows: Sequence[Row]) -> str:
+    """A table in which the names of exit reasons are broken off where it is too wide else."""
+    for broken in (False, True):
+        lines = [_cells(row, broken=broken) for row in rows]
+        table = _table(_HEADERS, lines, _TEXT, markdown=False)
+        if max(map(len, table.splitlines())) <= _WIDTH:
+            break
+    return table
+
+
+def _cells(row: Row, *, broken: bool) -> tuple[str, ...]:
     one = _wide_cells(row)
-    pairs = ((1, 2), (3, 4), (5, 6), (7, 8))
+    name = row.metric
+    if broken and name.startswith("exits."):
+        name = re.sub(r"(\..+)\.", r"\1.\n", name)
     return (
-        *("\n".join((one[i], ("n " if i == 1 else "") + one[j])) for i, j in pairs),
+        f"{name}\nn {one[2]}",
+        *(f"{one[i]}\n{one[i + 1]}" for i in (3, 5, 7)),
         f"{row.verdict}\n{one[9]}, {one[10]}",
     )
 
@@ -104,7 +113,7 @@ def _wide_cells(row: Row) -> tuple[str, ...]:
         *_figures(row.base, row.unit),
         *_figures(row.patched, row.unit),
         *spell_change(row),
-        f"{row.p_corrected:.3f}",
+        spell_p(row.p_corrected),
         f"{row.effect:+.2f}",
         row.verdict,
     )
@@ -112,7 +121,9 @@ def _wide_cells(row: Row) -> tuple[str, ...]:
 
 def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     def spelled(value: float) -> str:
-        return f"{value:.0f}" if unit == "cycles" else f"{value:.3f}"
+        if unit != "cycles":
+            return f"{value:.3f}"
+        return f"{value:.0f}" if value < _MILLION else f"{value / _MILLION:.4g}M"
 
     if figures.low is None or figures.high is None:
         return spelled(figures.median), "-"
@@ -157,10 +168,14 @@ def _undecided(rows: Sequence[Row]) -> Iterable[str]:
         rest = sorted((row for row in rows if row.why == why), key=lambda row: row.wanted or 0)
         most, least = rest[-1], rest[0]
         units = "recordings" if most.between_recordings is not None else "repetitions"
-        more = f", {most.wanted} for {most.metric} of {most.scenario}" if len(rest) > 1 else ""
+        more = (
+            f", {how_many(most.wanted)} for {most.metric} of {most.scenario}"
+            if len(rest) > 1
+            else ""
+        )
         yield (
             f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; a side it "
-            f"takes about {least.wanted} {units} for {least.metric} of {least.scenario}{more}"
+            f"takes {how_many(least.wanted)} {units} for {least.metric} of {least.scenario}{more}"
         )
 
 
@@ -170,7 +185,7 @@ def _gates(comparison: Comparison, *, markdown: bool) -> str:
     if markdown:
         headers: tuple[str, ...] = ("gate", "scenario", "metric", "p", "held", "why")
         lines: list[tuple[str, ...]] = [
-            (g.gate, g.scenario, g.metric, f"{g.p_corrected:.3f}", g.held, g.why)
+            (g.gate, g.scenario, g.metric, spell_p(g.p_corrected), g.held, g.why)
             for g in comparison.gates
         ]
     else:
@@ -178,7 +193,7 @@ def _gates(comparison: Comparison, *, markdown: bool) -> str:
         lines = [
             (
                 f"{g.gate}\n{g.scenario}",
-                f"{g.metric}\n{g.p_corrected:.3f}",
+                f"{g.metric}\n{spell_p(g.p_corrected)}",
                 f"{g.held}\n{textwrap.fill(g.why, _WHY_WIDTH)}",
             )
             for g in comparison.gates

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -29,7 +30,7 @@ from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
 from ipitrace.errors import ExitCode, HostError, IpitraceError, UsageError
 from ipitrace.recording import RecordingWriter
-from ipitrace.result import RunResult
+from ipitrace.result import Exits, RunResult
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
@@ -86,6 +87,7 @@ def code_of(done: Result) -> ExitCode:
         (("base", "slow", "--min-effect", "20%"), 0),
         (("base", "other"), 3),
         (("base", "other", "--allow", "smt"), 0),
+        (("base", "other", "--allow", "smpt"), 2),
         (("base", "same", "--fail-on", "speed:+5%"), 2),
         (("base", "same", "--min-effect", "5"), 2),
         (("base", "same", "--min-effect", "exits:5%"), 2),
@@ -114,11 +116,19 @@ def test_the_last_line_is_the_verdict(places: Mapping[str, Path]) -> None:
     assert "differs: kernel_release: 6.1 against 6.2 (may differ)" in done.stdout
 
 
+def test_the_last_line_tells_of_gates(places: Mapping[str, Path]) -> None:
+    """They decide the exit code, so that a verdict alone would not explain it."""
+    gates = ("--fail-on", "deliver:+20%", "--fail-on", "send:+5%", "--fail-on", "exits:+0.1")
+    last = invoke(places, "base", "slow", *gates).stdout.splitlines()[-1]
+    assert "Gates: 1 broken (send.p50 of unicast-running), 3 held." in last
+    assert "Gates" not in invoke(places, "base", "slow").stdout
+
+
 def test_a_table_shows_what_moved_and_with_all_everything(places: Mapping[str, Path]) -> None:
     brief, whole = (invoke(places, "base", "same", *more).stdout for more in ((), ("--all",)))
     assert "deliver.p99.9" not in brief
     assert "more metrics, none of which was found to differ" in brief
-    for metric in ("deliver.p99.9", "exits.sender.MSR_WRITE", "path.msr-exit"):
+    for metric in ("deliver.p99.9", "\nMSR_WRITE", "path.msr-exit"):
         assert metric in whole
 
 
@@ -291,6 +301,43 @@ def test_a_run_json_alone_is_enough(places: Mapping[str, Path], tmp_path: Path) 
         assert code_of(invoke(places, "base", alone)) == ExitCode.USAGE, text
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"started_at": "yesterday"}, "its started_at is no time"),
+        ({"started_at": "2026-02-03T04:05:06"}, "its started_at is no time"),
+        ({"scenarios": steady().scenarios * 2}, "it has a scenario twice"),
+        ({"scenarios": steady(factor=1e300).scenarios}, "it has a number that cannot be"),
+        (
+            {"scenarios": steady(exits=[exits_of(float("nan"))] * 8).scenarios},
+            "it has a number that cannot be",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_values_that_cannot_be_are_refused(
+    places: Mapping[str, Path], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    alone = tmp_path / "some.json"
+    alone.write_text(replace(steady(), **change).to_json())
+    failed = invoke(places, "base", alone)
+    assert isinstance(failed.exception, UsageError)
+    assert said in failed.exception.message
+
+
+def test_a_message_leaves_paths_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "ipitrace", "compare", "empty", "empty"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.startswith("ipitrace: empty is not a recording")
+
+
 def test_anchors_are_shown_apart_and_with_their_source(places: Mapping[str, Path]) -> None:
     anchors = read_anchors()
     assert len(anchors) >= 8
@@ -379,6 +426,18 @@ def test_a_table_fits_a_terminal_of_80_columns(places: Mapping[str, Path]) -> No
     gate = ("--fail-on", "unicast-running:round_trip.p99.9:+5%")
     lines = invoke(places, "base", "slow", *gate).stdout.splitlines()
     assert max(map(len, lines[1:-1])) <= 80
+
+
+def test_long_names_and_large_figures_fit_too(tmp_path: Path) -> None:
+    counted = Exits("kvm_exit", {"exits": 1.0, "EXTERNAL_INTERRUPT": 1.0}, {"exits": 0.0})
+    for name, factor in (("base", 1.0), ("slow", 900.0)):
+        record(tmp_path / name, steady(factor=factor, exits=[counted] * 8))
+    said = invoke({}, tmp_path / "base", tmp_path / "slow", "--all").stdout
+    lines = said.splitlines()
+    assert max(map(len, lines[1:-1])) <= 80
+    after = lines[[line.split(" ")[0] for line in lines].index("exits.sender.") + 1]
+    assert after.startswith("EXTERNAL_INTERRUPT ")
+    assert "45.02M" in said
 
 
 def test_every_output_says_that_a_host_is_emulated(tmp_path: Path) -> None:
