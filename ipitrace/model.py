@@ -70,7 +70,7 @@ class StormRequest:
     count: int
     warmup: int
     pace_cycles: int
-    timeout_s: float = 1.0
+    timeout_s: float = 5.0  # a starved host holds a vCPU up for more than a second
     inject: str | None = None
     handler_burn_cycles: int = 0
 
