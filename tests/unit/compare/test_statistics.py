@@ -242,3 +242,25 @@ def test_what_is_said_to_be_wanted_is_enough() -> None:
         p_value(rng.normal(0, cv, n), rng.normal(0.05, cv, n)) * family <= 0.05 for _ in range(300)
     )
     assert 0.8 <= found / 300 <= 0.97
+
+
+@pytest.mark.parametrize(("storms", "least", "most"), [(1, 0.1, 0.2), (5, 0.0, 0.01)])
+def test_the_self_test_of_docs_ci_does_not_fail_by_chance(
+    storms: int, least: float, most: float
+) -> None:
+    """Nothing against nothing, 10 visits a side, while one storm in ten takes three times as long.
+
+    It has to be the same: why a visit there counts by the median of five storms.
+    """
+    rng = np.random.default_rng(13)
+
+    def visits() -> tuple[np.ndarray, ...]:
+        disturbed = np.where(rng.random((10, storms)) < 0.1, np.log(3), 0)
+        return tuple(np.exp(10 + one + 0.03 * rng.normal(size=storms)) for one in disturbed)
+
+    tries, failed = 300, 0
+    for _ in range(tries):
+        pair = Pair("unicast-running", CYCLES_METRICS[0], visits(), visits())
+        (row,) = judge([pair], MinimumEffect(cycles=0.4))
+        failed += row.verdict != Verdict.SAME
+    assert least <= failed / tries <= most
