@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from ipitrace.correlate.stages import GUEST_STAMPS
+from ipitrace.host.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.model import Scenario, SendMethod, Summary
 from ipitrace.result import (
     ClockResult,
@@ -16,7 +17,6 @@ from ipitrace.result import (
     ScenarioResult,
     StageBreakdown,
 )
-from ipitrace.summary.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"

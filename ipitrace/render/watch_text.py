@@ -8,7 +8,7 @@ from typing import Final
 from tabulate import tabulate
 
 from ipitrace.units import MIB
-from ipitrace.watch.model import Count, Interval, Pair, VmInterval
+from ipitrace.watch.model import Count, Interval, LatePosts, Pair, VmInterval
 
 _NOTHING: Final = "-"
 _WIDE: Final = 100  # columns of a log
@@ -117,6 +117,8 @@ def _below(interval: Interval, vms: Sequence[VmInterval], width: int) -> list[st
         lines += _wrapped("visible", prefix + vm.visibility.why, width)
         lines += [line for text in _losses(vm) for line in _wrapped("losses", prefix + text, width)]
     lines += _wrapped("late posts", _late_posts(interval), width)
+    if interval.late_posts.elsewhere:
+        lines += _wrapped("elsewhere", _elsewhere(interval.late_posts), width)
     for text in interval.ended:
         lines += _wrapped("ended", text, width)
     if interval.departed:
@@ -161,10 +163,23 @@ def _late_posts(interval: Interval) -> str:
     where = "; ".join(
         f"CPU {cpu.cpu}: "
         + ", ".join(f"{row} {added:,}" for row, added in cpu.rows.items() if added)
-        + f" ({', '.join(cpu.vms) or 'no watched vCPU there'})"
+        + f" ({', '.join(cpu.vms) or 'no watched vCPU seen there'})"
         for cpu in posts.cpus
     )
     return f"{sums}, whole host, any VM's" + (f". {where}" if where else "")
+
+
+def _elsewhere(posts: LatePosts) -> str:
+    allowed = {cpu.cpu: cpu.allowed for cpu in posts.cpus}
+    told = "; ".join(
+        f"{row} "
+        + ", ".join(
+            f"{n:,} on CPU {cpu} ({' and '.join(allowed[cpu]) or 'none'} may run there)"
+            for cpu, n in on_cpus.items()
+        )
+        for row, on_cpus in posts.elsewhere.items()
+    )
+    return f"came where no watched vCPU was seen meanwhile: {told}; a VM not watched may run there"
 
 
 def _losses(vm: VmInterval) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.host.interrupts import POSTED_ROWS
 from ipitrace.model import Pattern, Scenario, TargetState
 from ipitrace.result import PerSide
-from ipitrace.summary.interrupts import POSTED_ROWS, host_interrupts
+from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.storms import Mode, Repetition, Watched
 
 _UNTRACED = "nothing was traced"

@@ -10,6 +10,7 @@ from ipitrace.correlate.breakdown import break_down, path_shares
 from ipitrace.correlate.paths import Path
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stages import STAGES
+from ipitrace.host.interrupts import POSTED_ROWS
 from ipitrace.result import (
     RepetitionFigures,
     ScenarioResult,
@@ -20,7 +21,7 @@ from ipitrace.result import (
 from ipitrace.stats import percentiles, summarise
 from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exits import exit_times, exits_per_ipi
-from ipitrace.summary.interrupts import POSTED_ROWS, host_interrupts
+from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.storms import Measured, Repetition
 

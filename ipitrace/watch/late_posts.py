@@ -1,28 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Late posts of an interval, and where the watched vCPUs were meanwhile."""
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
 
-from ipitrace.host.interrupts import PATH, InterruptCounts, delta
+from ipitrace.host.interrupts import PATH, POSTED_ROWS, InterruptCounts, delta, arrived_elsewhere
 from ipitrace.watch.model import CpuPosts, LatePosts
 
-ROWS: Final = ("PIN", "NPI", "PIW")
+NamesByCpu = Mapping[int, set[str]]
 
 
 def late_posts(
-    before: InterruptCounts | None, after: InterruptCounts | None, vms_on: Mapping[int, set[str]]
+    before: InterruptCounts | None,
+    after: InterruptCounts | None,
+    vms_on: NamesByCpu,
+    may_run: Callable[[], NamesByCpu],
 ) -> LatePosts:
-    """What was added between two readings; `vms_on`: the VMs whose vCPUs were seen, by CPU."""
+    """What was added between two readings.
+
+    Args:
+        before: the earlier reading.
+        after: the later one.
+        vms_on: the VMs of which a vCPU thread was seen on a CPU, by CPU.
+        may_run: answers those of which one may run there; called when something came to a
+            CPU without any.
+    """
     if before is None or after is None:
-        return LatePosts(None, (), f"{PATH} cannot be read")
+        return LatePosts(None, (), {}, f"{PATH} cannot be read")
     added = delta(before, after)
-    rows = [row for row in ROWS if row in added.rows]
+    rows = {row: added.rows[row] for row in POSTED_ROWS if row in added.rows}
     if not rows:
-        return LatePosts(None, (), f"{PATH} has no rows {', '.join(ROWS)}")
+        return LatePosts(None, (), {}, f"{PATH} has no rows {', '.join(POSTED_ROWS)}")
+    on_cpus = {
+        row: {str(cpu): n or 0 for cpu, n in zip(added.cpus, of_cpus, strict=True)}
+        for row, of_cpus in rows.items()
+    }
+    elsewhere = arrived_elsewhere(on_cpus, vms_on)
+    allowed = may_run() if elsewhere else {}
     cpus = tuple(
-        CpuPosts(cpu, here, tuple(sorted(vms_on.get(cpu, ()))))
+        CpuPosts(
+            cpu,
+            here,
+            tuple(sorted(vms_on.get(cpu, ()))),
+            () if cpu in vms_on else tuple(sorted(allowed.get(cpu, ()))),
+        )
         for position, cpu in enumerate(added.cpus)
-        if any((here := {row: added.rows[row][position] for row in rows}).values())
+        if any((here := {row: of_cpus[position] for row, of_cpus in rows.items()}).values())
     )
-    return LatePosts({row: added.total(row) for row in rows}, cpus, None)
+    return LatePosts({row: added.total(row) for row in rows}, cpus, elsewhere, None)

@@ -136,11 +136,16 @@ class VmInterval:
 
 @dataclass(frozen=True)
 class CpuPosts:
-    """One host CPU's late posts, and the watched VMs with a vCPU thread on it."""
+    """One host CPU's late posts.
+
+    `vms` are the watched VMs of which a vCPU thread was seen on it in the interval, and
+    `allowed` those of which one may run there: asked where none was seen, else empty.
+    """
 
     cpu: int
     rows: Mapping[str, int | None]
     vms: tuple[str, ...]
+    allowed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,13 @@ class LatePosts:
     """Rows of /proc/interrupts in the interval, whole host, whichever VM they were for.
 
     `rows` has the sum over all CPUs, None where a CPU's part is not known; `cpus` those
-    CPUs where something was added. `rows` is None where `absent` says why.
+    CPUs where something was added. `elsewhere` is what came to CPUs on which no watched
+    vCPU was seen: row to CPU to increase. `rows` is None where `absent` says why.
     """
 
     rows: Mapping[str, int | None] | None
     cpus: tuple[CpuPosts, ...]
+    elsewhere: Mapping[str, Mapping[int, int]]
     absent: str | None
 
 

@@ -37,6 +37,7 @@ class Watched:
         exits_first, exits_former: KVM's own exit counters at the first and the last reading,
             kept only where kvm_exit does not fire.
         check_at_s: when to ask again whether the VM is still there.
+        cpus_former: the CPUs that its threads were on at the last reading.
     """
 
     vm: VirtualMachine
@@ -50,6 +51,7 @@ class Watched:
     exits_first: Mapping[str, int] | None = None
     exits_former: Mapping[str, int] | None = None
     check_at_s: float = 0.0
+    cpus_former: frozenset[int] = frozenset()
 
 
 class Roster:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watches one VM, or all there are, interval by interval."""
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -98,7 +99,10 @@ class Watcher:
             gone = self._gone(watched)
             counts = self._counting.read(watched.slots)
             traffic = self._traffic(watched, watched.former, counts)
-            cpus = traffic.cpus() | _cpus_now(watched)
+            now_on = _cpus_now(watched)
+            # Only changes of the CPU are counted: it began where the last interval ended.
+            cpus = traffic.cpus() | now_on | watched.cpus_former
+            watched.cpus_former = now_on
             for cpu in cpus:
                 vms_on.setdefault(cpu, set()).add(watched.vm.name)
                 self._cpus.setdefault(cpu, set()).add(watched.vm.name)
@@ -114,7 +118,7 @@ class Watcher:
             now_s - self._former_s,
             now_s - self._began_s,
             tuple(vms),
-            late_posts(self._posts, posts, vms_on),
+            late_posts(self._posts, posts, vms_on, self._may_run),
             _own(cpu_s - self._former_cpu_s, now_s - self._former_s),
             self._recursion_misses(),
             tuple(ended),
@@ -144,7 +148,7 @@ class Watcher:
             self._former_s - self._began_s,
             self._former_s - self._began_s,
             tuple(vms),
-            late_posts(self._first_posts, self._posts, self._cpus),
+            late_posts(self._first_posts, self._posts, self._cpus, self._may_run),
             _own(time.process_time() - self._began_cpu_s, time.monotonic() - self._began_s),
             self._recursion_misses(),
             (),
@@ -183,6 +187,15 @@ class Watcher:
             self._roster.add(vm)
         ended_s = time.monotonic()
         self._look_at_s = ended_s + _LOOK_EVERY * (ended_s - started_s)
+
+    def _may_run(self) -> dict[int, set[str]]:
+        """The CPUs on which a vCPU thread of a watched VM may run, and whose."""
+        found: dict[int, set[str]] = {}
+        for watched in self._roster.watched:
+            for tid in watched.tids:
+                for cpu in _allowed_cpus(tid):
+                    found.setdefault(cpu, set()).add(watched.vm.name)
+        return found
 
     def _traffic(self, watched: Watched, before: Counts, after: Counts) -> Traffic:
         return Traffic(
@@ -254,7 +267,14 @@ class Watcher:
         return sum(told) if told else None
 
 
-def _cpus_now(watched: Watched) -> set[int]:
+def _allowed_cpus(tid: int) -> set[int]:
+    try:
+        return os.sched_getaffinity(tid)
+    except ProcessLookupError:
+        return set()
+
+
+def _cpus_now(watched: Watched) -> frozenset[int]:
     """The CPUs that its threads run on, or ran on last."""
     found: set[int] = set()
     for tid in watched.tids:
@@ -263,7 +283,7 @@ def _cpus_now(watched: Watched) -> set[int]:
         fields = text.rpartition(")")[2].split()
         if len(fields) > _PROCESSOR_FIELD:
             found.add(int(fields[_PROCESSOR_FIELD]))
-    return found
+    return frozenset(found)
 
 
 def _own(cpu_s: float, duration_s: float) -> OwnCost:

@@ -63,7 +63,12 @@ def interval(*vms: VmInterval) -> Interval:
         duration_s=2.0,
         elapsed_s=8.0,
         vms=vms,
-        late_posts=LatePosts({"PIN": 7, "PIW": None}, (CpuPosts(3, {"PIN": 7}, ()),), None),
+        late_posts=LatePosts(
+            {"PIN": 7, "PIW": None},
+            (CpuPosts(3, {"PIN": 7}, (), ("guest1",)),),
+            {"PIN": {3: 7}},
+            None,
+        ),
         own=OwnCost(0.0123, 200 << 20),
         recursion_misses=0,
         ended=(),
@@ -79,7 +84,9 @@ def test_rates_are_per_second_and_totals_are_not() -> None:
     assert lines[6].split() == ["0", "1", "0xfd", "fixed", "msr-exit", "1,000", "10,000"]
     text = "\n".join(lines)
     assert "(3 more: 2.0 IPIs/s)" in text
-    assert "PIN 7, PIW -, whole host, any VM's. CPU 3: PIN 7 (no watched vCPU there)" in text
+    assert "PIN 7, PIW -, whole host, any VM's. CPU 3: PIN 7 (no watched vCPU seen there)" in text
+    assert "elsewhere  came where no watched vCPU was seen" in text
+    assert "PIN 7 on CPU 3 (guest1 may run there)" in " ".join(text.split())
     assert "1.23% of one CPU, 200 MiB" in text
 
 

@@ -59,18 +59,30 @@ def interrupts(pin: tuple[int, int], piw: tuple[int, int]) -> str:
 def test_late_posts_say_where_and_who_was_there() -> None:
     before = parse_interrupts(interrupts((5, 5), (0, 0)))
     after = parse_interrupts(interrupts((5, 8), (0, 1)))
-    found = late_posts(before, after, {0: {"a"}, 1: {"b", "a"}})
+    found = late_posts(before, after, {0: {"a"}, 1: {"b", "a"}}, dict)
     assert found.rows == {"PIN": 3, "PIW": 1}
-    assert found.cpus == (CpuPosts(1, {"PIN": 3, "PIW": 1}, ("a", "b")),)
-    (cpu,) = late_posts(before, after, {0: {"a"}}).cpus
-    assert cpu.vms == ()
+    assert found.cpus == (CpuPosts(1, {"PIN": 3, "PIW": 1}, ("a", "b"), ()),)
+    assert found.elsewhere == {}
+
+
+def test_late_posts_where_no_watched_vcpu_was_are_told() -> None:
+    before = parse_interrupts(interrupts((5, 5), (0, 0)))
+    after = parse_interrupts(interrupts((9, 8), (0, 1)))
+    found = late_posts(before, after, {0: {"a"}}, lambda: {0: {"a"}, 1: {"b", "a"}})
+    assert found.elsewhere == {"PIN": {1: 3}, "PIW": {1: 1}}
+    assert [(cpu.cpu, cpu.vms, cpu.allowed) for cpu in found.cpus] == [
+        (0, ("a",), ()),
+        (1, (), ("a", "b")),
+    ]
 
 
 def test_no_rows_is_not_no_posts() -> None:
     nothing = parse_interrupts("      CPU0\n RES: 9 x\n")
-    assert late_posts(nothing, nothing, {}).rows is None
-    assert late_posts(nothing, nothing, {}).absent
-    assert late_posts(None, nothing, {}).absent
+    for before in (nothing, None):
+        found = late_posts(before, nothing, {}, dict)
+        assert found.rows is None
+        assert found.elsewhere == {}
+        assert found.absent
 
 
 def test_a_foreign_vms_exits(tmp_path: Path) -> None:
