@@ -20,7 +20,7 @@ own_lists() {
 own_lists apt-get -qq update
 # Newer packagings split the image into several packages.
 own_lists apt-cache depends --recurse --important linux-image-amd64 |
-	sed -n 's/^\(linux-\(image\|modules\|binary\)-[0-9].*\)/\1/p' | sort -u >packages
+	sed -n 's/^\(linux-\(base\|image\|modules\|binary\)-[0-9].*\)/\1/p' | sort -u >packages
 [ -s packages ] || {
 	echo "the suite $suite has no linux-image-amd64" >&2
 	exit 1
