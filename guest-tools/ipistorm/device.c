@@ -15,6 +15,7 @@
 #include <linux/uaccess.h>
 #include <asm/cpufeature.h>
 #include <asm/tsc.h>
+#include <asm/uv/uv.h>
 
 #include "ipistorm.h"
 
@@ -157,6 +158,10 @@ static int __init ipistorm_init(void)
 
 	if (!boot_cpu_has(X86_FEATURE_APIC) || !tsc_khz || boot_cpu_has(X86_FEATURE_XENPV)) {
 		pr_err("needs a local APIC and a TSC of known frequency, and no Xen PV\n");
+		return -ENODEV;
+	}
+	if (is_uv_system()) {
+		pr_err("SGI UV uses the interrupt vector that storms need\n");
 		return -ENODEV;
 	}
 	error = storm_init();

@@ -41,9 +41,11 @@ struct storm_cpu {
 	u64 capacity; /* of `receipts`; entries beyond it are only counted */
 	u64 as_asked;
 
-	/* Touched by the sender alone. */
+	/* Touched by who sends to this CPU alone. */
 	u64 handled_before ____cacheline_aligned_in_smp;
-	struct storm_route route; /* of the IPIs this CPU sends */
+
+	/* Touched by this CPU alone, as a sender. */
+	struct storm_route route ____cacheline_aligned_in_smp; /* of the IPIs this CPU sends */
 	cpumask_var_t targets; /* of the IPIs this CPU sends */
 	struct storm_send *sends_log;
 	u64 sent;
@@ -58,7 +60,6 @@ struct storm {
 	struct storm_cpu **cpu; /* [nr_cpu_ids]; NULL for CPUs outside */
 	struct storm_send *sends; /* [senders][total], in the order of the CPUs */
 	u64 *n_receipts; /* [n_vcpus] */
-	unsigned long end_jiffies;
 	atomic_t ready; /* workers in their loop */
 	atomic_t incomplete;
 	atomic_t senders_left;

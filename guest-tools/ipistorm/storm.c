@@ -70,6 +70,7 @@ static int why_over(struct ipistorm_request *request, const struct storm *storm)
 static int run_attached(struct ipistorm_request *request, struct storm *storm)
 {
 	unsigned int cpu;
+	long left;
 	int error;
 
 	for_each_cpu(cpu, storm->senders) {
@@ -84,8 +85,10 @@ static int run_attached(struct ipistorm_request *request, struct storm *storm)
 	error = workers_start(storm);
 	if (error)
 		storm_end(storm, error);
-	if (wait_event_killable(storm->wait, storm_over(storm)))
-		storm_end(storm, -EINTR);
+	/* Here and not in the senders, whom other tasks may keep from running. */
+	left = wait_event_killable_timeout(storm->wait, storm_over(storm), STORM_MAX_SECONDS * HZ);
+	if (left <= 0)
+		storm_end(storm, left ? -EINTR : -ETIME);
 	workers_stop(storm);
 	return why_over(request, storm);
 }
@@ -99,7 +102,6 @@ static int run(struct ipistorm_request *request, struct storm *storm)
 	if (error)
 		return error;
 	atomic_set(&storm->senders_left, cpumask_weight(storm->senders));
-	storm->end_jiffies = jiffies + STORM_MAX_SECONDS * HZ;
 
 	/* Still those that were chosen? From here on a CPU that leaves ends the storm. */
 	cpus_read_lock();

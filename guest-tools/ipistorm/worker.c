@@ -5,7 +5,6 @@
  */
 #include <linux/err.h>
 #include <linux/irqflags.h>
-#include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/smp.h>
 #include <linux/topology.h>
@@ -100,10 +99,7 @@ static void send_all(struct storm_cpu *here)
 		wait_for_pace(storm);
 		if (storm_over(storm))
 			break;
-		if (time_after(jiffies, storm->end_jiffies))
-			storm_end(storm, -ETIME);
-		else
-			send_one(here, seq);
+		send_one(here, seq);
 	}
 	if (atomic_dec_and_test(&storm->senders_left))
 		storm_end(storm, 0);
