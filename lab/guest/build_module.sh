@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Build ipistorm against a suite's kernel headers, with the kernel's own extra checks.
 # Usage, inside the builder's root: build_module.sh HEADERS SOURCES DIRECTORY CC SPARSE DKMS
-# SPARSE and DKMS are 0 or 1: whether to check with it, whether to build by it first. Leaves DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and
-# DIRECTORY/warnings, what compiler and sparse had to say.
+# SPARSE is the program; DKMS is 0 or 1: whether to build by it first. Leaves
+# DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and DIRECTORY/warnings, what compiler
+# and sparse had to say.
 set -eu
 headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5 dkms=$6
 
@@ -29,8 +30,28 @@ if [ "$dkms" = 1 ]; then # it must find everything in what install-source leaves
 	}
 fi
 
-make -s -C "$build" CC="$compiler" HOSTCC="$compiler" M="$PWD" W=1 C="$sparse" modules \
-	>messages 2>&1 || { cat messages >&2 && exit 1; }
+# A file with a mistake for each of them proves that both look. KBUILD_CHECKSRC, since 7.x
+# switches C=1 off without a script that Debian's headers lack.
+cat >canary.c <<-'END'
+	#include <linux/module.h>
+	#include <linux/types.h>
+	int canary(const int __user *there)
+	{
+		return *there;
+	}
+	MODULE_DESCRIPTION("canary");
+	MODULE_LICENSE("GPL");
+END
+echo 'obj-m += canary.o' >>Kbuild
+make -s -C "$build" CC="$compiler" HOSTCC="$compiler" M="$PWD" W=1 C=1 KBUILD_CHECKSRC=1 \
+	CHECK="$sparse" modules >messages 2>&1 || { cat messages >&2 && exit 1; }
+for known in 'missing-prototypes' 'dereference of noderef expression'; do
+	grep -q "canary.c:.*$known" messages || {
+		cat messages >&2
+		echo "the checks do not find a known mistake: $known" >&2
+		exit 1
+	}
+done
 # Ours alone; "Skipping BTF", other compilers and the like are no matter of the sources'.
 grep -E '(device|receive|records|request|send|storm|worker|ipistorm)\.[ch]:[0-9]+' messages >"$directory/warnings" || :
 strip --strip-debug ipistorm.ko

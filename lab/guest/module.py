@@ -14,6 +14,7 @@ from lab.common.job import CHECKOUT
 from lab.common.mirror import debian_mirror
 
 _FETCH = Path(__file__).with_name("fetch_headers.sh")
+_FETCH_SPARSE = Path(__file__).with_name("fetch_sparse.sh")
 _BUILD = Path(__file__).with_name("build_module.sh")
 _PACKAGES = ("dkms", "gcc", "gcc-12", "libc6-dev", "libelf1t64", "make", "pahole", "sparse")
 _SOURCES = CHECKOUT / "guest-tools"
@@ -25,21 +26,21 @@ class Toolchain:
 
     Attributes:
         compiler: the nearest to the kernel's own that the builder's suite has.
-        sparse: whether the builder's sparse can read the kernel's headers.
+        sparse_of: the suite whose sparse can read the kernel's headers; None: the builder's.
         dkms: whether to build by DKMS, too; it wants the kernel's very compiler.
     """
 
     compiler: str = "gcc"
-    sparse: bool = True
+    sparse_of: str | None = None
     dkms: bool = False
 
 
-# The mirror's oldest to its newest; sparse 0.6.4 does not know 7.x' __typeof_unqual__.
+# The mirror's oldest to its newest; only sid's sparse knows 7.x' __typeof_unqual__.
 SUITES = {
     "bullseye": Toolchain("gcc-12"),
     "bookworm": Toolchain("gcc-12"),
     "trixie": Toolchain(dkms=True),
-    "trixie-backports": Toolchain(sparse=False),
+    "trixie-backports": Toolchain(sparse_of="sid"),
 }
 
 
@@ -65,6 +66,7 @@ def build_module(suite: str) -> Build:
         LabError: the suite has no headers, or the build fails.
     """
     headers, tools, toolchain = _headers(suite), rootfs.tools(*_PACKAGES), SUITES[suite]
+    sparse = None if toolchain.sparse_of is None else _sparse(toolchain.sparse_of)
 
     def build(directory: Path) -> None:
         sources = directory / "sources"
@@ -75,13 +77,16 @@ def build_module(suite: str) -> Build:
         shutil.copy(_BUILD, directory)
         inside = f"{SHARED}/module"
         places = [f"{SHARED}/headers", f"{inside}/sources", inside]
-        options = [toolchain.compiler, *(str(int(o)) for o in (toolchain.sparse, toolchain.dkms))]
         lent = {"module": directory, "headers": headers}
+        if sparse is not None:
+            lent["sparse"] = sparse
+        checker = "sparse" if sparse is None else f"{SHARED}/sparse/sparse"
+        options = [toolchain.compiler, checker, str(int(toolchain.dkms))]
         chroot(tools, ["sh", f"{inside}/{_BUILD.name}", *places, *options], lent)
         shutil.rmtree(sources)
 
     hashes = [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in _sources()]
-    inputs = [headers, tools, toolchain.__dict__, _BUILD.read_text(), hashes]
+    inputs = [headers, tools, sparse, toolchain.__dict__, _BUILD.read_text(), hashes]
     directory = product(f"module-{suite}", inputs, build)
     release, warnings = ((directory / name).read_text() for name in ("release", "warnings"))
     return Build(directory, release.strip(), warnings)
@@ -95,12 +100,21 @@ def _sources() -> list[Path]:
 
 @cache
 def _headers(suite: str) -> Path:
+    return _fetched("headers", suite, _FETCH)
+
+
+@cache
+def _sparse(suite: str) -> Path:
+    return _fetched("sparse", suite, _FETCH_SPARSE)
+
+
+def _fetched(name: str, suite: str, script: Path) -> Path:
     mirror, tools = debian_mirror(), rootfs.tools()
 
     def build(directory: Path) -> None:
-        shutil.copy(_FETCH, directory)
-        shared = f"{SHARED}/headers"
-        fetch = ["sh", f"{shared}/{_FETCH.name}", mirror, suite, shared]
-        chroot(tools, fetch, {"headers": directory})
+        shutil.copy(script, directory)
+        shared = f"{SHARED}/{name}"
+        fetch = ["sh", f"{shared}/{script.name}", mirror, suite, shared]
+        chroot(tools, fetch, {name: directory})
 
-    return product(f"headers-{suite}", [mirror, suite, _FETCH.read_text()], build)
+    return product(f"{name}-{suite}", [mirror, suite, script.read_text()], build)
