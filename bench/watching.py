@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench.report import PER_SECOND, Report, Series, spread
 from ipitrace.errors import HostError
@@ -17,11 +17,13 @@ from ipitrace.vm import VirtualMachine, find_vms
 
 _SECONDS = 15
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
-# (name, scenario, vCPUs, cycles between sends)
-_STORMS = (
+# (name, scenario or None for bench.flood, vCPUs, cycles between sends)
+_STORMS: Final[tuple[tuple[str, str | None, int, int], ...]] = (
     ("blocked, paced", "unicast-blocked", 2, 20_000_000),
     ("self", "self", 2, 0),
-    ("broadcast, 64 vCPUs", "broadcast-halted", 64, 0),
+    ("broadcast", "broadcast-halted", 64, 0),
+    ("flood", None, 8, 0),
+    ("flood", None, 64, 0),
 )
 _GUEST = """
 import sys
@@ -56,7 +58,7 @@ def watching() -> Report:
                 programs,
             )
         )
-        series.append(Series(f"watch {name} IPIs", PER_SECOND, rates))
+        series.append(Series(f"watch {name} {n_vcpus} IPIs", PER_SECOND, rates))
     return Report(
         "Watching running VMs",
         (
@@ -71,6 +73,7 @@ def watching() -> Report:
         (
             f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
             "Own: user and system time of the watching process.",
+            "Flood: IPIs that are accepted and never handled (bench/flood.py).",
             "Programs: they run in the vCPUs' threads; the kernel's account (bpf_stats_enabled).",
         ),
         series,
@@ -82,12 +85,14 @@ def _ipis(interval: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _guest(scenario: str, n_vcpus: int, pace: int) -> Iterator[VirtualMachine]:
-    words = [sys.executable, "-c", _GUEST, scenario, str(n_vcpus), str(pace)]
+def _guest(scenario: str | None, n_vcpus: int, pace: int) -> Iterator[VirtualMachine]:
+    if scenario is None:
+        words, marks = [sys.executable, "-m", "bench.flood", str(n_vcpus)], 1
+    else:  # its warm-up, then its storm: by then every vCPU has run
+        words, marks = [sys.executable, "-c", _GUEST, scenario, str(n_vcpus), str(pace)], 2
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
-            # Its warm-up, then its storm: by then every vCPU has run.
-            for _ in range(2):
+            for _ in range(marks):
                 if process.stdout is None or not process.stdout.readline():
                     raise HostError("the guest ended early", "see what it says above")
             yield next(vm for vm in find_vms() if vm.pid == process.pid)

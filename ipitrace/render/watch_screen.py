@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ipitrace.render.watch_text import render_interval
+from ipitrace.render.watch_text import LOG_WIDTH, render_interval
 from ipitrace.watch.model import Interval
 
 Show = Callable[[Interval], None]
@@ -38,6 +38,8 @@ def live_screen() -> Iterator[Show | None]:
 
 
 def print_block(interval: Interval) -> None:
-    """The interval as a block of its own, for a log."""
-    sys.stdout.write(render_interval(interval) + "\n\n")
+    """The interval as a block of its own: as wide as the terminal, or for a log."""
+    console = Console()
+    width = console.size.width if console.is_terminal else LOG_WIDTH
+    sys.stdout.write(render_interval(interval, width=width) + "\n\n")
     sys.stdout.flush()

@@ -11,13 +11,15 @@ from ipitrace.units import MIB
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, VmInterval
 
 _NOTHING: Final = "-"
-_WIDE: Final = 100  # columns of a log
+LOG_WIDTH: Final = 100
 _MOST_VMS: Final = 8  # shown on a terminal
 _FEWEST_PAIRS: Final = 3
 _FEW: Final = 10  # below it a rate has a decimal
 
 
-def render_interval(interval: Interval, *, width: int = _WIDE, height: int | None = None) -> str:
+def render_interval(
+    interval: Interval, *, width: int = LOG_WIDTH, height: int | None = None
+) -> str:
     """The interval, fitted to a terminal of `height` lines; None shows all there is."""
     busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
     shown = busiest if height is None else busiest[:_MOST_VMS]
