@@ -32,6 +32,7 @@ _OPTIONS: Final = (
     *("-o", "RemoteCommand=none"),
     *("-o", "ControlPersist=no"),
 )
+_SSH_FAILED: Final = 255
 _LONGEST_FOLDER: Final = 60  # a socket's path has 108 bytes, and ssh appends 17 for a while
 _AS_ROOT: Final = ("sudo", "-n")
 _PATH: Final = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin"  # of an account that is not root's
@@ -131,8 +132,9 @@ class SshShell:
         number, _, rest = done.stderr.partition("\n")
         if not number.isdecimal():  # so it never started
             raise _failure(self.to, done.stderr)
-        if done.status == 255 and "mux_client" in rest:  # noqa: PLR2004 - ssh's own
-            raise _failure(self.to, rest)
+        # ssh's own: the helper and what a shell runs here never end so.
+        if done.status == _SSH_FAILED and (not rest or "mux_client" in rest):
+            raise _failure(self.to, rest or "the connection was lost")
         return Finished(done.status, done.stdout, rest.strip())
 
     def _ssh(self, command: Sequence[str]) -> list[str]:
@@ -233,7 +235,7 @@ def _failure(to: Destination, stderr: str) -> HostError:
     )
     hint = next(text for sign, text in _HINTS if sign in said)
     by_hand = shlex.join(["ssh", *to.arguments, "true"])
-    return HostError(f"{to.host} cannot be reached: {said}", hint.format(ssh=by_hand))
+    return HostError(f"The guest at {to.host} cannot be reached: {said}", hint.format(ssh=by_hand))
 
 
 def _short_folder() -> str | None:

@@ -4,6 +4,7 @@
 One boot for all, under emulation: KVM has no part in it, so there is no host's side.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -108,7 +109,11 @@ def install_words(debian: Debian, way: str) -> list[str]:
     words = ["guest", "install", "--vm", NAME, "--via", debian.via(way)]
     if way == "ssh":
         return words
-    return [*words, "--module", str(build_module("trixie").directory / "ipistorm.ko")]
+    return [*words, "--module", built_module()]
+
+
+def built_module() -> str:
+    return str(build_module("trixie").directory / "ipistorm.ko")
 
 
 def state_of(debian: Debian) -> tuple[str, ...]:
@@ -276,3 +281,36 @@ def test_an_interrupted_run_leaves_no_storm_behind(
     _, said = run.communicate()
     assert run.returncode == ExitCode.INTERRUPTED, said
     assert storms_in(debian) == 0
+
+
+def test_a_guest_that_dies_leaves_what_was_finished(tmp_path: Path) -> None:
+    with running_guest(2) as running:
+        path = f"{ssh_folder(running, tmp_path)}:{os.environ['PATH']}"
+        guest = Debian(running, {**os.environ, "PATH": path})
+        to = ("--vm", NAME, "--via", guest.via("ssh"))
+        done = guest.ipitrace("guest", "install", *to, "--module", built_module())
+        assert done.returncode == 0, done.stderr
+        run = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ipitrace", "run", *to, "--no-trace", "-q"),
+                *("--scenario", "self-xapic", "--count", "500", "--pace", "5000000"),
+                *("--repeat", "50", "-o", str(tmp_path / "r")),
+            ],
+            env=guest.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        seen: set[str] = set()
+        while len(seen) < 3:
+            assert run.poll() is None
+            seen |= set(guest.inside("pidof -s ipistorm || true").split())
+        with contextlib.suppress(subprocess.CalledProcessError):
+            guest.inside("echo o >/proc/sysrq-trigger")  # off at once
+        _, said = run.communicate()
+    assert run.returncode == ExitCode.UNTRUSTWORTHY, said
+    assert said.startswith(f"ipitrace: The guest at {NAME} cannot be reached: ")
+    recorded = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert not recorded["complete"]
+    (row,) = recorded["scenarios"]
+    assert row["repetitions"] >= 2
+    assert pq.read_metadata(tmp_path / "r" / "guest_ipis.parquet").num_rows == row["sent"]
