@@ -56,7 +56,8 @@ class SocketAgent:
                 "Install it: pip install 'ipitrace[qga]'.",
             ) from error
         logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())  # we say it ourselves
-        self._errors = (QMPError, OSError, TimeoutError)
+        # A connection that ends is an EOFError, which click takes for the user's interruption.
+        self._errors = (QMPError, OSError, TimeoutError, EOFError)
         self._path = path
         self._loop = asyncio.Runner()
         try:

@@ -283,11 +283,18 @@ def test_an_interrupted_run_leaves_no_storm_behind(
     assert storms_in(debian) == 0
 
 
-def test_a_guest_that_dies_leaves_what_was_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("ssh", f"The guest at {NAME} cannot be reached: "),
+        ("qga", "The connection to the guest agent behind "),
+    ],
+)
+def test_a_guest_that_dies_leaves_what_was_finished(way: str, told: str, tmp_path: Path) -> None:
     with running_guest(2) as running:
         path = f"{ssh_folder(running, tmp_path)}:{os.environ['PATH']}"
         guest = Debian(running, {**os.environ, "PATH": path})
-        to = ("--vm", NAME, "--via", guest.via("ssh"))
+        to = ("--vm", NAME, "--via", guest.via(way))
         done = guest.ipitrace("guest", "install", *to, "--module", built_module())
         assert done.returncode == 0, done.stderr
         run = subprocess.Popen(
@@ -308,7 +315,7 @@ def test_a_guest_that_dies_leaves_what_was_finished(tmp_path: Path) -> None:
             guest.inside("echo o >/proc/sysrq-trigger")  # off at once
         _, said = run.communicate()
     assert run.returncode == ExitCode.UNTRUSTWORTHY, said
-    assert said.startswith(f"ipitrace: The guest at {NAME} cannot be reached: ")
+    assert said.startswith(f"ipitrace: {told}")
     recorded = json.loads((tmp_path / "r" / "run.json").read_text())
     assert not recorded["complete"]
     (row,) = recorded["scenarios"]
