@@ -14,6 +14,7 @@ from lab.common.cache import cache_dir
 from lab.guest.boot import Guest, boot_guest
 
 GUEST_VARIABLE = "IPITRACE_GUEST"
+ARTIFACTS_VARIABLE = "IPITRACE_ARTIFACTS"
 STORMS = Path(__file__).with_name("storms.sh")
 GUESTS = {
     "bullseye": Guest("bullseye", cpus=4, x2apic=False, script=STORMS),
@@ -39,8 +40,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def guest(request: pytest.FixtureRequest) -> GuestResult:
-    """What storms.sh left in a guest; stays in the lab's cache for whoever looks into a failure."""
+    """What storms.sh left in a guest.
+
+    It stays in the folder that IPITRACE_ARTIFACTS names, or else in the lab's cache, for
+    whoever looks into a failure.
+    """
     chosen = GUESTS[request.param]
-    output = cache_dir() / "results" / f"guest-{request.param}"
+    kept = os.environ.get(ARTIFACTS_VARIABLE) or cache_dir() / "results"
+    output = Path(kept).resolve() / f"guest-{request.param}"
     boot_guest(chosen, output)
     return GuestResult(chosen, output)
