@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
-from ipitrace.host.interrupts import PATH, POSTED_ROWS, InterruptCounts, delta, arrived_elsewhere
+from ipitrace.host.interrupts import PATH, POSTED_ROWS, InterruptCounts, arrived_elsewhere, delta
 from ipitrace.watch.model import CpuPosts, LatePosts
 
 NamesByCpu = Mapping[int, set[str]]
