@@ -54,7 +54,7 @@ class Run:
 def main() -> int:
     """Boot, run, compare. Answer the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.passthrough", description=__doc__)
-    parser.add_argument("--count", type=int, default=300, help="IPIs per scenario, traced")
+    parser.add_argument("--count", type=int, default=320, help="IPIs per scenario, traced")
     parser.add_argument("--many", type=int, metavar="N", help="N IPIs per scenario, not traced")
     parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
     parser.add_argument("--debug", action="store_true", help="the same under lockdep and KASAN")
@@ -67,7 +67,7 @@ def main() -> int:
     try:
         require_root()
         with (
-            tempfile.TemporaryDirectory(dir=cache_dir()) as scratch,
+            tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache_dir()) as scratch,
             ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Bochs has one thread
         ):
             wheel = build_wheel(Path(scratch))

@@ -21,8 +21,8 @@ from ipitrace.storm.micro.image import LogSizes, load_payload
 from ipitrace.storm.micro.kvm import RUN_IMMEDIATE_EXIT
 from ipitrace.storm.micro.machine import Machine, VcpuThread
 
-IPIS = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-PACE_CYCLES = 20_000
+IPIS = int(sys.argv[1])
+PACE_CYCLES = 5000
 TIMEOUT_CYCLES = 3_000_000_000
 SILENCE_S = 120
 METHOD = StormSendMethod.PASSTHROUGH

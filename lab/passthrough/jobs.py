@@ -16,7 +16,10 @@ PAIRS = (
 )
 """What is compared: a scenario with the parameter off, the same through descriptors with it on."""
 
-HARDSHIPS = 4000
+REPETITIONS = 8
+"""Of each scenario in each mode; with six, 29 headline metrics are too many to decide."""
+
+HARDSHIPS = 50_000
 """IPIs of each case of hardships.py."""
 
 _FOLDER = Path(__file__).parent
@@ -29,7 +32,7 @@ def tables_job(name: str, count: int) -> str:
     """One traced run for the tables: the first or the second of each of PAIRS."""
     which = ("off", "on").index(name)
     scenarios = [word for pair in PAIRS for word in ("--scenario", pair[which])]
-    options = ["--count", str(count), "--seed", "1", *scenarios]
+    options = ["--count", str(count), "--repeat", str(REPETITIONS), "--seed", "1", *scenarios]
     return ipitrace_command(["run", *options, "-o", "/job/result/recording"])
 
 

@@ -12,7 +12,7 @@ import pytest
 from lab_result import LabResult
 
 from lab.common.cache import cache_dir
-from lab.passthrough.jobs import HARDSHIPS, PAIRS
+from lab.passthrough.jobs import HARDSHIPS, PAIRS, REPETITIONS
 
 pytestmark = pytest.mark.lab("passthrough")
 
@@ -37,7 +37,7 @@ def output() -> Path:
     """What `make lab-passthrough` leaves."""
     artifacts = os.environ.get("IPITRACE_ARTIFACTS") or cache_dir() / "results"
     directory = Path(artifacts).resolve() / "passthrough"
-    options = ["--count", "150", "--hardships", "--output", directory]
+    options = ["--count", "160", "--hardships", "--output", directory]
     command = [sys.executable, "-m", "lab.passthrough", *options]
     done = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=7200
@@ -84,8 +84,14 @@ def test_off_each_send_exits(off: LabResult, name: str) -> None:
 @pytest.mark.parametrize("name", ON)
 def test_on_no_send_exits(on: LabResult, name: str) -> None:
     assert on.exits(name, "sender", "MSR_WRITE") == 0
-    assert on.exits(name, "sender", "exits") < FEW
-    assert on.scenario(name).paths == {"exitless": 1.0}
+    # While IPIs are far apart, the host's timer comes in between.
+    own = on.exits(name, "sender", "EXTERNAL_INTERRUPT")
+    assert on.exits(name, "sender", "exits") - own < FEW
+    paths = on.scenario(name).paths or {}
+    assert paths.keys() <= {"exitless", "unknown"}
+    # A repetition in which the kernel skipped a program proves nothing.
+    skipped = sum(n or 0 for n in on.run.losses.recursion_misses.values())
+    assert paths["exitless"] >= 1 - skipped / REPETITIONS
 
 
 @pytest.mark.parametrize("name", NEVER_HALTED)

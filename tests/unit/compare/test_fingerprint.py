@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -164,6 +164,19 @@ def test_a_passthrough_that_exits_is_refused() -> None:
     assert isinstance(error, HostError)
     assert "patched claims to pass interrupts through" in error.message
     assert "1.00 exits per IPI" in error.message
+
+
+def test_the_host_s_own_interrupts_do_not_speak_against_a_passthrough() -> None:
+    (row,) = steady().scenarios
+
+    def with_exits(by_reason: Mapping[str, float]) -> RunResult:
+        exits = Exits("kvm_exit", by_reason, {"exits": 0.0})
+        return run_of(replace(row, send_method="passthrough", exits=exits))
+
+    seldom = with_exits({"exits": 0.47, "EXTERNAL_INTERRUPT": 0.45, "IO_INSTRUCTION": 0.02})
+    assert compared(seldom, seldom, ()) == ()
+    mixed = with_exits({"exits": 0.55, "EXTERNAL_INTERRUPT": 0.45, "MSR_WRITE": 0.1})
+    assert "0.10 exits per IPI" in refusal(seldom, mixed).message
 
 
 @pytest.mark.parametrize(
