@@ -64,7 +64,10 @@ def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
         for a in anchors
     ]
     title = "Published by others, on other machines; not comparable with ours below"
-    table = _table(headers, lines, range(len(headers)), markdown=markdown)
+    if markdown:
+        table = _table(headers, lines, range(len(headers)), markdown=True)
+    else:
+        table = "\n".join(_wrapped(line, "    ") for line in map("; ".join, lines))
     return f"{title}\n\n{table}\n"
 
 
@@ -130,8 +133,11 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "") -> str:
+    """The text in lines that a terminal can show; `indent` begins all but the first."""
+    return textwrap.fill(
+        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
