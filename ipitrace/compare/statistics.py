@@ -148,6 +148,14 @@ def spread(base: Values, patched: Values) -> float:
     return math.sqrt(squares / max(len(base) + len(patched) - 2, 1))
 
 
+def _usual_spread(base: Values, patched: Values) -> float:
+    """The standard deviation of both samples if outliers are left out of account."""
+    apart = np.concatenate([side - np.median(side) for side in (base, patched)])
+    usual = float(stats.median_abs_deviation(apart, scale="normal"))
+    n = len(apart)
+    return usual * math.sqrt(n / (n - 2)) if usual and n > 2 else spread(base, patched)  # noqa: PLR2004 - the medians' degrees of freedom
+
+
 def cliffs_delta(base: Values, patched: Values) -> float:
     """How often a value of `patched` lies above one of `base`, less how often below: -1 to 1."""
     return float(np.sign(np.subtract.outer(patched, base)).mean())
@@ -180,8 +188,9 @@ def wanted(base: Values, patched: Values, change: float, family: int) -> int:
     """About how many values a side it takes to find `change` 9 times of 10.
 
     The usual sample size for two means of normal values (as far apart as `change`, with the
-    spread seen here, at Bonferroni's level for `family` metrics), over the efficiency of U.
+    spread seen here, at Bonferroni's level for `family` metrics), over the efficiency of U. The
+    spread is the median deviation's, for U heeds outliers no more than that does.
     """
-    deviations = spread(base, patched) / change
+    deviations = _usual_spread(base, patched) / change
     n = 2 * (_normal_quantiles(family) * deviations) ** 2 / _RANK_EFFICIENCY
     return max(math.ceil(n), fewest(family))
