@@ -16,6 +16,7 @@ _SYNC_ATTEMPTS: Final = 3
 _NOT_THERE: Final = (
     "See that qemu-guest-agent runs in the guest and that nothing else (libvirt) holds its socket."
 )
+_ENDED: Final = "See whether the guest still runs."
 _FORBIDDEN: Final = (
     "Allow it in the guest: see 'block-rpcs' and 'allow-rpcs' of qemu-ga, and docs/guests.md."
 )
@@ -97,7 +98,7 @@ class SocketAgent:
         except self._errors as error:
             raise HostError(
                 f"The connection to the guest agent behind {self._path} was lost: {error}",
-                "See whether the guest still runs.",
+                _ENDED,
             ) from error
 
     def close(self) -> None:
@@ -129,6 +130,7 @@ class LibvirtAgent:
             ) from error
         libvirt.registerErrorHandler(lambda _context, _error: None, None)  # we say it ourselves
         self._error = libvirt.libvirtError
+        self._gone = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
         self._command = libvirt_qemu.qemuAgentCommand
         try:
             self._connection = libvirt.open(None)
@@ -145,6 +147,8 @@ class LibvirtAgent:
         try:
             return json.loads(self._command(self._domain, text, int(_ANSWER_S), 0))["return"]
         except self._error as error:
+            if error.get_error_code() in self._gone:
+                raise HostError(f"libvirt's domain has ended: {error}", _ENDED) from error
             raise refused(command, str(error)) from error
 
     def close(self) -> None:

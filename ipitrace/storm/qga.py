@@ -25,6 +25,10 @@ _LINGER_S: Final = 5.0
 _SCRIPT: Final = (
     'PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; d=$1; shift; exec "$@" >"$d/out" 2>"$d/err"'
 )
+_FROM_FILE: Final = 'exec <"$1/in"; rm "$1/in"; '
+_APPEND: Final = 'cat >>"$1/in"'
+# libvirt (11.3 seen) never ends sending what does not fit a socket's buffer, some 200 KiB.
+_MOST_INPUT: Final = 48 << 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,13 @@ class QgaShell:
         tick: Callable[[], None] = lambda: None,
     ) -> Finished:
         """As Shell.run."""
-        pid = _start(self.agent, ["sh", "-c", _SCRIPT, "sh", self.folder, *command], stdin=stdin)
+        script = _SCRIPT
+        if len(stdin) > _MOST_INPUT:
+            for at in range(0, len(stdin), _MOST_INPUT):
+                append = ["sh", "-c", _APPEND, "sh", self.folder]
+                _small(self.agent, append, stdin=stdin[at : at + _MOST_INPUT])
+            script, stdin = _FROM_FILE + _SCRIPT, b""
+        pid = _start(self.agent, ["sh", "-c", script, "sh", self.folder, *command], stdin=stdin)
         try:
             ended = self._wait(pid, command, timeout_s, tick)
         except BaseException:
@@ -131,9 +141,9 @@ def _start(agent: Agent, command: Sequence[str], *, stdin: bytes = b"", keep: bo
     return int(answer["pid"])
 
 
-def _small(agent: Agent, command: Sequence[str]) -> str:
+def _small(agent: Agent, command: Sequence[str], *, stdin: bytes = b"") -> str:
     """Run a program that prints a line at most; that line."""
-    pid = _start(agent, command, keep=True)
+    pid = _start(agent, command, stdin=stdin, keep=True)
     until_s = time.monotonic() + QUICK_S
     while time.monotonic() < until_s:
         time.sleep(TICK_S)
