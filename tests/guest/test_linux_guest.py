@@ -209,8 +209,10 @@ def test_both_ways_give_the_same_layout(recording: Path, way: str) -> None:
     for column in ("send_tsc", "sent_tsc", "handler_tsc", "ack_tsc"):
         assert table.column(column).null_count == 0
     LAYOUTS[way] = layout
-    assert all(other == layout for other in LAYOUTS.values())
-    assert len(LAYOUTS) == WAYS.index(way) + 1
+    if way != WAYS[0]:
+        if WAYS[0] not in LAYOUTS:
+            pytest.skip(f"the recording by {WAYS[0]} is not there: this test was picked alone")
+        assert layout == LAYOUTS[WAYS[0]]
 
 
 def test_what_a_repetition_logged_is_in_order(recording: Path) -> None:
