@@ -31,6 +31,7 @@ _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
 _LOOK_EVERY: Final = 500  # times as long as a look for VMs takes: 0.2 % of a CPU
 _CHECK_EVERY: Final = 200  # times as long as a check that the VM is still there takes
 _FIRST_LOOK_S: Final = 2.0
+_ENDED: Final = "VMs that have ended"
 _PAGE: Final = 4096
 _PROCESSOR_FIELD: Final = 36  # of /proc/PID/task/TID/stat, from the state on
 
@@ -175,6 +176,10 @@ class Watcher:
         if self._all_vms:
             self._departed += traffic.ipis().total
             self._roster.remove(watched)
+            for names in self._cpus.values():
+                if watched.vm.name in names:  # else they would add up for days
+                    names.remove(watched.vm.name)
+                    names.add(_ENDED)
         else:
             self._stopped = why
 
