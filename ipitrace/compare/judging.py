@@ -91,7 +91,8 @@ def _row(pair: Pair, found: _Found, corrected: float, minimum: float, family: in
     verdict = _verdict(pair.metric, change, corrected, minimum)
     why, more = None, None
     if verdict == Verdict.INCONCLUSIVE:
-        why, more = _lacking(pair, minimum, family)
+        least = 0.0 if low is None or high is None else max(low, -high)  # that the interval allows
+        why, more = _lacking(pair, max(minimum, least), family)
     base, patched = pair.units
     return Row(
         scenario=pair.scenario,
@@ -140,11 +141,11 @@ def _verdict(metric: Metric, change: Interval, corrected: float, minimum: float)
     return Verdict.INCONCLUSIVE
 
 
-def _lacking(pair: Pair, minimum: float, family: int) -> tuple[str, int]:
-    """What an undecided metric lacks, and about how many units a side would tell."""
+def _lacking(pair: Pair, change: float, family: int) -> tuple[str, int]:
+    """What an undecided metric lacks, and about how many units a side would tell `change`."""
     base, patched = map(_scale(pair.metric), pair.units)
     n = min(len(base), len(patched))
-    would = wanted(base, patched, minimum, family)
+    would = wanted(base, patched, change, family)
     units = "recordings" if pair.several else "repetitions"
     if n < fewest(family):
         return f"too few {units}", would

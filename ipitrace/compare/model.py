@@ -96,7 +96,8 @@ class Row:
         between_recordings: the largest difference between two recordings of one side, told as
             the change is; None where each side has one.
         why: what an inconclusive verdict lacks.
-        wanted: about how many units a side would tell a change of minimum_effect.
+        wanted: about how many units a side would tell a change of minimum_effect, or the least
+            that the interval allows, where that is larger.
     """
 
     scenario: str
