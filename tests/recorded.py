@@ -44,7 +44,7 @@ def _trace(
         receipts=receipts,
         sender=int(ipis["sender"][0]),
         targets=(target,),
-        vector=MG_VECTOR_SELF if scenario == "self" else MG_VECTOR_TARGET,
+        vector=MG_VECTOR_SELF if row.pattern == "self" else MG_VECTOR_TARGET,
         events=records,
         event_tsc=events["tsc"],
         bound_cycles=row.stages.bound_cycles,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The correlator, tables and report on what emulated hosts recorded (see lab/)."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from recorded import recorded_traces
 
 from ipitrace.columns import Place, span_columns
+from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.correlate import paths
 from ipitrace.correlate.exits import ExitTable, exit_tables
@@ -19,12 +22,22 @@ from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.trace import StormTrace
+from ipitrace.layout import Kind
 from ipitrace.recording import read_run, read_table
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 
 RECORDINGS = Path(__file__).parents[1] / "data/recordings"
 AMD = RECORDINGS / "amd-tcg"
 INTEL = RECORDINGS / "intel-bochs"
+PASSTHROUGH_OFF = RECORDINGS / "passthrough-off"
+PASSTHROUGH_ON = RECORDINGS / "passthrough-on"
+PAIRS = tuple(
+    (name, f"{name}-passthrough")
+    for name in (
+        *("unicast-running", "unicast-halted", "unicast-blocked", "unicast-preempted"),
+        *("self", "broadcast"),
+    )
+)
 MSR, HLT = 0x7C, 0x78  # arch/x86/include/uapi/asm/svm.h
 VMX_HLT, VMX_IO, VMX_MSR_WRITE = 12, 30, 32  # arch/x86/include/uapi/asm/vmx.h
 ON_THE_WAY = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.INJECT, Stage.HANDLER)
@@ -41,7 +54,9 @@ def intel() -> Storms:
     return [(name, trace, correlate(trace)) for name, _, trace in recorded_traces(INTEL)]
 
 
-@pytest.mark.parametrize("name", ["amd-tcg", "intel-bochs", "micro-pvm"])
+@pytest.mark.parametrize(
+    "name", ["amd-tcg", "intel-bochs", "micro-pvm", "passthrough-off", "passthrough-on"]
+)
 def test_the_same_events_give_the_same_spans(name: str) -> None:
     """From the recorded events and guest stamps, every value of the recorded spans."""
     made: dict[str, list[Any]] = {}
@@ -52,7 +67,14 @@ def test_the_same_events_give_the_same_spans(name: str) -> None:
         for column, values in columns.items():
             made.setdefault(column, []).extend(np.ma.asanyarray(values).tolist())
         first_ipi += len(spans.seq)
-    assert made == read_table(RECORDINGS / name, "spans").to_pydict()
+    recorded = read_table(RECORDINGS / name, "spans").to_pydict()
+    if name.startswith("passthrough"):
+        # Exits are counted from the clock's error before a send on: of its own repetition,
+        # while run.json has the greatest of all. Here the host's timer falls in between.
+        counts = ("sender_exits", "target_exits")
+        apart = [abs(a - b) for key in counts for a, b in _pairs(made.pop(key), recorded.pop(key))]
+        assert max(apart) <= 1
+    assert made == recorded
 
 
 def test_every_scenario_was_recorded_six_times(amd: Storms) -> None:
@@ -141,9 +163,75 @@ def test_each_ipi_to_another_vcpu_was_posted(intel: Storms) -> None:
         assert (spans.stage(Stage.INJECT) == ABSENT).all()
 
 
+def test_passthrough_ipis_leave_nothing_at_the_sender() -> None:
+    names = set()
+    for name, _, trace in recorded_traces(PASSTHROUGH_ON):
+        names.add(name)
+        spans = correlate(trace)
+        assert set(spans.path) == {paths.Path.EXITLESS}
+        assert (spans.unmatched_ipis, spans.unmatched_events) == (0, {})
+        for stage in (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.KICK, Stage.ICR_WRITE):
+            assert (spans.stage(stage) == ABSENT).all(), stage
+        preempted = name == "unicast-preempted-passthrough"
+        assert (spans.stage(Stage.SCHED_IN) != ABSENT).all() or not preempted
+    assert names == {patched for _, patched in PAIRS}
+
+
+def test_a_passthrough_with_an_exit_at_the_sender_is_not_exitless() -> None:
+    """One MSR_WRITE in mid-send, made up, and its IPI is no longer told to be exitless."""
+    _, _, trace = next(iter(recorded_traces(PASSTHROUGH_ON)))
+    victim = len(trace.sends) // 2
+    exit_ = trace.events[:1].copy()
+    exit_["kind"], exit_["vcpu"] = Kind.KVM_EXIT, trace.sender
+    exit_["detail"], exit_["word"] = paths.VMX, VMX_MSR_WRITE
+    at = int(trace.sends["sent_tsc"][victim]) - 1
+    where = int(np.searchsorted(trace.event_tsc, at))
+    events = np.insert(trace.events, where, exit_)
+    changed = replace(
+        trace, events=events, event_tsc=np.insert(trace.event_tsc, where, at), bound_cycles=1
+    )
+    path = correlate(changed).path
+    assert path[victim] != paths.Path.EXITLESS
+    assert set(np.delete(path, victim)) == {paths.Path.EXITLESS}
+
+
+def compared(*more: str) -> dict[str, dict[str, Any]]:
+    """The rows of off against on, by scenario and metric."""
+    pairs = [word for pair in PAIRS for word in ("--pair", "=".join(pair))]
+    sides = [str(PASSTHROUGH_OFF), str(PASSTHROUGH_ON)]
+    done = CliRunner().invoke(compare, [*pairs, *more, "--all", "--format", "json", *sides])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.output)["comparisons"]
+    rows: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        rows.setdefault(row["scenario"].partition("=")[0], {})[row["metric"]] = row
+    return rows
+
+
+def test_passthrough_takes_the_senders_exit_away_and_adds_none_to_the_target() -> None:
+    for name, metrics in compared().items():
+        if name != "self":  # the CPU delivers those itself
+            row = metrics["exits.sender.MSR_WRITE"]
+            assert (row["base"]["median"], row["patched"]["median"]) == (1, 0)
+            assert row["verdict"] == metrics["exits.sender"]["verdict"] == "better"
+            assert metrics["send.p50"]["verdict"] == "better"
+            assert metrics["exits.target"]["verdict"] == "same"
+        assert metrics["path.exitless"]["patched"]["median"] == 1
+
+
+def test_a_gate_on_the_senders_exits_holds() -> None:
+    compared("--fail-on", "exits.sender:-0.5", "--strict")
+
+
 @pytest.mark.parametrize(
     ("recording", "path"),
-    [(AMD, "msr-exit"), (INTEL, "msr-fastpath"), (INTEL, "late posts (PIN, NPI, PIW")],
+    [
+        (AMD, "msr-exit"),
+        (INTEL, "msr-fastpath"),
+        (INTEL, "late posts (PIN, NPI, PIW"),
+        (PASSTHROUGH_OFF, "msr-fastpath"),
+        (PASSTHROUGH_ON, "exitless"),
+    ],
 )
 def test_the_report_says_what_it_is(recording: Path, path: str) -> None:
     done = CliRunner().invoke(report, [str(recording)])
@@ -162,7 +250,10 @@ def test_an_ipi_can_be_told_whole(recording: Path, own: str) -> None:
         assert event in done.output
 
 
-@pytest.mark.parametrize(("recording", "emulator"), [(AMD, "QEMU TCG"), (INTEL, "Bochs")])
+@pytest.mark.parametrize(
+    ("recording", "emulator"),
+    [(AMD, "QEMU TCG"), (INTEL, "Bochs"), (PASSTHROUGH_OFF, "Bochs"), (PASSTHROUGH_ON, "Bochs")],
+)
 def test_nothing_was_lost_and_the_clocks_agree(recording: Path, emulator: str) -> None:
     run = read_run(recording)
     assert run.complete
@@ -170,6 +261,14 @@ def test_nothing_was_lost_and_the_clocks_agree(recording: Path, emulator: str) -
     assert run.clock is not None
     assert set(run.clock.causality_violations.values()) == {0}
     assert run.host["fingerprint"]["emulated"] == emulator
+
+
+def _pairs(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int]]:
+    """What both have; neither has anything where the other has nothing."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            yield one, other
 
 
 def _paired(table: ExitTable) -> NDArray[np.int64]:
