@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# What the host does: start the guest under KVM, put ipistorm into it, measure, take it out.
+# What the host does: measure itself (--vm local); start the guest under KVM, put ipistorm into
+# it, measure, take it out.
 # /job/qemu has QEMU's command line, a word a line; /job/arguments those of `ipitrace run`.
 set -eu
 export PATH=/job/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
@@ -13,9 +14,17 @@ ipitrace() { python3 -m ipitrace "$@"; }
 
 ip link set lo up
 mount -t tmpfs var-tmp /var/tmp # where QEMU keeps what the guest writes
+mount -t tmpfs var-lib /var/lib # where --vm local puts ipistorm
 ln -s "$(findfs LABEL=guest1)" /tmp/disk # disks are found in any order
 cp /job/key /tmp/key
 chmod 600 /tmp/key
+
+ipitrace guest install --vm local --module /job/ipistorm.ko >/job/result/local-install.txt
+ipitrace run --vm local --count 100 --repeat 2 -o /job/result/local \
+	--scenario unicast-running-xapic --scenario broadcast-xapic >/job/result/local.txt
+ipitrace guest remove --vm local >/job/result/local-remove.txt
+say "measured itself"
+
 xargs -d '\n' env </job/qemu &
 qemu=$!
 trap 'cp /tmp/console /job/result/guest-console.txt; kill $qemu 2>/dev/null || :' EXIT
