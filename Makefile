@@ -56,7 +56,7 @@ test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux gue
 	@.venv/bin/python -m lab.guest
 	@IPITRACE_GUEST=$(GUESTS) .venv/bin/python -m pytest -m guest tests/guest $(ARGS)
 
-test-lab: test-lab-amd test-lab-intel test-lab-nested ## run the tests on all emulated hosts (as root)
+test-lab: test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough ## run the tests on all emulated hosts (as root)
 
 test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough: ## run the tests on one of them
 	@script/setup lab

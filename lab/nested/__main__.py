@@ -103,7 +103,7 @@ def _pack(scratch: Path, chosen: kernel.Kernel, arguments: Sequence[str]) -> Non
     module = build_module(rootfs.SUITE)
     if module.release != chosen.release:
         raise LabError(f"the module is for {module.release}, the kernel is {chosen.release}")
-    pip_install(tree / "site", (build_wheel(scratch),))
+    pip_install(tree / "site", (build_wheel(scratch), "qemu.qmp"))  # for the guest's agent
     _, public_key = make_key(tree)
     command = qemu_command(
         image="/job/vmlinuz",

@@ -39,4 +39,8 @@ ipitrace guest install --vm guest1 --via $via --module /job/ipistorm.ko >/job/re
 say "ipistorm is in"
 xargs -d '\n' python3 -m ipitrace run --vm guest1 --via $via -o /job/result/recording </job/arguments
 say "measured"
+# By the way in that nobody names: the agent's channel on QEMU's command line.
+ipitrace run --vm guest1 --scenario unicast-running --count 40 --repeat 2 -o /job/result/by-agent \
+	>/job/result/by-agent.txt
+say "measured by the agent"
 ipitrace guest remove --vm guest1 --via $via >/job/result/remove.txt

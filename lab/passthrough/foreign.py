@@ -4,6 +4,9 @@
 A VM on CPUs 0 and 1 writes vectors and messages of its choice to the last CPU, and to all.
 Then it runs a short storm of its own. What /proc/interrupts counted on the CPUs that never
 ran the VM is printed, beside what the same VM does without such writes.
+
+With the argument `forever`, such VMs follow each other until this is killed, and nothing is
+printed: for others to notice.
 """
 
 import os
@@ -21,10 +24,12 @@ VM_CPUS = (0, 1)
 EVERYONE = 0xFFFFFFFF  # SDM vol. 3A, 11.12.9
 NMI = 0x400
 
+NOTIFICATION = 0xF2
+
 # Vectors of Linux 6.12, arch/x86/include/asm/irq_vectors.h.
 ATTEMPTS = (
     ("nothing", None),
-    ("0xf2, posted-interrupt notification", 0xF2),
+    ("0xf2, posted-interrupt notification", NOTIFICATION),
     ("0xf1, wake-up of blocked vCPUs", 0xF1),
     ("0xf0, notification of nested guests", 0xF0),
     ("0xfd, reschedule", 0xFD),
@@ -82,11 +87,15 @@ def attempt(icr_low: int, destination: int, writes: int) -> tuple[int, int]:
     return len(storm.sends), len(storm.receipts[1])
 
 
-def main() -> None:
+def annoy(cpu: int) -> None:
+    """Send notifications to it, from one VM after the other."""
+    while True:
+        attempt(NOTIFICATION, apic_id(cpu), WRITES)
+
+
+def try_all(others: list[int]) -> None:
     """Try them all; every line is on disk before the next is tried."""
-    others = sorted(os.sched_getaffinity(0) - set(VM_CPUS))
     last = others[-1]
-    os.sched_setaffinity(0, set(VM_CPUS))
     print(f"{WRITES} writes each; rows of /proc/interrupts that grew on CPUs {others}")
     for to, destination in ((f"CPU {last}", apic_id(last)), ("all CPUs", EVERYONE)):
         for name, icr_low in ATTEMPTS:
@@ -102,6 +111,15 @@ def main() -> None:
             print(f"{name} to {to}: {told or 'none'}; its own IPIs: {delivered} of {sent}")
             sys.stdout.flush()
             os.fsync(sys.stdout.fileno())
+
+
+def main() -> None:
+    """As the argument says."""
+    others = sorted(os.sched_getaffinity(0) - set(VM_CPUS))
+    os.sched_setaffinity(0, set(VM_CPUS))
+    if sys.argv[1:] == ["forever"]:
+        annoy(others[-1])
+    try_all(others)
 
 
 main()

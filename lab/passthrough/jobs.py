@@ -57,8 +57,17 @@ def hardships_job(count: int) -> str:
 
 
 def risk_job() -> str:
-    """A guest that writes foreign CPUs and vectors to the physical ICR."""
-    return _script("foreign.py")
+    """A guest that writes foreign CPUs and vectors to the physical ICR.
+
+    Then such guests again, and what `watch` and a `run` beside them notice.
+    """
+    watch = ipitrace_command(["watch", "--interval", "0.5", "--duration", "2", "--json"])
+    options = ["--scenario", "unicast-running", "--count", "60", "--repeat", "2"]
+    run = ipitrace_command(["run", *options, "-o", "/job/result/recording"])
+    return (
+        f"({_script('foreign.py')}; {_script('foreign.py', 'forever')} & "
+        f"{watch} >/job/result/watch.jsonl; {run} >/job/result/run.txt; kill $!)"
+    )
 
 
 def _script(name: str, *arguments: str) -> str:

@@ -44,6 +44,16 @@ def test_the_run_is_whole_and_names_its_guest(nested: LabResult) -> None:
     assert "guest1" in (nested.output / "list.txt").read_text()
 
 
+def test_a_name_is_enough_for_a_guest_with_an_agent(nested: LabResult) -> None:
+    run = read_run(nested.output / "by-agent")
+    assert run.complete
+    assert run.guest["via"] == "qga:///tmp/agent"
+    (row,) = run.scenarios
+    assert (row.sent, row.delivered, row.unmatched_ipis) == (40, 40, 0)
+    assert row.exits is not None
+    assert (row.exits.sender or {})["msr"] >= 1
+
+
 def test_all_was_removed_from_the_guest(nested: LabResult) -> None:
     said = (nested.output / "remove.txt").read_text()
     assert said.startswith("unloaded ipistorm\nremoved /var/lib/ipitrace")
