@@ -14,9 +14,9 @@ ln -s "$headers"/usr/src/* /usr/src/
 build=$(echo /usr/src/linux-headers-*-amd64)
 release=${build#/usr/src/linux-headers-}
 
-mkdir /tmp/work
-make -s -C "$sources/ipistorm" DESTDIR=/tmp/work install-source
-cd /tmp/work/usr/src/ipistorm-*
+mkdir /tmp/installed
+make -s -C "$sources/ipistorm" DESTDIR=/tmp/installed install-source
+cd /tmp/installed/usr/src/ipistorm-*
 version=${PWD##*-}
 make -s ipistorm
 cp ipistorm "$directory/"
@@ -24,7 +24,7 @@ cp ipistorm "$directory/"
 if [ "$dkms" = 1 ]; then # it must find everything in what install-source leaves
 	mkdir /tmp/dkms
 	dkms build -m ipistorm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
-		--dkmstree /tmp/dkms --sourcetree /tmp/work/usr/src >dkms.log 2>&1 || {
+		--dkmstree /tmp/dkms --sourcetree /tmp/installed/usr/src >dkms.log 2>&1 || {
 		cat dkms.log /tmp/dkms/ipistorm/"$version"/build/make.log >&2
 		exit 1
 	}
