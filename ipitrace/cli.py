@@ -63,5 +63,9 @@ def _tell(message: str, hint: str) -> None:
 
 
 def _sentence(text: str) -> str:
+    """With a capital and an end; what the user typed, and names, stay as they are."""
     text = text.strip()
+    first = text.partition(" ")[0]
+    if first.isalpha() and first.islower() and first not in sys.argv:
+        text = text[0].upper() + text[1:]
     return text if text.endswith((".", "?", "!", ":")) else f"{text}."

@@ -177,7 +177,8 @@ def _connection(to: Destination, socket: Path) -> Iterator[int]:
             )
         except OSError as error:
             raise HostError(
-                f"ssh cannot be started: {error.strerror}.", "Install the OpenSSH client."
+                f"The program ssh cannot be started: {error.strerror}.",
+                "Install the OpenSSH client.",
             ) from error
         try:
             uid = _first_line(master)

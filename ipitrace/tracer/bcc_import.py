@@ -76,4 +76,4 @@ def import_bcc(root: Path = Path("/")) -> ModuleType:
     _forget_bcc()
     if broken is not None:
         raise HostError(f"bcc is installed but does not load: {broken}", _HINT)
-    raise HostError("bcc, the BPF compiler, is not installed", _HINT)
+    raise HostError("The BPF compiler, bcc, is not installed", _HINT)

@@ -84,7 +84,8 @@ def assert_told(
     said = WROTE.sub("", done.stderr, count=1) if recorded else done.stderr
     lines = said.splitlines()
     assert len(lines) == 2, done.stderr
-    assert re.match(r"ipitrace: [A-Z/'-].*[.:?!]$", lines[0]), lines[0]
+    # A sentence, or one that begins with a name as it was typed.
+    assert re.match(r"ipitrace: ([A-Z/'-]|here ).*[.:?!]$", lines[0]), lines[0]
     assert re.match(r"          \S.*[.:?!]$", lines[1]), lines[1]
     for word in words:
         assert word in said, said
