@@ -23,9 +23,9 @@ HARDSHIPS = 50_000
 """IPIs of each case of hardships.py."""
 
 _FOLDER = Path(__file__).parent
-_AT_ONCE = ("--no-trace", "--pace", "0", "--seed", "1")
 _NO_POLLING = "echo 0 >/sys/module/kvm/parameters/halt_poll_ns"
-"""Then every HLT blocks, however soon the next IPI comes."""
+_ASLEEP_CYCLES = 20_000
+"""After so many a target's thread sleeps, if the host does not poll for it."""
 
 
 def tables_job(name: str, count: int) -> str:
@@ -37,18 +37,22 @@ def tables_job(name: str, count: int) -> str:
 
 
 def many_job(count: int) -> str:
-    """Many IPIs in each passthrough scenario, one after the other and not traced.
+    """Many IPIs in each passthrough scenario, as fast as they are acknowledged, not traced.
 
-    With four vCPUs, so that a broadcast has three targets.
+    With four vCPUs, so that a broadcast has three targets. A tenth of them to preempted
+    targets: each takes the rival a hundred times as long as the rest of it.
     """
-    runs = []
-    for _, scenario in PAIRS:
-        if "blocked" in scenario:
-            runs.append(_NO_POLLING)
-        options = [*_AT_ONCE, "--count", str(count), "--scenario", scenario]
-        target = ["--vm", "micro:4", "-o", f"/job/result/{scenario}"]
-        runs.append(ipitrace_command(["run", *options, *target]))
-    return f"({' && '.join(runs)})"
+
+    def run(name: str, n: int, pace_cycles: int = 0) -> str:
+        scenario = f"{name}-passthrough"
+        options = ["--no-trace", "--seed", "1", "--vm", "micro:4", "--pace", str(pace_cycles)]
+        options += ["--count", str(n), "--scenario", scenario, "-o", f"/job/result/{scenario}"]
+        return ipitrace_command(["run", *options])
+
+    at_once = [run(name, count) for name in ("unicast-running", "unicast-halted", "self")]
+    others = [run("broadcast", count), run("unicast-preempted", count // 10), _NO_POLLING]
+    last = run("unicast-blocked", count, _ASLEEP_CYCLES)
+    return f"({' && '.join([*at_once, *others, last])})"
 
 
 def hardships_job(count: int) -> str:
