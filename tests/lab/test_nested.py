@@ -47,7 +47,7 @@ def test_the_run_is_whole_and_names_its_guest(nested: LabResult) -> None:
 def test_a_name_is_enough_for_a_guest_with_an_agent(nested: LabResult) -> None:
     run = read_run(nested.output / "by-agent")
     assert run.complete
-    assert run.guest["via"] == "qga:///tmp/agent"
+    assert run.guest["via"] == "qga"
     (row,) = run.scenarios
     assert (row.sent, row.delivered, row.unmatched_ipis) == (40, 40, 0)
     assert row.exits is not None
