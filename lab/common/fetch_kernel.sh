@@ -1,28 +1,19 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Unpack the kernel that a suite's linux-image-amd64 stands for.
-# Usage, inside the tools' root: fetch_kernel.sh MIRROR SUITE DIRECTORY
+# Usage, inside the tools' root: fetch_kernel.sh DIRECTORY MIRROR SUITE
 # Leaves DIRECTORY/vmlinuz, DIRECTORY/lib/modules/RELEASE and, in DIRECTORY/packages,
 # the names of the packages.
 set -eu
-mirror=$1 suite=$2
-cd "$3"
-mkdir -p apt/lists/partial
-echo "deb $mirror $suite main" >apt/sources.list
-
-# A mirror may be a snapshot of some day: signatures count, the date of expiry does not.
-own_lists() {
-	"$@" -o Dir::Etc::SourceList="$PWD/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-		-o Dir::State::Lists="$PWD/apt/lists" -o APT::Sandbox::User=root \
-		-o Acquire::Check-Valid-Until=false
-}
-
-own_lists apt-get -qq update
+cd "$1"
+# shellcheck source=lab/common/apt.sh
+. ./apt.sh
+use_suite "$2" "$3" deb
 # Newer packagings split the image into several packages.
 own_lists apt-cache depends --recurse --important linux-image-amd64 |
 	sed -n 's/^\(linux-\(base\|image\|modules\|binary\)-[0-9].*\)/\1/p' | sort -u >packages
 [ -s packages ] || {
-	echo "the suite $suite has no linux-image-amd64" >&2
+	echo "the suite $3 has no linux-image-amd64" >&2
 	exit 1
 }
 # shellcheck disable=SC2046 # a package a line

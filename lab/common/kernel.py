@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's kernels."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.common import rootfs
-from lab.common.cache import product
-from lab.common.chroot import SHARED, chroot
-from lab.common.mirror import debian_mirror
+from lab.common.script import fetched_by
 
 _SCRIPT = Path(__file__).with_name("fetch_kernel.sh")
 
@@ -34,15 +31,6 @@ def fetch(suite: str = rootfs.SUITE) -> Kernel:
     Raises:
         LabError: the suite has none.
     """
-    mirror = debian_mirror()
-    tools = rootfs.tools()
-
-    def build(directory: Path) -> None:
-        shutil.copy(_SCRIPT, directory)
-        shared = f"{SHARED}/kernel"
-        fetch_kernel = ["sh", f"{shared}/{_SCRIPT.name}", mirror, suite, shared]
-        chroot(tools, fetch_kernel, {"kernel": directory})
-
-    directory = product(f"kernel-{suite}", [mirror, suite, _SCRIPT.read_text()], build)
+    directory = fetched_by(_SCRIPT, f"kernel-{suite}", suite)
     (modules,) = (directory / "lib/modules").iterdir()
     return Kernel(directory, directory / "vmlinuz", modules.name)

@@ -11,7 +11,7 @@ from lab.common import rootfs
 from lab.common.cache import product
 from lab.common.chroot import SHARED, chroot
 from lab.common.job import CHECKOUT
-from lab.common.mirror import debian_mirror
+from lab.common.script import fetched_by
 
 _FETCH = Path(__file__).with_name("fetch_headers.sh")
 _FETCH_SPARSE = Path(__file__).with_name("fetch_sparse.sh")
@@ -100,21 +100,9 @@ def _sources() -> list[Path]:
 
 @cache
 def _headers(suite: str) -> Path:
-    return _fetched("headers", suite, _FETCH)
+    return fetched_by(_FETCH, f"headers-{suite}", suite)
 
 
 @cache
 def _sparse(suite: str) -> Path:
-    return _fetched("sparse", suite, _FETCH_SPARSE)
-
-
-def _fetched(name: str, suite: str, script: Path) -> Path:
-    mirror, tools = debian_mirror(), rootfs.tools()
-
-    def build(directory: Path) -> None:
-        shutil.copy(script, directory)
-        shared = f"{SHARED}/{name}"
-        fetch = ["sh", f"{shared}/{script.name}", mirror, suite, shared]
-        chroot(tools, fetch, {name: directory})
-
-    return product(f"{name}-{suite}", [mirror, suite, script.read_text()], build)
+    return fetched_by(_FETCH_SPARSE, f"sparse-{suite}", suite)

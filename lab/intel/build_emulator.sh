@@ -1,22 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Build Bochs from the suite's source package with the patches of this folder.
-# Usage, inside the tools' root: build_emulator.sh MIRROR SUITE DIRECTORY
+# Usage, inside the tools' root: build_emulator.sh DIRECTORY MIRROR SUITE
 # DIRECTORY/patches holds the patches; leaves DIRECTORY/bochs.
 set -eu
-mirror=$1 suite=$2
-cd "$3"
-mkdir -p apt/lists/partial
-echo "deb-src $mirror $suite main" >apt/sources.list
-
-own_lists() {
-	apt-get -qq -o Dir::Etc::SourceList="$PWD/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-		-o Dir::State::Lists="$PWD/apt/lists" -o APT::Sandbox::User=root "$@"
-}
-
-own_lists update
+cd "$1"
+# shellcheck source=lab/common/apt.sh
+. ./apt.sh
+use_suite "$2" "$3" deb-src
 # The upstream tarball alone: Debian's changes to it are for a build we do not make.
-own_lists source --download-only --tar-only bochs
+own_lists apt-get -qq source --download-only --tar-only bochs
 mkdir source build
 tar --extract --file bochs_*.orig.tar.* --strip-components=1 --directory source
 for patch in patches/*.patch; do

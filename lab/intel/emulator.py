@@ -4,13 +4,10 @@
 Debian's own binaries do not serve: they have the defects that patches/ describes.
 """
 
-import shutil
 from pathlib import Path
 
 from lab.common import rootfs
-from lab.common.cache import product
-from lab.common.chroot import SHARED, chroot
-from lab.common.mirror import debian_mirror
+from lab.common.script import fetched_by
 
 _SCRIPT = Path(__file__).with_name("build_emulator.sh")
 _PATCHES = Path(__file__).with_name("patches")
@@ -23,16 +20,5 @@ def build_emulator() -> Path:
     Raises:
         LabError: the suite has no source of it, a patch does not fit, or it does not compile.
     """
-    mirror = debian_mirror()
-    tools = rootfs.tools(*_COMPILERS)
-    patches = sorted(_PATCHES.glob("*.patch"))
-
-    def build(directory: Path) -> None:
-        shutil.copytree(_PATCHES, directory / "patches")
-        shutil.copy(_SCRIPT, directory)
-        shared = f"{SHARED}/emulator"
-        command = ["sh", f"{shared}/{_SCRIPT.name}", mirror, rootfs.SUITE, shared]
-        chroot(tools, command, {"emulator": directory})
-
-    texts = [path.read_text() for path in (_SCRIPT, *patches)]
-    return product("emulator", [mirror, rootfs.SUITE, tools, texts], build) / "bochs"
+    built = fetched_by(_SCRIPT, "emulator", rootfs.SUITE, packages=_COMPILERS, beside=[_PATCHES])
+    return built / "bochs"

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building the lab's kernel: Debian's source package with the patches of this folder."""
 
-import shutil
 from pathlib import Path
 
-from lab.common import rootfs
-from lab.common.cache import product
-from lab.common.chroot import SHARED, chroot
 from lab.common.kernel import Kernel
+from lab.common.script import made_by
 
 SOURCE = "linux-source-6.12"
 _FOLDER = Path(__file__).parent
@@ -31,20 +28,13 @@ def build_kernel(*, debug: bool = False) -> Kernel:
         LabError: a patch does not fit the package, an option of its configuration cannot
             be had, or it does not compile.
     """
-    tools = rootfs.tools(*_PACKAGES)
     configs = [_CONFIG, _DEBUG_CONFIG] if debug else [_CONFIG]
-    patches = sorted(_PATCHES.glob("*.patch"))
-
-    def build(directory: Path) -> None:
-        shutil.copytree(_PATCHES, directory / "patches")
-        shutil.copy(_SCRIPT, directory)
-        wanted = "".join(path.read_text() for path in configs)
-        (directory / _CONFIG.name).write_text(wanted)
-        shared = f"{SHARED}/kernel"
-        chroot(tools, ["sh", f"{shared}/{_SCRIPT.name}", SOURCE, shared], {"kernel": directory})
-
-    texts = [path.read_text() for path in (_SCRIPT, *configs, *patches)]
-    name = "kernel-lab-debug" if debug else "kernel-lab"
-    directory = product(name, [tools, SOURCE, texts], build)
+    directory = made_by(
+        _SCRIPT,
+        "kernel-lab-debug" if debug else "kernel-lab",
+        [SOURCE, *(config.name for config in configs)],
+        packages=_PACKAGES,
+        beside=[*configs, _PATCHES],
+    )
     (modules,) = (directory / "lib/modules").iterdir()
     return Kernel(directory, directory / "vmlinuz", modules.name)

@@ -1,11 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Build the lab's kernel from a source package that the tools' root has.
-# Usage, inside the tools' root: build_kernel.sh PACKAGE DIRECTORY
-# DIRECTORY has lab.config and patches; leaves vmlinuz, config and lib/modules/RELEASE.
+# Usage, inside the tools' root: build_kernel.sh DIRECTORY PACKAGE CONFIG...
+# DIRECTORY has the configurations and patches; leaves vmlinuz, config and lib/modules/RELEASE.
 set -eu
-package=$1
-cd "$2"
+cd "$1"
+package=$2
+shift 2
+cat "$@" >wanted
 mkdir source build
 tar --extract --file "/usr/src/$package.tar.xz" --strip-components=1 --directory source
 for patch in patches/*.patch; do
@@ -19,10 +21,10 @@ build() {
 }
 
 build tinyconfig
-source/scripts/kconfig/merge_config.sh -m -O build build/.config lab.config >merged
+source/scripts/kconfig/merge_config.sh -m -O build build/.config wanted >merged
 build olddefconfig
 # What depends on something that is off disappears without a word.
-grep '^CONFIG_' lab.config | while read -r option; do
+grep '^CONFIG_' wanted | while read -r option; do
 	grep -qxF "$option" build/.config || echo "$option"
 done >missing
 [ ! -s missing ] || {
@@ -36,4 +38,4 @@ cp build/arch/x86/boot/bzImage vmlinuz
 cp build/.config config
 release=$(basename lib/modules/*)
 rm -f "lib/modules/$release/build" "lib/modules/$release/source"
-rm -r build source patches merged missing
+rm -r build source patches merged missing wanted "$@"

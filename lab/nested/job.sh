@@ -27,7 +27,15 @@ say "measured itself"
 
 xargs -d '\n' env </job/qemu &
 qemu=$!
-trap 'cp /tmp/console /job/result/guest-console.txt; kill $qemu 2>/dev/null || :' EXIT
+at_end() {
+	cp /tmp/console /job/result/guest-console.txt
+	kill $qemu 2>/dev/null || {
+		# 0: the guest reset itself, which -no-reboot makes an end; a triple fault, say
+		wait $qemu && status=0 || status=$?
+		say "QEMU had ended before: status $status"
+	}
+}
+trap at_end EXIT
 until grep -q 'lab-guest: ready' /tmp/console 2>/dev/null; do
 	kill -0 $qemu
 	sleep 1
