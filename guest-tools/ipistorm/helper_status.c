@@ -103,9 +103,11 @@ static const char *print_refusals(int device, const struct ipistorm_request *pla
 
 static void print_unsupported(int device, const bool online[MAX_CPUS], bool x2apic)
 {
-	const struct ipistorm_request plain = plain_request(online, x2apic);
+	struct ipistorm_request plain = plain_request(online, x2apic);
 	const char *comma = "";
 
+	if (refusal(device, &plain)) /* its kernel uses Passthrough IPI */
+		plain.params.send_method = STORM_PASSTHROUGH;
 	comma = print_refusals(device, &plain, patterns, offsetof(struct storm_params, pattern),
 			       comma);
 	comma = print_refusals(device, &plain, states, offsetof(struct storm_params, target_state),

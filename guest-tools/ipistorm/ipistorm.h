@@ -43,6 +43,7 @@ struct storm_cpu {
 
 	/* Touched by who sends to this CPU alone. */
 	u64 handled_before ____cacheline_aligned_in_smp;
+	u64 *descriptor; /* to post to, if that is how IPIs are sent */
 
 	/* Touched by this CPU alone, as a sender. */
 	struct storm_route route ____cacheline_aligned_in_smp; /* of the IPIs this CPU sends */
@@ -108,6 +109,26 @@ int send_check(const struct storm_params *params, char *why, size_t size);
 int send_prepare(struct storm_cpu *sender);
 void send_timed(const struct storm_cpu *sender, struct storm_send *record);
 void send_nothing(struct storm_send *record);
+bool kvm_feature(unsigned int bit);
+
+/* post.c */
+bool post_enabled(void);
+int post_prepare(struct storm_cpu *target, u32 apic_id);
+void post_forget(struct storm_cpu *target);
+void post(u64 *descriptor);
+
+static inline u64 read_msr(u32 msr)
+{
+	u32 low, high;
+
+	asm volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));
+	return (u64)high << 32 | low;
+}
+
+static __always_inline void write_msr(u32 msr, u32 low, u32 high)
+{
+	asm volatile("wrmsr" ::"c"(msr), "a"(low), "d"(high) : "memory");
+}
 
 /* LFENCE on both sides: nothing of the measured code before it, nothing of it after. */
 static __always_inline u64 stamp_before(void)

@@ -99,6 +99,7 @@ void storm_free(struct storm *storm)
 	for (cpu = 0; storm->cpu && cpu < nr_cpu_ids; cpu++) {
 		if (!storm->cpu[cpu])
 			continue;
+		post_forget(storm->cpu[cpu]);
 		vfree(storm->cpu[cpu]->receipts);
 		free_cpumask_var(storm->cpu[cpu]->targets);
 		kfree(storm->cpu[cpu]);

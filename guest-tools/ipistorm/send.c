@@ -21,19 +21,6 @@
 #define X2APIC_MSR(reg) (APIC_BASE_MSR + ((reg) >> 4))
 #define PV_BITMAP_BITS (2 * BITS_PER_LONG)
 
-static u64 read_msr(u32 msr)
-{
-	u32 low, high;
-
-	asm volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));
-	return (u64)high << 32 | low;
-}
-
-static __always_inline void write_msr(u32 msr, u32 low, u32 high)
-{
-	asm volatile("wrmsr" ::"c"(msr), "a"(low), "d"(high) : "memory");
-}
-
 static void read_cpuid(u32 leaf, u32 *eax, u32 *ebx, u32 *ecx, u32 *edx)
 {
 	asm volatile("cpuid" : "=a"(*eax), "=b"(*ebx), "=c"(*ecx), "=d"(*edx) : "a"(leaf), "c"(0));
@@ -73,7 +60,7 @@ unsigned int send_vector(const struct storm *storm)
 }
 
 /* kvm_para_has_feature() is not for modules; Documentation/virt/kvm/x86/cpuid.rst. */
-static bool pv_ipi_offered(void)
+bool kvm_feature(unsigned int bit)
 {
 	u32 leaf, features, ignored, signature[3];
 
@@ -84,7 +71,7 @@ static bool pv_ipi_offered(void)
 		if (memcmp(signature, "KVMKVMKVM\0\0\0", sizeof(signature)))
 			continue;
 		read_cpuid(leaf + 1, &features, &ignored, &ignored, &ignored);
-		return features & BIT(KVM_FEATURE_PV_SEND_IPI);
+		return features & BIT(bit);
 	}
 	return false;
 }
@@ -99,6 +86,8 @@ int send_check(const struct storm_params *params, char *why, size_t size)
 	case STORM_X2APIC:
 		if (!x2apic)
 			reason = "the APICs are in xAPIC mode";
+		else if (params->pattern != STORM_SELF && post_enabled())
+			reason = "the guest's kernel uses Passthrough IPI: the ICR is the host's";
 		break;
 	case STORM_XAPIC:
 		if (x2apic)
@@ -106,12 +95,13 @@ int send_check(const struct storm_params *params, char *why, size_t size)
 				 "line changes that)";
 		break;
 	case STORM_PV_HYPERCALL:
-		if (!pv_ipi_offered())
+		if (!kvm_feature(KVM_FEATURE_PV_SEND_IPI))
 			reason = "the hypervisor does not offer KVM_HC_SEND_IPI "
 				 "(KVM_FEATURE_PV_SEND_IPI)";
 		break;
 	case STORM_PASSTHROUGH:
-		reason = "this module knows no passthrough";
+		if (!post_enabled())
+			reason = "the guest's kernel does not use Passthrough IPI";
 		break;
 	case STORM_SMP_CALL:
 		if (params->pattern == STORM_SELF)
@@ -183,9 +173,25 @@ static int prepare_hypercall(struct storm_cpu *sender)
 	return 0;
 }
 
+static int prepare_posts(struct storm_cpu *sender)
+{
+	unsigned int cpu;
+	u32 id;
+	int error;
+
+	for_each_cpu(cpu, sender->route.cpus) {
+		error = apic_id_of(cpu, &id);
+		if (!error)
+			error = post_prepare(sender->storm->cpu[cpu], id);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
 /*
  * Finds out where the sender's IPIs go. Answers -ENXIO when a target went
- * offline, -ERANGE when one hypercall cannot name all of them.
+ * offline, -ERANGE when one hypercall cannot name all of them, -ENOMEM.
  */
 int send_prepare(struct storm_cpu *sender)
 {
@@ -200,6 +206,8 @@ int send_prepare(struct storm_cpu *sender)
 		return prepare_icr(sender, false);
 	case STORM_PV_HYPERCALL:
 		return prepare_hypercall(sender);
+	case STORM_PASSTHROUGH:
+		return prepare_posts(sender);
 	}
 	return 0;
 }
@@ -235,6 +243,20 @@ static void send_hypercall(const struct storm_route *route, struct storm_send *r
 	record->sent_tsc = stamp_after();
 }
 
+static void send_posts(const struct storm_cpu *sender, struct storm_send *record)
+{
+	const struct storm_route *route = &sender->route;
+	unsigned long flags;
+	unsigned int cpu;
+
+	local_irq_save(flags);
+	record->send_tsc = stamp_before();
+	for_each_cpu(cpu, route->cpus)
+		post(sender->storm->cpu[cpu]->descriptor);
+	record->sent_tsc = stamp_after();
+	local_irq_restore(flags);
+}
+
 static void send_smp_call(const struct storm_route *route, struct storm_send *record)
 {
 	record->send_tsc = stamp_before();
@@ -260,6 +282,9 @@ void send_timed(const struct storm_cpu *sender, struct storm_send *record)
 		break;
 	case STORM_PV_HYPERCALL:
 		send_hypercall(route, record);
+		break;
+	case STORM_PASSTHROUGH:
+		send_posts(sender, record);
 		break;
 	case STORM_SMP_CALL:
 		send_smp_call(route, record);

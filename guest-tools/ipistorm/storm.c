@@ -79,6 +79,8 @@ static int run_attached(struct ipistorm_request *request, struct storm *storm)
 			return refuse(
 				request, -EOPNOTSUPP,
 				"one hypercall cannot name CPUs whose APIC ids lie so far apart");
+		if (error == -ENOMEM)
+			return refuse(request, error, "cannot map a posted-interrupt descriptor");
 		if (error)
 			return refuse(request, error, "a target of CPU %u went offline", cpu);
 	}

@@ -28,7 +28,8 @@ _KNOWN: Final = frozenset(
     {
         *(Pattern.UNICAST, Pattern.SELF, Pattern.BROADCAST),
         *(TargetState.RUNNING, TargetState.RUNNING_KERNEL, TargetState.HALTED, TargetState.BLOCKED),
-        *(SendMethod.X2APIC, SendMethod.XAPIC, SendMethod.SMP_CALL, SendMethod.PV_HYPERCALL),
+        *(SendMethod.X2APIC, SendMethod.XAPIC, SendMethod.PASSTHROUGH),
+        *(SendMethod.SMP_CALL, SendMethod.PV_HYPERCALL),
     }
 )
 _SENDER: Final = 0

@@ -41,7 +41,7 @@ def refused(guest: GuestResult, pattern: str, state: str, method: str) -> str | 
         return "the APICs are in"
     if method == "smp-call" and pattern == "self":
         return "without an IPI"
-    return {"pv-hypercall": "KVM_HC_SEND_IPI", "passthrough": "passthrough"}.get(method)
+    return {"pv-hypercall": "KVM_HC_SEND_IPI", "passthrough": "Passthrough IPI"}.get(method)
 
 
 def handlers_of(pattern: str, n_cpus: int) -> list[int]:

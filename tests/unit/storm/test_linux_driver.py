@@ -22,7 +22,10 @@ STATUS = HelperStatus(
     online=(0, 1, 2),
     apic_mode="x2apic",
     tsc_khz=2_000_000,
-    unsupported={"xapic": "the APICs are in x2APIC mode"},
+    unsupported={
+        "xapic": "the APICs are in x2APIC mode",
+        "passthrough": "the guest's kernel does not use Passthrough IPI",
+    },
 )
 
 
@@ -84,6 +87,8 @@ def test_what_the_helper_refuses_is_not_run() -> None:
         reason = ours.unsupported(scenario)
         if scenario.send_method == SendMethod.XAPIC:
             assert reason == "the APICs are in x2APIC mode"
+        if scenario.send_method == SendMethod.PASSTHROUGH:
+            assert reason is not None
     refused = {s.name for s in SCENARIOS if ours.unsupported(s)}
     assert not refused & {"unicast-running", "unicast-blocked", "broadcast", "broadcast-pv"}
     assert {"ring", "unicast-preempted", "unicast-running-passthrough"} <= refused
