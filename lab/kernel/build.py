@@ -12,14 +12,15 @@ _SCRIPT = _FOLDER / "build_kernel.sh"
 _CONFIG = _FOLDER / "lab.config"
 _DEBUG_CONFIG = _FOLDER / "debug.config"
 _PATCHES = _FOLDER / "patches"
-_PACKAGES = (
+PACKAGES = (
     *("bc", "bison", "flex", "gcc", "libc6-dev", "libelf-dev", "make", "patch", "perl"),
     SOURCE,
 )
+"""Of the tools' root that it is built in."""
 
 
 def build_kernel(*, debug: bool = False) -> Kernel:
-    """The patched kernel with its modules.
+    """The patched kernel with its modules, and what others are built against in usr/src.
 
     Args:
         debug: with lockdep and KASAN.
@@ -33,7 +34,7 @@ def build_kernel(*, debug: bool = False) -> Kernel:
         _SCRIPT,
         "kernel-lab-debug" if debug else "kernel-lab",
         [SOURCE, *(config.name for config in configs)],
-        packages=_PACKAGES,
+        packages=PACKAGES,
         beside=[*configs, _PATCHES],
     )
     (modules,) = (directory / "lib/modules").iterdir()

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Build the lab's kernel from a source package that the tools' root has.
 # Usage, inside the tools' root: build_kernel.sh DIRECTORY PACKAGE CONFIG...
-# DIRECTORY has the configurations and patches; leaves vmlinuz, config and lib/modules/RELEASE.
+# DIRECTORY has the configurations and patches; leaves vmlinuz, config, lib/modules/RELEASE
+# and usr/src/linux-headers-RELEASE.
 set -eu
 cd "$1"
 package=$2
@@ -37,5 +38,10 @@ build INSTALL_MOD_PATH="$PWD" INSTALL_MOD_STRIP=1 modules_install
 cp build/arch/x86/boot/bzImage vmlinuz
 cp build/.config config
 release=$(basename lib/modules/*)
+headers=usr/src/linux-headers-$release
+# shellcheck disable=SC2016 # make's own srctree
+build run-command \
+	KBUILD_RUN_COMMAND='$$srctree/scripts/package/install-extmod-build '"$PWD/$headers"
+cp build/.config "$headers"
 rm -f "lib/modules/$release/build" "lib/modules/$release/source"
 rm -r build source patches merged missing wanted "$@"
