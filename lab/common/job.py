@@ -2,9 +2,10 @@
 """The job of an emulated host: the wheel under test and what to run with it."""
 
 import shlex
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab.common.commands import run
@@ -46,21 +47,26 @@ def ipitrace_command(arguments: Sequence[str]) -> str:
     return shlex.join(["python3", "-m", "ipitrace", *arguments])
 
 
-def pack_job(wheel: Path, command: str, disk: Path) -> None:
-    """Make the job disk: the wheel installed for the host's Python, and `command` to run.
+def pack_job(
+    packages: Sequence[str | Path], command: str, files: Mapping[str, Path], disk: Path
+) -> None:
+    """Make the job disk: Python packages for the host's Python, and `command` to run.
 
     Args:
-        wheel: what is under test.
+        packages: the wheel under test, and names of others.
         command: a shell command; /job/result is its place for what must come back.
+        files: what else lies in /job, by name.
         disk: the file to make.
 
     Raises:
-        LabError: the wheel cannot be installed.
+        LabError: a package cannot be installed.
     """
     with step("job disk"), tempfile.TemporaryDirectory(dir=disk.parent) as name:
         tree = Path(name)
         tree.chmod(0o755)
         (tree / "result").mkdir()
         (tree / "run").write_text(_RUN.format(command=command))
-        pip_install(tree / "site", (wheel,))
+        for place, file in files.items():
+            shutil.copy(file, tree / place)
+        pip_install(tree / "site", packages)
         job_disk(tree, disk)

@@ -3,9 +3,9 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.common.cache import cache_dir
@@ -36,6 +36,7 @@ class Parts:
         job_disk: labelled lab-job; written.
         console: the file that the serial port's output goes to.
         cpus: of the emulated host.
+        more_disk: must not be written.
     """
 
     kernel: Kernel
@@ -45,6 +46,7 @@ class Parts:
     job_disk: Path
     console: Path
     cpus: int
+    more_disk: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Request:
         wheel: the wheel under test; None builds it from the checkout.
         kernel: a kernel built elsewhere.
         cpus: of the emulated host.
+        root_disk: labelled lab-root, in place of the usual one.
+        more_disk: a third disk, for the job.
+        files: what else the job finds in /job, by name.
+        packages: from the package index, beside the wheel.
     """
 
     suite: str
@@ -68,6 +74,10 @@ class Request:
     wheel: Path | None = None
     kernel: Kernel | None = None
     cpus: int = 2
+    root_disk: Path | None = None
+    more_disk: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    packages: Sequence[str] = ()
 
 
 def run_on(boot: Callable[[Parts], None], request: Request) -> None:
@@ -84,7 +94,7 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
     """
     chosen = request.kernel or fetch(request.suite)
     initramfs = build_initramfs(chosen)
-    root_disk = root_image()
+    root_disk = request.root_disk or root_image()
     output = request.output
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
@@ -92,10 +102,12 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
         job = Path(scratch)
         wheel = request.wheel or build_wheel(job)
         disk = job / "job.img"
-        pack_job(wheel, request.command, disk)
+        pack_job((wheel, *request.packages), request.command, request.files, disk)
         console = output / "console.log"
         words = " ".join([BASE_COMMAND_LINE, *request.kernel_parameters])
-        parts = Parts(chosen, initramfs, words, root_disk, disk, console, request.cpus)
+        parts = Parts(
+            chosen, initramfs, words, root_disk, disk, console, request.cpus, request.more_disk
+        )
         with step(f"boot, run, power off (Linux {chosen.release})"):
             try:
                 boot(parts)

@@ -11,7 +11,7 @@ headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5 dkms=$6
 # The headers name each other by these paths.
 mount -t tmpfs src /usr/src
 ln -s "$headers"/usr/src/* /usr/src/
-build=$(echo /usr/src/linux-headers-*-amd64)
+build=$(dirname /usr/src/linux-headers-*/.config)
 release=${build#/usr/src/linux-headers-}
 
 mkdir /tmp/installed
@@ -53,7 +53,9 @@ for known in 'missing-prototypes' 'dereference of noderef expression'; do
 	}
 done
 # Ours alone; "Skipping BTF", other compilers and the like are no matter of the sources'.
-grep -E '(device|receive|records|request|send|storm|worker|ipistorm)\.[ch]:[0-9]+' messages >"$directory/warnings" || :
+for file in *.[ch]; do
+	[ "$file" = canary.c ] || grep -E "(^|/)$file:[0-9]+" messages || :
+done >"$directory/warnings"
 strip --strip-debug ipistorm.ko
 cp ipistorm.ko "$directory/"
 echo "$release" >"$directory/release"

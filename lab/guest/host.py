@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AMD host's root file system with a QEMU and an ssh client of its own."""
+"""The root file system of emulated hosts that start a guest: QEMU and an ssh client, too."""
 
 from pathlib import Path
 

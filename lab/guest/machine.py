@@ -16,11 +16,11 @@ from lab.common import kernel, rootfs
 from lab.common.cache import cache_dir, product
 from lab.common.chroot import SHARED, chroot, chroot_command
 from lab.common.image import make_disk
+from lab.common.initramfs import build_initramfs
 from lab.common.steps import LabError, step
 
 NAME = "guest1"
 _INIT = Path(__file__).with_name("guest_init")
-_PACK = Path(kernel.__file__).with_name("make_initramfs.sh")
 _QEMU = "qemu-system-x86"
 _PACKAGES = (
     "busybox-static",
@@ -32,7 +32,7 @@ _PACKAGES = (
     "openssh-server",
     "qemu-guest-agent",
 )
-_MODULES = "guest=virtio_pci,virtio_blk,virtio_net,virtio_console,ext4"
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 _SPARE_MIB = 256
 _BOOT_S = 300
 
@@ -56,6 +56,19 @@ class Running:
     console: Path
 
 
+@dataclass(frozen=True)
+class Ssh:
+    """A way into a guest.
+
+    Attributes:
+        port: of the loopback.
+        public_key: who may log in, in base64.
+    """
+
+    port: int
+    public_key: str
+
+
 @cache
 def _root() -> Path:
     return rootfs.tools(*_PACKAGES)
@@ -73,24 +86,19 @@ def guest_disk() -> Path:
     return product("guest-disk", [source, _SPARE_MIB], build) / "guest.img"
 
 
-def guest_initramfs(of: kernel.Kernel) -> Path:
-    """The guest's initramfs."""
-    tools = rootfs.tools()
+def guest_initramfs(of: kernel.Kernel, *, network: bool = True) -> Path:
+    """The guest's initramfs.
 
-    def build(directory: Path) -> None:
-        shutil.copy(_INIT, directory / "init")
-        shutil.copy(_PACK, directory)
-        inside = f"{SHARED}/initramfs"
-        places = [f"{SHARED}/kernel", of.release, inside]
-        lent = {"initramfs": directory, "kernel": of.directory}
-        chroot(tools, ["sh", f"{inside}/{_PACK.name}", *places, _MODULES], lent)
-
-    inputs = [of.directory, tools, _INIT.read_text(), _PACK.read_text(), _MODULES]
-    return product("guest-initramfs", inputs, build) / "initramfs"
+    Args:
+        of: the guest's kernel.
+        network: with a driver for the network card.
+    """
+    modules = (*_MODULES, "virtio_net") if network else _MODULES
+    return build_initramfs(of, _INIT, [f"guest={','.join(modules)}"])
 
 
 def qemu_command(
-    *, image: str, initramfs: str, disk: str, agent: str, console: str, port: int, public_key: str
+    *, image: str, initramfs: str, disk: str, agent: str, console: str, ssh: Ssh | None = None
 ) -> list[str]:
     """QEMU's command line but for the accelerator; the places as QEMU sees them.
 
@@ -100,17 +108,22 @@ def qemu_command(
         disk: guest_disk().
         agent: the socket of the guest's agent, to be made.
         console: a file, to be made.
-        port: of the loopback, for ssh.
-        public_key: who may log in, in base64.
+        ssh: with a network card and sshd, too.
     """
-    words = f"console=ttyS0 panic=-1 loglevel=4 mitigations=off tsc=reliable lab_key={public_key}"
+    words = "console=ttyS0 panic=-1 loglevel=4 mitigations=off tsc=reliable"
+    network: list[str] = []
+    if ssh is not None:
+        words += f" lab_key={ssh.public_key}"
+        forward = f"hostfwd=tcp:127.0.0.1:{ssh.port}-:22"
+        network = ["-netdev", f"user,id=net,restrict=on,{forward}"]
+        network += ["-device", "virtio-net-pci,netdev=net,romfile="]
     return [
         *("qemu-system-x86_64", "-name", NAME, "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none", "-serial", f"file:{console}"),
         *("-kernel", image, "-initrd", initramfs, "-append", words),
         *("-drive", f"file={disk},format=raw,if=virtio,snapshot=on"),
-        *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
-        *("-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-serial-pci"),
+        *network,
+        *("-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=agent,path={agent},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
     ]
@@ -150,8 +163,7 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
             disk=f"{SHARED}/disk/{disk.name}",
             agent=f"{SHARED}/run/agent",
             console=f"{SHARED}/run/console",
-            port=port,
-            public_key=public_key,
+            ssh=Ssh(port, public_key),
         )
         machine = ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", "1024"]
         lent = {

@@ -11,6 +11,7 @@ from lab.common import rootfs
 from lab.common.cache import product
 from lab.common.chroot import SHARED, chroot
 from lab.common.job import CHECKOUT
+from lab.common.kernel import Kernel
 from lab.common.script import fetched_by
 
 _FETCH = Path(__file__).with_name("fetch_headers.sh")
@@ -65,7 +66,20 @@ def build_module(suite: str) -> Build:
     Raises:
         LabError: the suite has no headers, or the build fails.
     """
-    headers, tools, toolchain = _headers(suite), rootfs.tools(*_PACKAGES), SUITES[suite]
+    return _build(suite, _headers(suite), SUITES[suite])
+
+
+def build_module_for(kernel: Kernel) -> Build:
+    """Build it for a kernel that was built here.
+
+    Raises:
+        LabError: the build fails.
+    """
+    return _build("lab", kernel.directory, Toolchain())
+
+
+def _build(name: str, headers: Path, toolchain: Toolchain) -> Build:
+    tools = rootfs.tools(*_PACKAGES)
     sparse = None if toolchain.sparse_of is None else _sparse(toolchain.sparse_of)
 
     def build(directory: Path) -> None:
@@ -87,7 +101,7 @@ def build_module(suite: str) -> Build:
 
     hashes = [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in _sources()]
     inputs = [headers, tools, sparse, toolchain.__dict__, _BUILD.read_text(), hashes]
-    directory = product(f"module-{suite}", inputs, build)
+    directory = product(f"module-{name}", inputs, build)
     release, warnings = ((directory / name).read_text() for name in ("release", "warnings"))
     return Build(directory, release.strip(), warnings)
 

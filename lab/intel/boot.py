@@ -27,6 +27,9 @@ _COMMAND_LINE = (
     # How a kernel that panics restarts. Bochs is told to end at that, not to boot once more.
     "reboot=triple",
 )
+_MORE_DISK = (
+    "ata1-slave: type=disk, mode=volatile, path=/lab/more/MORE_DISK, journal=/lab/scratch/more\n"
+)
 
 
 def boot(parts: Parts) -> None:
@@ -54,6 +57,8 @@ def boot(parts: Parts) -> None:
             "job": parts.job_disk.parent,
             "console": parts.console.parent,
         }
+        if parts.more_disk is not None:
+            lent["more"] = parts.more_disk.parent
         make_cd = [
             *("sh", f"{SHARED}/scratch/make_cd.sh"),
             f"{SHARED}/kernel/{parts.kernel.image.name}",
@@ -77,4 +82,6 @@ def _bochsrc(parts: Parts) -> str:
     names = {"ROOT_DISK": parts.root_disk, "JOB_DISK": parts.job_disk, "CONSOLE": parts.console}
     for word, path in names.items():
         text = text.replace(word, path.name)
+    if parts.more_disk is not None:
+        text += _MORE_DISK.replace("MORE_DISK", parts.more_disk.name)
     return text.replace("CPUS", str(parts.cpus))

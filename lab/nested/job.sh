@@ -1,23 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # What the host does: measure itself (--vm local); start the guest under KVM, put ipistorm into
-# it, measure, take it out.
-# /job/qemu has QEMU's command line, a word a line; /job/arguments those of `ipitrace run`.
+# it, measure, take it out. /job/arguments has the arguments of `ipitrace run`, one a line.
 set -eu
-export PATH=/job/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
-export PYTHONPATH=/job/site PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 TMPDIR=/tmp
-cd /tmp
-exec >/job/result/stdout.txt 2>/job/result/stderr.txt
+# shellcheck source=lab/guest/start_guest.sh
+. /job/start_guest.sh
+export TMPDIR=/tmp PATH="/tmp/bin:$PATH"
 
-say() { echo "lab-nested: $(cut -d' ' -f1 /proc/uptime) $*" | tee /dev/console >&2; }
 ipitrace() { python3 -m ipitrace "$@"; }
 
 ip link set lo up
-mount -t tmpfs var-tmp /var/tmp # where QEMU keeps what the guest writes
 mount -t tmpfs var-lib /var/lib # where --vm local puts ipistorm
-ln -s "$(findfs LABEL=guest1)" /tmp/disk # disks are found in any order
 cp /job/key /tmp/key
 chmod 600 /tmp/key
+mkdir /tmp/bin
+printf '#!/bin/sh\nexec /usr/bin/ssh -F /job/config "$@"\n' >/tmp/bin/ssh
+chmod 755 /tmp/bin/ssh
 
 ipitrace guest install --vm local --module /job/ipistorm.ko >/job/result/local-install.txt
 ipitrace run --vm local --count 100 --repeat 2 -o /job/result/local \
@@ -25,22 +23,7 @@ ipitrace run --vm local --count 100 --repeat 2 -o /job/result/local \
 ipitrace guest remove --vm local >/job/result/local-remove.txt
 say "measured itself"
 
-xargs -d '\n' env </job/qemu &
-qemu=$!
-at_end() {
-	cp /tmp/console /job/result/guest-console.txt
-	kill $qemu 2>/dev/null || {
-		# 0: the guest reset itself, which -no-reboot makes an end; a triple fault, say
-		wait $qemu && status=0 || status=$?
-		say "QEMU had ended before: status $status"
-	}
-}
-trap at_end EXIT
-until grep -q 'lab-guest: ready' /tmp/console 2>/dev/null; do
-	kill -0 $qemu
-	sleep 1
-done
-say "the guest is up"
+start_guest
 via=ssh://guest1
 ipitrace list >/job/result/list.txt
 ipitrace guest install --vm guest1 --via $via --module /job/ipistorm.ko >/job/result/install.txt
