@@ -12,9 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.common import rootfs
@@ -23,9 +23,23 @@ from lab.common.command import FAILED, require_root
 from lab.common.job import build_wheel
 from lab.common.session import Request, run_on
 from lab.common.steps import LabError
+from lab.guest.host import root_image
+from lab.guest.inside import PACKAGES
+from lab.guest.machine import guest_disk
 from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
-from lab.passthrough.jobs import HARDSHIPS, PAIRS, hardships_job, many_job, risk_job, tables_job
+from lab.passthrough.jobs import (
+    HARDSHIPS,
+    LINUX_PAIRS,
+    PAIRS,
+    hardships_job,
+    linux_job,
+    many_job,
+    many_preempted_job,
+    risk_job,
+    tables_job,
+)
+from lab.passthrough.linux import linux_files
 
 _COMPLAINT = re.compile(r"WARNING:|BUG:|KASAN|Oops|INFO: |possible (recursive|circular)|Call Trace")
 
@@ -41,6 +55,7 @@ class Run:
         cpus: more than the VM's two, where it must not be on all of them.
         debug: a kernel with lockdep and KASAN.
         may_complain: what is done to the host is bad for it.
+        linux: with a Linux guest, too, that is given Passthrough IPI or not.
     """
 
     name: str
@@ -49,6 +64,7 @@ class Run:
     cpus: int = 4
     debug: bool = False
     may_complain: bool = False
+    linux: bool = False
 
 
 def main() -> int:
@@ -57,6 +73,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=320, help="IPIs per scenario, traced")
     parser.add_argument("--many", type=int, metavar="N", help="N IPIs per scenario, not traced")
     parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
+    parser.add_argument("--linux", type=int, metavar="N", help="N IPIs a scenario in a Linux guest")
     parser.add_argument("--debug", action="store_true", help="the same under lockdep and KASAN")
     parser.add_argument("--risk", action="store_true", help="write to foreign CPUs, too")
     parser.add_argument("--only", action="store_true", help="only these, not off against on")
@@ -78,15 +95,22 @@ def main() -> int:
     for run in runs:
         if run.name not in {"off", "on"}:
             print((output / run.name / "stdout.txt").read_text(), end="")
-    return 0 if asked.only else _compare(output / "off" / "recording", output / "on" / "recording")
+    compared = [("off", "on", PAIRS)] if not asked.only else []
+    if asked.linux:
+        compared.append(("linux-off", "linux-on", LINUX_PAIRS))
+    return max((_compare(output / a, output / b, pairs) for a, b, pairs in compared), default=0)
 
 
 def _runs(asked: argparse.Namespace) -> Iterator[Run]:
     if not asked.only:
         yield Run("off", tables_job("off", asked.count), on=False, cpus=2)
         yield Run("on", tables_job("on", asked.count), cpus=2)
+    if asked.linux:
+        yield Run("linux-off", linux_job("off", asked.linux), on=False, linux=True)
+        yield Run("linux-on", linux_job("on", asked.linux), linux=True)
     if asked.many:
         yield Run("many", many_job(asked.many))
+        yield Run("many-preempted", many_preempted_job(asked.many), cpus=2)
     if asked.hardships:
         yield Run("hardships", hardships_job(HARDSHIPS))
     if asked.debug:
@@ -102,16 +126,26 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
         "x2apic_without_ir",  # Bochs has x2APIC and no IOMMU
         "loglevel=5",  # warnings, too
     )
+    kernel = build_kernel(debug=run.debug)
     request = Request(
         suite=rootfs.SUITE,
         command=run.job,
         kernel_parameters=parameters,
         output=output,
         wheel=wheel,
-        kernel=build_kernel(debug=run.debug),
+        kernel=kernel,
         cpus=run.cpus,
     )
-    run_on(boot, request)
+    with tempfile.TemporaryDirectory(prefix=".guest-", dir=cache_dir()) as scratch:
+        if run.linux:
+            request = replace(
+                request,
+                root_disk=root_image(),
+                more_disk=guest_disk(),
+                files=linux_files(Path(scratch), kernel, on=run.on),
+                packages=PACKAGES,
+            )
+        run_on(boot, request)
     console = output / "console.log"
     lines = console.read_text(errors="replace").splitlines()
     complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
@@ -119,10 +153,11 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
         raise LabError(f"{run.name}: the kernel complains: {complaints[0]}; console: {console}")
 
 
-def _compare(off: Path, on: Path) -> int:
+def _compare(off: Path, on: Path, paired: Sequence[tuple[str, str]]) -> int:
     """Exit code 1 of ipitrace (something got worse) is a result here, not a failure."""
-    pairs = [word for pair in PAIRS for word in ("--pair", "=".join(pair))]
-    command: list[str | Path] = [sys.executable, "-m", "ipitrace", "compare", *pairs, off, on]
+    pairs = [word for pair in paired for word in ("--pair", "=".join(pair))]
+    sides = [off / "recording", on / "recording"]
+    command: list[str | Path] = [sys.executable, "-m", "ipitrace", "compare", *pairs, *sides]
     return max(0, subprocess.run(command, check=False).returncode - 1)
 
 

@@ -2,11 +2,12 @@
 """What runs inside the emulated host."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.common.job import ipitrace_command
 
-PAIRS = (
+PAIRS: Sequence[tuple[str, str]] = (
     ("unicast-running", "unicast-running-passthrough"),
     ("unicast-halted", "unicast-halted-passthrough"),
     ("unicast-blocked", "unicast-blocked-passthrough"),
@@ -15,6 +16,26 @@ PAIRS = (
     ("broadcast", "broadcast-passthrough"),
 )
 """What is compared: a scenario with the parameter off, the same through descriptors with it on."""
+
+LINUX_PAIRS: Sequence[tuple[str, str]] = (
+    ("unicast-running", "unicast-running-passthrough"),
+    ("unicast-halted", "unicast-halted-passthrough"),
+    ("unicast-running-smp-call", "unicast-running-smp-call"),
+    ("unicast-halted-smp-call", "unicast-halted-smp-call"),
+)
+"""The same for a Linux guest. What its kernel sends is sent by other means; the last two."""
+
+LINUX_REPETITIONS = 2
+
+MANY = (
+    "unicast-running-passthrough",
+    "unicast-halted-passthrough",
+    "self-passthrough",
+    "broadcast-passthrough",
+    "broadcast-halted-passthrough",
+    "unicast-blocked-passthrough",  # the last, since the host no longer polls then
+)
+"""What many_job() runs."""
 
 REPETITIONS = 8
 """Of each scenario in each mode; with six, 29 headline metrics are too many to decide."""
@@ -37,22 +58,32 @@ def tables_job(name: str, count: int) -> str:
 
 
 def many_job(count: int) -> str:
-    """Many IPIs in each passthrough scenario, as fast as they are acknowledged, not traced.
+    """Many IPIs in each scenario of MANY, as fast as they are acknowledged, not traced.
 
-    With four vCPUs, so that a broadcast has three targets. A tenth of them to preempted
-    targets: each takes the rival a hundred times as long as the rest of it.
+    With four vCPUs, so that a broadcast has three targets.
     """
+    runs = [_many(name, count, n_vcpus=4) for name in MANY[:-1]]
+    last = _many(MANY[-1], count, n_vcpus=4, pace_cycles=_ASLEEP_CYCLES)
+    return f"({' && '.join([*runs, _NO_POLLING, last])})"
 
-    def run(name: str, n: int, pace_cycles: int = 0) -> str:
-        scenario = f"{name}-passthrough"
-        options = ["--no-trace", "--seed", "1", "--vm", "micro:4", "--pace", str(pace_cycles)]
-        options += ["--count", str(n), "--scenario", scenario, "-o", f"/job/result/{scenario}"]
-        return ipitrace_command(["run", *options])
 
-    at_once = [run(name, count) for name in ("unicast-running", "unicast-halted", "self")]
-    others = [run("broadcast", count), run("unicast-preempted", count // 10), _NO_POLLING]
-    last = run("unicast-blocked", count, _ASLEEP_CYCLES)
-    return f"({' && '.join([*at_once, *others, last])})"
+def many_preempted_job(count: int) -> str:
+    """The same to preempted targets: the rival takes a hundred times as long as all the rest."""
+    return _many("unicast-preempted-passthrough", count, n_vcpus=2)
+
+
+def _many(name: str, count: int, *, n_vcpus: int, pace_cycles: int = 0) -> str:
+    options = ["--no-trace", "--seed", "1", "--vm", f"micro:{n_vcpus}", "--pace", str(pace_cycles)]
+    options += ["--count", str(count), "--scenario", name, "-o", f"/job/result/{name}"]
+    return ipitrace_command(["run", *options])
+
+
+def linux_job(name: str, count: int) -> str:
+    """A Linux guest whose kernel sends as it is told to, measured: "off" or "on"."""
+    which = ("off", "on").index(name)
+    options = ["--count", str(count), "--repeat", str(LINUX_REPETITIONS), "--seed", "1"]
+    scenarios = [word for pair in LINUX_PAIRS for word in ("--scenario", pair[which])]
+    return shlex.join(["sh", "/job/linux.sh", *options, *scenarios])
 
 
 def hardships_job(count: int) -> str:

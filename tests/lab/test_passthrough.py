@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from lab_result import LabResult
 
+from ipitrace.recording import read_run
 from lab.common.cache import cache_dir
-from lab.passthrough.jobs import HARDSHIPS, PAIRS, REPETITIONS
+from lab.passthrough.jobs import HARDSHIPS, LINUX_PAIRS, MANY, PAIRS, REPETITIONS
 
 pytestmark = pytest.mark.lab("passthrough")
 
@@ -30,6 +31,8 @@ SENDER_EXITS = {
     "PluggedIn": (0, 0.2),
 }
 """Least and most per IPI; the emulated host's timer and the moves themselves cause some."""
+MANY_IPIS = 5000
+LINUX_IPIS = 60
 NEVER_HALTED = ["unicast-running-passthrough", "broadcast-passthrough"]
 
 
@@ -38,8 +41,9 @@ def output() -> Path:
     """What `make lab-passthrough` leaves."""
     artifacts = os.environ.get("IPITRACE_ARTIFACTS") or cache_dir() / "results"
     directory = Path(artifacts).resolve() / "passthrough"
-    options = ["--count", "160", "--hardships", "--risk", "--output", directory]
-    command = [sys.executable, "-m", "lab.passthrough", *options]
+    options = ["--count", "160", "--many", str(MANY_IPIS), "--linux", str(LINUX_IPIS)]
+    options += ["--hardships", "--risk"]
+    command = [sys.executable, "-m", "lab.passthrough", *options, "--output", directory]
     done = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=7200
     )
@@ -125,6 +129,46 @@ def test_a_preempted_target_is_not_notified_and_loses_nothing(
     posts = on.scenario("unicast-preempted-passthrough").late_posts
     assert posts is not None
     assert posts["PIN"] < on.scenario("unicast-preempted-passthrough").sent / 2
+
+
+@pytest.mark.parametrize("name", [*MANY, "unicast-preempted-passthrough"])
+def test_none_of_many_is_lost(output: Path, name: str) -> None:
+    preempted = name not in MANY
+    run = read_run(output / ("many-preempted" if preempted else "many") / name)
+    (scenario,) = run.scenarios
+    assert run.complete
+    assert run.guest["n_vcpus"] == (2 if preempted else 4)
+    assert scenario.sent == MANY_IPIS
+    assert scenario.targets == (3 if name.startswith("broadcast") else 1)
+    assert scenario.delivered + scenario.coalesced == MANY_IPIS * scenario.targets
+    assert scenario.incomplete == 0
+
+
+@pytest.fixture(scope="module")
+def linux(output: Path) -> tuple[LabResult, LabResult]:
+    """What was measured in a Linux guest, off and on."""
+    places = [output / f"linux-{name}" for name in ("off", "on")]
+    off, on = (LabResult(place, (place / "stdout.txt").read_text()) for place in places)
+    return off, on
+
+
+@pytest.mark.parametrize("pair", LINUX_PAIRS)
+def test_a_linux_guest_sends_without_an_exit(
+    linux: tuple[LabResult, LabResult], pair: tuple[str, str]
+) -> None:
+    for result, name, exits in zip(linux, pair, (1, 0), strict=True):
+        scenario = result.scenario(name)
+        assert scenario.status == "measured", scenario.reason
+        assert scenario.delivered == scenario.sent
+        assert result.exits(name, "sender", "MSR_WRITE") == pytest.approx(exits, abs=2 * FEW)
+
+
+def test_ipistorm_knows_whose_the_icr_is(linux: tuple[LabResult, LabResult]) -> None:
+    off, on = ((result.output / "install.txt").read_text() for result in linux)
+    assert "the guest's kernel does not use Passthrough IPI" in off
+    assert "the ICR is the host's" not in off
+    assert "the guest's kernel uses Passthrough IPI: the ICR is the host's" in on
+    assert "does not use Passthrough IPI" not in on
 
 
 @pytest.fixture(scope="module")
