@@ -41,8 +41,7 @@ def output() -> Path:
     """What `make lab-passthrough` leaves."""
     artifacts = os.environ.get("IPITRACE_ARTIFACTS") or cache_dir() / "results"
     directory = Path(artifacts).resolve() / "passthrough"
-    options = ["--count", "160", "--many", str(MANY_IPIS), "--linux", str(LINUX_IPIS)]
-    options += ["--hardships", "--risk"]
+    options = ["--many", str(MANY_IPIS), "--linux", str(LINUX_IPIS), "--hardships", "--risk"]
     command = [sys.executable, "-m", "lab.passthrough", *options, "--output", directory]
     done = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=7200
