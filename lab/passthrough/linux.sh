@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# What the host does: start the guest, put ipistorm into it, measure.
+# What the host does: start the guest, put ipistorm into it, measure; take a CPU away and bring
+# it back, measure again.
 # Arguments: those of `ipitrace run`.
 set -eu
 # shellcheck source=lab/guest/start_guest.sh
@@ -12,3 +13,19 @@ python3 -m ipitrace guest install --vm guest1 --module /job/ipistorm.ko >/job/re
 say "ipistorm is in"
 python3 -m ipitrace run --vm guest1 -o /job/result/recording "$@"
 say "measured"
+python3 - >/job/result/hotplug.txt <<'END'
+from ipitrace.storm.via import open_shell
+
+CYCLES = """
+cd /sys/devices/system/cpu/cpu1
+for cycle in 1 2 3; do
+	for online in 0 1; do echo $online >online; cat ../online; done
+done
+dmesg
+"""
+with open_shell("qga:///tmp/agent") as guest:
+    print(guest.run(["sh", "-ec", CYCLES]).stdout.decode())
+END
+python3 -m ipitrace run --vm guest1 --scenario unicast-running-smp-call --count 60 --repeat 1 \
+	-o /job/result/after-hotplug >/job/result/after-hotplug.txt
+say "measured again"

@@ -162,6 +162,18 @@ def test_a_linux_guest_sends_without_an_exit(
         assert result.exits(name, "sender", "MSR_WRITE") == pytest.approx(exits, abs=2 * FEW)
 
 
+def test_a_cpu_that_was_away_sends_as_before(linux: tuple[LabResult, LabResult]) -> None:
+    for result, exits in zip(linux, (1, 0), strict=True):
+        told = (result.output / "hotplug.txt").read_text()
+        assert told.startswith("0\n0-1\n" * 3)
+        assert ("IPIs are passed through" in told) == (exits == 0)
+        (scenario,) = read_run(result.output / "after-hotplug").scenarios
+        assert scenario.delivered == scenario.sent
+        assert scenario.exits is not None
+        assert scenario.exits.sender is not None
+        assert scenario.exits.sender.get("MSR_WRITE", 0) == pytest.approx(exits, abs=2 * FEW)
+
+
 def test_ipistorm_knows_whose_the_icr_is(linux: tuple[LabResult, LabResult]) -> None:
     off, on = ((result.output / "install.txt").read_text() for result in linux)
     assert "the guest's kernel does not use Passthrough IPI" in off
