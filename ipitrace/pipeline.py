@@ -33,6 +33,7 @@ from ipitrace.host.access import require_initial_pid_namespace, require_trace_pr
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
+from ipitrace.layout import Kind
 from ipitrace.model import Scenario, StormRequest, TargetState
 from ipitrace.plan import Turn, plan_turns, split
 from ipitrace.repetition import Recorded, run_repetition
@@ -142,6 +143,8 @@ class _Run:
     def finished(self, modes: tuple[Mode, ...]) -> list[Measured]:
         """The scenarios of which something was finished, as far as it was in all modes."""
         found = []
+        repetitions = [r for taken in self.taken.values() for r in taken.repetitions]
+        fires = any(r.seen is not None and r.seen[Kind.KVM_EXIT].any() for r in repetitions)
         for taken in self.taken.values():
             whole = len(taken.repetitions) // len(modes) * len(modes)
             if whole:
@@ -154,6 +157,7 @@ class _Run:
                         taken.bound_cycles,
                         tuple(taken.repetitions[:whole]),
                         tuple(sorted(taken.notes)),
+                        kvm_exit_fires=fires,
                     )
                 )
         return found

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the repetitions of one scenario to its row: pure, no guest and no host needed."""
 
-from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_STATS_SOURCE
+from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_EXIT_UNSORTED, KVM_STATS_SOURCE
 from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
 from ipitrace.summary.storms import (
@@ -16,6 +16,7 @@ from ipitrace.summary.storms import (
 
 __all__ = [
     "KVM_EXIT_SOURCE",
+    "KVM_EXIT_UNSORTED",
     "KVM_STATS_SOURCE",
     "SENDER",
     "Cycles",

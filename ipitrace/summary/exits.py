@@ -25,10 +25,14 @@ _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
 def exits_per_ipi(
     measured: Measured, sides: Sides, stats: Mapping[str, PerSide] | None
 ) -> tuple[Exits, dict[str, str]]:
-    """Exits per IPI from kvm_exit where it fires, else from KVM's statistics."""
+    """Exits per IPI from kvm_exit where it fires, else from KVM's statistics.
+
+    None at all is a measurement, too, where kvm_exit is known to fire.
+    """
     absent: dict[str, str] = {}
     by_reason = _kvm_exits(measured, sides)
-    source = KVM_EXIT_SOURCE if by_reason else None
+    none = measured.kvm_exit_fires and all(r.watched is not None for r in measured.headline)
+    source = KVM_EXIT_SOURCE if by_reason or none else None
     if source is None and stats is not None:  # which may have counted none: that is a result
         by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
         source = KVM_STATS_SOURCE
@@ -78,10 +82,10 @@ def exit_times(measured: Measured, watched: Sequence[Watched]) -> tuple[ExitTime
 
 
 def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
-    """kvm_exit per vCPU as the rings' heads counted it, None where it never fired."""
+    """kvm_exit per vCPU as the rings' heads counted it, None where it never fires."""
     counted = [r.seen[Kind.KVM_EXIT] for r in measured.headline if r.seen is not None]
-    total = np.sum(counted, axis=0) if counted else np.zeros(1, np.int64)
-    return np.asarray(total, np.int64) if total.any() else None
+    total = np.asarray(np.sum(counted, axis=0, dtype=np.int64))
+    return total if counted and (measured.kvm_exit_fires or total.any()) else None
 
 
 def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:

@@ -152,7 +152,12 @@ def _stats(storm: Storm) -> tuple[dict[str, int], ...] | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One scenario's repetitions, in the order run."""
+    """One scenario's repetitions, in the order run.
+
+    Attributes:
+        kvm_exit_fires: it did in this run, in some scenario; so where it did not fire,
+            there was no exit.
+    """
 
     scenario: Scenario
     targets: tuple[int, ...]
@@ -161,6 +166,7 @@ class Measured:
     bound_cycles: int
     repetitions: tuple[Repetition, ...]
     notes: tuple[str, ...] = field(default=())
+    kvm_exit_fires: bool = False
 
     def of(self, mode: Mode) -> tuple[Repetition, ...]:
         """The repetitions of one mode."""

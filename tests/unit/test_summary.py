@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from ipitrace.result import Difference, PerSide, ScenarioResult
 from ipitrace.storm.scenarios import SCENARIOS
 from ipitrace.summary import (
     KVM_EXIT_SOURCE,
+    KVM_EXIT_UNSORTED,
     KVM_STATS_SOURCE,
     Measured,
     Mode,
@@ -209,6 +210,27 @@ def test_no_exit_at_all_is_a_measurement() -> None:
     )
     assert row.exits is not None
     assert (row.exits.source, row.exits.sender, row.exits.target) == (KVM_STATS_SOURCE, {}, {})
+
+
+def test_no_exit_is_a_measurement_where_kvm_exit_fires() -> None:
+    """A Linux guest has no statistics to fall back on; without an exit there was none."""
+    for repetition, source in (
+        (recorded(PLAIN, (1,)), KVM_EXIT_SOURCE),
+        (
+            replace(left_alone(PLAIN, (1,)), seen=np.zeros((len(Kind), 2), np.int64)),
+            KVM_EXIT_UNSORTED,
+        ),
+    ):
+        for fires in (True, False):
+            measured = Measured(
+                BY_NAME["unicast-running"], (1,), 500, 100, 1, (repetition,), kvm_exit_fires=fires
+            )
+            row = summarise_scenario(measured)
+            assert row.exits is not None
+            assert row.exits.source == (source if fires else None)
+            assert row.exits.target == ({} if fires else None)
+            figures = row.repetition_figures[0].exits
+            assert (figures is not None) == fires
 
 
 def test_kvm_exit_events_outrank_the_statistics() -> None:
