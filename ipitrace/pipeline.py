@@ -21,6 +21,7 @@ from ipitrace.columns import (
     host_event_columns,
     span_columns,
 )
+from ipitrace.correlate.switches import NO_SWITCHES, Switches
 from ipitrace.errors import (
     HostError,
     InterruptedRunError,
@@ -113,7 +114,17 @@ class _Taken:
     pace_cycles: int
     repetitions: list[Repetition] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
+    switches: Switches = NO_SWITCHES
     bound_cycles: int = 0
+
+    def all_notes(self) -> Iterator[str]:
+        """What a reader should know before trusting the scenario's row."""
+        yield from sorted(self.notes)
+        if unseen := self.switches.unseen:
+            yield (
+                f"{unseen} of {self.switches.seen + unseen} switches of the vCPUs' threads to or "
+                "from a CPU were not seen, so some IPIs lack the stage sched_in"
+            )
 
 
 @dataclass
@@ -156,7 +167,7 @@ class _Run:
                         WARMUP,
                         taken.bound_cycles,
                         tuple(taken.repetitions[:whole]),
-                        tuple(sorted(taken.notes)),
+                        tuple(taken.all_notes()),
                         kvm_exit_fires=fires,
                     )
                 )
@@ -355,6 +366,7 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
             order=run.repetitions,
         )
     )
+    kept.switches += recorded.switches
     _keep(run, scenario, recorded)
     if recorded.trace is not None:
         kept.bound_cycles = max(kept.bound_cycles, recorded.trace.bound_cycles)

@@ -22,6 +22,7 @@ from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace, correlate
 from ipitrace.correlate.stages import Stage
+from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
 from ipitrace.errors import MeasurementError
 from ipitrace.host.interrupts import delta, read_interrupts
 from ipitrace.layout import NR_KINDS, Kind
@@ -54,6 +55,7 @@ class Recorded:
         sandwiches: readings of both host clocks taken meanwhile.
         seen: host events per kind and vCPU from the first measured send to the last
             acknowledgement, shape (kinds, n_vcpus); None where that is not known.
+        switches: of the vCPUs' threads, in what was recorded.
     """
 
     storm: Storm
@@ -64,6 +66,7 @@ class Recorded:
     violations: Mapping[str, int]
     sandwiches: tuple[Sandwich, ...]
     seen: NDArray[np.int64] | None = None
+    switches: Switches = NO_SWITCHES
 
 
 class _ClockReader:
@@ -150,6 +153,7 @@ def run_repetition(
         _violations(spans, trace.bound_cycles),
         tuple(reader.sandwiches),
         _seen(trace.events, storm),
+        count_switches(events),
     )
 
 

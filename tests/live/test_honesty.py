@@ -3,6 +3,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from checks import assert_sound
 from numpy.typing import NDArray
 
 import ipitrace
+from ipitrace import resources
 from ipitrace.guests import micro_guest
 from ipitrace.layout import Kind
 from ipitrace.model import StormRequest
@@ -328,6 +331,28 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     assert result.losses.events_lost == 0
     assert result.clock.guest_tsc_offset in {0, None}
     assert not any(result.clock.causality_violations.values())
+
+
+def test_arrivals_that_no_program_saw_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a kernel that hides some threads: here half of the vCPUs' arrivals are not recorded."""
+    shutil.copytree(resources.bpf_dir(), tmp_path / "bpf")
+    program = tmp_path / "bpf" / "sched.bpf.c"
+    text = program.read_text()
+    arrival = "vcpu = vcpu_of(next);"
+    assert text.count(arrival) == 1
+    program.write_text(text.replace(arrival, f"{arrival} if (bpf_ktime_get_ns() & 1) vcpu = -1;"))
+    monkeypatch.setattr(resources, "bpf_dir", lambda: tmp_path / "bpf")
+    request = RunRequest(select_scenarios(["unicast-blocked"]), 400, None, trace=True)
+    result, failure = run_pipeline(request, micro_guest(2), Sink(), lambda _what, _share: None)
+    assert failure is None
+    assert result.losses.events_lost == 0
+    told = [re.match(r"(\d+) of (\d+) switches of", note) for note in result.scenarios[0].notes]
+    unseen, all_of_them = next(map(int, found.groups()) for found in told if found)
+    # each IPI finds its target asleep: it leaves its CPU and comes to it again
+    assert all_of_them > 2 * 400
+    assert 0.3 * 400 < unseen < all_of_them / 2
 
 
 @pytest.mark.live("kvm")

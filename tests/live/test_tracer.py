@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracer on this kernel, watching this process's own threads in place of vCPUs."""
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from ipitrace import resources
+from ipitrace.correlate.switches import Switches, count_switches
 from ipitrace.errors import HostError, UsageError
 from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
 from ipitrace.tracer import Tracer, attaching, kernel, session
@@ -67,6 +69,43 @@ def nap(times: int) -> None:
     """Leave the CPU and get one again, so many times."""
     for _ in range(times):
         time.sleep(0.0002)
+
+
+def context_switches(tid: int, pid: int | str = "self") -> int:
+    """How often the thread has left a CPU, says the scheduler."""
+    text = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+    return sum(
+        int(line.split()[1]) for line in text.splitlines() if "voluntary_ctxt_switches" in line
+    )
+
+
+def wait_until_asleep(tid: int) -> None:
+    """Until the thread has left its CPU and does not come back."""
+    while True:
+        before = context_switches(tid)
+        time.sleep(0.005)
+        state = Path(f"/proc/self/task/{tid}/status").read_text()
+        if "S (sleeping)" in state and context_switches(tid) == before:
+            return
+
+
+def first_process() -> dict[str, int]:
+    """How often each thread of process 1 has left a CPU.
+
+    Some kernels for virtual machines run no BPF program, nor any other tracer, where the
+    current task is of process 1, and do not count that as a miss. Who comes after it on a
+    CPU is then not seen to come, at most once for each of these.
+    """
+    found = {}
+    for tid in os.listdir("/proc/1/task"):  # noqa: PTH208
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[tid] = context_switches(int(tid), 1)
+    return found
+
+
+def since(before: dict[str, int]) -> int:
+    """How often threads of process 1 have left a CPU since first_process() was `before`."""
+    return sum(n - before.get(tid, 0) for tid, n in first_process().items())
 
 
 @pytest.fixture
@@ -141,14 +180,19 @@ def test_registered_threads_count_and_others_do_not(
     with Tracer.load(pid=os.getpid(), n_vcpus=2, only=["sched_switch"]) as tracer:
         assert tracer.hooks == {"sched_switch": hook}
         tracer.set_vcpu_threads([idle.tid, watched.tid])
+        wait_until_asleep(watched.tid)
+        others, switches = first_process(), context_switches(watched.tid)
         tracer.attach()
         before_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         stranger.do(lambda: nap(50))
         assert not tracer.seen().any()
         watched.do(lambda: nap(50))
         stranger.do(lambda: nap(50))
+        wait_until_asleep(watched.tid)
         after_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         tracer.detach()
+        switches = context_switches(watched.tid) - switches
+        hidden = since(others)
         tracer.drain()
         events = tracer.take()
         seen = tracer.seen()
@@ -162,9 +206,12 @@ def test_registered_threads_count_and_others_do_not(
     assert (events["cpu"] < (os.cpu_count() or 1)).all()
     assert (np.diff(events["ts_ns"].astype("i8")) >= 0).all()
     assert before_ns <= events["ts_ns"][0] <= events["ts_ns"][-1] <= after_ns
-    # It was asleep when we began, and is again: in and out take turns, in first.
-    assert (events["detail"] == np.arange(len(events)) % 2 ^ 1).all()
-    assert len(events) >= 2 * 50
+    # It was asleep when we began, and is again: it left a CPU as often as it came to one.
+    assert np.count_nonzero(events["detail"] == 0) == switches >= 50
+    unseen = 2 * switches - len(events)
+    assert 0 <= unseen <= hidden
+    came_unseen_at_first = int(events["detail"][0] == 0)
+    assert count_switches(events) == Switches(len(events), unseen - came_unseen_at_first)
     assert not (events["word"] == watched.tid).any()
 
 
@@ -232,7 +279,7 @@ def test_a_new_set_of_threads_replaces_the_old(workers: list[Worker]) -> None:
         first.do(lambda: nap(20))
         assert tracer.seen().sum() == 0
         second.do(lambda: nap(20))
-        assert tracer.seen().sum() >= 40
+        assert tracer.seen().sum() >= 20  # each nap begins with leaving the CPU
         with pytest.raises(ValueError, match="2 threads for 1 vCPUs"):
             tracer.set_vcpu_threads([first.tid, second.tid])
 
@@ -251,7 +298,7 @@ def test_what_overran_is_counted_exactly(workers: list[Worker]) -> None:
         tracer.drain()
         n_taken += len(tracer.take())
         lost = tracer.losses().ring_overruns["sched_switch"]
-        assert lost >= 3 * (60 - 8)
+        assert lost >= 3 * (30 - 8)  # each nap begins with leaving the CPU
         assert n_taken + lost == tracer.seen().sum()
 
 
@@ -271,7 +318,7 @@ def test_nothing_is_seen_after_detach_and_attaching_again_goes_on(workers: list[
             tracer.detach()
             assert open_descriptors() == loaded
             seen = int(tracer.seen().sum())
-            assert seen >= last + 6
+            assert seen >= last + 3  # each nap begins with leaving the CPU
             worker.do(lambda: nap(3))
             assert int(tracer.seen().sum()) == seen
             last = seen
@@ -333,20 +380,12 @@ def test_counting_only_and_back_again(workers: list[Worker]) -> None:
         assert recorded + kept + lost == heads["written"].sum()
 
 
-def context_switches(tid: int) -> int:
-    """How often the thread has left a CPU, says the scheduler."""
-    text = Path(f"/proc/self/task/{tid}/status").read_text()
-    return sum(
-        int(line.split()[1]) for line in text.splitlines() if "voluntary_ctxt_switches" in line
-    )
-
-
 def test_the_mode_changes_while_events_go_on(workers: list[Worker]) -> None:
     worker = workers[0]
     with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["sched_switch"]) as tracer:
         tracer.set_vcpu_threads([worker.tid])
-        time.sleep(0.001)  # the worker is asleep
-        switches = context_switches(worker.tid)
+        wait_until_asleep(worker.tid)
+        others, switches = first_process(), context_switches(worker.tid)
         tracer.attach()
         running = threading.Thread(target=worker.do, args=(lambda: nap(1500),))
         running.start()
@@ -358,7 +397,7 @@ def test_the_mode_changes_while_events_go_on(workers: list[Worker]) -> None:
             tracer.drain()
             recorded += len(tracer.take())
         running.join()
-        time.sleep(0.001)
+        wait_until_asleep(worker.tid)
         tracer.detach()
         tracer.drain()
         recorded += len(tracer.take())
@@ -369,9 +408,9 @@ def test_the_mode_changes_while_events_go_on(workers: list[Worker]) -> None:
         assert recorded > 100
         assert counted > 100
         assert recorded + counted == tracer.seen().sum()
-        # A busy kernel itself leaves out one switch event in some thousands, uncounted.
         switches = context_switches(worker.tid) - switches
-        assert abs(recorded + counted - 2 * switches) < 0.01 * switches
+        hidden = since(others)
+        assert 0 <= 2 * switches - (recorded + counted) <= hidden
         assert tracer.losses().ring_overruns == {"sched_switch": 0}
 
 
