@@ -123,7 +123,7 @@ class _Taken:
         if unseen := self.switches.unseen:
             yield (
                 f"{unseen} of {self.switches.seen + unseen} switches of the vCPUs' threads to or "
-                "from a CPU were not seen, so some IPIs lack the stage sched_in"
+                "from a CPU were not seen, so an IPI may lack the stage sched_in"
             )
 
 
