@@ -3,10 +3,10 @@
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from ipitrace.errors import HostError, UsageError
@@ -92,8 +92,8 @@ def test_a_program_that_takes_too_long_is_ended() -> None:
     with pytest.raises(HostError, match="did not end"):
         run_here(command, stdin=b"", timeout_s=2, tick=lambda: None, give_up=noticed.append)
     assert noticed == ["started"]
-    left = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
-    assert unlike_others not in left.stdout
+    running = (found.info["cmdline"] for found in psutil.process_iter(["cmdline"]))
+    assert unlike_others.split() not in running
 
 
 def test_a_programs_streams_and_status() -> None:
