@@ -21,6 +21,7 @@ from ipitrace.correlate.exits import ExitTable, exit_tables
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stages import Stage
+from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.layout import Kind
 from ipitrace.recording import read_run, read_table
@@ -75,6 +76,14 @@ def test_the_same_events_give_the_same_spans(name: str) -> None:
         apart = [abs(a - b) for key in counts for a, b in _pairs(made.pop(key), recorded.pop(key))]
         assert max(apart) <= 1
     assert made == recorded
+
+
+def test_kernels_as_they_are_hide_no_switch() -> None:
+    recordings = [AMD, INTEL, PASSTHROUGH_OFF, PASSTHROUGH_ON]
+    traces = [trace for recording in recordings for _, _, trace in recorded_traces(recording)]
+    counted = [count_switches(trace.events) for trace in traces]
+    assert sum(switches.seen for switches in counted) > 3000
+    assert not any(switches.unseen for switches in counted)
 
 
 def test_every_scenario_was_recorded_six_times(amd: Storms) -> None:
