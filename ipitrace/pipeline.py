@@ -154,8 +154,7 @@ class _Run:
     def finished(self, modes: tuple[Mode, ...]) -> list[Measured]:
         """The scenarios of which something was finished, as far as it was in all modes."""
         found = []
-        repetitions = [r for taken in self.taken.values() for r in taken.repetitions]
-        fires = any(r.seen is not None and r.seen[Kind.KVM_EXIT].any() for r in repetitions)
+        fires = self.tracer is not None and bool(self.tracer.seen()[Kind.KVM_EXIT].any())
         for taken in self.taken.values():
             whole = len(taken.repetitions) // len(modes) * len(modes)
             if whole:

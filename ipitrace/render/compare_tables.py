@@ -42,7 +42,7 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
     heading = _heading(comparison)
     tables = (
         [_table(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT, markdown=True)]
-        if markdown
+        if markdown and shown
         else _tables(shown)
     )
     sections = [

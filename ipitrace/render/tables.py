@@ -175,12 +175,15 @@ def _events(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     if run.observer is None:
         return f"Tracepoints per IPI: not counted, {run.observer_absent}"
     names = _ordered(name for row in rows for name in row.events_per_ipi or ())
+    title = "Tracepoints per IPI, sender + target"
+    if not names:
+        return f"{title}\nnone fired"
     lines = [
         (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
     ]
     headers = ("tracepoint", *(row.name for row in rows))
     table = _table(headers, lines, text_columns=(0,))
-    return f"Tracepoints per IPI, sender + target\n{table}"
+    return f"{title}\n{table}"
 
 
 def _sides(side: PerSide | None) -> str:
@@ -202,6 +205,8 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
             if cost is not None:
                 lines.append((name, letter, *_cost_cells(cost)))
                 name = ""
+    if not lines:
+        return ""
     title = (
         f"Observer cost: what probes that count, and probes that record, add to the median, in "
         f"cycles; median\nand {run.observer.confidence:.1%} interval of "
@@ -239,7 +244,7 @@ def _exit_times(rows: Sequence[ScenarioResult]) -> str:
     ]
     if not lines:
         reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
-        return f"Cycles from exit to entry: not known, {', '.join(r for r in reasons if r)}"
+        return f"Cycles from exit to entry: not measured, {', '.join(r for r in reasons if r)}"
     title = "Cycles from exit to entry, and the share of D that the exits cover"
     return f"{title}\n{_table(headers, lines, text_columns=(0, 1, 2))}"
 

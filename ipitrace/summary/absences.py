@@ -30,6 +30,8 @@ def absent_figures(
     storms: Sequence[Repetition],
     watched: Sequence[Watched],
     stats: Mapping[str, PerSide] | None,
+    *,
+    kvm_exit_fires: bool,
 ) -> dict[str, str]:
     """Why what is null is null, but for the exits."""
     interrupts = host_interrupts(watched)
@@ -48,7 +50,7 @@ def absent_figures(
         return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
     reasons["stages"] = reasons["deliver_cycles"]
     if not any(len(table.reason) for w in watched for table in w.exits):
-        reasons["exit_times"] = "kvm_exit never fired"
+        reasons["exit_times"] = "there was no exit" if kvm_exit_fires else "kvm_exit never fired"
     if interrupts is None:
         reasons["host_interrupts"] = "/proc/interrupts cannot be read"
     if not any(row in POSTED_ROWS for row in interrupts or {}):

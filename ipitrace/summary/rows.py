@@ -72,7 +72,8 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         unmatched_events=_added(s.unmatched_events for s in spans) if spans else None,
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
-        absent=absent | absent_figures(storms, watched, stats),
+        absent=absent
+        | absent_figures(storms, watched, stats, kvm_exit_fires=measured.kvm_exit_fires),
         notes=(*measured.notes, *target_notes(scenario, storms, stats)),
     )
 

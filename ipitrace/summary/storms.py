@@ -155,8 +155,8 @@ class Measured:
     """One scenario's repetitions, in the order run.
 
     Attributes:
-        kvm_exit_fires: it did in this run, in some scenario; so where it did not fire,
-            there was no exit.
+        kvm_exit_fires: it did in this run, at some time; so where it did not fire, there
+            was no exit.
     """
 
     scenario: Scenario

@@ -30,6 +30,7 @@ from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
 from lab.passthrough.jobs import (
     HARDSHIPS,
+    LINUX_DEBUG,
     LINUX_PAIRS,
     PAIRS,
     hardships_job,
@@ -75,6 +76,7 @@ def main() -> int:
     parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
     parser.add_argument("--linux", type=int, metavar="N", help="N IPIs a scenario in a Linux guest")
     parser.add_argument("--debug", action="store_true", help="the same under lockdep and KASAN")
+    parser.add_argument("--debug-guest", action="store_true", help="a Linux guest under them, too")
     parser.add_argument("--risk", action="store_true", help="write to foreign CPUs, too")
     parser.add_argument("--only", action="store_true", help="only these, not off against on")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
@@ -115,6 +117,8 @@ def _runs(asked: argparse.Namespace) -> Iterator[Run]:
         yield Run("hardships", hardships_job(HARDSHIPS))
     if asked.debug:
         yield Run("debug", hardships_job(HARDSHIPS // 10), debug=True)
+    if asked.debug_guest:
+        yield Run("linux-debug", linux_job("on", LINUX_DEBUG), debug=True, linux=True)
     if asked.risk:
         yield Run("risk", risk_job(), may_complain=True)
 
@@ -146,11 +150,13 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
                 packages=PACKAGES,
             )
         run_on(boot, request)
-    console = output / "console.log"
-    lines = console.read_text(errors="replace").splitlines()
-    complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
-    if complaints and not run.may_complain:
-        raise LabError(f"{run.name}: the kernel complains: {complaints[0]}; console: {console}")
+    for console in (output / "console.log", output / "guest-console.txt"):
+        if not console.exists():
+            continue
+        lines = console.read_text(errors="replace").splitlines()
+        complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
+        if complaints and not run.may_complain:
+            raise LabError(f"{run.name}: the kernel complains: {complaints[0]}; console: {console}")
 
 
 def _compare(off: Path, on: Path, paired: Sequence[tuple[str, str]]) -> int:

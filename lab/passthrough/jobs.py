@@ -27,6 +27,9 @@ LINUX_PAIRS: Sequence[tuple[str, str]] = (
 
 LINUX_REPETITIONS = 2
 
+LINUX_DEBUG = 20
+"""IPIs of each scenario in a Linux guest that looks for its own mistakes, all of it emulated."""
+
 MANY = (
     "unicast-running-passthrough",
     "unicast-halted-passthrough",

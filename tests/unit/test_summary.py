@@ -229,6 +229,9 @@ def test_no_exit_is_a_measurement_where_kvm_exit_fires() -> None:
             assert row.exits is not None
             assert row.exits.source == (source if fires else None)
             assert row.exits.target == ({} if fires else None)
+            if repetition.watched is not None:
+                why = "there was no exit" if fires else "kvm_exit never fired"
+                assert (row.absent or {})["exit_times"] == why
             figures = row.repetition_figures[0].exits
             assert (figures is not None) == fires
 

@@ -106,6 +106,13 @@ def test_doubts_are_shown() -> None:
     assert "do not rely on these numbers" in text
 
 
+def test_where_no_tracepoint_fired_there_is_no_table_of_them() -> None:
+    row = replace(measured_row(), events_per_ipi={})
+    assert "Tracepoints per IPI, sender + target\nnone fired\n" in rendered(
+        made_run(scenarios=(row,))
+    )
+
+
 def test_losses_are_shown() -> None:
     losses = Losses(1000, {"kvm_eoi": 30, "kvm_msr": 12}, {"kvm_eoi": 5, "kvm_msr": None}, 3, 0)
     text = rendered(made_run(losses=losses))
