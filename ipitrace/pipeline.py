@@ -121,9 +121,10 @@ class _Taken:
         """What a reader should know before trusting the scenario's row."""
         yield from sorted(self.notes)
         if unseen := self.switches.unseen:
+            happened = self.switches.seen + unseen
             yield (
-                f"{unseen} of {self.switches.seen + unseen} switches of the vCPUs' threads to or "
-                "from a CPU were not seen, so an IPI may lack the stage sched_in"
+                f"{unseen} of {happened} switches of the vCPUs' threads were not seen; an IPI may "
+                "lack sched_in"
             )
 
 
