@@ -39,10 +39,11 @@ class RingReader:
         """Events turned away because they came while their ring was written, (n_vcpus, n_rows)."""
         return np.array(self._heads["missed"])
 
-    def drain(self) -> list[tuple[int, int, NDArray[np.void]]]:
+    def drain(self, most: int | None = None) -> list[tuple[int, int, NDArray[np.void]]]:
         """Copy what is new: (vcpu, ring, records in order) of each ring with news.
 
-        After it, for every ring: records written = records handed out + lost.
+        After it, for every ring: records written = records handed out + lost. No more than
+        `most` records are handed out; those beyond it are lost.
         """
         heads = np.array(self._ring_heads)
         news: list[tuple[int, int, NDArray[np.void]]] = []
@@ -55,6 +56,9 @@ class RingReader:
             valid_from = int(self._ring_heads[vcpu, ring]) + 1 - self._n_slots
             if valid_from > first:
                 records = records[valid_from - first :]
+            if most is not None:
+                records = records[: max(most, 0)]
+                most -= len(records)
             self.lost[vcpu, ring] += np.uint64(end - start - len(records))
             self._read[vcpu, ring] = end
             if len(records):

@@ -5,7 +5,7 @@ import ctypes
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,16 @@ from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
 from ipitrace.tracer.program import Hook, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
 
+MOST_EVENTS: Final = 16_000_000
+"""Events kept from one take() to the next unless the caller says otherwise: some 400 MB."""
+
 
 @dataclass(frozen=True)
 class TraceLosses:
     """What was not recorded, by event, since the tracer was loaded.
 
-    `ring_overruns`: records that were overwritten before they were drained.
+    `ring_overruns`: records that were overwritten before they were drained, or for which
+    there was no more room (Tracer.keep_at_most).
     `recursion_misses`: events the kernel, or our ring, turned away because a program
     was running already; neither counted nor recorded. The kernel's share comes before
     our filter, so it is an upper bound, and None where the kernel does not tell.
@@ -68,6 +72,7 @@ class Tracer:
         self._reader: RingReader | None = reader
         self._tids: tuple[int, ...] = ()
         self._drained: list[tuple[int, int, NDArray[np.void]]] = []
+        self._most = self._room = MOST_EVENTS
         self._links: dict[str, Probe] = {}
         self._last_seen: NDArray[np.uint64]
         self._last_losses: TraceLosses
@@ -221,14 +226,24 @@ class Tracer:
             if probe.event.anyones
         }
 
+    def keep_at_most(self, events: int) -> None:
+        """From one take() to the next keep no more events; the others are lost, and counted.
+
+        How often a guest exits is its own choice, and this host's memory is not.
+        """
+        self._most = self._room = events
+
     def drain(self) -> None:
         """Copy what is new out of the rings; call it every 20 ms or so."""
         if self._reader is not None:
-            self._drained += self._reader.drain()
+            news = self._reader.drain(self._room)
+            self._room -= sum(len(records) for _, _, records in news)
+            self._drained += news
 
     def take(self) -> NDArray[np.void]:
         """Every event drained since it was last called, as HOST_EVENT sorted by ts_ns."""
         drained, self._drained = self._drained, []
+        self._room = self._most
         events = np.zeros(sum(len(records) for _, _, records in drained), HOST_EVENT)
         at = 0
         for vcpu, row, records in drained:

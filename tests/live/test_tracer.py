@@ -318,6 +318,26 @@ def test_what_overran_is_counted_exactly(workers: list[Worker]) -> None:
         assert n_taken + lost in witness.can_be_seen()
 
 
+def test_what_is_kept_is_bounded_and_the_rest_counted(workers: list[Worker]) -> None:
+    worker = workers[0]
+    with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["sched_switch"]) as tracer:
+        tracer.set_vcpu_threads([worker.tid])
+        tracer.keep_at_most(40)
+        tracer.attach()
+        for _ in range(5):
+            worker.do(lambda: nap(20))
+            tracer.drain()
+        assert len(tracer.take()) == 40
+        worker.do(lambda: nap(10))
+        tracer.detach()
+        tracer.drain()
+        after = len(tracer.take())
+        assert 10 <= after <= 40
+        lost = tracer.losses().ring_overruns["sched_switch"]
+        assert lost > 0
+        assert 40 + after + lost == tracer.seen().sum()
+
+
 def test_nothing_is_seen_after_detach_and_attaching_again_goes_on(workers: list[Worker]) -> None:
     worker = workers[0]
     before = open_descriptors()

@@ -76,6 +76,19 @@ def test_every_event_is_read_once_or_counted_lost(bursts: list[int]) -> None:
     assert len(read) + int(reader.lost[0, 0]) == sum(bursts) == int(reader.seen()[0, 0])
 
 
+@given(st.lists(st.integers(0, N_SLOTS - 1), max_size=20), st.integers(0, 40))
+def test_what_there_is_no_room_for_is_counted_lost(bursts: list[int], room: int) -> None:
+    writer = Writer(n_vcpus=2)
+    reader = RingReader(writer.slots, writer.heads)
+    left = room
+    for burst in bursts:
+        writer.write(burst, vcpu=0)
+        writer.write(burst, vcpu=1)
+        left -= sum(len(records) for _, _, records in reader.drain(left))
+    assert room - left == min(room, 2 * sum(bursts))
+    assert room - left + int(reader.lost.sum()) == 2 * sum(bursts)
+
+
 @given(
     st.lists(st.integers(0, 2 * N_SLOTS), max_size=12),
     st.lists(st.integers(0, 3 * N_SLOTS), max_size=12),
