@@ -45,6 +45,15 @@ class MeasurementError(IpitraceError):
     exit_code = ExitCode.UNTRUSTWORTHY
 
 
+class ReaderLeftError(IpitraceError):
+    """Whoever read our standard output has left; that is no failure, and nobody is told."""
+
+    exit_code = ExitCode.OK
+
+    def __init__(self) -> None:
+        super().__init__("The reader of standard output has left.", "")
+
+
 class InterruptedRunError(IpitraceError):
     """The person stopped the run; what was recorded until then is kept."""
 

@@ -8,18 +8,26 @@ Each becomes its escape in Python's spelling (``\x1b``), so that it is seen and 
 What is plain already stays as it is.
 """
 
+import dataclasses
+import operator
+import re
 import unicodedata
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
+
+T = TypeVar("T")
 
 _CUT: Final = "..."
 _MARKS: Final = frozenset({"Mn", "Me"})  # drawn on the letter before
 _MOST_MARKS: Final = 2  # on one letter; more pile up over the lines above
 
+_NOT_SPACE: Final = re.compile(r"[\t\r]")
+_NOT_ASCII: Final = re.compile(r"[^\n -~]")
+
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 15) that str.isprintable()
 # takes for letters and marks, and U+2800, a pattern of no dots: all show nothing.
-_UNSEEN: Final = frozenset(
-    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0]
-    + [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0000, 0xE1000)]
+_UNSEEN: Final = frozenset({0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}).union(
+    range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0000, 0xE1000)
 )
 
 
@@ -51,18 +59,50 @@ def plain_lines(text: str) -> str:
 
 
 def plain_json(document: str) -> str:
-    r"""A JSON document of the same values, as printable characters and line feeds alone.
+    r"""A JSON document of the same values, as printable ASCII and line feeds alone.
 
-    Inside of strings a character may as well be its escape (RFC 8259, section 7); a tab and
-    a carriage return can stand only between values, where a space does.
+    Inside of strings a character may as well be its escape (RFC 8259, section 7); between
+    values only white space can be something else, and there a space does.
     """
-    document = document.replace("\r\n", "\n").replace("\r", " ").replace("\t", " ")
-    if document.isascii() and document.replace("\n", "").isprintable():
-        return document
-    return "".join(
-        char if fine else "".join(f"\\u{unit:04x}" for unit in _utf16(char))
-        for char, fine in _split(document, keep="\n")
-    )
+    return _NOT_ASCII.sub(_json_escape, _NOT_SPACE.sub(" ", document))
+
+
+def plain_values(value: T, most_chars: int = 1000) -> T:
+    """A copy of plain data in which every string is plain(), keys of mappings included.
+
+    Dataclasses, mappings, lists and tuples are gone through; what else there is stays as it
+    is, and so do members of an enumeration, which no stranger can make.
+    """
+    return map_strings(value, lambda text: plain(text, most_chars))
+
+
+def map_strings(value: T, change: Callable[[str], str]) -> T:
+    """A copy of plain data with every string in it changed; see plain_values()."""
+    changed: Any = _map_strings(value, change)
+    return cast("T", changed)
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401 - any data
+    if type(value) is str:
+        return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        new = {name: _map_strings(one, change) for name, one in old.items()}
+        same = all(new[name] is one for name, one in old.items())
+        return value if same else dataclasses.replace(value, **new)
+    if isinstance(value, Mapping):
+        return {_map_strings(k, change): _map_strings(v, change) for k, v in value.items()}
+    if type(value) is tuple or type(value) is list:
+        items = [_map_strings(one, change) for one in value]
+        if all(map(operator.is_, items, value)):
+            return value
+        return type(value)(items)
+    return value
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    raw = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{int.from_bytes(raw[i : i + 2]):04x}" for i in range(0, len(raw), 2))
 
 
 def _escaped(text: str, *, keep: str) -> list[str]:
@@ -87,8 +127,3 @@ def _split(text: str, *, keep: str) -> list[tuple[str, bool]]:
             marks = 0 if fine else _MOST_MARKS
         found.append((char, fine))
     return found
-
-
-def _utf16(char: str) -> list[int]:
-    raw = char.encode("utf-16-be", "surrogatepass")
-    return [int.from_bytes(raw[i : i + 2]) for i in range(0, len(raw), 2)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace run`: measure."""
 
-import os
+import contextlib
 import secrets
 import sys
 from datetime import UTC, datetime
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.console import say, say_json, tell
+from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
 from ipitrace.guests import MICRO, open_guest
 from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
@@ -134,7 +135,7 @@ def run(
             _show(result, as_json=as_json, quiet=quiet, verbose=verbose)
     path = directory / RUN_FILE
     if not (quiet or as_json):
-        click.echo(f"Wrote {path}", err=True)
+        tell(f"Wrote {path}")
     if failure is not None:
         raise failure
     if result.untrustworthy:
@@ -145,12 +146,8 @@ def run(
 
 
 def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    try:
+    with contextlib.suppress(ReaderLeftError):  # the verdict stands, whoever listens
         if as_json:
-            click.echo(result.to_json(), nl=False)
+            say_json(result.to_json())
         elif not quiet:
-            click.echo(render_run(result, verbose=verbose))
-    except BrokenPipeError:
-        # The verdict stands, whoever listens. What is still buffered has no reader either,
-        # and Python would fail on it when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say(render_run(result, verbose=verbose))

@@ -14,6 +14,7 @@ from types import FrameType
 
 import click
 
+from ipitrace.console import say_json
 from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_screen import Show, live_screen, print_block
@@ -127,7 +128,7 @@ def _loop(
 
 def _show(interval: Interval, screen: Show | None, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(interval.to_dict()))
+        say_json(json.dumps(interval.to_dict()), end="\n")
     elif screen is not None:
         screen(interval)
     else:
