@@ -4,6 +4,7 @@
 import contextlib
 import secrets
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ipitrace.recording import RUN_FILE, RecordingWriter
 from ipitrace.render.progress import ProgressBar
 from ipitrace.render.tables import render_run
 from ipitrace.result import RunResult
+from ipitrace.signals import interrupted_twice
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
 from ipitrace.storm.via import FORMS
@@ -122,13 +124,10 @@ def run(
     )
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    with RecordingWriter(directory, force=force) as writer:
+    with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with ProgressBar(enabled=not (quiet or as_json)) as bar:
-            try:
-                with open_guest(vm, via, trace=not no_trace) as guest:
-                    result, failure = run_pipeline(request, guest, writer, bar.show)
-            except KeyboardInterrupt:
-                raise InterruptedRunError("Interrupted.", "Nothing was measured yet.") from None
+            with open_guest(vm, via, trace=not no_trace) as guest:
+                result, failure = run_pipeline(request, guest, writer, bar.show)
         try:
             result = writer.finish(result)
         finally:
@@ -143,6 +142,22 @@ def run(
             f"The numbers are not trustworthy: {'; '.join(result.untrustworthy)}.",
             f"Run again on a quieter host; what was measured is in {path}.",
         )
+
+
+@contextlib.contextmanager
+def _interruptions_told() -> Iterator[None]:
+    """What the interrupted run has kept, which is nothing if the interruption comes to here.
+
+    Raises:
+        InterruptedRunError: instead of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = "Nothing was measured yet."
+        if interrupted_twice():
+            hint = "What was measured is not kept, since a second interruption came."
+        raise InterruptedRunError("Interrupted.", hint) from None
 
 
 def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
