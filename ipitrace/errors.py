@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     ENVIRONMENT = 3
     UNTRUSTWORTHY = 4
+    DEFECT = 70  # EX_SOFTWARE of sysexits.h: an error inside ipitrace itself
     INTERRUPTED = 130
 
 
@@ -42,6 +43,15 @@ class MeasurementError(IpitraceError):
     """It ran, but what it measured cannot be trusted: a hung guest, lost events."""
 
     exit_code = ExitCode.UNTRUSTWORTHY
+
+
+class ReaderLeftError(IpitraceError):
+    """Whoever read our standard output has left; that is no failure, and nobody is told."""
+
+    exit_code = ExitCode.OK
+
+    def __init__(self) -> None:
+        super().__init__("The reader of standard output has left.", "")
 
 
 class InterruptedRunError(IpitraceError):

@@ -39,6 +39,7 @@ from ipitrace.model import Scenario, StormRequest, TargetState
 from ipitrace.plan import Turn, plan_turns, split
 from ipitrace.repetition import Recorded, run_repetition
 from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
+from ipitrace.signals import finish_undisturbed
 from ipitrace.stats import interval_confidence
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import (
@@ -301,8 +302,12 @@ def _run_scenarios(run: _Run) -> None:
             for turn in turns:
                 _take(run, turn, done, total)
                 done += turn.sends
+        finish_undisturbed()
     except KeyboardInterrupt:
-        run.failure = InterruptedRunError("Interrupted.", "What was finished until then is kept.")
+        finish_undisturbed()
+        kept = "What was finished until then is kept."
+        hint = kept if run.finished(modes) else "Nothing was finished until then."
+        run.failure = InterruptedRunError("Interrupted.", hint)
     except IpitraceError as error:
         if not run.finished(modes) and not isinstance(error, MeasurementError):
             raise

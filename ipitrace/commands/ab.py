@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
+from ipitrace.console import tell
 from ipitrace.errors import (
     ExitCode,
     HostError,
@@ -20,9 +21,11 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
+from ipitrace.foreign import plain
 
 # Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
 # gives after these replaces them.
+_MOST_SAID = 2000  # characters of what a run says on standard error
 _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
 
 
@@ -161,7 +164,7 @@ def _measure(place: Path, extra: Sequence[str], retries: int) -> None:
         except MeasurementError as error:
             if not left:
                 raise
-            click.echo(f"ipitrace: {error.message} It is repeated.", err=True)
+            tell(f"ipitrace: {error.message} It is repeated.")
         else:
             return
 
@@ -194,7 +197,7 @@ def _run(place: Path, extra: Sequence[str]) -> None:
         ExitCode.UNTRUSTWORTHY: MeasurementError,
         ExitCode.INTERRUPTED: InterruptedRunError,
     }
-    said = " ".join(done.stderr.split()).removeprefix("ipitrace: ")
+    said = plain(" ".join(done.stderr.split()), _MOST_SAID).removeprefix("ipitrace: ")
     raise kinds.get(done.returncode, HostError)(
         f"The run {place.parent.name}/{place.name} failed: {said}", f"It was: {shlex.join(command)}"
     )

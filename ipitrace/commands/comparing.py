@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `ipitrace compare` and `ipitrace ab` do alike; imported late, since scipy takes a second."""
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import click
 
 from ipitrace.commands.comparison_options import ComparisonOptions
 from ipitrace.compare import Recordings, Settings, compare, exit_code
@@ -16,12 +15,15 @@ from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, MinimumEffect, to_json
 from ipitrace.compare.versus import parse_pair
-from ipitrace.errors import ExitCode, HostError, UsageError
+from ipitrace.console import say, say_json
+from ipitrace.errors import ExitCode, HostError, ReaderLeftError, UsageError
+from ipitrace.foreign import plain
 from ipitrace.render.compare_csv import render_csv
 from ipitrace.render.compare_junit import render_junit
 from ipitrace.render.compare_openmetrics import render_openmetrics
 from ipitrace.render.compare_tables import render_anchors, render_comparison
 
+_MOST_SAID = 2000  # characters of a sentence
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 NamedSide = tuple[str, Recordings]
@@ -74,15 +76,24 @@ def compare_and_tell(
     runs = [recording for _name, side in (base, *others) for recording in side]
     text = _text(comparisons, runs, anchors, options, strict=settings.strict)
     if options.output_file is None:
-        click.echo(text, nl=False)
+        _say(text, as_json=options.output_format == "json")
     else:
         _write(options.output_file, text, append=False)
         for comparison in comparisons:
-            click.echo(comparison.sentence)
+            _say(plain(comparison.sentence, _MOST_SAID) + "\n", as_json=False)
     if options.github_summary:
         page = _tables(comparisons, anchors, replace(options, output_format="markdown"))
         _write(Path(os.environ[SUMMARY_VARIABLE]), page, append=True)
     return exit_code(comparisons, strict=settings.strict)
+
+
+def _say(text: str, *, as_json: bool) -> None:
+    """Print; the verdict stands, whoever listens."""
+    with contextlib.suppress(ReaderLeftError):
+        if as_json:
+            say_json(text)
+        else:
+            say(text, end="")
 
 
 def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:

@@ -5,6 +5,7 @@ import json
 
 import click
 
+from ipitrace.console import say, say_json
 from ipitrace.doctor import examine
 from ipitrace.errors import ExitCode
 from ipitrace.render.doctor import render_examination
@@ -22,7 +23,7 @@ def doctor(*, vm_name: str | None, as_json: bool) -> int:
     """
     examination = examine(vm_name)
     if as_json:
-        click.echo(json.dumps(examination.to_dict(), indent=2))
+        say_json(json.dumps(examination.to_dict(), indent=2), end="\n")
     else:
-        click.echo(render_examination(examination), nl=False)
+        say(render_examination(examination), end="")
     return ExitCode.OK if examination.can_run else ExitCode.ENVIRONMENT

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from ipitrace.console import say
+from ipitrace.foreign import plain, plain_values
 from ipitrace.guests import open_way
 from ipitrace.storm.install import install, remove
 from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
@@ -47,7 +49,7 @@ def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
     /var/lib/ipitrace. What is there already is not done again.
     """
     with open_way(vm, via) as shell:
-        _tell_status(install(shell, click.echo, module))
+        _tell_status(install(shell, _say_line, module))
 
 
 @guest.command("status", short_help="What is there, and what it can do.")
@@ -63,18 +65,23 @@ def status_command(*, vm: str, via: str | None) -> None:
 def remove_command(*, vm: str, via: str | None) -> None:
     """Unload the module and remove whatever install put into the guest."""
     with open_way(vm, via) as shell:
-        remove(shell, click.echo)
+        remove(shell, _say_line)
+
+
+def _say_line(text: str) -> None:
+    say(plain(text, 1000))
 
 
 def _tell_status(status: HelperStatus) -> None:
+    status = plain_values(status)
     module = status.module
     version = f"{module.version}, srcversion {module.srcversion}" if module.loaded else "not loaded"
-    click.echo(f"module   {version}")
-    click.echo(f"helper   {status.helper_version}, storm interface {status.abi_version}")
+    say(f"module   {version}")
+    say(f"helper   {status.helper_version}, storm interface {status.abi_version}")
     online = ", ".join(map(str, status.online))
-    click.echo(f"guest    Linux {status.kernel}, CPUs {online} online of {status.n_cpus}")
+    say(f"guest    Linux {status.kernel}, CPUs {online} online of {status.n_cpus}")
     if status.apic_mode is not None:
         khz = f"{status.tsc_khz / 1000:.3f} MHz" if status.tsc_khz else "of unknown rate"
-        click.echo(f"         APICs in {status.apic_mode} mode, TSC {khz}")
+        say(f"         APICs in {status.apic_mode} mode, TSC {khz}")
     for name, reason in status.unsupported.items():
-        click.echo(f"cannot   {name}: {reason}")
+        say(f"cannot   {name}: {reason}")

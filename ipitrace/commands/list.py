@@ -5,6 +5,7 @@ import json
 
 import click
 
+from ipitrace.console import say, say_json
 from ipitrace.render.list import render_list
 from ipitrace.vm import discover
 
@@ -18,6 +19,6 @@ def list_vms(*, as_json: bool) -> None:
     """
     found = discover()
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        say_json(json.dumps(found.to_dict(), indent=2), end="\n")
     else:
-        click.echo(render_list(found), nl=False)
+        say(render_list(found), end="")

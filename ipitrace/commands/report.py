@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from ipitrace.console import say, say_json, tell
 from ipitrace.errors import UsageError
+from ipitrace.foreign import plain
 from ipitrace.recording import read_run, read_run_text, read_table
 from ipitrace.render.tables import render_run
 from ipitrace.render.timeline import Timeline, render_timeline, window
@@ -40,14 +42,14 @@ def report(
     recording = directory or example_dir()
     run = read_run(recording)
     if as_json:
-        click.echo(read_run_text(recording), nl=False)
+        say_json(read_run_text(recording))
     elif ipi is not None:
         timeline = _timeline(recording, run, ipi)
-        click.echo(render_timeline(timeline, run.clock.tsc_hz, run.emulator), nl=False)
+        say(render_timeline(timeline, run.clock.tsc_hz, run.emulator), end="")
     else:
-        click.echo(render_run(run, verbose=verbose))
+        say(render_run(run, verbose=verbose))
     if not run.complete:
-        click.echo(f"This recording is partial: {run.failure}", err=True)
+        tell(f"This recording is partial: {plain(run.failure or '', 1000)}")
 
 
 def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:

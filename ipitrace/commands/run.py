@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace run`: measure."""
 
-import os
+import contextlib
 import secrets
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.console import say, say_json, tell
+from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
 from ipitrace.guests import MICRO, open_guest
 from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
@@ -17,6 +19,7 @@ from ipitrace.recording import RUN_FILE, RecordingWriter
 from ipitrace.render.progress import ProgressBar
 from ipitrace.render.tables import render_run
 from ipitrace.result import RunResult
+from ipitrace.signals import interrupted_twice
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
 from ipitrace.storm.via import FORMS
@@ -121,20 +124,17 @@ def run(
     )
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    with RecordingWriter(directory, force=force) as writer:
+    with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with ProgressBar(enabled=not (quiet or as_json)) as bar:
-            try:
-                with open_guest(vm, via, trace=not no_trace) as guest:
-                    result, failure = run_pipeline(request, guest, writer, bar.show)
-            except KeyboardInterrupt:
-                raise InterruptedRunError("Interrupted.", "Nothing was measured yet.") from None
+            with open_guest(vm, via, trace=not no_trace) as guest:
+                result, failure = run_pipeline(request, guest, writer, bar.show)
         try:
             result = writer.finish(result)
         finally:
             _show(result, as_json=as_json, quiet=quiet, verbose=verbose)
     path = directory / RUN_FILE
     if not (quiet or as_json):
-        click.echo(f"Wrote {path}", err=True)
+        tell(f"Wrote {path}")
     if failure is not None:
         raise failure
     if result.untrustworthy:
@@ -144,13 +144,25 @@ def run(
         )
 
 
-def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+@contextlib.contextmanager
+def _interruptions_told() -> Iterator[None]:
+    """What the interrupted run has kept, which is nothing if the interruption comes to here.
+
+    Raises:
+        InterruptedRunError: instead of KeyboardInterrupt.
+    """
     try:
+        yield
+    except KeyboardInterrupt:
+        hint = "Nothing was measured yet."
+        if interrupted_twice():
+            hint = "What was measured is not kept, since a second interruption came."
+        raise InterruptedRunError("Interrupted.", hint) from None
+
+
+def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    with contextlib.suppress(ReaderLeftError):  # the verdict stands, whoever listens
         if as_json:
-            click.echo(result.to_json(), nl=False)
+            say_json(result.to_json())
         elif not quiet:
-            click.echo(render_run(result, verbose=verbose))
-    except BrokenPipeError:
-        # The verdict stands, whoever listens. What is still buffered has no reader either,
-        # and Python would fail on it when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say(render_run(result, verbose=verbose))

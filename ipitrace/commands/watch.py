@@ -3,20 +3,19 @@
 
 import json
 import os
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import click
 
+from ipitrace.console import say_json
 from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_screen import Show, live_screen, print_block
+from ipitrace.signals import stop_event
 from ipitrace.vm import resolve_vm
 from ipitrace.watch import Interval, Watcher
 
@@ -82,7 +81,7 @@ def watch(
             "Create it, or name another file.",
         )
     vm = resolve_vm(name) if name is not None else None
-    with Watcher.open(vm, top=top) as watcher, _interruptions() as stop:
+    with Watcher.open(vm, top=top) as watcher, stop_event() as stop:
         _loop(watcher, stop, interval_s, duration_s, openmetrics, as_json=as_json)
         summary = watcher.summary()
     if not as_json:
@@ -127,7 +126,7 @@ def _loop(
 
 def _show(interval: Interval, screen: Show | None, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(interval.to_dict()))
+        say_json(json.dumps(interval.to_dict()), end="\n")
     elif screen is not None:
         screen(interval)
     else:
@@ -151,23 +150,3 @@ def _replace(path: Path, text: str) -> None:
         raise UsageError(
             f"{path} cannot be written ({error.strerror}).", "Name a file in a writable directory."
         ) from error
-
-
-@contextmanager
-def _interruptions() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or SIGTERM, so that a display is never left half done; the second one kills."""
-    stop = threading.Event()
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in former:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

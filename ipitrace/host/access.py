@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import re
+import resource
 from typing import Final
 
 from ipitrace.errors import HostError
@@ -26,6 +27,8 @@ _CAP_BPF: Final = 1 << 39
 # include/linux/proc_ns.h).
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 _INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
+
+_FEWEST_DESCRIPTORS: Final = 64  # a traced run of two vCPUs opens 40
 
 _NO_TRACE: Final = "--no-trace measures without looking into the host"
 
@@ -55,6 +58,19 @@ def require_kvm(path: str = "/dev/kvm", files: HostFiles = HOST) -> None:
         raise HostError(
             f"{path} speaks KVM API version {version}, not {_KVM_API_VERSION}.",
             "Use a kernel with the standard KVM interface.",
+        )
+
+
+def require_descriptors() -> None:
+    """Raise HostError if this process may open so few files that what it sees is not the whole.
+
+    A file of /proc that cannot be opened reads as one that is not there (HostFiles).
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < _FEWEST_DESCRIPTORS:
+        raise HostError(
+            f"This process may open no more than {limit} files; it takes {_FEWEST_DESCRIPTORS}.",
+            "Raise 'ulimit -n'.",
         )
 
 

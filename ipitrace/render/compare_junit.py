@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET  # only written here, never parsed
 
 from ipitrace.compare.model import Comparison, GateResult, Held, Row, Verdict
 from ipitrace.compare.wording import tell_change
+from ipitrace.foreign import plain_values
 
 
 def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:
@@ -17,7 +18,7 @@ def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:
     """
     root = ET.Element("testsuites", name="ipitrace compare")
     total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
-    for comparison in comparisons:
+    for comparison in map(plain_values, comparisons):
         about = f"{comparison.patched.name} against {comparison.base.name}"
         cases: dict[str, list[ET.Element]] = {}
         for scenario, case in _cases(comparison, about, strict=strict):

@@ -10,8 +10,11 @@ from tabulate import tabulate
 from ipitrace.compare.anchors import Anchor
 from ipitrace.compare.model import Comparison, Figures, Row, Verdict
 from ipitrace.compare.wording import how_many, spell, spell_change, spell_p
+from ipitrace.foreign import map_strings, plain
+from ipitrace.render.markdown import markdown as markdown_text
 
 _WIDTH = 80
+_MOST_CHARS = 1000
 _WHY_WIDTH = 24
 _MILLION = 1_000_000  # cycles from here on are told in them
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
@@ -34,6 +37,8 @@ _APART = (
 
 def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = False) -> str:
     """One comparison; `every` shows all metrics, else the headline and whatever moved."""
+    made_harmless = markdown_text if markdown else _line
+    comparison = map_strings(comparison, made_harmless)
     shown = [
         row
         for row in comparison.rows
@@ -49,7 +54,7 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
         f"### {heading}" if markdown else heading,
         *tables,
         _not_shown(comparison.rows, shown),
-        *map(_wrapped, _remarks(comparison, shown)),
+        *(text if markdown else _wrapped(text) for text in _remarks(comparison, shown)),
         _gates(comparison, markdown=markdown),
         f"**{comparison.sentence}**" if markdown else comparison.sentence,
     ]
@@ -69,6 +74,11 @@ def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
     else:
         table = "\n".join(_wrapped(line, "    ") for line in map("; ".join, lines))
     return f"{title}\n\n{table}\n"
+
+
+def _line(text: str) -> str:
+    """As plain() makes it, with room for a sentence."""
+    return plain(text, _MOST_CHARS)
 
 
 def _heading(comparison: Comparison) -> str:

@@ -5,6 +5,7 @@ import textwrap
 from typing import Final
 
 from ipitrace.doctor import Check, Examination
+from ipitrace.foreign import plain_values
 
 _WIDTH: Final = 80
 _NAME_WIDTH: Final = 12
@@ -13,6 +14,7 @@ _STATUS_WIDTH: Final = 8
 
 def render_examination(examination: Examination) -> str:
     """Every check, what to do where there is something to do, and whether `run` can work."""
+    examination = plain_values(examination)
     lines = [_check(check) for check in examination.checks]
     missing = [check.name for check in examination.checks if check.status == "missing"]
     if missing:

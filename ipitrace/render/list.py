@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
+from ipitrace.foreign import plain_values
 from ipitrace.units import MIB
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 
@@ -18,6 +19,7 @@ _ALIGN = ("left", "left", "right", "right", "right", "left", "left")
 
 def render_list(found: Discovery) -> str:
     """The VMs, their threads, and what could not be seen."""
+    found = plain_values(found)
     sections: list[str] = []
     if found.vms:
         rows = [_row(vm) for vm in found.vms]

@@ -2,6 +2,11 @@
 """What every OpenMetrics text has in it."""
 
 from collections.abc import Mapping
+from typing import Final
+
+from ipitrace.foreign import plain
+
+_MOST_CHARS: Final = 1000
 
 
 def labels(named: Mapping[str, str]) -> str:
@@ -10,4 +15,4 @@ def labels(named: Mapping[str, str]) -> str:
 
 
 def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return plain(value, _MOST_CHARS).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -6,9 +6,10 @@ import time
 from types import TracebackType
 from typing import Self, TextIO
 
+from ipitrace.console import redraw
+
 _DELAY_S = 1.0
 _WIDTH = 30
-_CLEAR_LINE = "\r\x1b[K"
 
 
 class ProgressBar:
@@ -30,8 +31,7 @@ class ProgressBar:
         _traceback: TracebackType | None,
     ) -> None:
         if self._drawn:
-            self._stream.write(_CLEAR_LINE)
-            self._stream.flush()
+            redraw("", self._stream)
 
     def show(self, what: str, share: float) -> None:
         """Say that `share` (0..1) of the work is done and `what` is being done now."""
@@ -40,6 +40,5 @@ class ProgressBar:
         share = min(max(share, 0.0), 1.0)
         filled = round(_WIDTH * share)
         bar = "#" * filled + "." * (_WIDTH - filled)
-        self._stream.write(f"{_CLEAR_LINE}[{bar}] {share:4.0%} {what}")
-        self._stream.flush()
+        redraw(f"[{bar}] {share:4.0%} {what}", self._stream)
         self._drawn = True

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from ipitrace.correlate.stages import GUEST_STAMPS
+from ipitrace.foreign import plain_values
 from ipitrace.host.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.model import Scenario, SendMethod, Summary
 from ipitrace.result import (
@@ -25,6 +26,7 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 def render_run(run: RunResult, *, verbose: bool = False) -> str:
     """Everything a run found, as text."""
+    run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == "measured"]
     sections = [_header(run)]
     if measured:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
+from ipitrace.foreign import plain, plain_values
 from ipitrace.host.exit_reasons import reason_name
 from ipitrace.units import cycles_to_ns
 
@@ -90,6 +91,7 @@ def render_timeline(timeline: Timeline, tsc_hz: float | None, emulator: str | No
         tsc_hz: the TSC's rate; None where it is not known.
         emulator: what emulates the host or the guest; None of real ones.
     """
+    timeline = plain_values(timeline)
     span = timeline.span
     stages = stages_of(span)
     ours = [e for e in timeline.events if e["vcpu"] in {None, span["sender"], span["target"]}]
@@ -181,7 +183,7 @@ def _asides(
     send_tsc = timeline.span["send_tsc"]
     yield ""
     if emulator is not None:
-        yield f"emulated by {emulator}: cycles are not real time"
+        yield f"emulated by {plain(emulator)}: cycles are not real time"
     for word, other in (("before", timeline.before), ("after", timeline.after)):
         if other is None:
             yield f"{word}: none in this repetition"

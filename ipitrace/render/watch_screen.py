@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `watch` shows its intervals: a terminal's alternate screen, or standard output."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from ipitrace.console import say
+from ipitrace.foreign import plain_lines
 from ipitrace.render.watch_text import LOG_WIDTH, render_interval
 from ipitrace.watch.model import Interval
 
@@ -31,7 +32,7 @@ def live_screen() -> Iterator[Show | None]:
         def show(interval: Interval) -> None:
             width, height = console.size
             text = render_interval(interval, width=width, height=height)
-            live.update(Text(text, no_wrap=True), refresh=True)
+            live.update(Text(plain_lines(text), no_wrap=True), refresh=True)
 
         live.update(Text("ipitrace watch: counting"), refresh=True)
         yield show
@@ -41,5 +42,4 @@ def print_block(interval: Interval) -> None:
     """The interval as a block of its own: as wide as the terminal, or for a log."""
     console = Console()
     width = console.size.width if console.is_terminal else LOG_WIDTH
-    sys.stdout.write(render_interval(interval, width=width) + "\n\n")
-    sys.stdout.flush()
+    say(render_interval(interval, width=width), end="\n\n")

@@ -3,10 +3,12 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from tabulate import tabulate
 
+from ipitrace.foreign import plain, plain_values
 from ipitrace.units import MIB
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, VmInterval
 
@@ -22,7 +24,12 @@ def render_interval(
 ) -> str:
     """The interval, fitted to a terminal of `height` lines; None shows all there is."""
     busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
-    shown = busiest if height is None else busiest[:_MOST_VMS]
+    shown = plain_values(busiest if height is None else busiest[:_MOST_VMS])
+    interval = replace(
+        interval,
+        late_posts=plain_values(interval.late_posts),
+        ended=plain_values(interval.ended),
+    )
     head = [_title(interval), ""]
     if not interval.vms:
         head.append("There is no VM to watch now.")
@@ -40,7 +47,7 @@ def render_interval(
 
 def _title(interval: Interval) -> str:
     when = "whole run" if interval.number is None else f"{interval.time[11:19]} UTC"
-    vm = f"{interval.vms[0].name}, " if len(interval.vms) == 1 else ""
+    vm = f"{plain(interval.vms[0].name)}, " if len(interval.vms) == 1 else ""
     return f"ipitrace watch: {vm}{when}, {interval.duration_s:.1f} s" + (
         "" if interval.number is None else f"; watched for {interval.elapsed_s:.0f} s"
     )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C, SIGTERM and SIGHUP: all three ask for the same, an orderly end.
+
+The first one interrupts, and what is finished is kept. The second one gives up what the
+first has left to do, and what is unfinished is removed. Further ones are ignored, so that
+nothing is left half removed; SIGKILL ends that, too. A signal that was ignored when ipitrace
+was started (nohup, or SIGINT of a background job) stays ignored.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+NUMBERS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAST: Final = 2  # that raises anything
+_AGAIN_S: Final = 0.05
+
+
+class _Requests:
+    """How often an end was asked for, and what is being done meanwhile."""
+
+    count = 0
+    last = signal.SIGINT
+    finishing = False
+    stop: threading.Event | None = None
+
+
+_requests = _Requests()
+
+
+def install() -> None:
+    """From now on the signals raise KeyboardInterrupt in the main thread, as said above."""
+    for number in NUMBERS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def finish_undisturbed() -> None:
+    """What is left takes a bounded time and saves what was done: a first signal changes nothing."""
+    _requests.finishing = True
+
+
+def interrupted_twice() -> bool:
+    """Whether an end was asked for so urgently that nothing more was to be finished."""
+    return _requests.count >= _LAST
+
+
+@contextlib.contextmanager
+def stop_event() -> Iterator[threading.Event]:
+    """Set by the first signal instead of an exception, so that no display is left half done."""
+    stop = threading.Event()
+    _requests.stop = stop
+    try:
+        yield stop
+    finally:
+        _requests.stop = None
+
+
+def send_again() -> None:
+    """Deliver an interruption again that Python lost, since a callback from C was running."""
+    _requests.count -= 1
+    to_main = (threading.main_thread().ident, _requests.last)
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, to_main)
+    again.daemon = True
+    again.start()
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    _requests.count += 1
+    _requests.last = signal.Signals(number)
+    first = _requests.count == 1
+    if first and _requests.stop is not None:
+        _requests.stop.set()
+    elif _requests.count <= _LAST and not (first and _requests.finishing):
+        raise KeyboardInterrupt
