@@ -31,7 +31,7 @@ def fuzz(data: bytes) -> None:
         sandwiches.append(Sandwich(tsc, ts_ns, pieces.byte() / 2))
     measure_frequency(sandwiches)
     tsc_went_backwards(sandwiches)
-    with contextlib.suppress(MeasurementError), np.errstate(all="raise"):
+    with contextlib.suppress(MeasurementError), np.errstate(all="ignore"):
         clock = HostClockMap.build(sandwiches)
         clock.to_tsc(sandwiches[0].ts_ns)
         clock.bound_cycles(sandwiches[-1].ts_ns)
