@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs as files, and what an error may look like."""
+
+import contextlib
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ipitrace.errors import IpitraceError
+from ipitrace.host.files import HostFiles
+
+_LONGEST_MESSAGE = 2_000
+
+
+@functools.cache
+def folder() -> Path:
+    """One of this process's own, in memory where that is a place for files."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="ipitrace-fuzz-", dir=memory if memory.is_dir() else None))
+
+
+def place(name: str, data: bytes) -> Path:
+    """`data` as a file of that name."""
+    path = folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def tree(contents: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> HostFiles:
+    """Kernel files, path to content; the same paths in every call of one process."""
+    root = folder() / "tree"
+    for path, content in contents.items():
+        place(f"tree{path}", content)
+    for path, target in (links or {}).items():
+        at = root / path.lstrip("/")
+        at.parent.mkdir(parents=True, exist_ok=True)
+        if not at.is_symlink():
+            at.symlink_to(target)
+    return HostFiles(root)
+
+
+def remove(name: str) -> None:
+    """What place() made."""
+    shutil.rmtree(folder() / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """An error that passes must be one line, of a length that people read."""
+    try:
+        yield
+    except IpitraceError as error:
+        assert error.message, error
+        assert len(error.message) + len(error.hint) < _LONGEST_MESSAGE, error.message[:100]
+        assert "\n" not in error.message, error.message
+        raise

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--fail-on, --min-effect, --allow and --pair, as a person or a CI file writes them."""
+
+import contextlib
+
+from ipitrace.commands.comparing import parse_minimum
+from ipitrace.compare.fingerprint import check_allowed
+from ipitrace.compare.gates import named_counts, parse_gate
+from ipitrace.compare.versus import parse_pair
+from ipitrace.errors import UsageError
+
+
+def fuzz(data: bytes) -> None:
+    text = data.decode(errors="surrogateescape")
+    for read in (
+        lambda: named_counts([parse_gate(text)]),
+        lambda: parse_minimum([text]),
+        lambda: check_allowed([text]),
+        lambda: parse_pair(text),
+    ):
+        with contextlib.suppress(UsageError):
+            read()

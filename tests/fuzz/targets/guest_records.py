@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a storm in a Linux guest leaves: its records, its exit status, its words; summarised, too.
+
+The last byte says how the program in the guest ended.
+"""
+
+import contextlib
+
+from ipitrace.errors import IpitraceError
+from ipitrace.model import StormRequest
+from ipitrace.storm.driver import Hooks
+from ipitrace.storm.linux import LinuxGuest
+from ipitrace.storm.scenarios import SCENARIOS
+from ipitrace.storm.shell import Finished
+from ipitrace.summary import Mode, reduce_storm
+
+from ..pieces import saying_guest
+
+_SCENARIO = next(s for s in SCENARIOS if s.name == "unicast-running")
+
+
+def fuzz(data: bytes) -> None:
+    status = data[-1] % 8 if data else 0
+    words = data.decode(errors="replace") if status else ""
+    shell = saying_guest(run=Finished(status, data, words))
+    with contextlib.suppress(IpitraceError):
+        guest = LinuxGuest.prepare(shell, None)
+        request = StormRequest(_SCENARIO, n_vcpus=2, count=4, warmup=1, pace_cycles=0)
+        storm = guest.run(request, Hooks())
+        reduce_storm(storm, guest.targets(_SCENARIO), Mode.OFF)

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the helper in a Linux guest says of itself: the JSON of `ipistorm status`."""
+
+import contextlib
+
+from ipitrace.errors import IpitraceError
+from ipitrace.storm.linux import LinuxGuest
+
+from ..pieces import saying_guest
+
+
+def fuzz(data: bytes) -> None:
+    with contextlib.suppress(IpitraceError):
+        guest = LinuxGuest.prepare(saying_guest(status=data), None)
+        guest.describe()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What ssh prints: an ssh of our own on PATH. The input is four parts with \xff between.
+
+First what the kept connection prints (without a line it ends), then a command's stdout, its stderr, and its exit status.
+"""
+
+import contextlib
+import functools
+import os
+import stat
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+from ipitrace.errors import IpitraceError
+from ipitrace.storm.ssh import Destination, open_ssh
+
+_PROGRAM = """#!/bin/sh
+for last; do :; done
+case $last in
+"id -u; exec cat")
+	/bin/cat {folder}/first
+	read -r line < {folder}/first || exit 255
+	exec /bin/cat ;;
+esac
+/bin/cat {folder}/out
+/bin/cat {folder}/err >&2
+read -r status < {folder}/status
+exit "$status"
+"""
+_PARTS = 4
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ipitrace-fuzz-ssh-"))
+    program = folder / "ssh"
+    program.write_text(_PROGRAM.format(folder=folder))
+    program.chmod(stat.S_IRWXU)
+    return folder
+
+
+def fuzz(data: bytes) -> None:
+    folder = _folder()
+    parts = data.split(b"\xff", _PARTS - 1) + [b""] * _PARTS
+    for name, content in zip(("first", "out", "err"), parts, strict=False):
+        (folder / name).write_bytes(content)
+    (folder / "status").write_text(f"{parts[3][0] if parts[3] else 0}\n")
+    sleep = time.sleep
+    with (
+        contextlib.suppress(IpitraceError),
+        mock.patch.dict(os.environ, {"PATH": f"{folder}:/usr/bin:/bin"}),
+        mock.patch("time.sleep", lambda seconds: sleep(min(seconds, 5e-4))),
+        open_ssh(Destination("guest", None, None)) as shell,
+    ):
+        shell.run(["true"], timeout_s=10.0)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A process that looks like a VMM: its files under /proc and debugfs, parts between \xff."""
+
+from ipitrace.vm.agent import agent_url
+from ipitrace.vm.discovery import discover
+from ipitrace.vm.identity import still_there
+
+from ..files import tree
+from ..pieces import no_waiting
+
+_PID = 100
+_P = f"/proc/{_PID}"
+_FILES = (
+    *(f"{_P}/cmdline", f"{_P}/stat", f"{_P}/task/101/syscall", f"{_P}/task/101/status"),
+    *(f"{_P}/cgroup", f"{_P}/comm", "/sys/kernel/debug/kvm/100-9/vcpu0/pid"),
+    *("/run/systemd/machines/guest1", f"{_P}/status", "/proc/cpuinfo"),
+)
+_USUAL = {f"{_P}/stat": b"100 (kvm) S 1 100 100 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 355162 1 1"}
+
+
+def fuzz(data: bytes) -> None:
+    parts = data.split(b"\xff")
+    contents = {path: parts[i] if i < len(parts) else b"" for i, path in enumerate(_FILES)}
+    contents = {path: content or _USUAL.get(path, b"") for path, content in contents.items()}
+    links = {
+        f"{_P}/fd/9": "anon_inode:kvm-vm",
+        f"{_P}/fd/15": "anon_inode:kvm-vcpu:0",
+        f"{_P}/exe": "/usr/bin/qemu-system-x86_64",
+    }
+    files = tree(contents, links)
+    with no_waiting():
+        found = discover(files, lambda _pid, _fds: (None, "not looked"), lambda: {101: 0})
+        for vm in found.vms:
+            vm.to_dict()
+            still_there(vm, files)
+            agent_url(vm, files)
