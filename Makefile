@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint bench payload wheel clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
+.PHONY: help demo test lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -25,7 +25,19 @@ payload: ## build the micro-guest's payload
 
 wheel: ## build sdist and wheel into dist/
 	@script/setup dev
-	.venv/bin/python -m build
+	.venv/bin/python -m build --no-isolation
+
+lock: ## lock the dependencies of pyproject.toml (needs a network; ARGS=--upgrade for new versions)
+	@script/lock $(ARGS)
+
+audit: ## ask PyPI whether what is locked has known vulnerabilities (needs a network)
+	@script/setup supply
+	.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/supply.txt
+
+sbom: ## write what the running program consists of to dist/ipitrace.cdx.json (CycloneDX)
+	@script/setup supply
+	@mkdir -p dist
+	.venv/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --mc-type application --output-reproducible --validate --output-file dist/ipitrace.cdx.json
 
 clean: ## remove what builds and checks leave; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean

@@ -36,8 +36,8 @@ def build_wheel(directory: Path) -> Path:
         LabError: the build fails.
     """
     with step("wheel"):
-        build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", directory]
-        run([*build, CHECKOUT])
+        command = [sys.executable, "-m", "build", "--no-isolation", "--wheel"]
+        run([*command, "--outdir", directory, CHECKOUT])
         (wheel,) = directory.glob("*.whl")
     return wheel
 

@@ -4,10 +4,12 @@
 That it succeeds is shown by every run of script/test, whose set-up this is.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,7 @@ class Copy:
         self.log = directory / "log"
         self.bin.mkdir()
         shutil.copytree(CHECKOUT / "script", self.top / "script")
+        shutil.copytree(CHECKOUT / "requirements", self.top / "requirements")
         shutil.copy(CHECKOUT / "pyproject.toml", self.top)
         self.log.touch()
         self.log.chmod(0o666)
@@ -94,7 +97,7 @@ def copy() -> Iterator[Copy]:
 def test_an_unknown_group_is_a_usage_error(copy: Copy) -> None:
     result = copy.setup("everything")
     assert result.returncode == 2
-    assert "no group 'everything'; choose runtime, test, dev or lab" in result.stderr
+    assert "no group 'everything'; choose runtime, test, dev, lab or supply" in result.stderr
 
 
 def test_an_unknown_distribution_gets_the_list_of_what_is_needed(copy: Copy) -> None:
@@ -157,3 +160,31 @@ def test_a_failed_installation_leaves_no_stamp(copy: Copy) -> None:
     assert result.returncode == 1, result.stderr
     assert (copy.top / ".venv/bin/python").exists()
     assert not (copy.top / ".venv/.setup-stamp").exists()
+
+
+@pytest.mark.parametrize("its_own", [True, False])
+def test_a_file_that_is_not_the_locked_one_is_refused(copy: Copy, *, its_own: bool) -> None:
+    wheel = made_up_wheel(copy.top)
+    digest = hashlib.sha256(wheel.read_bytes() if its_own else b"").hexdigest()
+    lock = copy.top / "requirements/runtime.txt"
+    lock.write_text(f"harmless==1.0 --hash=sha256:{digest}\n")
+    # The checkout itself is not there: what comes after the locked packages fails either way.
+    copy.offer(*BUILD_TOOLS)
+    result = copy.setup(
+        PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.parent), PIP_CONFIG_FILE=os.devnull
+    )
+    assert result.returncode != 0
+    assert ("DO NOT MATCH THE HASHES" in result.stderr) != its_own
+    assert ("--editable ." in result.stdout) == its_own
+
+
+def made_up_wheel(directory: Path) -> Path:
+    """A package without content, as pip takes it."""
+    wheel = directory / "wheels/harmless-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    about = "harmless-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: harmless\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+        file.writestr(f"{about}/RECORD", "")
+    return wheel
