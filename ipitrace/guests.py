@@ -34,6 +34,7 @@ class Guest:
         own_pids: the processes that are part of the measurement, not its neighbours.
         shares_tsc: its TSC follows from this host's by an offset and a ratio.
         tsc_stated_by: who states its TSC's rate.
+        ours: the built-in guest: nobody else uses it.
     """
 
     driver: Driver
@@ -43,6 +44,7 @@ class Guest:
     own_pids: frozenset[int]
     shares_tsc: bool = True
     tsc_stated_by: str = "the guest's kernel"
+    ours: bool = False
 
 
 @contextlib.contextmanager
@@ -136,6 +138,7 @@ def micro_guest(n_vcpus: int) -> Guest:
         None,
         frozenset({own}),
         tsc_stated_by="KVM_GET_TSC_KHZ",
+        ours=True,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace.clock import Clock, GuestTsc, Sandwich, stamp_resolution_ns
+from ipitrace.clock import Clock, GuestTsc, Sandwich, measure_frequency, stamp_resolution_ns
 from ipitrace.columns import (
     GUEST_IPI_MEANINGS,
     HOST_EVENT_MEANINGS,
@@ -34,13 +34,16 @@ from ipitrace.host.access import require_initial_pid_namespace, require_trace_pr
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
+from ipitrace.host.runs import announced
 from ipitrace.layout import Kind
+from ipitrace.lookout import Lookout
 from ipitrace.model import Scenario, StormRequest, TargetState
 from ipitrace.plan import Turn, plan_turns, split
 from ipitrace.repetition import Recorded, run_repetition
 from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
 from ipitrace.signals import finish_undisturbed
 from ipitrace.stats import interval_confidence
+from ipitrace.steadiness import told
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import (
     SENDER,
@@ -146,6 +149,7 @@ class _Run:
     violations: dict[str, int] = field(default_factory=dict)
     bound_cycles: int = 0
     repetitions: int = 0
+    lookout: Lookout | None = None
     ipis: int = 0
     tsc_khz: int | None = None
     tsc_offset: int | None = None
@@ -234,6 +238,8 @@ def run(
         if request.trace and guest.pid is not None:
             tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
         gathered = _Run(request, driver, tracer, clock, sink, progress, sandwiches=readings)
+        stack.enter_context(announced(driver.pinned_cpus or ()))
+        gathered.lookout = lookout = Lookout(guest, neighbours)
         _run_scenarios(gathered)
         losses = _losses(gathered)
         observer = None if tracer is None else _observer(gathered, tracer)
@@ -256,8 +262,9 @@ def run(
         command=request.command,
         complete=gathered.failure is None,
         failure=None if gathered.failure is None else gathered.failure.message,
-        untrustworthy=tuple(
-            doubts(losses, clock_found, all_sends=all_sends, recorded_sends=recorded_sends)
+        untrustworthy=(
+            *told(lookout.disturbances, worthless=True),
+            *doubts(losses, clock_found, all_sends=all_sends, recorded_sends=recorded_sends),
         ),
         host=_host(guest.pinning, neighbours),
         guest=driver.describe(),
@@ -267,6 +274,7 @@ def run(
         observer_absent=None if observer else _why_untraced(guest),
         scenarios=tuple(gathered.rows),
         seed=request.seed,
+        disturbances=tuple(lookout.disturbances),
     )
     return result, gathered.failure
 
@@ -372,11 +380,21 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
         )
     )
     kept.switches += recorded.switches
+    if run.lookout is not None:
+        run.lookout.after(request, recorded, run.repetitions, _tsc_hz(run, recorded))
     _keep(run, scenario, recorded)
     if recorded.trace is not None:
         kept.bound_cycles = max(kept.bound_cycles, recorded.trace.bound_cycles)
     elif recorded.no_trace_reason:
         kept.notes.add(f"no stages: {recorded.no_trace_reason}")
+
+
+def _tsc_hz(run: _Run, recorded: Recorded) -> float | None:
+    """The guest TSC's rate as far as it is known by now."""
+    if recorded.storm.tsc_khz is not None:
+        return recorded.storm.tsc_khz * 1000.0
+    measured = measure_frequency([*run.sandwiches, *recorded.sandwiches])
+    return None if measured is None else measured.hz * run.tsc_scale
 
 
 def sends_of(request: RunRequest) -> tuple[int, ...]:

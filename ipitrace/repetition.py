@@ -2,7 +2,7 @@
 """One repetition: one storm, watched as its mode says, on one clock."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +24,17 @@ from ipitrace.correlate.spans import Spans, StormTrace, correlate
 from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
 from ipitrace.errors import MeasurementError
+from ipitrace.host.conditions import Conditions, read_conditions
 from ipitrace.host.interrupts import delta, read_interrupts
 from ipitrace.layout import NR_KINDS, Kind
 from ipitrace.model import StormRequest
+from ipitrace.steadiness import NO_LOOKS, Looks
 from ipitrace.storm.driver import Driver, Hooks, Storm
 from ipitrace.summary import SENDER, Mode, Watched
 from ipitrace.tracer.session import Tracer
 
 _SANDWICH_EVERY_S = 0.02
+_ON_ITS_CPU = (Kind.KVM_ENTRY, Kind.KVM_EXIT, Kind.SCHED_SWITCH)
 
 # Host events kept of one repetition. 2 to 17 an IPI were seen (tests/data/recordings); what
 # else a guest does meanwhile is its own choice, and must not take this host's memory.
@@ -61,6 +64,7 @@ class Recorded:
         seen: host events per kind and vCPU from the first measured send to the last
             acknowledgement, shape (kinds, n_vcpus); None where that is not known.
         switches: of the vCPUs' threads, in what was recorded.
+        looks: at the conditions before and after.
     """
 
     storm: Storm
@@ -72,6 +76,51 @@ class Recorded:
     sandwiches: tuple[Sandwich, ...]
     seen: NDArray[np.int64] | None = None
     switches: Switches = NO_SWITCHES
+    looks: Looks = NO_LOOKS
+
+
+class _Onlooker:
+    """Looks before the vCPUs run and after they have; in between it only notes when ticks come."""
+
+    def __init__(self, cpus: Collection[int]) -> None:
+        self._cpus = cpus
+        self._tids: Sequence[int] = ()
+        self._start: Conditions | None = None
+        self._end: Conditions | None = None
+        self._last_tick_s: float | None = None
+        self._longest_tick_s = 0.0
+
+    def threads_known(self, tids: Sequence[int]) -> None:
+        self._tids = tuple(tids)
+        self._start = read_conditions(self._tids, self._cpus)
+        self._last_tick_s = time.monotonic()
+
+    def tick(self) -> None:
+        now_s = time.monotonic()
+        if self._last_tick_s is not None:
+            self._longest_tick_s = max(self._longest_tick_s, now_s - self._last_tick_s)
+        self._last_tick_s = now_s
+
+    def over(self) -> None:
+        self.tick()
+        self._end = read_conditions(self._tids, self._cpus)
+
+    def looks(self, events: NDArray[np.void] | None = None) -> Looks:
+        return Looks(self._start, self._end, self._longest_tick_s, _seen_on(events))
+
+
+def _seen_on(events: NDArray[np.void] | None) -> dict[int, dict[int, int]]:
+    """CPU to events, by vCPU; of those events alone that happen where its thread is."""
+    if events is None:
+        return {}
+    own = events[np.isin(events["kind"], _ON_ITS_CPU)]
+    pairs, counts = np.unique(
+        np.stack([own["vcpu"], own["cpu"]]).astype(np.int64), axis=1, return_counts=True
+    )
+    found: dict[int, dict[int, int]] = {}
+    for vcpu, cpu, n in zip(*pairs, counts, strict=True):
+        found.setdefault(int(vcpu), {})[int(cpu)] = int(n)
+    return found
 
 
 class _ClockReader:
@@ -108,8 +157,15 @@ def run_repetition(
         HostError, MeasurementError: as Driver.run.
     """
     reader = _ClockReader(clock)
+    onlooker = _Onlooker(guest.pinned_cpus or ())
+
+    def known(tids: Sequence[int]) -> None:
+        if tracer is not None and mode != Mode.OFF:
+            tracer.set_vcpu_threads(tids)
+        onlooker.threads_known(tids)
 
     def tick(sent: int) -> None:
+        onlooker.tick()
         reader.read()
         if tracer is not None and mode == Mode.FULL:
             tracer.drain()
@@ -117,22 +173,26 @@ def run_repetition(
 
     reader.read(now=True)
     if tracer is None or mode == Mode.OFF:
-        storm = guest.run(request, Hooks(tick=tick))
+        storm = guest.run(request, Hooks(threads_known=known, tick=tick, over=onlooker.over))
         reader.read(now=True)
-        return Recorded(storm, mode, None, None, None, {}, tuple(reader.sandwiches))
+        sandwiches, looks = tuple(reader.sandwiches), onlooker.looks()
+        return Recorded(storm, mode, None, None, None, {}, sandwiches, looks=looks)
     lost_before = _events_lost(tracer)
     ipis = (request.warmup + request.count) * len(guest.targets(request.scenario))
     tracer.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
-    hooks = Hooks(threads_known=tracer.set_vcpu_threads, mark=tracer.seen, tick=tick)
+    hooks = Hooks(threads_known=known, mark=tracer.seen, tick=tick, over=onlooker.over)
     before = read_interrupts()
     storm = guest.run(request, hooks)
     after = read_interrupts()
     interrupts = delta(before, after) if before is not None and after is not None else None
     reader.read(now=True)
+    sandwiches = tuple(reader.sandwiches)
     if mode == Mode.COUNTING:
-        return Recorded(storm, mode, None, None, None, {}, tuple(reader.sandwiches), storm.counted)
+        looks = onlooker.looks()
+        return Recorded(storm, mode, None, None, None, {}, sandwiches, storm.counted, looks=looks)
     tracer.drain()
     events = tracer.take()
+    looks = onlooker.looks(events)
     during = (
         (reader.sandwiches[0].ts_ns, reader.sandwiches[-1].ts_ns) if reader.sandwiches else None
     )
@@ -149,7 +209,7 @@ def run_repetition(
         )
     except MeasurementError as error:
         why = error.message
-        return Recorded(storm, mode, None, None, why, {}, tuple(reader.sandwiches), storm.counted)
+        return Recorded(storm, mode, None, None, why, {}, sandwiches, storm.counted, looks=looks)
     spans = correlate(trace)
     return Recorded(
         storm,
@@ -158,9 +218,10 @@ def run_repetition(
         trace,
         None,
         _violations(spans, trace.bound_cycles),
-        tuple(reader.sandwiches),
+        sandwiches,
         _seen(trace.events, storm),
         count_switches(events),
+        looks,
     )
 
 

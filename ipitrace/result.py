@@ -323,6 +323,45 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """Something that was otherwise than it should be while repetitions ran.
+
+    Attributes:
+        kind: `moved`, `stopped`, `suspended`, `waited`, `late`, `stolen`, `frequency`,
+            `throttled`, `hotplug`, `neighbour` or `run`.
+        says: what was seen, in words.
+        worthless: it makes the numbers worthless; otherwise it only speaks against them.
+        share: the part of the storm's time that it took; None where it took none.
+        scenario: of the repetition after which it was seen; None: before the first one.
+        repetition: that repetition, as `order` in the figures and `repetition` in the tables.
+        mode: its mode.
+    """
+
+    kind: str
+    says: str
+    worthless: bool
+    share: float | None = None
+    scenario: str | None = None
+    repetition: int | None = None
+    mode: str | None = None
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """What the storms were kept to; None is no limit.
+
+    Attributes:
+        max_rate_hz: sends per second, in any storm.
+        max_time_s: all storms together.
+        by_default: nobody asked for either: they are what holds for a VM that is not ours.
+    """
+
+    max_rate_hz: float | None
+    max_time_s: float | None
+    by_default: bool
+
+
+@dataclass(frozen=True)
 class TableInfo:
     """One Parquet table of a recording.
 
@@ -344,6 +383,8 @@ class RunResult:
         untrustworthy: why the numbers should not be relied on; empty when they may be.
         tables: the Parquet tables beside run.json, by name.
         seed: what the order of the scenarios was shuffled with.
+        disturbances: what was looked for after each repetition and found.
+        limits: of rate and time; None where there were none.
     """
 
     ipitrace_version: str
@@ -362,6 +403,8 @@ class RunResult:
     scenarios: tuple[ScenarioResult, ...]
     tables: Mapping[str, TableInfo] = field(default_factory=dict)
     seed: int | None = None
+    disturbances: tuple[Disturbance, ...] = ()
+    limits: RunLimits | None = None
 
     @property
     def emulator(self) -> str | None:

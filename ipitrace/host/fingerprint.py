@@ -107,7 +107,7 @@ def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
         cpu_signature=_signature(cpu),
         microcode=cpu.get("microcode") or files.text(f"{CPU_DIR}/cpu0/microcode/version"),
         cpus_online=len(online) if online else None,
-        smt=_smt(files),
+        smt=read_smt(files),
         kernel_release=files.text("/proc/sys/kernel/osrelease"),
         kernel_version=files.text("/proc/sys/kernel/version"),
         kernel_cmdline=files.text("/proc/cmdline"),
@@ -115,7 +115,7 @@ def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
         kvm_parameters=_kvm_parameters(files),
         mitigations=_texts(files, f"{CPU_DIR}/vulnerabilities"),
         governor=_governor(files),
-        turbo=_turbo(files),
+        turbo=read_turbo(files),
         cpuidle=_cpuidle(files),
         clocksource=files.text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         tsc_flags=None if flags is None else tuple(f for f in _TSC_FLAGS if f in flags),
@@ -187,8 +187,11 @@ def _list_text(files: HostFiles, path: str) -> str | None:
     return "" if text == "(null)" else text
 
 
-def _smt(files: HostFiles) -> str:
-    """Fold smt/control and smt/active (Documentation/ABI/testing/sysfs-devices-system-cpu)."""
+def read_smt(files: HostFiles) -> str:
+    """SMT as "on", "off", "notsupported" or "unknown".
+
+    Folds smt/control and smt/active (Documentation/ABI/testing/sysfs-devices-system-cpu).
+    """
     active = files.text(f"{CPU_DIR}/smt/active")
     control = files.text(f"{CPU_DIR}/smt/control")
     if active == "1":
@@ -247,7 +250,8 @@ def _governor(files: HostFiles) -> str | None:
     return ",".join(sorted(text for text in texts if text)) or None
 
 
-def _turbo(files: HostFiles) -> bool | None:
+def read_turbo(files: HostFiles) -> bool | None:
+    """Whether frequencies above the nominal one are allowed; None where that is not told."""
     no_turbo = files.number(f"{CPU_DIR}/intel_pstate/no_turbo")
     if no_turbo is not None:
         return no_turbo == 0

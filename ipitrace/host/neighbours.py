@@ -2,7 +2,7 @@
 """Who else is alive on the host and can disturb a measurement."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -42,10 +42,41 @@ class Neighbours:
     """Over 1, 5 and 15 minutes."""
     unknown: Mapping[str, str]
     """Reason by name of the item that could not be read."""
+    tracing_ids: frozenset[int] | None = None
+    """The ids of `bpf_tracing_programs`; they mean nothing outside of this boot."""
 
     def to_dict(self) -> dict[str, object]:
         """The neighbours as types that json accepts (tuples become arrays)."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "tracing_ids"}
+
+
+def changes(before: Neighbours, after: Neighbours) -> Iterator[str]:
+    """Who came or went between two looks, in words; what either could not see is left out."""
+    machines = [{p.pid: p for p in look.kvm_processes} for look in (before, after)]
+    for pid, process in sorted((machines[0] | machines[1]).items()):
+        if (pid in machines[0]) != (pid in machines[1]):
+            name = process.name if process.name.isprintable() else "?"
+            yield f"the KVM process {pid} ({name}) {_moved(came=pid in machines[1])}"
+    for pid in sorted(set(before.perf_event_pids) ^ set(after.perf_event_pids)):
+        came = pid in after.perf_event_pids
+        yield f"process {pid}, which holds perf events, {_moved(came=came)}"
+    if before.tracing_ids is not None and after.tracing_ids is not None:
+        for ids, came in (
+            (after.tracing_ids - before.tracing_ids, True),
+            (before.tracing_ids - after.tracing_ids, False),
+        ):
+            if ids:
+                few = f"{len(ids)} BPF program{'s' if len(ids) > 1 else ''} on kernel events"
+                yield f"{few} {_moved(came=came)}"
+    if before.ftrace_kvm_instances is not None and after.ftrace_kvm_instances is not None:
+        were, are = set(before.ftrace_kvm_instances), set(after.ftrace_kvm_instances)
+        for name in sorted(were ^ are):
+            which = f"in the instance '{name}'" if name else "at the top level"
+            yield f"ftrace's kvm events {which} were switched {'on' if name in are else 'off'}"
+
+
+def _moved(*, came: bool) -> str:
+    return "came" if came else "went"
 
 
 def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = None) -> Neighbours:
@@ -58,11 +89,11 @@ def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = 
     own = {os.getpid()} if own_pids is None else set(own_pids)
     kvm_processes, perf_pids, unreadable = _scan_processes(files, own)
     programs: int | None = None
-    tracing: int | None = None
+    tracing: frozenset[int] | None = None
     try:
         types = loaded_program_types()
         programs = len(types)
-        tracing = sum(program_type in TRACING_TYPES for program_type in types.values())
+        tracing = frozenset(i for i, kind in types.items() if kind in TRACING_TYPES)
     except OSError as error:
         unknown["bpf_programs"] = f"bpf(2): {error.strerror}"
     instances = _ftrace_kvm_instances(files)
@@ -76,10 +107,11 @@ def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = 
         perf_event_pids=tuple(perf_pids),
         unreadable_processes=unreadable,
         bpf_programs=programs,
-        bpf_tracing_programs=tracing,
+        bpf_tracing_programs=None if tracing is None else len(tracing),
         ftrace_kvm_instances=instances,
         load_average=load,
         unknown=unknown,
+        tracing_ids=tracing,
     )
 
 

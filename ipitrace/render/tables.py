@@ -18,6 +18,7 @@ from ipitrace.result import (
     ScenarioResult,
     StageBreakdown,
 )
+from ipitrace.steadiness import told
 from ipitrace.units import cycles_to_ns
 
 _NOTHING = "-"
@@ -94,6 +95,8 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
+    if any(found.kind == "moved" for found in run.disturbances):
+        where += ", but not all the time (see below)"
     kind = run.guest["kind"]
     if kind == "native":
         return (
@@ -354,6 +357,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
         if row.suspect_spans
     ]
     notes += _foreign(run, rows)
+    notes += [f"note   {said}" for said in told(run.disturbances, worthless=False)]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
 

@@ -19,12 +19,16 @@ class Hooks:
         threads_known: gets the vCPUs' kernel thread ids, in vCPU order, before any runs.
         mark: called when the first measured send is about to be made and when the last
             has been acknowledged, by the sender's own thread; its answer is kept.
-        tick: called every 20 ms by the thread that called run().
+        tick: called every 20 ms by the thread that called run(). When it raises, the storm
+            is ended, and run() raises the same.
+        over: called by that thread when the storm has ended and the vCPUs' threads are
+            still there.
     """
 
     threads_known: Callable[[Sequence[int]], None] = lambda _tids: None
     mark: Callable[[], NDArray[np.uint64] | None] = lambda: None
     tick: Callable[[int], None] = lambda _sent: None
+    over: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class LinuxGuest:
             self._check_vm()  # the better reason
             raise MeasurementError(error.message, error.hint) from error
         self._check_vm()
+        hooks.over()
         storm = self._storm_of(done, request.warmup)
         after, absent = self._tscs()
         if before is None or after is None:

@@ -58,6 +58,7 @@ class Machine:
         self._stats: list[VcpuStats] = []
         self._stopping = False
         self._ended = threading.Event()
+        self.released = threading.Event()  # the vCPUs' threads may go
         self._failures: list[str] = []
         self._error: Exception | None = None
         self._marks: dict[StormState, Mark] = {}
@@ -134,6 +135,7 @@ class Machine:
                 for thread in threads:
                     thread.go.set()
                 self._watch(hooks, silence_s + _HANG_GRACE_S)
+                hooks.over()
             finally:
                 self._stop(threads)
         if self._error is not None:
@@ -154,6 +156,7 @@ class Machine:
 
     def _stop(self, threads: Sequence["VcpuThread"]) -> None:
         self._stopping = True
+        self.released.set()
         for vcpu, thread in zip(self._vcpus, threads, strict=True):
             thread.go.set()
             while thread.is_alive():
@@ -252,7 +255,7 @@ class Machine:
 
 
 class VcpuThread(threading.Thread):
-    """A vCPU's thread: pins itself, says who it is, waits, runs."""
+    """A vCPU's thread: pins itself, says who it is, waits, runs, and stays for a last look."""
 
     def __init__(self, machine: Machine, index: int, cpus: Sequence[int] | None) -> None:
         super().__init__(name=f"vcpu{index}", daemon=True)
@@ -276,6 +279,7 @@ class VcpuThread(threading.Thread):
             self._machine.run_vcpu(self._index)
         except Exception as error:  # noqa: BLE001  (a hook's: not this thread's to judge)
             self._machine.abort(error)
+        self._machine.released.wait()  # so that the thread can be looked at
 
     def wait_for_tid(self) -> int:
         """The kernel's id of this thread, once it is pinned."""
