@@ -12,11 +12,12 @@ import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypeAlias
+from typing import Any, BinaryIO, Final, NoReturn, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 
 import ipitrace
 from ipitrace.errors import HostError, UsageError
+from ipitrace.output import Place, create_directory, locate
 from ipitrace.result import SCHEMA_VERSION, RunResult, TableInfo
+from ipitrace.unfinished import Unfinished, remove_leftovers
 
 RUN_FILE: Final = "run.json"
 CHECKSUM_FILE: Final = "SHA256SUMS"
@@ -39,6 +42,9 @@ Column: TypeAlias = NDArray[Any] | pa.Array
 """Integers, floats or booleans, masked where there is none; or strings."""
 
 
+_OURS: Final = frozenset({RUN_FILE, CHECKSUM_FILE, *(f"{table}.parquet" for table in TABLES)})
+
+
 class RecordingWriter:
     """Writes one recording; a context manager that leaves all of it or nothing.
 
@@ -50,12 +56,16 @@ class RecordingWriter:
 
     def __init__(self, directory: Path, *, force: bool) -> None:
         self._given = directory
-        self._directory = Path(os.path.realpath(directory))  # resolve() chokes on link loops
         self._force = force
-        with _writing(directory):
-            self._check_place()
-        self._unfinished: Path | None = None
-        self._made_parents: list[Path] = []
+        with (
+            _writing(directory),
+            contextlib.suppress(FileNotFoundError),
+            locate(directory) as place,
+        ):
+            self._check(place)
+        self._held = contextlib.ExitStack()
+        self._place: Place | None = None
+        self._unfinished: Unfinished | None = None
         self._tables: dict[str, _TableWriter] = {}
 
     def __enter__(self) -> Self:
@@ -64,15 +74,16 @@ class RecordingWriter:
             "ipitrace_version": ipitrace.__version__,
             "complete": False,
         }
-        parent = self._directory.parent
         try:
             with _writing(self._given):
-                self._made_parents = [p for p in (parent, *parent.parents) if not p.exists()]
-                parent.mkdir(parents=True, exist_ok=True)
-                self._unfinished = self._make_sibling("partial")
-                _write(self._unfinished / RUN_FILE, json.dumps(header) + "\n")
+                self._place = self._held.enter_context(locate(self._given, make_parents=True))
+                remove_leftovers(self._place, files=_OURS, run_file=RUN_FILE, seal=CHECKSUM_FILE)
+                self._unfinished = Unfinished(*self._make_sibling(self._place, "partial"))
+                self._held.callback(self._unfinished.close)
+                self._unfinished.begin(RUN_FILE, json.dumps(header) + "\n")
         except BaseException:
             self._clean_up()
+            self._held.close()
             raise
         return self
 
@@ -82,18 +93,20 @@ class RecordingWriter:
         _value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if self._unfinished is not None:
-            self._clean_up()
+        try:
+            if self._unfinished is not None:
+                self._clean_up()
+        finally:
+            self._held.close()
 
     def _clean_up(self) -> None:
         """Remove all that was made, for nothing of it came into its place."""
         for table in self._tables.values():
             table.abandon()
         if self._unfinished is not None:
-            shutil.rmtree(self._unfinished, ignore_errors=True)
-        with contextlib.suppress(OSError):  # was not made, or somebody put something there
-            for path in self._made_parents:
-                path.rmdir()
+            self._unfinished.remove()
+        if self._place is not None:
+            self._place.remove_made()
 
     def append(
         self, table: str, columns: Mapping[str, Column], meanings: Mapping[str, str]
@@ -114,8 +127,7 @@ class RecordingWriter:
         if self._unfinished is None:
             raise ValueError("append() outside of the writer's context")
         if table not in self._tables:
-            path = self._unfinished / _file_of(table)
-            self._tables[table] = _TableWriter(table, path, meanings)
+            self._tables[table] = _TableWriter(table, self._unfinished, meanings)
         with _writing(self._given):
             self._tables[table].append(columns)
 
@@ -125,46 +137,48 @@ class RecordingWriter:
         Raises:
             HostError: the disk refuses; what was in the place is there as before.
         """
-        if self._unfinished is None:
+        if self._unfinished is None or self._place is None:
             raise ValueError("finish() outside of the writer's context")
+        unfinished = self._unfinished
         with _writing(self._given):
             closed = {name: self._tables[name].close() for name in TABLES if name in self._tables}
             tables = {name: info for name, info in closed.items() if info is not None}
             result = replace(result, tables=tables)
-            _write(self._unfinished / RUN_FILE, result.to_json())
+            unfinished.rewrite(result.to_json())
             names = [RUN_FILE, *map(_file_of, tables)]
-            lines = [f"{_sha256(self._unfinished / name)}  {name}\n" for name in names]
-            _write(self._unfinished / CHECKSUM_FILE, "".join(lines))
+            lines = [f"{_sha256(unfinished.path / name)}  {name}\n" for name in names]
+            unfinished.write(CHECKSUM_FILE, "".join(lines))
             for name in (*names, CHECKSUM_FILE, "."):
-                _sync(self._unfinished / name)
-        whole, self._unfinished = self._unfinished, None  # from here on worth keeping
+                _sync(unfinished.path / name)
+            unfinished.hand_over()
+        self._unfinished = None  # from here on worth keeping
         try:
-            self._check_place()
-            self._move_into_place(whole)
+            self._check(self._place)
+            self._move_into_place(self._place, unfinished.place)
         except (OSError, UsageError) as error:
             why = error.strerror if isinstance(error, OSError) else error.message
             raise HostError(
                 f"The recording cannot be moved to {self._given}: {why}",
-                f"It is whole, and is kept as {whole}.",
+                f"It is whole, and is kept as {self._given.parent / unfinished.place.name}.",
             ) from error
         return RunResult.from_dict(json.loads(result.to_json()))
 
-    def _check_place(self) -> None:
+    def _check(self, place: Place) -> None:
         """See that the recording may go to its place; nothing is deleted that is not ours."""
-        place, given = self._directory, self._given
-        if not place.exists():
+        given, found = self._given, place.status()
+        if found is None:
             return
-        if not place.is_dir():
+        if not stat.S_ISDIR(found.st_mode):
             raise UsageError(f"{given} is not a directory.", _ELSEWHERE)
-        names = {path.name for path in place.iterdir()}
-        if place.is_mount() or place == Path.cwd():
+        is_mount = os.path.ismount(place.path)
+        if is_mount or os.path.samestat(found, Path.cwd().stat()):
             raise UsageError(
                 f"{given} cannot be replaced as a whole, since it is "
-                f"{'a mount point' if place.is_mount() else 'the current directory'}.",
+                f"{'a mount point' if is_mount else 'the current directory'}.",
                 f"Choose a new directory inside it with -o, for instance {given / 'recording'}.",
             )
-        ours = {RUN_FILE, CHECKSUM_FILE, *map(_file_of, TABLES)}
-        if names and not (_looks_like_ours(place) and names <= ours):
+        names = place.entries()
+        if names and not (_looks_like_ours(place.path) and names <= _OURS):
             raise UsageError(
                 f"{given} holds files that are not a recording's; they would be lost.", _ELSEWHERE
             )
@@ -174,40 +188,39 @@ class RecordingWriter:
                 "Choose another directory with -o, or replace it with --force.",
             )
 
-    def _move_into_place(self, whole: Path) -> None:
-        place = self._directory
-        if not place.exists() or not any(place.iterdir()):
-            whole.rename(place)
-            _sync(place.parent)
+    def _move_into_place(self, place: Place, whole: Place) -> None:
+        if place.status() is None or not place.entries():
+            whole.rename_to(place)
+            _sync(place.path.parent)
             return
-        old = self._make_sibling("old")
-        place.rename(old)
+        old, fd = self._make_sibling(place, "old")
+        os.close(fd)
+        place.rename_to(old)
         try:
-            whole.rename(place)
+            whole.rename_to(place)
         except BaseException:
-            old.rename(place)
+            old.rename_to(place)
             raise
-        _sync(place.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _sync(place.path.parent)
+        shutil.rmtree(old.name, ignore_errors=True, dir_fd=old.directory_fd)
 
-    def _make_sibling(self, role: str) -> Path:
-        """A new hidden directory beside the place; a killed run may have left its like."""
-        place = self._directory
+    def _make_sibling(self, place: Place, role: str) -> tuple[Place, int]:
+        """A new hidden directory beside the place, open; a killed run may have left its like."""
         for i in itertools.count():
             again = f"-{i}" if i else ""
-            path = place.with_name(f".{place.name}.{role}-{os.getpid()}{again}")
+            sibling = place.sibling(f".{place.name}.{role}-{os.getpid()}{again}")
             with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return path
+                return sibling, create_directory(sibling)
         raise AssertionError
 
 
 class _TableWriter:
     """Writes one table, a row group at a time; there is no file until there is a row."""
 
-    def __init__(self, name: str, path: Path, meanings: Mapping[str, str]) -> None:
+    def __init__(self, name: str, directory: Unfinished, meanings: Mapping[str, str]) -> None:
         self._name = name
-        self._path = path
+        self._directory = directory
+        self._file: BinaryIO | None = None
         self._meanings = meanings
         self._schema: pa.Schema | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -237,6 +250,7 @@ class _TableWriter:
         if self._writer is None or self._schema is None:
             return None
         self._writer.close()
+        self._close_file()
         return TableInfo(self._rows, {name: self._meanings[name] for name in self._schema.names})
 
     def abandon(self) -> None:
@@ -244,12 +258,20 @@ class _TableWriter:
             with contextlib.suppress(OSError, pa.ArrowException):
                 self._writer.close()
             self._writer.is_open = False  # or its finaliser tries again, and complains
+        with contextlib.suppress(OSError):
+            self._close_file()
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _flush(self) -> None:
         if not self._waiting_rows:
             return
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+            self._file = os.fdopen(self._directory.create(_file_of(self._name)), "wb")
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         rows = pa.concat_tables(self._waiting).unify_dictionaries()
         self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         self._rows += len(rows)
@@ -409,7 +431,7 @@ def _not_whole(directory: Path, content: bytes) -> UsageError:
         return UsageError(
             f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
             "still going on.",
-            "If it was killed, remove the directory and run again.",
+            "If it was killed, the next run beside it removes what it left.",
         )
     return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
 
@@ -449,10 +471,6 @@ def _writing(directory: Path) -> Iterator[None]:
             f"The recording cannot be written to {directory}: {error.strerror or error}.",
             "Free space, or choose another directory with -o.",
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from ipitrace.compare.versus import parse_pair
 from ipitrace.console import say, say_json
 from ipitrace.errors import ExitCode, HostError, ReaderLeftError, UsageError
 from ipitrace.foreign import plain
+from ipitrace.output import append_file, replace_file
 from ipitrace.render.compare_csv import render_csv
 from ipitrace.render.compare_junit import render_junit
 from ipitrace.render.compare_openmetrics import render_openmetrics
@@ -146,8 +147,10 @@ def _tables(
 
 def _write(path: Path, text: str, *, append: bool) -> None:
     try:
-        with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(text)
+        if append:
+            append_file(path, text)
+        else:
+            replace_file(path, text)
     except OSError as error:
         raise HostError(
             f"{path} cannot be written: {error.strerror}.", "Choose another place."

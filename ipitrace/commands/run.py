@@ -125,9 +125,11 @@ def run(
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
-        with ProgressBar(enabled=not (quiet or as_json)) as bar:
-            with open_guest(vm, via, trace=not no_trace) as guest:
-                result, failure = run_pipeline(request, guest, writer, bar.show)
+        with (
+            ProgressBar(enabled=not (quiet or as_json)) as bar,
+            open_guest(vm, via, trace=not no_trace) as guest,
+        ):
+            result, failure = run_pipeline(request, guest, writer, bar.show)
         try:
             result = writer.finish(result)
         finally:

@@ -2,8 +2,6 @@
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
 import json
-import os
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -11,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from ipitrace.console import say_json
-from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
-from ipitrace.render.watch_openmetrics import render_openmetrics
+from ipitrace.commands.exporting import Exporter
+from ipitrace.console import say_json, tell
+from ipitrace.errors import InterruptedRunError, MeasurementError
 from ipitrace.render.watch_screen import Show, live_screen, print_block
 from ipitrace.signals import stop_event
 from ipitrace.vm import resolve_vm
@@ -75,14 +73,10 @@ def watch(
     Nothing runs in the guests. IPIs that leave no trace on the host are said to be
     invisible. Ctrl-C ends it with a summary.
     """
-    if openmetrics is not None and not openmetrics.absolute().parent.is_dir():
-        raise UsageError(
-            f"There is no directory {openmetrics.absolute().parent}.",
-            "Create it, or name another file.",
-        )
+    exporter = None if openmetrics is None else Exporter(openmetrics)
     vm = resolve_vm(name) if name is not None else None
     with Watcher.open(vm, top=top) as watcher, stop_event() as stop:
-        _loop(watcher, stop, interval_s, duration_s, openmetrics, as_json=as_json)
+        _loop(watcher, stop, interval_s, duration_s, exporter, as_json=as_json)
         summary = watcher.summary()
     if not as_json:
         print_block(summary)
@@ -100,12 +94,12 @@ def _loop(
     stop: threading.Event,
     interval_s: float,
     duration_s: float | None,
-    openmetrics: Path | None,
+    exporter: Exporter | None,
     *,
     as_json: bool,
 ) -> None:
     """Show interval after interval, until told to stop, the time is over or the VM is gone."""
-    with ExitStack() as stack:
+    with ExitStack() as outside, ExitStack() as stack:
         screen: Show | None = None if as_json else stack.enter_context(live_screen())
         next_s = time.monotonic()
         end_s = None if duration_s is None else next_s + duration_s
@@ -116,37 +110,21 @@ def _loop(
                 next_s = min(next_s, end_s)
             stop.wait(max(next_s - time.monotonic(), 0))
             interval = watcher.sample()
-            if openmetrics is not None:
-                _replace(openmetrics, render_openmetrics(interval))
-            _show(interval, screen, as_json=as_json)
+            news = None if exporter is None else exporter.put(interval)
+            if news and screen is None:
+                tell(f"ipitrace: {news}")
+            elif news:  # when the screen is as it was before; meanwhile it shows the note
+                outside.callback(tell, f"ipitrace: {news}")
+            _show(interval, screen, exporter.note if exporter else "", as_json=as_json)
             over = end_s is not None and time.monotonic() >= end_s
             if over or stop.is_set() or interval.stopped is not None:
                 return
 
 
-def _show(interval: Interval, screen: Show | None, *, as_json: bool) -> None:
+def _show(interval: Interval, screen: Show | None, note: str, *, as_json: bool) -> None:
     if as_json:
         say_json(json.dumps(interval.to_dict()), end="\n")
     elif screen is not None:
-        screen(interval)
+        screen(interval, note)
     else:
         print_block(interval)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put `text` in place of the file at once: no reader ever sees half of it.
-
-    Raises:
-        UsageError: the directory cannot be written to.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written ({error.strerror}).", "Name a file in a writable directory."
-        ) from error

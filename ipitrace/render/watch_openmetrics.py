@@ -93,14 +93,18 @@ _FAMILIES: Final = (
         lambda vm: [({}, vm.watched_s)],
     ),
 )
+_FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
     "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
     "ipitrace_watch_resident_bytes": "memory of the watching process",
 }
 
 
-def render_openmetrics(interval: Interval) -> str:
-    """The interval's totals as one exposition, ended by # EOF."""
+def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
+    """The interval's totals as one exposition, ended by # EOF.
+
+    `write_failures` is how often an exposition before this one could not be written.
+    """
     lines = []
     for family in _FAMILIES:
         lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.meaning}"]
@@ -114,4 +118,9 @@ def render_openmetrics(interval: Interval) -> str:
     own_cost = (interval.own.cpu_share, interval.own.rss_bytes)
     for (name, meaning), value in zip(_OWN.items(), own_cost, strict=True):
         lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
+    lines += [
+        f"# TYPE {_FAILURES} counter",
+        f"# HELP {_FAILURES} times this text could not be written, for instance to a full disk",
+        f"{_FAILURES}_total {write_failures!r}",
+    ]
     return "\n".join([*lines, "# EOF"]) + "\n"

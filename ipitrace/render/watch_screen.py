@@ -9,11 +9,12 @@ from rich.live import Live
 from rich.text import Text
 
 from ipitrace.console import say
-from ipitrace.foreign import plain_lines
+from ipitrace.foreign import plain, plain_lines
 from ipitrace.render.watch_text import LOG_WIDTH, render_interval
 from ipitrace.watch.model import Interval
 
-Show = Callable[[Interval], None]
+Show = Callable[[Interval, str], None]
+"""Gets an interval, and a line to show below it if that is not empty."""
 
 
 @contextmanager
@@ -29,9 +30,11 @@ def live_screen() -> Iterator[Show | None]:
     # No refresh thread: we draw when there is something new.
     with Live(console=console, screen=True, auto_refresh=False) as live:
 
-        def show(interval: Interval) -> None:
+        def show(interval: Interval, note: str) -> None:
             width, height = console.size
-            text = render_interval(interval, width=width, height=height)
+            text = render_interval(interval, width=width, height=height - bool(note))
+            if note:
+                text += f"\n{plain(note)}"
             live.update(Text(plain_lines(text), no_wrap=True), refresh=True)
 
         live.update(Text("ipitrace watch: counting"), refresh=True)

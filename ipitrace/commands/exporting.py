@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file that `ipitrace watch --openmetrics` keeps.
+
+A disk that is full for a while ends nothing: it is told, and the file tried again.
+"""
+
+from pathlib import Path
+
+from ipitrace.errors import UsageError
+from ipitrace.output import check_writable, replace_file
+from ipitrace.render.watch_openmetrics import render_openmetrics
+from ipitrace.watch import Interval
+
+
+class Exporter:
+    """Replaces the file at each interval, as far as that can be done."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UsageError if the file can never be written: no directory, no permission."""
+        self._path = path
+        self._failures = 0
+        self._why: str | None = None
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be written ({error.strerror}).",
+                "Name a file in a writable directory.",
+            ) from error
+
+    @property
+    def note(self) -> str:
+        """What the person should know of it now; "" when all is well."""
+        if self._why is None:
+            return ""
+        return f"{self._path} cannot be written: {self._why}; it is tried again each interval."
+
+    def put(self, interval: Interval) -> str | None:
+        """Write the interval's totals; the answer is news: that it failed first, or works again."""
+        text = render_openmetrics(interval, write_failures=self._failures)
+        former, self._why = self._why, None
+        try:
+            replace_file(self._path, text, readable=True)
+        except (OSError, UsageError) as error:
+            self._failures += 1
+            self._why = error.message if isinstance(error, UsageError) else error.strerror
+            self._why = (self._why or str(error)).rstrip(".")
+            return None if former is not None else self.note
+        if former is None:
+            return None
+        return f"{self._path} is written again; {self._failures} writes failed until now."
