@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording on disk: run.json, Parquet tables and their checksums in one directory.
+"""A recording on disk: run.json, Parquet tables and their checksums in one directory, written.
 
 docs/recording.md describes the format. A recording is written beside its place under
 another name and renamed when whole, so that what is there under its own name can be
@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, NoReturn, Self, TypeAlias
+from typing import Any, BinaryIO, Final, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,15 +28,18 @@ from ipitrace.errors import HostError, UsageError
 from ipitrace.output import Place, create_directory, locate
 from ipitrace.result import SCHEMA_VERSION, RunResult, TableInfo
 from ipitrace.unfinished import Unfinished, remove_leftovers
+from ipitrace.units import MIB
+from ipitrace.untrusted import parse_json, read_bounded
 
 RUN_FILE: Final = "run.json"
 CHECKSUM_FILE: Final = "SHA256SUMS"
 TABLES: Final[tuple[str, ...]] = ("host_events", "guest_ipis", "spans")
 ROW_GROUP_ROWS: Final = 1 << 20
+MOST_RUN_BYTES: Final = 16 * MIB
+"""Of run.json: a repetition takes 650 bytes in each mode, so that this holds 8,000."""
 
 _UNITS = {"_ns": "ns", "_tsc": "TSC cycles", "_cycles": "TSC cycles"}
 _ELSEWHERE = "Choose another directory with -o."
-_AGAIN = "Copy the whole recording again, or make a new one with 'ipitrace run'."
 
 Column: TypeAlias = NDArray[Any] | pa.Array
 """Integers, floats or booleans, masked where there is none; or strings."""
@@ -145,7 +148,7 @@ class RecordingWriter:
             tables = {name: info for name, info in closed.items() if info is not None}
             result = replace(result, tables=tables)
             unfinished.rewrite(result.to_json())
-            names = [RUN_FILE, *map(_file_of, tables)]
+            names = [RUN_FILE, *map(file_of, tables)]
             lines = [f"{_sha256(unfinished.path / name)}  {name}\n" for name in names]
             unfinished.write(CHECKSUM_FILE, "".join(lines))
             for name in (*names, CHECKSUM_FILE, "."):
@@ -270,7 +273,7 @@ class _TableWriter:
         if not self._waiting_rows:
             return
         if self._writer is None:
-            self._file = os.fdopen(self._directory.create(_file_of(self._name)), "wb")
+            self._file = os.fdopen(self._directory.create(file_of(self._name)), "wb")
             self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         rows = pa.concat_tables(self._waiting).unify_dictionaries()
         self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
@@ -290,109 +293,13 @@ class _TableWriter:
         }
 
 
-def read_run(directory: Path) -> RunResult:
-    """What a recording says of its run.
-
-    Raises:
-        UsageError: it is no recording, not whole, damaged, or newer than this program.
-    """
-    data = json.loads(read_run_text(directory))
-    try:
-        return RunResult.from_dict(data)
-    except ValueError as error:
-        raise UsageError(
-            f"{directory / RUN_FILE} does not follow version {SCHEMA_VERSION} of its format: "
-            f"{error}.",
-            "See docs/recording.md for what it should hold.",
-        ) from error
-
-
-def read_run_text(directory: Path) -> str:
-    """run.json as it is, found to be undamaged and of a known version.
-
-    Raises:
-        UsageError: see read_run().
-    """
-    path = directory / RUN_FILE
-    if not path.is_file():
-        raise UsageError(
-            f"{directory} is not a recording: it has no {RUN_FILE}."
-            if directory.is_dir()
-            else f"There is no recording {directory}.",
-            "Give the directory that 'ipitrace run' wrote.",
-        )
-    content = _read(path)
-    if not (directory / CHECKSUM_FILE).exists():
-        raise _not_whole(directory, content)
-    if hashlib.sha256(content).hexdigest() != _expected_checksum(directory, RUN_FILE):
-        _damaged(path)
-    try:
-        text = content.decode()
-        data = json.loads(text)
-        version = data["schema_version"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        version = None
-    if type(version) is not int:
-        raise UsageError(
-            f"{directory} is not a recording: its {RUN_FILE} is something else.",
-            "Give the directory that 'ipitrace run' wrote.",
-        )
-    if version > SCHEMA_VERSION:
-        raise UsageError(
-            f"{directory} was made by a newer ipitrace ({data.get('ipitrace_version')}; format "
-            f"{version}, this one knows {SCHEMA_VERSION}).",
-            "Upgrade ipitrace to read it.",
-        )
-    return text
-
-
-def read_table(
-    directory: Path,
-    name: str,
-    columns: Sequence[str] | None = None,
-    filters: Sequence[tuple[str, str, Any]] | None = None,
-) -> pa.Table:
-    """Rows of one table, found to be undamaged.
-
-    Args:
-        directory: the recording.
-        name: one of TABLES.
-        columns: those to read; None reads all.
-        filters: (column, operator, value), all of which must hold.
-
-    Raises:
-        UsageError: the recording or the table cannot be read, or it lacks the table or a
-            column.
-    """
-    if name not in read_run(directory).tables:
-        raise UsageError(
-            f"{directory} has no table '{name}': nothing was traced, or nothing happened.",
-            "Record again with 'ipitrace run', without --no-trace.",
-        )
-    path = directory / _file_of(name)
-    with _reading(path):
-        checksum = _sha256(path)
-    if checksum != _expected_checksum(directory, path.name):
-        _damaged(path)
-    with _reading(path):
-        known = pq.read_schema(path).names
-        wanted = [*(columns or ()), *(column for column, _, _ in filters or ())]
-        for column in wanted:
-            if column not in known:
-                raise UsageError(f"{path} has no column '{column}'.", f"It has {', '.join(known)}.")
-        return pq.read_table(
-            path,
-            columns=None if columns is None else list(columns),
-            filters=list(filters) if filters else None,
-        )
-
-
 def unit_of(column: str) -> str | None:
     """The unit a column's name ends with; None where it is a plain number or a word."""
     return next((unit for end, unit in _UNITS.items() if column.endswith(end)), None)
 
 
-def _file_of(table: str) -> str:
+def file_of(table: str) -> str:
+    """The file of a table of TABLES."""
     return f"{table}.parquet"
 
 
@@ -412,54 +319,10 @@ def _to_arrow(column: Column) -> pa.Array:
 def _looks_like_ours(directory: Path) -> bool:
     """Whether run.json there is one of ours, of whatever version."""
     try:
-        data = json.loads((directory / RUN_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = parse_json(read_bounded(directory / RUN_FILE, MOST_RUN_BYTES))
+    except (OSError, ValueError):
         return False
     return isinstance(data, dict) and {"schema_version", "ipitrace_version"} <= data.keys()
-
-
-def _not_whole(directory: Path, content: bytes) -> UsageError:
-    try:
-        unfinished = json.loads(content).keys() == {
-            "schema_version",
-            "ipitrace_version",
-            "complete",
-        }
-    except (ValueError, AttributeError, RecursionError):
-        unfinished = False
-    if unfinished:
-        return UsageError(
-            f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
-            "still going on.",
-            "If it was killed, the next run beside it removes what it left.",
-        )
-    return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
-
-
-def _expected_checksum(directory: Path, name: str) -> str | None:
-    lines = _read(directory / CHECKSUM_FILE).decode(errors="replace").splitlines(keepends=True)
-    return next((line[:64] for line in lines if line[64:] == f"  {name}\n"), None)
-
-
-def _damaged(path: Path) -> NoReturn:
-    raise UsageError(
-        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} says otherwise.",
-        _AGAIN,
-    )
-
-
-def _read(path: Path) -> bytes:
-    with _reading(path):
-        return path.read_bytes()
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException, UnicodeError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
-        raise UsageError(f"{path} cannot be read: {why}.", _AGAIN) from error
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from recordings import read_table
 
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.layout import HOST_EVENT, Kind
-from ipitrace.recording import read_run, read_table
+from ipitrace.recording_reader import read_run
 from ipitrace.result import RunResult
 from ipitrace.storm.abi import RECEIPT, SEND
 from ipitrace.storm.micro.image import MG_VECTOR_SELF, MG_VECTOR_TARGET

@@ -8,6 +8,8 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from ipitrace.recording import RecordingWriter
@@ -148,3 +150,8 @@ def make_recording(
         writer.append("spans", tables.get("spans", spans(n)), SPAN_MEANINGS)
         writer.append("host_events", tables.get("events", events(n)), EVENT_MEANINGS)
         return writer.finish(empty_run() if run is None else run)
+
+
+def read_table(directory: Path, name: str, **choice: Any) -> pa.Table:
+    """A whole table of a recording that a test trusts."""
+    return pq.read_table(directory / f"{name}.parquet", **choice)

@@ -9,7 +9,7 @@ import click
 from ipitrace.console import say, say_json, tell
 from ipitrace.errors import UsageError
 from ipitrace.foreign import plain
-from ipitrace.recording import read_run, read_run_text, read_table
+from ipitrace.recording_reader import computing_with, read_rows, read_run, read_run_text
 from ipitrace.render.tables import render_run
 from ipitrace.render.timeline import Timeline, render_timeline, window
 from ipitrace.resources import example_dir
@@ -44,10 +44,14 @@ def report(
     if as_json:
         say_json(read_run_text(recording))
     elif ipi is not None:
-        timeline = _timeline(recording, run, ipi)
-        say(render_timeline(timeline, run.clock.tsc_hz, run.emulator), end="")
+        with computing_with(recording):
+            timeline = _timeline(recording, run, ipi)
+            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator)
+        say(told, end="")
     else:
-        say(render_run(run, verbose=verbose))
+        with computing_with(recording):
+            told = render_run(run, verbose=verbose)
+        say(told)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")
 
@@ -58,9 +62,7 @@ def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
     Raises:
         UsageError: the recording holds no spans, or none of that number.
     """
-    near: list[dict[str, Any]] = read_table(
-        recording, "spans", filters=[("ipi", ">=", ipi - 1), ("ipi", "<=", ipi + 1)]
-    ).to_pylist()
+    near = read_rows(recording, run, "spans", between={"ipi": (ipi - 1, ipi + 1)})
     by_number = {row["ipi"]: row for row in near}
     if ipi not in by_number:
         raise UsageError(
@@ -76,15 +78,15 @@ def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
     first_tsc, last_tsc = window(span)
     events: list[dict[str, Any]] = []
     if "host_events" in run.tables:
-        events = read_table(
+        events = read_rows(
             recording,
+            run,
             "host_events",
             _EVENT_COLUMNS,
-            [
-                ("scenario", "==", span["scenario"]),
-                ("repetition", "==", span["repetition"]),
-                ("tsc", ">=", first_tsc),
-                ("tsc", "<=", last_tsc),
-            ],
-        ).to_pylist()
+            between={
+                "repetition": (span["repetition"], span["repetition"]),
+                "tsc": (first_tsc, last_tsc),
+            },
+            equal={"scenario": span["scenario"]},
+        )
     return Timeline(span, before, after, events)

@@ -16,10 +16,12 @@ from ipitrace.correlate.paths import Path as IpiPath
 from ipitrace.errors import UsageError
 from ipitrace.host.exit_reasons import SVM_REASONS, VMX_REASONS
 from ipitrace.metrics import Scale, expand, scale_of
+from ipitrace.untrusted import read_bounded
 
 _SPEC = re.compile(
     r"(?:(?P<scenario>[a-z0-9-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d+(?:\.\d+)?)(?P<unit>%?)"
 )
+_MOST_FILE_BYTES = 64 << 10  # a thousand gates
 _HINT = (
     "A gate is [SCENARIO:]METRIC:LIMIT, for instance deliver.p50:+5%, "
     "unicast-running:round_trip.p99:+10%, exits:+0.1 or path.exitless:-0.01."
@@ -81,9 +83,10 @@ def read_gates(path: Path) -> GateFile:
     """
     hint = 'For instance: fail-on = ["deliver.p50:+5%", "exits:+0.1"]'
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The gates in {path} cannot be read: {error}.", hint) from error
+        data = tomllib.loads(read_bounded(path, _MOST_FILE_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UsageError(f"The gates in {path} cannot be read: {why}.", hint) from error
     unknown = sorted(data.keys() - {"fail-on", "allow", "strict"})
     if unknown:
         raise UsageError(f"{path} has the unknown key '{unknown[0]}'.", hint)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs to compare: from recordings, from run.json alone, from directories of recordings."""
 
-import json
-from collections.abc import Iterator
+import os
 from datetime import datetime
 from pathlib import Path
 
 from ipitrace.compare.fingerprint import Named
 from ipitrace.errors import UsageError
-from ipitrace.recording import RUN_FILE, read_run
-from ipitrace.result import SCHEMA_VERSION, RunResult
+from ipitrace.recording import RUN_FILE
+from ipitrace.recording_reader import read_run, read_run_file
+from ipitrace.result import RunResult
 
-_MOST = 1 << 64  # and no NaN is less
+_MOST_RECORDINGS = 1000
+_MOST_ENTRIES = 10_000
 
 
 def read(path: Path) -> RunResult:
@@ -20,22 +21,8 @@ def read(path: Path) -> RunResult:
     Raises:
         UsageError: it is neither, damaged, or newer than this program.
     """
-    if path.is_dir() or not path.exists():
-        return _checked(path, read_run(path))
-    hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["schema_version"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UsageError(f"The file {path} is not a run.json.", hint) from error
-    if type(version) is not int or version > SCHEMA_VERSION:
-        raise UsageError(
-            f"The file {path} is of format {version}; this ipitrace reads {SCHEMA_VERSION}.", hint
-        )
-    try:
-        return _checked(path, RunResult.from_dict(data))
-    except ValueError as error:
-        raise UsageError(f"The file {path} is not a run.json: {error}.", hint) from error
+    whole = path.is_dir() or not path.exists()
+    return _checked(path, read_run(path) if whole else read_run_file(path))
 
 
 def _checked(path: Path, run: RunResult) -> RunResult:
@@ -50,8 +37,6 @@ def _checked(path: Path, run: RunResult) -> RunResult:
         doubt = "it has a scenario twice"
     elif not _is_time(run.started_at):
         doubt = "its started_at is no time"
-    elif not all(abs(number) < _MOST for number in _numbers(run.to_dict()["scenarios"])):
-        doubt = "it has a number that cannot be"
     if doubt:
         raise UsageError(f"{path} is damaged: {doubt}.", "Copy it again, or measure again.")
     return run
@@ -64,17 +49,6 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _numbers(value: object) -> Iterator[float]:
-    """Every number in nested dictionaries and sequences."""
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, dict):
-        yield from _numbers([*value.values()])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _numbers(one)
-
-
 def read_side(path: Path) -> tuple[Named, ...]:
     """One side of a comparison: a recording, a run.json, or a directory of recordings.
 
@@ -82,7 +56,32 @@ def read_side(path: Path) -> tuple[Named, ...]:
         UsageError: it is none of these, or one of them cannot be read.
     """
     if path.is_dir() and not (path / RUN_FILE).exists():
-        found = sorted(p.parent for p in path.glob(f"[!.]*/{RUN_FILE}"))
+        found = _recordings_in(path)
         if found:
             return tuple((str(place), read(place)) for place in found)
     return ((str(path), read(path)),)
+
+
+def _recordings_in(path: Path) -> list[Path]:
+    """Those that are not hidden, sorted.
+
+    Raises:
+        UsageError: it cannot be listed, or holds more than any series of recordings.
+    """
+    found: list[Path] = []
+    try:
+        with os.scandir(path) as entries:
+            for n, entry in enumerate(entries):
+                if not entry.name.startswith(".") and Path(entry.path, RUN_FILE).exists():
+                    found.append(Path(entry.path))
+                if n >= _MOST_ENTRIES or len(found) > _MOST_RECORDINGS:
+                    raise UsageError(
+                        f"{path} holds too much: more than {_MOST_RECORDINGS} recordings, or "
+                        f"{_MOST_ENTRIES} files.",
+                        "Give a directory of the recordings of one configuration.",
+                    )
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be listed: {error.strerror}.", "See that it may be read."
+        ) from error
+    return sorted(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where inputs come from: atheris (libFuzzer, led by coverage), or Hypothesis where it has no wheel.
+"""Where inputs come from: atheris (libFuzzer, led by coverage), else Hypothesis.
 
 An engine calls `one` for ever; `one` ends the process.
 """

@@ -53,7 +53,7 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except IpitraceError as error:
-        assert error.message, error
-        assert len(error.message) + len(error.hint) < _LONGEST_MESSAGE, error.message[:100]
-        assert "\n" not in error.message, error.message
+        length = len(error.message) + len(error.hint)
+        if not error.message or length > _LONGEST_MESSAGE or "\n" in error.message:
+            raise AssertionError(f"an error of {length} characters") from error
         raise

@@ -107,6 +107,8 @@ def _watch(
         peak_kib = max(peak_kib, _peak_kib(process.pid))
         running_s = progress.look()[1] or 0.0
         if running_s > limits.hang_s:
+            process.send_signal(signal.SIGUSR2)
+            time.sleep(_LOOK_S)
             return f"hang: {running_s:.0f} s with one input", peak_kib
         if time.monotonic() > deadline_s:
             return "it does not end", peak_kib
@@ -128,7 +130,9 @@ def _peak_kib(pid: int) -> int:
 
 
 def _last_traceback(text: str) -> str:
-    head, mark, tail = text.rpartition("Traceback (most recent call last)")
+    head, mark, tail = text.rpartition("raceback (most recent call")
+    if not mark:
+        head, mark, tail = text.rpartition("(most recent call first)")
     return mark + tail if mark else head[-2000:] + tail[-2000:]
 
 

@@ -8,6 +8,7 @@ ends it with a traceback on stderr.
 import faulthandler
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -27,7 +28,7 @@ def main() -> None:
     """Fuzz: target, engine, seconds, inputs, MiB, seed and a scratch folder are the arguments."""
     name, engine, seconds, inputs, mib, seed, folder = sys.argv[1:]
     scratch = Path(folder)
-    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2)  # how a hang is asked where it is
     fuzz = load_instrumented(name, engine)
     progress = Progress(scratch / "progress")
     limit_bytes = int(mib) << 20

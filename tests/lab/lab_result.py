@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ipitrace.recording import read_run
+from ipitrace.recording_reader import read_run
 from ipitrace.result import PerSide, RunResult, ScenarioResult
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from recorded import recorded_traces
+from recordings import read_table
 
 from ipitrace.columns import Place, span_columns
 from ipitrace.commands.compare import compare
@@ -24,7 +25,7 @@ from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.layout import Kind
-from ipitrace.recording import read_run, read_table
+from ipitrace.recording_reader import read_run
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
 
 RECORDINGS = Path(__file__).parents[1] / "data/recordings"

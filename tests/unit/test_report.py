@@ -22,7 +22,8 @@ from recordings import (
 
 from ipitrace.commands.report import report
 from ipitrace.errors import ExitCode, IpitraceError, UsageError
-from ipitrace.recording import RUN_FILE, RecordingWriter, read_run
+from ipitrace.recording import RUN_FILE, RecordingWriter
+from ipitrace.recording_reader import read_run
 from ipitrace.render.tables import render_run
 from ipitrace.resources import example_dir
 from ipitrace.result import ClockResult, RunResult, ScenarioResult

@@ -22,7 +22,7 @@ def fuzz(data: bytes) -> None:
         speaker.start()
         with (
             contextlib.suppress(IpitraceError),
-            mock.patch.object(random, "getrandbits", lambda _bits: 7),
+            mock.patch.object(random, "getrandbits", return_value=7),
             open_agent(socket=path) as agent,
         ):
             agent.ask("guest-info")

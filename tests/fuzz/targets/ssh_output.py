@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What ssh prints: an ssh of our own on PATH. The input is four parts with \xff between.
 
-First what the kept connection prints (without a line it ends), then a command's stdout, its stderr, and its exit status.
+First what the kept connection prints (without a line it ends), then a command's stdout, its
+stderr, and its exit status.
 """
 
 import contextlib

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recording on disk, read: anybody may have written it, a pull request's author for one.
+
+Everything is bounded before it is read or decoded; docs/recording.md tells the limits.
+"""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Timer
+from typing import Any, Final, NoReturn
+
+import ipitrace
+from ipitrace.errors import UsageError
+from ipitrace.recording import CHECKSUM_FILE, MOST_RUN_BYTES, RUN_FILE, TABLES, file_of
+from ipitrace.result import SCHEMA_VERSION, RunResult
+from ipitrace.table_decoder import Question
+from ipitrace.table_format import MOST_ROWS, MOST_TABLE_BYTES
+from ipitrace.units import MIB
+from ipitrace.untrusted import open_regular, parse_json, read_bounded
+
+_AGAIN: Final = "Copy the whole recording again, or make a new one with 'ipitrace run'."
+_MOST_CHECKSUM_BYTES: Final = 4096  # four lines
+_MOST_ANSWER_BYTES: Final = 16 * MIB
+_MOST_SCENARIOS: Final = 1000
+# Decoding takes a second for 100 MiB; a file that keeps the decoder longer is no recording.
+_LEAST_CPU_S: Final = 10
+_BYTES_A_SECOND: Final = 4 * MIB
+_WALL_FACTOR: Final = 6  # on a busy machine
+# Isolated from the environment and the current folder; found where this ipitrace was.
+_DECODER: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from ipitrace.table_decoder import main; main(sys.argv[1:])"
+)
+
+
+def read_run(directory: Path) -> RunResult:
+    """What a recording says of its run.
+
+    Raises:
+        UsageError: it is no recording, not whole, damaged, or newer than this program.
+    """
+    return _run_of(directory / RUN_FILE, _read_checked(directory)[1])
+
+
+def read_run_text(directory: Path) -> str:
+    """run.json as it is, found to be undamaged and of a known version.
+
+    Raises:
+        UsageError: see read_run().
+    """
+    return _read_checked(directory)[0]
+
+
+def read_run_file(path: Path) -> RunResult:
+    """A run.json without the rest of its recording.
+
+    Raises:
+        UsageError: it is none, or newer than this program.
+    """
+    hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
+    try:
+        data = parse_json(read_bounded(path, MOST_RUN_BYTES))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The file {path} is not a run.json: {_why(error)}.", hint) from error
+    _check_version(data, f"The file {path}", "is not a run.json", hint)
+    return _run_of(path, data)
+
+
+def read_rows(
+    directory: Path,
+    run: RunResult,
+    table: str,
+    columns: Sequence[str] | None = None,
+    *,
+    between: Mapping[str, tuple[int, int]] | None = None,
+    equal: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Some rows of one table, in its order, found to be undamaged.
+
+    The file is decoded in a process of its own: see table_decoder. Memory does not grow
+    with the table.
+
+    Args:
+        directory: the recording.
+        run: what read_run() answered.
+        table: one of TABLES.
+        columns: those to read; None reads all.
+        between: integer column to the least and the greatest value of the rows wanted.
+        equal: text column to the value of the rows wanted.
+
+    Raises:
+        UsageError: the table cannot be read, or is not what docs/recording.md describes.
+    """
+    if table not in run.tables:
+        raise UsageError(
+            f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
+            "Record again with 'ipitrace run', without --no-trace.",
+        )
+    path = directory / file_of(table)
+    question = Question(table, run.tables[table].rows, columns, between or {}, equal or {})
+    with _reading(path), open_regular(path, MOST_TABLE_BYTES) as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        if checksum != _expected_checksum(directory, path.name):
+            _damaged(path)
+        return _rows_of(parse_json(_ask_decoder(file, question)))
+
+
+@contextlib.contextmanager
+def computing_with(path: Path) -> Iterator[None]:
+    """What is computed inside has only the values of a recording to fail for.
+
+    Raises:
+        UsageError: it failed.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is damaged: what it says does not fit together "
+            f"({type(error).__name__} on the way).",
+            _AGAIN,
+        ) from error
+
+
+def _rows_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    if "why" in answer:
+        raise ValueError(answer["why"])
+    rows: list[dict[str, Any]] = answer["rows"]
+    return rows
+
+
+def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a raw binary file
+    size = os.fstat(file.fileno()).st_size
+    cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
+    place = str(Path(ipitrace.__file__).resolve().parents[1])
+    command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
+    with subprocess.Popen(
+        command,
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:
+        late = Timer(_WALL_FACTOR * cpu_s, process.kill)
+        late.start()
+        try:
+            output = process.stdout
+            answer = b"" if output is None else output.read(_MOST_ANSWER_BYTES + 1)
+        finally:
+            late.cancel()
+            process.kill()  # whoever has said all has nothing left to do
+    if not answer or len(answer) > _MOST_ANSWER_BYTES:
+        raise ValueError("it cannot be decoded in bounded time and memory")
+    return answer
+
+
+def _read_checked(directory: Path) -> tuple[str, Any]:
+    """run.json's text, and what it says."""
+    path = directory / RUN_FILE
+    if not path.exists():
+        raise UsageError(
+            f"{directory} is not a recording: it has no {RUN_FILE}."
+            if directory.is_dir()
+            else f"There is no recording {directory}.",
+            "Give the directory that 'ipitrace run' wrote.",
+        )
+    with _reading(path):
+        content = read_bounded(path, MOST_RUN_BYTES)
+    if not (directory / CHECKSUM_FILE).exists():
+        raise _not_whole(directory, content)
+    if hashlib.sha256(content).hexdigest() != _expected_checksum(directory, RUN_FILE):
+        _damaged(path)
+    hint = "Give the directory that 'ipitrace run' wrote."
+    try:
+        data = parse_json(content)
+    except ValueError as error:
+        raise UsageError(
+            f"{directory} is not a recording: of its {RUN_FILE}, {_why(error)}.", hint
+        ) from error
+    _check_version(
+        data, str(directory), f"is not a recording: its {RUN_FILE} is something else", hint
+    )
+    return content.decode(), data
+
+
+def _check_version(data: Any, what: str, nothing: str, hint: str) -> None:  # noqa: ANN401 - JSON
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int:
+        raise UsageError(f"{what} {nothing}.", hint)
+    if version > SCHEMA_VERSION:
+        by = str(data.get("ipitrace_version"))[:40]
+        raise UsageError(
+            f"{what} was made by a newer ipitrace ({by}; format {version}, this one knows "
+            f"{SCHEMA_VERSION}).",
+            "Upgrade ipitrace to read it.",
+        )
+
+
+def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
+    try:
+        run = RunResult.from_dict(data)
+        _check_counts(run)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} does not follow version {SCHEMA_VERSION} of its format: {error}.",
+            "See docs/recording.md for what it should hold.",
+        ) from error
+    return run
+
+
+def _check_counts(run: RunResult) -> None:
+    if len(run.scenarios) > _MOST_SCENARIOS:
+        raise ValueError(f"it has more than {_MOST_SCENARIOS} scenarios")
+    for name, info in run.tables.items():
+        if name not in TABLES:
+            raise ValueError("it has a table that this version does not know")
+        if not 0 <= info.rows <= MOST_ROWS:
+            raise ValueError(f"its table {name} has {info.rows} rows")
+
+
+def _not_whole(directory: Path, content: bytes) -> UsageError:
+    try:
+        data = parse_json(content)
+    except ValueError:
+        data = None
+    head = {"schema_version", "ipitrace_version", "complete"}
+    if isinstance(data, dict) and data.keys() == head:
+        return UsageError(
+            f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
+            "still going on.",
+            "If it was killed, remove the directory and run again.",
+        )
+    return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
+
+
+def _expected_checksum(directory: Path, name: str) -> str | None:
+    path = directory / CHECKSUM_FILE
+    with _reading(path):
+        text = read_bounded(path, _MOST_CHECKSUM_BYTES).decode(errors="replace")
+    lines = text.splitlines(keepends=True)
+    return next((line[:64] for line in lines if line[64:] == f"  {name}\n"), None)
+
+
+def _damaged(path: Path) -> NoReturn:
+    raise UsageError(
+        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} says otherwise.",
+        _AGAIN,
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {_why(error)}.", _AGAIN) from error
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
