@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
-import json
 import os
 import signal
 import tempfile
@@ -17,7 +16,7 @@ import click
 from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_screen import Show, live_screen, print_block
-from ipitrace.vm import resolve_vm
+from ipitrace.vm import discover, pick
 from ipitrace.watch import Interval, Watcher
 
 _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
@@ -81,8 +80,9 @@ def watch(
             f"There is no directory {openmetrics.absolute().parent}.",
             "Create it, or name another file.",
         )
-    vm = resolve_vm(name) if name is not None else None
-    with Watcher.open(vm, top=top) as watcher, _interruptions() as stop:
+    found = discover()
+    vm = pick(found, name) if name is not None else None
+    with Watcher.open(found, vm, top=top) as watcher, _interruptions() as stop:
         _loop(watcher, stop, interval_s, duration_s, openmetrics, as_json=as_json)
         summary = watcher.summary()
     if not as_json:
@@ -127,7 +127,7 @@ def _loop(
 
 def _show(interval: Interval, screen: Show | None, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(interval.to_dict()))
+        click.echo(interval.to_json())
     elif screen is not None:
         screen(interval)
     else:
