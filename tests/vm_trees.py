@@ -27,6 +27,7 @@ def process(
     started_at: int = 355162,
     cpus: Mapping[int, str] | None = None,
     cgroup: str = "0::/user.slice/session-1.scope\n",
+    uid: int = 107,
 ) -> dict[str, str]:
     """One process; `fds` are anon_inode names, `tasks` what each thread's syscall shows."""
     comm = argv[0].rsplit("/", 1)[-1][:15]
@@ -37,6 +38,7 @@ def process(
         f"/proc/{pid}/exe": f"-> {argv[0]}",
         f"/proc/{pid}/stat": f"{pid} ({comm} ) 1) {rest}",
         f"/proc/{pid}/cgroup": cgroup,
+        f"/proc/{pid}/status": f"Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n",
         f"/proc/{pid}/fd/0": "-> /dev/null",
     }
     files |= {f"/proc/{pid}/fd/{fd}": f"-> anon_inode:{name}" for fd, name in fds.items()}

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
-import json
 import threading
 import time
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from ipitrace.console import say_json, tell
 from ipitrace.errors import InterruptedRunError, MeasurementError
 from ipitrace.render.watch_screen import Show, live_screen, print_block
 from ipitrace.signals import stop_event
-from ipitrace.vm import resolve_vm
+from ipitrace.vm import discover, pick
 from ipitrace.watch import Interval, Watcher
 
 _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
@@ -74,8 +73,9 @@ def watch(
     invisible. Ctrl-C ends it with a summary.
     """
     exporter = None if openmetrics is None else Exporter(openmetrics)
-    vm = resolve_vm(name) if name is not None else None
-    with Watcher.open(vm, top=top) as watcher, stop_event() as stop:
+    found = discover()
+    vm = pick(found, name) if name is not None else None
+    with Watcher.open(found, vm, top=top) as watcher, stop_event() as stop:
         _loop(watcher, stop, interval_s, duration_s, exporter, as_json=as_json)
         summary = watcher.summary()
     if not as_json:
@@ -123,7 +123,7 @@ def _loop(
 
 def _show(interval: Interval, screen: Show | None, note: str, *, as_json: bool) -> None:
     if as_json:
-        say_json(json.dumps(interval.to_dict()), end="\n")
+        say_json(interval.to_json(), end="\n")
     elif screen is not None:
         screen(interval, note)
     else:

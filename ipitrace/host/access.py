@@ -18,6 +18,9 @@ _KVM_API_VERSION: Final = 12
 
 # include/uapi/linux/capability.h. CAP_PERFMON and CAP_BPF were split off CAP_SYS_ADMIN in
 # 5.8; a kernel that lacks them never grants them, so no version has to be looked at.
+_CAP_DAC_OVERRIDE: Final = 1 << 1
+_CAP_DAC_READ_SEARCH: Final = 1 << 2
+_CAP_SYS_PTRACE: Final = 1 << 19
 _CAP_SYS_ADMIN: Final = 1 << 21
 _CAP_SYS_NICE: Final = 1 << 23
 _CAP_PERFMON: Final = 1 << 38
@@ -81,11 +84,13 @@ def require_trace_privilege(files: HostFiles = HOST) -> None:
     initial user namespace, and no lockdown=confidentiality (it refuses BPF's kernel reads,
     kprobes and perf: enum lockdown_reason in include/linux/security.h).
     """
-    capabilities = _effective_capabilities(files)
-    needed = _CAP_BPF | _CAP_PERFMON
-    if not (capabilities & _CAP_SYS_ADMIN or capabilities & needed == needed):
+    held = _effective_capabilities(files)
+    needed = {"CAP_BPF": _CAP_BPF, "CAP_PERFMON": _CAP_PERFMON}
+    missing = [name for name, bit in needed.items() if not held & (bit | _CAP_SYS_ADMIN)]
+    if missing:
         raise HostError(
-            "Tracing the host needs root, or the capabilities CAP_BPF and CAP_PERFMON.",
+            "Tracing the host needs root, or the capabilities CAP_BPF and CAP_PERFMON; "
+            f"missing: {' and '.join(missing)}.",
             f"Run it with sudo; {_NO_TRACE}.",
         )
     namespace = files.link("/proc/self/ns/user")
@@ -111,6 +116,19 @@ def require_initial_pid_namespace(files: HostFiles = HOST) -> None:
             "This process is in a pid namespace, where thread ids differ from those BPF reports.",
             f"Run it on the host, or in a container started with --pid=host; {_NO_TRACE}.",
         )
+
+
+def missing_to_look_into_processes(files: HostFiles = HOST) -> tuple[str, ...]:
+    """The capabilities that we lack to see what any process holds open.
+
+    /proc/PID/fd is its owner's alone (proc_fd_permission() in fs/proc/fd.c), and where its
+    links lead is told to those who may read the process (proc_fd_access_allowed(), ptrace(2)).
+    """
+    held = _effective_capabilities(files)
+    missing = [] if held & _CAP_SYS_PTRACE else ["CAP_SYS_PTRACE"]
+    if not held & (_CAP_DAC_READ_SEARCH | _CAP_DAC_OVERRIDE):
+        missing.append("CAP_DAC_READ_SEARCH")
+    return tuple(missing)
 
 
 def may_preempt(files: HostFiles = HOST) -> bool:

@@ -1,17 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes hold open of KVM and perf: the kernel's own names for these descriptors."""
+"""What processes hold open of KVM and perf: the kernel's own names for these descriptors.
 
+A process may hold a million descriptors, and anybody may start one that does. So each is
+looked at up to a limit, and where that was reached it is said.
+"""
+
+import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles
 
+MOST_DESCRIPTORS: Final = 1 << 16  # of one process: a quarter of a second
+FEW_DESCRIPTORS: Final = 1 << 10
+SCAN_LIMIT_S: Final = 10.0
+MOST_VMS: Final = 1024  # of one process
+MOST_VCPUS: Final = 1 << 14  # of one process; one VM has at most 4096 (KVM_MAX_VCPUS)
+
 # anon_inode_getfd() in virt/kvm/kvm_main.c and kernel/events/core.c. A vCPU's link ends in
 # ":" and its id on newer kernels; the statistics' ("kvm-vcpu-stats") are something else.
+# No file has such a name: links to files begin with "/".
 _VM_LINK: Final = "anon_inode:kvm-vm"
-_VCPU_LINK: Final = "anon_inode:kvm-vcpu"
+VCPU_LINK: Final = re.compile(r"anon_inode:kvm-vcpu(?::([0-9]{1,9}))?")
 _PERF_LINK: Final = "anon_inode:[perf_event]"
+_FLAGS: Final = 6  # fields after the state, proc_pid_stat(5)
+_PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
+_NUMBER: Final = re.compile(r"[0-9]{1,10}")
 
 
 @dataclass(frozen=True)
@@ -23,49 +39,106 @@ class Descriptors:
     vcpu_fds: Mapping[int, int | None]
     """The vCPU's id by descriptor; None where the kernel does not name it."""
     n_perf_events: int
+    cut: tuple[str, ...] = ()
+    """What it holds more of than was looked at, in words."""
 
 
-def read_descriptors(pid: int, files: HostFiles = HOST) -> Descriptors | None:
-    """What process `pid` holds; None when it may not be looked into or is gone."""
+def read_descriptors(
+    pid: int, files: HostFiles = HOST, most: int = MOST_DESCRIPTORS
+) -> Descriptors | None:
+    """What process `pid` holds among its first `most` descriptors.
+
+    None when it may not be looked into or is gone.
+    """
     directory = f"/proc/{pid}/fd"
-    names = files.listing(directory)
+    names = files.listing(directory, most + 1)
     if names is None:
         return None
     vm_fds: list[int] = []
     vcpu_fds: dict[int, int | None] = {}
-    n_perf_events = 0
-    for fd in sorted(int(name) for name in names if name.isdecimal()):
+    n_perf_events = n_seen = 0
+    fds = sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+    for fd in fds[:most]:
         link = files.link(f"{directory}/{fd}")
-        if link is None or not link.startswith("anon_inode:"):
+        if link is None:
+            continue
+        n_seen += 1
+        if not link.startswith("anon_inode:"):
             continue
         if link == _VM_LINK:
             vm_fds.append(fd)
-        elif link == _VCPU_LINK:
-            vcpu_fds[fd] = None
-        elif link.startswith(f"{_VCPU_LINK}:"):
-            number = link.removeprefix(f"{_VCPU_LINK}:")
-            vcpu_fds[fd] = int(number) if number.isdecimal() else None
+        elif vcpu := VCPU_LINK.fullmatch(link):
+            vcpu_fds[fd] = None if vcpu[1] is None else int(vcpu[1])
         elif link == _PERF_LINK:
             n_perf_events += 1
-    return Descriptors(pid, tuple(vm_fds), vcpu_fds, n_perf_events)
+    if fds and not n_seen:  # listed by CAP_DAC_READ_SEARCH, but not shown without CAP_SYS_PTRACE
+        return None
+    limits = (
+        (len(fds), most, "descriptors"),
+        (len(vm_fds), MOST_VMS, "descriptors of VMs"),
+        (len(vcpu_fds), MOST_VCPUS, "descriptors of vCPUs"),
+    )
+    return Descriptors(
+        pid,
+        tuple(vm_fds[:MOST_VMS]),
+        dict(list(vcpu_fds.items())[:MOST_VCPUS]),
+        n_perf_events,
+        tuple(
+            f"it holds more than {most:,} {what}: only the first were looked at"
+            for n, most, what in limits
+            if n > most
+        ),
+    )
+
+
+def process_ids(files: HostFiles = HOST) -> list[int]:
+    """Every process there is."""
+    return sorted(int(name) for name in files.names("/proc") if _NUMBER.fullmatch(name))
 
 
 def scan_processes(
-    files: HostFiles = HOST, skip: Collection[int] = ()
+    files: HostFiles = HOST, skip: Collection[int] = (), only: Collection[int] | None = None
 ) -> tuple[list[Descriptors], int]:
     """Every process but `skip`, by pid, and how many more there are that may not be looked into.
 
-    Two system calls for each open descriptor on the host.
+    Two system calls for each open descriptor on the host, up to the limits above. Many
+    processes with many descriptors cannot make it endless: after SCAN_LIMIT_S only the
+    first FEW_DESCRIPTORS of each are looked at. `only` looks at these and at no others.
     """
     found: list[Descriptors] = []
     unreadable = 0
-    for pid in sorted(int(name) for name in files.names("/proc") if name.isdecimal()):
+    until_s = time.monotonic() + SCAN_LIMIT_S
+    for pid in process_ids(files) if only is None else sorted(only):
         if pid in skip:
             continue
-        descriptors = read_descriptors(pid, files)
+        late = time.monotonic() > until_s
+        most = FEW_DESCRIPTORS if late else MOST_DESCRIPTORS
+        descriptors = read_descriptors(pid, files, most)
         if descriptors is not None:
             found.append(descriptors)
         else:
-            # One that ended meanwhile is none; one still there is hidden.
-            unreadable += files.listing(f"/proc/{pid}") is not None
+            unreadable += _is_hidden(pid, files)
     return found, unreadable
+
+
+def unlisted_processes(files: HostFiles = HOST) -> str | None:
+    """Why /proc may not even list others' processes (mount option hidepid, proc(5)); or None."""
+    for line in (files.text("/proc/self/mounts") or "").splitlines():
+        _, where, kind, options, *_ = [*line.split(), "", "", "", ""]
+        hidden = re.search(r"(?:^|,)hidepid=(2|4|invisible|ptraceable)(?:,|$)", options)
+        if (where, kind) == ("/proc", "proc") and hidden:
+            return f"/proc is mounted with hidepid={hidden[1]}, which hides others' processes"
+    return None
+
+
+def _is_hidden(pid: int, files: HostFiles) -> bool:
+    """Whether a process that cannot be looked into may hold something all the same.
+
+    One that has ended meanwhile, a zombie and a kernel thread do not.
+    """
+    if not files.exists(f"/proc/{pid}"):
+        return False
+    fields = (files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    if len(fields) <= _FLAGS or not _NUMBER.fullmatch(fields[_FLAGS]):
+        return True
+    return fields[0] not in "XZ" and not int(fields[_FLAGS]) & _PF_KTHREAD

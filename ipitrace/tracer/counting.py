@@ -148,6 +148,12 @@ class Counting:
         at = list(slots)
         return Counts(self._heads[at], self._cells[at])
 
+    def activity(self) -> NDArray[np.uint64]:
+        """A number for each slot that grows with whatever is counted in it."""
+        # Every program counts the event, or that it could not, before anything else (watch.bpf.c).
+        grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
+        return grown
+
     def zeros(self, n_slots: int) -> Counts:
         """What so many slots read when they have just been given."""
         return Counts(np.zeros_like(self._heads[:n_slots]), np.zeros_like(self._cells[:n_slots]))

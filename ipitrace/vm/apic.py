@@ -3,7 +3,9 @@
 
 Whenever KVM_RUN returns, KVM writes the vCPU's IA32_APIC_BASE to kvm_run.apic_base
 (post_kvm_run_save() in arch/x86/kvm/x86.c). The page is mapped, read-only, for an instant:
-through a copy of the VMM's descriptor, which is closed again at once.
+through a copy of the VMM's descriptor, which is closed again at once. The VMM may have put
+another file there since its descriptors were listed, and one that it cuts short would end
+us by SIGBUS; so the copy, which it cannot change, is mapped only if it is a vCPU.
 """
 
 import ctypes
@@ -13,6 +15,7 @@ import struct
 from collections.abc import Collection
 from typing import Final
 
+from ipitrace.host.descriptors import VCPU_LINK
 from ipitrace.vm.model import ApicMode
 
 _SYS_PIDFD_GETFD: Final = 438  # arch/x86/entry/syscalls/syscall_64.tbl, Linux 5.6
@@ -44,7 +47,7 @@ def read_apic_mode(pid: int, vcpu_fds: Collection[int]) -> tuple[ApicMode | None
     try:
         mode = mode_of([_apic_base(pidfd, fd) for fd in vcpu_fds])
     except OSError as error:
-        return None, f"the vCPUs' pages cannot be read ({error.strerror})"
+        return None, f"the vCPUs' pages cannot be read ({error.strerror or error})"
     finally:
         os.close(pidfd)
     return mode, "" if mode else "no vCPU has returned to its VMM yet"
@@ -57,6 +60,9 @@ def _apic_base(pidfd: int, fd: int) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     try:
+        link = os.readlink(f"/proc/self/fd/{copy}")
+        if not VCPU_LINK.fullmatch(link):
+            raise OSError(f"descriptor {fd} is no vCPU any more")
         with mmap.mmap(copy, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ) as page:
             return int(struct.unpack_from("<Q", page, _APIC_BASE)[0])
     finally:

@@ -7,13 +7,15 @@ those of the initial pid namespace.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles
 
 KVM_DIR: Final = "/sys/kernel/debug/kvm"
+_DIRECTORY: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
+_VCPU: Final = re.compile(r"vcpu([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -24,38 +26,38 @@ class VmDirectory:
     vm_fd: int
     vcpu_tids: Mapping[int, int | None]
     """Thread by vCPU id; None where KVM does not say, or no thread has run it yet."""
+    not_run: frozenset[int] = frozenset()
+    """Those vCPUs of which KVM says that no thread has run them yet."""
 
     @property
     def name(self) -> str:
         """As debugfs spells it."""
         return f"{self.creator_tid}-{self.vm_fd}"
 
-    def belongs_to(self, tids: Collection[int], vm_fds: Collection[int]) -> bool:
-        """Whether it is the VM of the process with these threads and descriptors.
+    def threads(self) -> frozenset[int]:
+        """Those of the process that has the VM.
 
         The thread that created the VM may have gone, but not those that run it.
         """
-        threads = {self.creator_tid, *self.vcpu_tids.values()}
-        return self.vm_fd in vm_fds and not threads.isdisjoint(tids)
+        return frozenset({self.creator_tid, *filter(None, self.vcpu_tids.values())})
 
 
-def read_vm_directories(files: HostFiles = HOST) -> tuple[VmDirectory, ...] | None:
-    """Every VM's directory; None where debugfs cannot be read."""
+def vm_directory_names(files: HostFiles = HOST) -> frozenset[str] | None:
+    """The directories' names alone, which is one look; None where debugfs cannot be read."""
     names = files.listing(KVM_DIR)
-    if names is None:
+    return None if names is None else frozenset(filter(_DIRECTORY.fullmatch, names))
+
+
+def read_vm_directory(name: str, files: HostFiles = HOST) -> VmDirectory | None:
+    """The directory of this name; None where it is no VM's. A VM that is gone has no vCPUs."""
+    match = _DIRECTORY.fullmatch(name)
+    if match is None:
         return None
-    matches = (re.fullmatch(r"(\d+)-(\d+)", name) for name in names)
-    return tuple(
-        VmDirectory(int(match[1]), int(match[2]), _vcpu_tids(files, f"{KVM_DIR}/{match[0]}"))
-        for match in matches
-        if match
-    )
-
-
-def _vcpu_tids(files: HostFiles, directory: str) -> dict[int, int | None]:
-    matches = (re.fullmatch(r"vcpu(\d+)", name) for name in files.names(directory))
-    return {
-        int(match[1]): files.number(f"{directory}/{match[0]}/pid") or None
-        for match in matches
-        if match
+    tids = {
+        int(vcpu[1]): files.number(f"{KVM_DIR}/{name}/{vcpu[0]}/pid")
+        for entry in files.names(f"{KVM_DIR}/{name}")
+        if (vcpu := _VCPU.fullmatch(entry))
     }
+    not_run = frozenset(index for index, tid in tids.items() if tid == 0)
+    named = {index: tid or None for index, tid in tids.items()}
+    return VmDirectory(int(match[1]), int(match[2]), named, not_run)

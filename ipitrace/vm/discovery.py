@@ -1,27 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every KVM VM on the host, whatever runs it."""
+"""Every KVM VM on the host, whatever runs it.
+
+All that is read of a VMM is up to its owner, who may be anybody: so each thing is read up to
+a limit, and a process with which something is wrong is told as odd beside the others.
+"""
 
 import contextlib
+import functools
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
+from typing import Final
 
 from ipitrace.errors import HostError
-from ipitrace.host.access import require_initial_pid_namespace
-from ipitrace.host.descriptors import Descriptors, scan_processes
+from ipitrace.host.access import (
+    missing_to_look_into_processes,
+    require_initial_pid_namespace,
+)
+from ipitrace.host.descriptors import Descriptors, scan_processes, unlisted_processes
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.tracer.tracefs import ensure_debugfs
 from ipitrace.tracer.vcpu_entries import entering_threads
 from ipitrace.vm.apic import read_apic_mode
-from ipitrace.vm.debugfs import VmDirectory, read_vm_directories
-from ipitrace.vm.model import ApicMode, Evidence, Vcpu, VirtualMachine
+from ipitrace.vm.debugfs import VmDirectory, read_vm_directory, vm_directory_names
+from ipitrace.vm.model import OWN_NAME, ApicMode, Evidence, OddProcess, Vcpu, VirtualMachine
 from ipitrace.vm.names import libvirt_names, machine_names, scope_name
-from ipitrace.vm.threads import allowed_cpus, find_in_kvm_run, read_started_at, thread_ids
+from ipitrace.vm.threads import (
+    MOST_THREADS,
+    allowed_cpus,
+    find_in_kvm_run,
+    read_started_at,
+    read_uid,
+    thread_ids,
+)
 from ipitrace.vm.vmm import CommandLine, parse_command_line
 
 EntryReader = Callable[[], Mapping[int, int]]
 ApicReader = Callable[[int, Collection[int]], tuple[ApicMode | None, str]]
+
+COMMAND_LINE_BYTES: Final = 256 << 10  # libvirt's longest have some 50 KB; Linux allows 6 MiB
+LONGEST_NAME: Final = 255
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,10 @@ class Discovery:
     """Processes whose descriptors we may not see: they may hold VMs, too."""
     debugfs_absent: str | None
     """Why KVM's own directories could not be read; None when they were."""
+    odd: tuple[OddProcess, ...] = ()
+    """Processes of which something was left out, or refused, and why."""
+    unlisted: str | None = None
+    """Why /proc does not even list all processes; None when it does."""
 
     def to_dict(self) -> dict[str, object]:
         """The discovery as types that json accepts (tuples become arrays)."""
@@ -52,94 +77,193 @@ class _Found:
     unknown: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> dict[int, int]:
-        """The descriptors of the vCPUs whose threads are not known yet."""
-        return {index: fd for index, fd in self.vcpu_fds.items() if index not in self.threads}
+        """The descriptors of the vCPUs whose threads are not known yet, but may be found."""
+        known = self.threads.keys() | (self.directory.not_run if self.directory else set())
+        return {index: fd for index, fd in self.vcpu_fds.items() if index not in known}
 
 
-def find_vms(files: HostFiles = HOST) -> tuple[VirtualMachine, ...]:
+@dataclass(frozen=True)
+class _Around:
+    """What is read once for all VMs."""
+
+    files: HostFiles
+    apic_reader: ApicReader
+    debugfs_absent: str | None
+    backend: str | None
+    machines: Mapping[int, str]
+    domains: Mapping[str, str]
+    n_vms: Mapping[int, int]
+    odd: "_Oddities"
+
+
+class _Oddities:
+    """Notes what is wrong with which process."""
+
+    def __init__(self, files: HostFiles) -> None:
+        self._files = files
+        self._why: dict[int, dict[str, None]] = {}
+
+    def note(self, pid: int, *why: str) -> None:
+        for text in why:
+            self._why.setdefault(pid, {})[text] = None
+
+    def listed(self) -> tuple[OddProcess, ...]:
+        return tuple(
+            OddProcess(
+                pid,
+                self._files.text(f"/proc/{pid}/comm") or "?",
+                read_uid(pid, self._files),
+                tuple(why),
+            )
+            for pid, why in sorted(self._why.items())
+        )
+
+
+def find_vms(
+    files: HostFiles = HOST, only: Collection[int] | None = None
+) -> tuple[VirtualMachine, ...]:
     """The VMs that can be seen from here, by pid; see discover()."""
-    return discover(files).vms
+    return discover(files, only=only).vms
 
 
 def discover(
     files: HostFiles = HOST,
     apic_reader: ApicReader = read_apic_mode,
     entry_reader: EntryReader = entering_threads,
+    *,
+    only: Collection[int] | None = None,
 ) -> Discovery:
     """Look for VMs once: some ms, and a second or two where KVM does not name the threads.
 
     Where debugfs is not mounted, and we may, it is mounted for this thread alone (see
     tracer.tracefs): call it in the main thread. Raises nothing for what cannot be seen,
-    nor for a process that ends meanwhile.
+    nor for a process that ends meanwhile, nor for what a process says or does.
+
+    Args:
+        files: where to look.
+        apic_reader: asks a process for its vCPUs' mode.
+        entry_reader: answers which threads enter which vCPUs.
+        only: the processes to look at; None for all.
     """
-    processes, unreadable = scan_processes(files)
+    processes, unreadable = scan_processes(files, only=only)
+    unlisted = unlisted_processes(files)
+    if files == HOST and "CAP_SYS_PTRACE" not in missing_to_look_into_processes():
+        unlisted = None  # CAP_SYS_PTRACE sees through it
+    odd = _Oddities(files)
+    for process in processes:
+        odd.note(process.pid, *process.cut)
     holders = [process for process in processes if process.vm_fds]
     if not holders:
-        return Discovery((), unreadable, None)
-    directories, absent = _directories(files)
-    found = [vm for process in holders for vm in _split(process, directories or (), files)]
+        return Discovery((), unreadable, None, odd.listed(), unlisted)
+    tids = {process.pid: thread_ids(process.pid, files) for process in holders}
+    for pid, of_process in tids.items():
+        if len(of_process) >= MOST_THREADS:
+            odd.note(pid, f"it has {MOST_THREADS:,} threads or more: only the first are looked at")
+    creators = None if only is None else {tid for of_process in tids.values() for tid in of_process}
+    directories, absent = _directories(files, creators)
+    found = [vm for process in holders for vm in _split(process, tids[process.pid], directories)]
     _find_threads(found, entry_reader, files)
-    backend = read_fingerprint(files).kvm_backend
-    machines = machine_names(files)
-    lines = {vm.pid: _command_line(vm.pid, files) for vm in found}
-    domains = libvirt_names() if any(line.uuid for line in lines.values()) else {}
-    several = {vm.pid for vm in found if sum(other.pid == vm.pid for other in found) > 1}
+    lines = {pid: _command_line(pid, files, odd) for pid in tids}
+    around = _Around(
+        files,
+        apic_reader,
+        absent,
+        _backend_here() if files == HOST else read_fingerprint(files).kvm_backend,
+        machine_names(files),
+        libvirt_names() if any(line.uuid for line in lines.values()) else {},
+        Counter(vm.pid for vm in found),
+        odd,
+    )
     vms: list[VirtualMachine] = []
     for vm in found:
-        started_at = read_started_at(vm.pid, files)
-        if started_at is None:  # it ended while we looked
+        try:
+            machine = _machine(vm, lines[vm.pid], around)
+        except Exception as error:  # noqa: BLE001 - whatever one VMM brings about is its own affair
+            odd.note(vm.pid, f"its VM cannot be told: {type(error).__name__}: {error}")
             continue
-        line = lines[vm.pid]
-        aliases = _aliases(vm, line, domains, machines, files, several=vm.pid in several)
-        mode, why = apic_reader(vm.pid, list(vm.vcpu_fds.values()))
-        unknown = vm.unknown | ({} if mode else {"apic_mode": why})
-        if line.memory_bytes is None:
-            unknown["memory_bytes"] = "its command line does not say"
-        if backend is None:
-            unknown["backend"] = "no KVM module is to be seen in /sys/module"
-        vcpus = _vcpus(vm, files)
-        if any(vcpu.tid is None for vcpu in vcpus):
-            unknown["tid"] = (
-                f"{absent or 'KVM does not name it in debugfs'}, and it was seen neither waiting "
-                "in KVM_RUN nor at kvm_entry: it has not run yet, or runs without a pause"
-            )
-        vms.append(
-            VirtualMachine(
-                pid=vm.pid,
-                name=aliases[0],
-                aliases=aliases,
-                vmm=line.vmm,
-                vcpus=vcpus,
-                memory_bytes=line.memory_bytes,
-                started_at_ticks=started_at,
-                apic_mode=mode,
-                backend=backend,
-                vm_fd=vm.vm_fd,
-                creator_tid=vm.directory.creator_tid if vm.directory else None,
-                unknown=unknown,
-            )
+        if machine is not None:
+            vms.append(machine)
+    return Discovery(tuple(vms), unreadable, absent, odd.listed(), unlisted)
+
+
+@functools.cache
+def _backend_here() -> str | None:
+    """While there are VMs, their module stays."""
+    return read_fingerprint().kvm_backend
+
+
+def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine | None:
+    """The VM as it is told; None when it ended while we looked."""
+    files = around.files
+    started_at = read_started_at(vm.pid, files)
+    if started_at is None:
+        return None
+    aliases = _aliases(vm, line, around)
+    mode, why = around.apic_reader(vm.pid, list(vm.vcpu_fds.values()))
+    unknown = vm.unknown | ({} if mode else {"apic_mode": why})
+    if line.memory_bytes is None:
+        unknown["memory_bytes"] = "its command line does not say"
+    if around.backend is None:
+        unknown["backend"] = "no KVM module is to be seen in /sys/module"
+    uid = read_uid(vm.pid, files)
+    if uid is None:
+        unknown["uid"] = "/proc does not say"
+    vcpus = _vcpus(vm, files)
+    if any(vcpu.tid is None for vcpu in vcpus):
+        unknown["tid"] = (
+            f"{around.debugfs_absent or 'KVM does not name it in debugfs'}, and it was seen neither "
+            "waiting in KVM_RUN nor at kvm_entry: it has not run yet, or runs without a pause"
         )
-    return Discovery(tuple(vms), unreadable, absent)
+    return VirtualMachine(
+        pid=vm.pid,
+        name=aliases[0],
+        aliases=aliases,
+        vmm=line.vmm,
+        vcpus=vcpus,
+        memory_bytes=line.memory_bytes,
+        started_at_ticks=started_at,
+        apic_mode=mode,
+        backend=around.backend,
+        vm_fd=vm.vm_fd,
+        creator_tid=vm.directory.creator_tid if vm.directory else None,
+        unknown=unknown,
+        uid=uid,
+    )
 
 
-def _directories(files: HostFiles) -> tuple[tuple[VmDirectory, ...] | None, str | None]:
-    """KVM's directories, and why there are none."""
+def _directories(
+    files: HostFiles, creators: Collection[int] | None
+) -> tuple[Mapping[int, list[VmDirectory]], str | None]:
+    """KVM's directories by each thread that they name, and why there are none.
+
+    Of those whose creator is none of `creators` not even the vCPUs are read, unless there
+    is no other: the thread that made a VM may have ended.
+    """
     try:
         require_initial_pid_namespace(files)
     except HostError:
-        return None, "we are in a pid namespace, whose ids are not those that debugfs shows"
-    directories = read_vm_directories(files)
+        return {}, "we are in a pid namespace, whose ids are not those that debugfs shows"
+    names = vm_directory_names(files)
     absent = None
-    if directories is None and files == HOST:
+    if names is None and files == HOST:
         absent = ensure_debugfs()
-        directories = read_vm_directories(files)
-    if directories is None:
-        return None, absent or "debugfs cannot be read"
-    return directories, None
+        names = vm_directory_names(files)
+    if names is None:
+        return {}, absent or "debugfs cannot be read"
+    if creators is not None:
+        own = frozenset(n for n in names if int(n.partition("-")[0]) in creators)
+        names = own or names
+    by_thread: defaultdict[int, list[VmDirectory]] = defaultdict(list)
+    for name in sorted(names):
+        directory = read_vm_directory(name, files)
+        if directory is not None:
+            for tid in directory.threads():
+                by_thread[tid].append(directory)
+    return by_thread, None
 
 
 def _split(
-    process: Descriptors, directories: Collection[VmDirectory], files: HostFiles
+    process: Descriptors, tids: tuple[int, ...], directories: Mapping[int, list[VmDirectory]]
 ) -> list[_Found]:
     """The process's VMs, each with its vCPUs' descriptors.
 
@@ -147,12 +271,12 @@ def _split(
     is counted to the last one opened before it. A descriptor without a directory, where
     others of the process have one, is a copy.
     """
-    tids = thread_ids(process.pid, files)
-    own = {d.vm_fd: d for d in directories if d.belongs_to(tids, process.vm_fds)}
+    held = set(process.vm_fds)
+    own = {d.vm_fd: d for tid in tids for d in directories.get(tid, ()) if d.vm_fd in held}
     vm_fds = sorted(own) or list(process.vm_fds)
     found = [_Found(process.pid, fd, tids, directory=own.get(fd)) for fd in vm_fds]
     for position, (fd, index) in enumerate(sorted(process.vcpu_fds.items())):
-        vm = next((vm for vm in reversed(found) if vm.vm_fd < fd), found[0])
+        vm = found[max(bisect_left(vm_fds, fd) - 1, 0)]
         if index is None:
             vm.unknown["index"] = "this kernel does not name it: the descriptors' order was taken"
         vm.vcpu_fds.setdefault(position if index is None else index, fd)
@@ -199,30 +323,43 @@ def _vcpus(vm: _Found, files: HostFiles) -> tuple[Vcpu, ...]:
     return tuple(vcpus)
 
 
-def _command_line(pid: int, files: HostFiles) -> CommandLine:
-    arguments = (files.text(f"/proc/{pid}/cmdline") or "").split("\0")
+def _command_line(pid: int, files: HostFiles, odd: _Oddities) -> CommandLine:
+    text = files.text(f"/proc/{pid}/cmdline", COMMAND_LINE_BYTES) or ""
+    if len(text) >= COMMAND_LINE_BYTES:
+        odd.note(pid, f"its command line is longer than {COMMAND_LINE_BYTES >> 10} KiB: not read")
+        text = ""
+    arguments = text.split("\0")
     exe = (files.link(f"/proc/{pid}/exe") or arguments[0]).removesuffix(" (deleted)")
     program = PurePath(exe).name or files.text(f"/proc/{pid}/comm") or "?"
-    return parse_command_line(program, arguments)
+    try:
+        return parse_command_line(program[:LONGEST_NAME], arguments)
+    except Exception as error:  # noqa: BLE001 - whatever one VMM brings about is its own affair
+        odd.note(pid, f"its command line cannot be read: {type(error).__name__}: {error}")
+        return CommandLine("?", None, None, None)
 
 
-def _aliases(
-    vm: _Found,
-    line: CommandLine,
-    domains: Mapping[str, str],
-    machines: Mapping[int, str],
-    files: HostFiles,
-    *,
-    several: bool,
-) -> tuple[str, ...]:
+def _aliases(vm: _Found, line: CommandLine, around: _Around) -> tuple[str, ...]:
     """Its names, the one people know it by first; the last is its own alone."""
-    names: list[str | None] = [
-        domains.get(line.uuid or ""),
+    given: list[str | None] = [
+        around.domains.get(line.uuid or ""),
         line.name,
-        machines.get(vm.pid) or scope_name(files.text(f"/proc/{vm.pid}/cgroup")),
+        around.machines.get(vm.pid) or scope_name(around.files.text(f"/proc/{vm.pid}/cgroup")),
     ]
-    pid = f"pid:{vm.pid}"
-    numbers = [f"{pid}-{vm.vm_fd}", pid] if several else [pid]
-    if several:
-        names = [*(f"{name}-{vm.vm_fd}" for name in names if name), *names]
-    return tuple(dict.fromkeys(name for name in [*names, *numbers] if name))
+    names = [name for name in given if name and _acceptable(name, vm.pid, around.odd)]
+    pid = f"{OWN_NAME}{vm.pid}"
+    numbers = [pid]
+    if around.n_vms[vm.pid] > 1:
+        numbers = [f"{pid}-{vm.vm_fd}", pid]
+        names = [*(f"{name}-{vm.vm_fd}" for name in names), *names]
+    return tuple(dict.fromkeys([*names, *numbers]))
+
+
+def _acceptable(name: str, pid: int, odd: _Oddities) -> bool:
+    """Whether it can be a VM's name, noting why not."""
+    if len(name) > LONGEST_NAME:
+        odd.note(pid, f"its name has {len(name):,} characters, above {LONGEST_NAME}: not taken")
+    elif name.startswith(OWN_NAME):
+        odd.note(pid, f"its name is like those that ipitrace gives ({name}): not taken")
+    else:
+        return True
+    return False

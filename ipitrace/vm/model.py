@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 ApicMode = Literal["x2apic", "xapic", "off"]
+OWN_NAME = "pid:"
+"""How the alias begins that ipitrace itself gives; nobody else's name may begin so."""
 Evidence = Literal["debugfs", "syscall", "kvm_entry"]
 """How a vCPU's thread was told from the process's other threads.
 
@@ -55,6 +57,18 @@ class VirtualMachine:
     creator_tid: int | None
     """The thread that created it, after which debugfs names it: <creator_tid>-<vm_fd>."""
     unknown: Mapping[str, str]
+    uid: int | None = None
+    """The user its process runs as (effective): anybody may give a VM any name."""
+
+    @property
+    def own_name(self) -> str:
+        """The alias that no other VM has, `pid:N` or `pid:N-FD`."""
+        return next(alias for alias in self.aliases if alias.startswith(OWN_NAME))
+
+    @property
+    def directory(self) -> str | None:
+        """Its name in debugfs; None where it is not known."""
+        return None if self.creator_tid is None else f"{self.creator_tid}-{self.vm_fd}"
 
     @property
     def tids(self) -> tuple[int, ...]:
@@ -64,3 +78,21 @@ class VirtualMachine:
     def to_dict(self) -> dict[str, object]:
         """The machine as types that json accepts (tuples become arrays)."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class OddProcess:
+    """A process of which something was left out or refused when VMs were looked for."""
+
+    pid: int
+    name: str
+    """The process's own (comm), which says nothing of what it is."""
+    uid: int | None
+    """The user it runs as (effective); None when it has ended meanwhile."""
+    why: tuple[str, ...]
+
+    @property
+    def says(self) -> str:
+        """It and what is wrong with it, in one line."""
+        user = "" if self.uid is None else f", user {self.uid}"
+        return f"pid {self.pid} ({self.name}{user}): {'; '.join(self.why)}"

@@ -17,7 +17,7 @@ def machine_names(files: HostFiles = HOST) -> dict[int, str]:
     names: dict[int, str] = {}
     for name in files.names(_MACHINES):
         text = files.text(f"{_MACHINES}/{name}") or ""
-        match = re.search(r"^LEADER=(\d+)$", text, re.MULTILINE)
+        match = re.search(r"^LEADER=([0-9]{1,10})$", text, re.MULTILINE)
         if match and not name.startswith("unit:"):
             names[int(match[1])] = name
     return names

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the name that a person gives to the VM that is meant."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
+from typing import Final
 
 from ipitrace.errors import UsageError
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.vm.discovery import Discovery, discover
 from ipitrace.vm.model import VirtualMachine
+
+_MOST_LISTED: Final = 50
 
 
 def resolve_vm(name: str, files: HostFiles = HOST) -> VirtualMachine:
@@ -27,11 +30,7 @@ def pick(found: Discovery, name: str) -> VirtualMachine:
     fitting = [vm for vm in found.vms if name in vm.aliases]
     if len(fitting) == 1:
         return fitting[0]
-    hidden = (
-        f" {found.unreadable_processes} processes may not be looked into: run it with sudo."
-        if found.unreadable_processes
-        else ""
-    )
+    hidden = _hidden(found)
     if fitting:
         raise UsageError(
             f"{len(fitting)} VMs answer to '{name}'.",
@@ -41,10 +40,32 @@ def pick(found: Discovery, name: str) -> VirtualMachine:
     raise UsageError(f"There is no VM '{name}'.", there + hidden)
 
 
-def _listed(vms: Collection[VirtualMachine], *, last: bool = False) -> str:
-    """The VMs as one line; `last` takes pid:N, which is never shared, for the name."""
+def _hidden(found: Discovery) -> str:
+    """What was not, or not wholly, looked at."""
+    said = ""
+    if found.unreadable_processes:
+        said += f" {found.unreadable_processes} processes may not be looked into: run it with sudo."
+    if found.odd:
+        pids = ", ".join(f"{odd.pid}" for odd in found.odd[:_MOST_LISTED])
+        said += f" Odd, see 'ipitrace list': pid {pids}{_rest(len(found.odd))}."
+    return said
+
+
+def _listed(vms: Sequence[VirtualMachine], *, last: bool = False) -> str:
+    """The VMs as one line; `last` takes pid:N, which is never shared, for the name.
+
+    Where they are not all the same user's, whose they are is said.
+    """
     names = []
-    for vm in vms:
-        own = next(alias for alias in vm.aliases if alias.startswith("pid:"))
-        names.append(own if last or vm.name == own else f"{vm.name} ({own})")
-    return ", ".join(names)
+    several = len({vm.uid for vm in vms}) > 1
+    for vm in vms[:_MOST_LISTED]:
+        beside = [] if last or vm.name == vm.own_name else [vm.own_name]
+        if several:
+            beside.append(f"user {'?' if vm.uid is None else vm.uid}")
+        shown = vm.own_name if last else vm.name
+        names.append(f"{shown} ({', '.join(beside)})" if beside else shown)
+    return ", ".join(names) + _rest(len(vms))
+
+
+def _rest(n: int) -> str:
+    return f" and {n - _MOST_LISTED} more" if n > _MOST_LISTED else ""

@@ -15,7 +15,10 @@ from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 
 LOOKS: Final = 20
 LOOK_INTERVAL_S: Final = 0.005
+LOOK_LIMIT_S: Final = 5.0  # for all looks at all processes, those with few threads first
+MOST_THREADS: Final = 1 << 13  # of one process: twice the vCPUs that a VM can have
 
+_TID: Final = re.compile(r"[0-9]{1,10}")
 _IOCTL: Final = 16  # arch/x86/entry/syscalls/syscall_64.tbl
 _KVM_RUN: Final = 0xAE80  # include/uapi/linux/kvm.h
 _STARTTIME: Final = 18  # fields after the state, proc_pid_stat(5)
@@ -23,22 +26,46 @@ _FIELDS: Final = 9  # number, six arguments, stack pointer, program counter
 
 
 def thread_ids(pid: int, files: HostFiles = HOST) -> tuple[int, ...]:
-    """The process's threads; () when it is gone."""
-    return tuple(sorted(int(n) for n in files.names(f"/proc/{pid}/task") if n.isdecimal()))
+    """The process's threads, the first MOST_THREADS of them; () when it is gone."""
+    names = files.listing(f"/proc/{pid}/task", MOST_THREADS) or ()
+    return tuple(sorted(int(name) for name in names if _TID.fullmatch(name)))
 
 
 def read_started_at(pid: int, files: HostFiles = HOST) -> int | None:
     """starttime of /proc/PID/stat (clock ticks since boot); None when the process has ended."""
     # The second field, the name, may hold spaces and parentheses.
     state, *rest = (files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split() or ("X",)
-    return None if state in ("X", "Z") else int(rest[_STARTTIME])
+    try:
+        return None if state in ("X", "Z") else int(rest[_STARTTIME])
+    except (IndexError, ValueError):
+        return None
+
+
+def read_uid(pid: int, files: HostFiles = HOST) -> int | None:
+    """The process's effective user id (Uid: of proc_pid_status(5)); None when it is gone.
+
+    The line cannot be forged by the name above it, whose line breaks the kernel escapes.
+    """
+    status = files.text(f"/proc/{pid}/status") or ""
+    match = re.search(r"^Uid:\s+[0-9]+\s+([0-9]{1,10})\s", status, re.MULTILINE)
+    return int(match[1]) if match else None
+
+
+def process_of(tid: int, files: HostFiles = HOST) -> int | None:
+    """The process that thread `tid` is of; None when it is gone."""
+    status = files.text(f"/proc/{tid}/status") or ""
+    match = re.search(r"^Tgid:\s+([0-9]{1,10})$", status, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def allowed_cpus(pid: int, tid: int, files: HostFiles = HOST) -> tuple[int, ...]:
     """The CPUs a thread may run on; () when it is gone."""
     status = files.text(f"/proc/{pid}/task/{tid}/status") or ""
     match = re.search(r"^Cpus_allowed_list:(.*)$", status, re.MULTILINE)
-    return parse_cpu_list(match[1]) if match else ()
+    try:
+        return parse_cpu_list(match[1]) if match else ()
+    except ValueError:
+        return ()
 
 
 def kvm_run_fd(syscall: str | None) -> int | None:
@@ -51,14 +78,17 @@ def kvm_run_fd(syscall: str | None) -> int | None:
     fields = (syscall or "").split()
     if len(fields) != _FIELDS or fields[0] != str(_IOCTL):
         return None
-    fd, request, stack, program = (int(fields[i], 16) for i in (1, 2, 7, 8))
+    try:
+        fd, request, stack, program = (int(fields[i], 16) for i in (1, 2, 7, 8))
+    except ValueError:
+        return None
     return fd if request == _KVM_RUN and stack and program else None
 
 
 def find_in_kvm_run(
     wanted: Mapping[int, Collection[int]], files: HostFiles = HOST
 ) -> dict[int, dict[int, int]]:
-    """Look for threads in KVM_RUN until each is found, at most LOOKS times.
+    """Look for threads in KVM_RUN until each is found, at most LOOKS times and LOOK_LIMIT_S.
 
     Args:
         wanted: the vCPU descriptors looked for, by process.
@@ -68,14 +98,20 @@ def find_in_kvm_run(
         For each process, thread by descriptor, as far as they were found.
     """
     found: dict[int, dict[int, int]] = {pid: {} for pid in wanted}
+    threads = {pid: thread_ids(pid, files) for pid in wanted}
+    # Whoever has thousands of threads is looked at when the others have been.
+    order = sorted(wanted, key=lambda pid: len(threads[pid]))
+    until_s = time.monotonic() + LOOK_LIMIT_S
     for look in range(LOOKS):
         if look:
             time.sleep(LOOK_INTERVAL_S)
-        for pid, fds in wanted.items():
-            missing = set(fds) - found[pid].keys()
+        for pid in order:
+            missing = set(wanted[pid]) - found[pid].keys()
             if not missing:
                 continue
-            for tid in thread_ids(pid, files):
+            if time.monotonic() > until_s:
+                return found
+            for tid in threads[pid]:
                 fd = kvm_run_fd(files.text(f"/proc/{pid}/task/{tid}/syscall"))
                 if fd in missing:
                     found[pid][fd] = tid

@@ -34,6 +34,7 @@ _VMMS: Final = (
     Vmm("kvmtool", r"lkvm|lkvm-static|kvmtool", ("--mem", "-m"), name_options=("--name",)),
 )
 _SUFFIXES: Final = {"": 0, "b": 1, "k": KIB, "m": MIB, "g": KIB**3, "t": KIB**4}
+_ADDRESS_BITS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -97,5 +98,7 @@ def _subvalue(value: str, key: str) -> str | None:
 
 
 def _bytes(text: str | None, unit: int) -> int | None:
-    match = re.fullmatch(r"(\d+)([bkmgt]?)(i?b)?", (text or "").lower())
-    return int(match[1]) * (_SUFFIXES[match[2]] or unit) if match else None
+    """An amount of memory; None for what is none, and for more than a 64-bit CPU can address."""
+    match = re.fullmatch(r"([0-9]{1,20})([bkmgt]?)(i?b)?", (text or "").lower())
+    amount = int(match[1]) * (_SUFFIXES[match[2]] or unit) if match else None
+    return None if amount is None or amount >> _ADDRESS_BITS else amount

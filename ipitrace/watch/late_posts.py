@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Late posts of an interval, and where the watched vCPUs were meanwhile."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ipitrace.host.interrupts import PATH, POSTED_ROWS, InterruptCounts, arrived_elsewhere, delta
 from ipitrace.watch.model import CpuPosts, LatePosts
@@ -13,7 +13,7 @@ def late_posts(
     before: InterruptCounts | None,
     after: InterruptCounts | None,
     vms_on: NamesByCpu,
-    may_run: Callable[[], NamesByCpu],
+    may_run: Callable[[Collection[int]], NamesByCpu],
 ) -> LatePosts:
     """What was added between two readings.
 
@@ -21,8 +21,8 @@ def late_posts(
         before: the earlier reading.
         after: the later one.
         vms_on: the VMs of which a vCPU thread was seen on a CPU, by CPU.
-        may_run: answers those of which one may run there; called when something came to a
-            CPU without any.
+        may_run: answers those of which one may run on the CPUs given; called when something
+            came to CPUs without any.
     """
     if before is None or after is None:
         return LatePosts(None, (), {}, f"{PATH} cannot be read")
@@ -35,7 +35,7 @@ def late_posts(
         for row, of_cpus in rows.items()
     }
     elsewhere = arrived_elsewhere(on_cpus, vms_on)
-    allowed = may_run() if elsewhere else {}
+    allowed = may_run({cpu for row in elsewhere.values() for cpu in row}) if elsewhere else {}
     cpus = tuple(
         CpuPosts(
             cpu,

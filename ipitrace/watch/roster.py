@@ -3,11 +3,15 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ipitrace.tracer.counting import Counting, Counts
 from ipitrace.vm import VirtualMachine
+from ipitrace.watch.model import VmInterval
 
 _FEWEST_SLOTS: Final = 256  # when all VMs are watched: others may start later
 _FEWEST_CELLS, _MOST_CELLS = 256, 4096
@@ -25,33 +29,36 @@ def cells_for(n_vcpus: int) -> int:
     return min(1 << (wanted - 1).bit_length(), _MOST_CELLS)
 
 
-@dataclass
+@dataclass(eq=False)
 class Watched:
     """One VM that is watched.
 
     Attributes:
-        slots: by the position of the vCPU in `vcpus`.
+        slots: by the position of the vCPU in `vcpus`; `slot_array` for NumPy.
         vcpus: KVM's ids of those whose thread is known.
         former: the last reading; all zeros at first.
-        directory: its name in debugfs; None where it is not known.
         exits_first, exits_former: KVM's own exit counters at the first and the last reading,
             kept only where kvm_exit does not fire.
-        check_at_s: when to ask again whether the VM is still there.
         cpus_former: the CPUs that its threads were on at the last reading.
+        activity: what Counting.activity() said of its slots at the last reading.
+        still: nothing was counted from the last reading but one to the last.
+        shown: what was told of it last, while it is still.
     """
 
     vm: VirtualMachine
     slots: tuple[int, ...]
+    slot_array: NDArray[np.intp]
     vcpus: tuple[int, ...]
     tids: tuple[int, ...]
     unwatched: tuple[int, ...]
     former: Counts
     since_s: float
-    directory: str | None
     exits_first: Mapping[str, int] | None = None
     exits_former: Mapping[str, int] | None = None
-    check_at_s: float = 0.0
-    cpus_former: frozenset[int] = frozenset()
+    cpus_former: set[int] = field(default_factory=set)
+    activity: int | None = None
+    still: bool = False
+    shown: VmInterval | None = None
 
 
 class Roster:
@@ -89,12 +96,12 @@ class Roster:
         watched = Watched(
             vm,
             tuple(slots),
+            np.array(slots, np.intp),
             tuple(vcpus),
             tuple(tids),
             tuple(unwatched),
             self._counting.zeros(len(slots)),
             time.monotonic(),
-            None if vm.creator_tid is None else f"{vm.creator_tid}-{vm.vm_fd}",
         )
         self.watched.append(watched)
         return watched
@@ -107,10 +114,10 @@ class Roster:
         self.watched.remove(watched)
 
     def strangers(self, vms: Collection[VirtualMachine]) -> Sequence[VirtualMachine]:
-        """Those of `vms` that are not watched yet, or not with these threads."""
-        known = {_identity(w.vm) for w in self.watched}
+        """Those of `vms` that are not watched yet."""
+        known = {_identity(w.vm) for w in self.watched} if vms else set()
         return [vm for vm in vms if _identity(vm) not in known]
 
 
 def _identity(vm: VirtualMachine) -> tuple[object, ...]:
-    return vm.pid, vm.started_at_ticks, vm.vm_fd, vm.tids
+    return vm.pid, vm.started_at_ticks, vm.vm_fd

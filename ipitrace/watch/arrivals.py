@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs that have started since watch began.
+
+KVM's directories in debugfs are listed at each interval, which is one look for all VMs; one
+that is not known names the thread that made it, and only that thread's process is looked
+into. All processes are looked at now and then: for what cannot be seen, and for VMs whose
+maker has ended, or of which debugfs does not tell.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.vm import Discovery, VirtualMachine, discover, process_of, vm_directory_names
+
+_WHOLE_EVERY: Final = 500  # times as long as a look at all processes takes: 0.2 % of a CPU
+_NEW_EVERY: Final = 50  # times as long as a look at new VMs alone takes
+_FIRST_WHOLE_S: Final = 2.0  # where debugfs does not tell
+_WHOLE_S: Final = 60.0  # where it does
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 300.0
+_PATIENCE_S: Final = 8.0  # for vCPUs that have not run: a VMM makes them one after the other
+
+
+@dataclass
+class _Waiting:
+    """A VM that is not all there yet."""
+
+    since_s: float
+    wait_s: float
+    next_s: float
+
+
+class Arrivals:
+    """Looks for VMs that are not watched yet."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, _Waiting] = {}
+        self._rest_until_s = 0.0
+        told = vm_directory_names() is not None
+        self._whole_at_s = time.monotonic() + (_WHOLE_S if told else _FIRST_WHOLE_S)
+        self.discovery: Discovery | None = None
+        """The last look at all processes."""
+
+    def look(self, known: Collection[str]) -> tuple[VirtualMachine, ...]:
+        """VMs that are to be watched now, some of which may be watched already.
+
+        `known` are the directories' names of those that are.
+        """
+        began_s = time.monotonic()
+        if began_s >= self._whole_at_s:
+            return self._look_at_all(began_s)
+        if began_s < self._rest_until_s:
+            return ()
+        new = (vm_directory_names() or frozenset()).difference(known)
+        self._waiting = {name: wait for name, wait in self._waiting.items() if name in new}
+        due = {n for n in new if n not in self._waiting or self._waiting[n].next_s <= began_s}
+        makers = {process_of(int(name.partition("-")[0])) for name in due}
+        pids = {pid for pid in makers if pid is not None}
+        # Entries are not waited for: where there are directories, KVM names the threads.
+        found = discover(entry_reader=dict, only=pids).vms if pids else ()
+        ready = {vm.directory: vm for vm in found if vm.directory in due}
+        for name in due:
+            if not self._is_ready(name, ready.get(name), began_s):
+                ready.pop(name, None)
+        ended_s = time.monotonic()
+        if due:
+            self._rest_until_s = ended_s + _NEW_EVERY * (ended_s - began_s)
+        return tuple(ready.values())
+
+    def _look_at_all(self, began_s: float) -> tuple[VirtualMachine, ...]:
+        self.discovery = discover()
+        ended_s = time.monotonic()
+        least_s = _WHOLE_S if self.discovery.debugfs_absent is None else 0.0
+        self._whole_at_s = ended_s + max(_WHOLE_EVERY * (ended_s - began_s), least_s)
+        return tuple(
+            vm
+            for vm in self.discovery.vms
+            if vm.directory is None or self._is_ready(vm.directory, vm, began_s)
+        )
+
+    def _is_ready(self, name: str, vm: VirtualMachine | None, now_s: float) -> bool:
+        """Whether all its vCPUs have run, or one has waited for that for long enough."""
+        if vm is not None and vm.vcpus and len(vm.tids) == len(vm.vcpus):
+            return True
+        waiting = self._waiting.setdefault(name, _Waiting(now_s, _FIRST_WAIT_S, now_s))
+        waiting.next_s = now_s + waiting.wait_s
+        waiting.wait_s = min(2 * waiting.wait_s, _LONGEST_WAIT_S)
+        return vm is not None and now_s - waiting.since_s >= _PATIENCE_S
