@@ -35,7 +35,7 @@ MOST_WRITTEN: Final = 8 * MIB
 """Of all files that ipitrace and its children hold open for writing."""
 
 BAD_ENDS: Final = frozenset({ExitCode.USAGE, ExitCode.ENVIRONMENT, ExitCode.UNTRUSTWORTHY})
-AT_ONCE: Final = 6
+AT_ONCE: Final = 8
 """Modes played at the same time; most of them wait for a deadline."""
 
 _MARK: Final = "IPITRACE_HOSTILE_RUN"
@@ -293,27 +293,32 @@ def records(total: int = WARMUP + COUNT) -> bytes:
 
 
 def answers() -> dict[str, bytes]:
-    """Honest answers by what is asked: `helper`, `status`, `cpuinfo`, `run`, `look`."""
+    """Honest answers by what is asked: `helper`, `status`, `cpuinfo`, `run`, `look`, `uid`."""
     return {
         "helper": f"{HELPER_PATH}\n".encode(),
         "status": json.dumps(STATUS).encode(),
         "cpuinfo": CPUINFO.encode(),
         "run": records(),
         "look": b"6.12.0\ndebian\n\nno\nnone\n",
+        "uid": b"0\n",
     }
 
 
+SIGNS: Final = {
+    "command -v ipistorm": "helper",
+    "/proc/cpuinfo": "cpuinfo",
+    "/etc/os-release": "look",
+    "ipistorm status": "status",
+    "ipistorm run": "run",
+    "id -u": "uid",
+}
+"""What in a command tells which of these answers it asks for."""
+
+
 def asked(command: Sequence[str]) -> str:
-    """Which of these answers a command asks for; "" for one that has only to succeed.
+    """Which of the answers a command asks for; "" for one that has only to succeed.
 
     `command` is what ipitrace has the guest run, without what its way in adds.
     """
     text = " ".join(command)
-    signs = {
-        "command -v ipistorm": "helper",
-        "/proc/cpuinfo": "cpuinfo",
-        "/etc/os-release": "look",
-        "ipistorm status": "status",
-        "ipistorm run": "run",
-    }
-    return next((name for sign, name in signs.items() if sign in text), "")
+    return next((name for sign, name in SIGNS.items() if sign in text), "")
