@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ipitrace`."""
+"""`ipitrace`, and `python -m ipitrace`: the one way in."""
 
-from ipitrace.cli import main
+from ipitrace import search_path
 
-main()
+
+def main() -> None:
+    """Run the command line, with nothing imported that others could have put there."""
+    search_path.clean()
+    from ipitrace.cli import main as run  # noqa: PLC0415 - imports other packages
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

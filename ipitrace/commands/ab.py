@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace ab`: two configurations measured in turn, A B B A, and compared."""
 
+import math
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,13 @@ from ipitrace.errors import (
     UsageError,
 )
 from ipitrace.foreign import plain
+from ipitrace.host.child import Child
+from ipitrace.host.programs import clean_environment, find_program, own_command
+from ipitrace.units import KIB
+
+_SAID_BYTES = 64 * KIB  # of a run's stderr, which is quiet
+_LOOK_S = 0.5  # whether a run has ended; each look is a wake-up on the host that is measured
+_ENDING_S = 60.0  # for an interrupted run to keep what it has finished
 
 # Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
 # gives after these replaces them.
@@ -142,8 +151,17 @@ def _words(text: str) -> list[str]:
 
 
 def _set_up(name: str, command: str) -> None:
+    """Have the shell run what the person gave; its PATH has no folder that others may write.
+
+    It shares our process group, and is not ended with us: a host that is set up by half is
+    worse than one that is set up.
+    """
     done = subprocess.run(
-        ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
+        [find_program("sh"), "-c", command],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        env=clean_environment(),
+        check=False,
     )
     if done.returncode:
         raise HostError(
@@ -175,10 +193,7 @@ def _run(place: Path, extra: Sequence[str]) -> None:
     Raises:
         UsageError, HostError, MeasurementError, InterruptedRunError: as that run ended.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "ipitrace",
+    words = [
         "run",
         *_OF_A_VISIT,
         *extra,
@@ -187,17 +202,28 @@ def _run(place: Path, extra: Sequence[str]) -> None:
         "-o",
         str(place),
     ]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    child = Child(
+        own_command(*words),
+        limit_bytes=0,
+        stderr_limit_bytes=_SAID_BYTES,
+        stdout=None,
     )
-    if done.returncode == ExitCode.OK:
+    with child:
+        try:
+            status = child.finish(math.inf, pause_s=_LOOK_S)
+        except KeyboardInterrupt:
+            child.end(signal.SIGINT, _ENDING_S)
+            raise
+    if status == ExitCode.OK:
         return
     kinds: dict[int, type[IpitraceError]] = {
         ExitCode.USAGE: UsageError,
         ExitCode.UNTRUSTWORTHY: MeasurementError,
         ExitCode.INTERRUPTED: InterruptedRunError,
     }
-    said = plain(" ".join(done.stderr.split()), _MOST_SAID).removeprefix("ipitrace: ")
-    raise kinds.get(done.returncode, HostError)(
-        f"The run {place.parent.name}/{place.name} failed: {said}", f"It was: {shlex.join(command)}"
+    text = child.err.decode(errors="replace")
+    said = " ".join(text.split()).removeprefix("ipitrace: ")
+    raise kinds.get(status, HostError)(
+        f"The run {place.parent.name}/{place.name} failed: {plain(said, _MOST_SAID)}",
+        f"It was: {shlex.join(['ipitrace', *words])}",
     )

@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from ipitrace.errors import HostError
-from ipitrace.storm.shell import QUICK_S, Finished, Shell, run_here
+from ipitrace.host.child import run_bounded
+from ipitrace.storm import limits
+from ipitrace.storm.shell import QUICK_S, Finished, Shell, nothing
 
 
 class LocalShell:
@@ -20,10 +22,18 @@ class LocalShell:
         *,
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
-        tick: Callable[[], None] = lambda: None,
+        limit_bytes: int = limits.TEXT_BYTES,
+        tick: Callable[[], None] = nothing,
     ) -> Finished:
         """As Shell.run."""
-        return run_here(command, stdin=stdin, timeout_s=timeout_s, tick=tick)
+        return run_bounded(
+            command,
+            stdin=stdin,
+            timeout_s=timeout_s,
+            limit_bytes=limit_bytes,
+            stderr_limit_bytes=limits.STDERR_BYTES,
+            tick=tick,
+        )
 
 
 @contextlib.contextmanager

@@ -1,36 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
 """Into a guest by the system's ssh client, which knows ~/.ssh/config, agents and host keys.
 
-One connection is kept; every command is a session of it (ControlMaster, with a socket in
-a private folder). The kept session runs `cat`, which ends when this process does,
-however it ends, and so does the connection.
+One connection is kept, without a session of its own; every command is a session of it
+(ControlMaster, with a socket in a private folder). What runs such a session reads no
+configuration and knows nothing but the socket.
+
+The guest may be anybody's: whatever the user's configuration says, it is lent nothing of the
+host's (agents, displays, ports, credentials, variables) and changes nothing here.
 """
 
 import contextlib
+import functools
 import re
+import secrets
 import shlex
-import subprocess
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 from urllib.parse import SplitResult
 
 from ipitrace.errors import HostError, UsageError
-from ipitrace.storm.shell import QUICK_S, Finished, Shell, run_here
+from ipitrace.foreign import plain
+from ipitrace.host.child import TICK_S, Child, run_bounded
+from ipitrace.search_path import others_may_write
+from ipitrace.storm import limits
+from ipitrace.storm.shell import QUICK_S, Finished, Shell, nothing
 
 _CONNECT_S: Final = 20
-_OPTIONS: Final = (
+_LOGIN_S: Final = _CONNECT_S + QUICK_S
+"""For the whole of it; ssh's own ConnectTimeout ends with the key exchange."""
+
+_ENDING_S: Final = 5.0
+# ssh_config(5), each option that lends the guest something of the host's or lets the login
+# change something here.
+_NOT_FOR_GUESTS: Final = {
+    "AddKeysToAgent": "no",  # a login puts no key into the agent,
+    "UpdateHostKeys": "no",  # and what a guest says none into known_hosts
+    "ClearAllForwardings": "yes",  # LocalForward, RemoteForward, DynamicForward
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ForwardX11Trusted": "no",
+    "Tunnel": "no",
+    "PermitLocalCommand": "no",
+    "EscapeChar": "none",
+    "Compression": "no",  # nothing of the guest's is unpacked
+    "ControlPersist": "no",  # it would outlive us
+}
+# Likewise, but not every ssh has them, and an unknown one ends it.
+_WHERE_KNOWN: Final = {
+    "EnableEscapeCommandline": "no",  # OpenSSH 9.2
+    "ForkAfterAuthentication": "no",  # 8.7; it would outlive us
+    "GSSAPIDelegateCredentials": "no",  # a matter of its build
+}
+_QUIET: Final = (
     "-T",
     *("-o", "BatchMode=yes"),
+    *("-o", "LogLevel=ERROR"),  # no banners: they are the guest's words
+)
+_OPTIONS: Final = (
+    *_QUIET,
     *("-o", f"ConnectTimeout={_CONNECT_S}"),
     *("-o", "ServerAliveInterval=10"),
     *("-o", "ServerAliveCountMax=3"),
-    *("-o", "ClearAllForwardings=yes"),
     *("-o", "RemoteCommand=none"),
-    *("-o", "ControlPersist=no"),
+)
+# Without configuration there is nothing that SendEnv or SetEnv would send. Without the socket
+# ssh would connect by itself; it must not.
+_SESSION: Final = (
+    *("-F", "/dev/null"),
+    *_QUIET,
+    *("-o", "ControlMaster=no"),
+    *("-o", "ProxyCommand=false"),
 )
 _SSH_FAILED: Final = 255
 _LONGEST_FOLDER: Final = 60  # a socket's path has 108 bytes, and ssh appends 17 for a while
@@ -38,6 +81,7 @@ _AS_ROOT: Final = ("sudo", "-n")
 _PATH: Final = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin"  # of an account that is not root's
 # Tells its process id first, so that it can be ended from another session.
 _TELLING: Final = ("sh", "-c", f'{_PATH}; echo $$ >&2; exec "$@"', "sh")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}")  # of a process, or of a user
 _HINTS: Final = (
     (
         "Host key verification failed",
@@ -75,7 +119,7 @@ class Destination:
                 "Set up a key for the guest, or an agent, and leave the password out.",
             )
         names = (host, url.username or "")
-        odd = any(name.startswith("-") or re.search(r"[\s'\"%$`\\]", name) for name in names)
+        odd = any(name.startswith("-") or re.search(r"[^\w.:@+-]", name) for name in names)
         if not host or odd or url.path not in {"", "/"} or url.query or url.fragment:
             raise UsageError(f"'{url.geturl()}' names no guest.", _FORM)
         return cls(host, url.username, port)
@@ -96,6 +140,7 @@ class SshShell:
     """A connection that is there; made by open_ssh()."""
 
     to: Destination
+    master: Child
     socket: Path
     root: bool
     via: str = "ssh"
@@ -106,41 +151,74 @@ class SshShell:
         *,
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
-        tick: Callable[[], None] = lambda: None,
+        limit_bytes: int = limits.TEXT_BYTES,
+        tick: Callable[[], None] = nothing,
     ) -> Finished:
         """As Shell.run."""
 
         def end_there(stderr: str) -> None:
             number = stderr.partition("\n")[0]
-            if number.isdecimal():
-                with contextlib.suppress(HostError, subprocess.TimeoutExpired):
-                    subprocess.run(
-                        self._ssh(["kill", number]),
-                        stdin=subprocess.DEVNULL,
-                        capture_output=True,
-                        check=False,
-                        timeout=QUICK_S,
-                    )
+            if _NUMBER.fullmatch(number):
+                with contextlib.suppress(HostError):
+                    self._session(["kill", number], timeout_s=_ENDING_S)
 
-        done = run_here(
-            self._ssh([*_TELLING, *command]),
+        def each_tick() -> None:
+            self.master.exchange(0)  # what it complains of
+            tick()
+
+        done = self._session(
+            [*_TELLING, *command],
             stdin=stdin,
             timeout_s=timeout_s,
-            tick=tick,
+            limit_bytes=limit_bytes,
+            tick=each_tick,
             give_up=end_there,
         )
         number, _, rest = done.stderr.partition("\n")
-        if not number.isdecimal():  # so it never started
-            raise _failure(self.to, done.stderr)
+        if not _NUMBER.fullmatch(number):  # so it never started
+            raise self._never_started(done)
         # ssh's own: the helper and what a shell runs here never end so.
         if done.status == _SSH_FAILED and (not rest or "mux_client" in rest):
-            raise _failure(self.to, rest or "the connection was lost")
+            raise _failure(self.to, rest or _LOST)
         return Finished(done.status, done.stdout, rest.strip())
 
-    def _ssh(self, command: Sequence[str]) -> list[str]:
+    def _session(
+        self,
+        command: Sequence[str],
+        *,
+        timeout_s: float,
+        limit_bytes: int = limits.TEXT_BYTES,
+        stdin: bytes = b"",
+        tick: Callable[[], None] = nothing,
+        give_up: Callable[[str], None] = lambda _stderr: None,
+    ) -> Finished:
         words = command if self.root else (*_AS_ROOT, *command)
-        options = ("-o", "ControlMaster=no", "-S", str(self.socket))
-        return ["ssh", *_OPTIONS, *options, *self.to.arguments, shlex.join(words)]
+        host = ("--", self.to.host)
+        return run_bounded(
+            ["ssh", *_SESSION, "-S", str(self.socket), *host, shlex.join(words)],
+            stdin=stdin,
+            timeout_s=timeout_s,
+            limit_bytes=limit_bytes,
+            stderr_limit_bytes=limits.STDERR_BYTES,
+            tick=tick,
+            give_up=give_up,
+            who=f"The guest at {self.to.host}",
+            called=shlex.join(command[len(_TELLING) :]),
+        )
+
+    def _never_started(self, done: Finished) -> HostError:
+        if done.status == _SSH_FAILED:
+            return _failure(self.to, done.stderr if self.socket.exists() else _LOST)
+        said = done.stderr or done.text
+        if not said:
+            return _failure(self.to, f"its login ended with status {done.status}")
+        return HostError(
+            f"The login on {self.to.host} prints '{plain(said, 60)}' before any command's output.",
+            "Let its shell's start-up files print nothing when they are not interactive.",
+        )
+
+
+_LOST: Final = "the connection was lost"
 
 
 @contextlib.contextmanager
@@ -150,81 +228,72 @@ def open_ssh(to: Destination) -> Iterator[Shell]:
     Raises:
         HostError: that does not work, or we may not be root there.
     """
-    with tempfile.TemporaryDirectory(prefix="ipitrace-", dir=_short_folder()) as folder:
-        socket = Path(folder, "s")
-        with _connection(to, socket) as uid:
-            shell = SshShell(to, socket, root=uid == 0)
-            if uid != 0 and shell.run(["true"]).status != 0:
+    folder = Path(_place(), f"ipitrace-{secrets.token_hex(8)}")
+    socket = folder / "s"
+    command = ["ssh", "-N", "-M", "-S", str(socket), *_OPTIONS, *_protection(), *to.arguments]
+    with Child(
+        command, limit_bytes=limits.STDERR_BYTES, folder=folder, who=f"The guest at {to.host}"
+    ) as master:
+        _wait_for(socket, master, to)
+        shell = SshShell(to, master, socket, root=True)
+        uid = _user(shell)
+        if uid != 0:
+            shell = SshShell(to, master, socket, root=False)
+            if shell.run(["true"]).status != 0:
                 raise HostError(
                     f"User {uid} of {to.host} is not root, and sudo there asks for a password.",
                     "Log in as root (ssh://root@...), or allow that user sudo without a password.",
                 )
-            yield shell
+        yield shell
 
 
-@contextlib.contextmanager
-def _connection(to: Destination, socket: Path) -> Iterator[int]:
-    """Keep a connection; the user id over there."""
-    command = ["ssh", *_OPTIONS, "-M", "-S", str(socket), *to.arguments, "id -u; exec cat"]
-    with tempfile.TemporaryFile() as err:
-        try:
-            master = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                start_new_session=True,
-            )
-        except OSError as error:
+def _wait_for(socket: Path, master: Child, to: Destination) -> None:
+    """Wait for the login: then ssh makes the socket.
+
+    Raises:
+        HostError: there is none.
+    """
+    deadline_s = time.monotonic() + _LOGIN_S
+    while not socket.exists():
+        if master.ended():
+            with contextlib.suppress(TimeoutError):
+                master.finish(time.monotonic() + QUICK_S)
+            raise _failure(to, master.err.decode(errors="replace"))
+        if time.monotonic() > deadline_s:
             raise HostError(
-                f"The program ssh cannot be started: {error.strerror}.",
-                "Install the OpenSSH client.",
-            ) from error
-        try:
-            uid = _first_line(master)
-            if uid and not uid.isdecimal():
-                raise HostError(
-                    f"The login on {to.host} prints '{uid[:60]}' before any command's output.",
-                    "Let its shell's start-up files print nothing when they are not interactive.",
-                )
-            if not uid:
-                master.wait(QUICK_S)
-                err.seek(0)
-                raise _failure(to, err.read().decode(errors="replace"))
-            yield int(uid)
-        finally:
-            _close(master)
+                f"The guest at {to.host} did not let us in within {_LOGIN_S:.0f} s.",
+                f"See how long this takes: {_by_hand(to)}",
+            )
+        master.exchange(TICK_S)
 
 
-def _first_line(master: "subprocess.Popen[bytes]") -> str:
-    """What the guest says first; "" when ssh gave up, or took too long."""
-    out = _pipe(master.stdout)
-    late = threading.Timer(_CONNECT_S + QUICK_S, master.kill)
-    late.start()
-    try:
-        return out.readline().decode(errors="replace").strip()
-    finally:
-        late.cancel()
-        late.join()
+def _user(shell: SshShell) -> int:
+    """Who we are over there."""
+    said = shell.run(["id", "-u"])
+    if not _NUMBER.fullmatch(said.text):
+        raise HostError(
+            f"The login on {shell.to.host} prints '{plain(said.text, 60)}' where its user's "
+            "number should be.",
+            "Let its shell's start-up files print nothing when they are not interactive.",
+        )
+    return int(said.text)
 
 
-def _close(master: "subprocess.Popen[bytes]") -> None:
-    """End the connection: its input ends, so `cat` does, so ssh does."""
-    with contextlib.suppress(OSError):
-        _pipe(master.stdin).close()
-    try:
-        master.wait(3)
-    except subprocess.TimeoutExpired:
-        master.kill()
-        master.wait()
-    finally:
-        _pipe(master.stdout).close()
+@functools.cache
+def _protection() -> tuple[str, ...]:
+    """Options for what this machine's ssh has of the above.
 
-
-def _pipe(file: IO[bytes] | None) -> IO[bytes]:
-    if file is None:
-        raise AssertionError
-    return file
+    `ssh -G` shows an option only where it is built in.
+    """
+    done = run_bounded(
+        ["ssh", "-G", "-F", "/dev/null", "localhost"],
+        timeout_s=QUICK_S,
+        limit_bytes=limits.TEXT_BYTES,
+    )
+    known = {line.partition(" ")[0] for line in done.text.splitlines()}
+    there = {name: value for name, value in _WHERE_KNOWN.items() if name.lower() in known}
+    options = {**_NOT_FOR_GUESTS, **there}
+    return tuple(word for name, value in options.items() for word in ("-o", f"{name}={value}"))
 
 
 def _failure(to: Destination, stderr: str) -> HostError:
@@ -235,9 +304,17 @@ def _failure(to: Destination, stderr: str) -> HostError:
         lines[-1] if lines else "ssh said nothing",
     )
     hint = next(text for sign, text in _HINTS if sign in said)
-    by_hand = shlex.join(["ssh", *to.arguments, "true"])
-    return HostError(f"The guest at {to.host} cannot be reached: {said}", hint.format(ssh=by_hand))
+    return HostError(
+        f"The guest at {to.host} cannot be reached: {plain(said)}", hint.format(ssh=_by_hand(to))
+    )
 
 
-def _short_folder() -> str | None:
-    return None if len(tempfile.gettempdir()) < _LONGEST_FOLDER else "/tmp"  # noqa: S108
+def _by_hand(to: Destination) -> str:
+    return shlex.join(["ssh", *to.arguments, "true"])
+
+
+def _place() -> str:
+    """A folder in which nobody can take what is ours away."""
+    place = tempfile.gettempdir()
+    safe = len(place) < _LONGEST_FOLDER and not others_may_write(place)
+    return place if safe else "/tmp"  # noqa: S108 - sticky

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace ab` without a guest: what it starts, in which order, and how it ends."""
 
+import signal
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner, Result
@@ -22,7 +24,7 @@ from ipitrace.recording import RecordingWriter
 
 
 class Host:
-    """Stands in for subprocess.run: notes the commands, and leaves a recording for each run."""
+    """Stands in for the shell and for runs: notes them, and leaves a recording for each run."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -30,31 +32,56 @@ class Host:
         self.state = ""
         self.fails: dict[str, tuple[int, str]] = {}
 
-    def __call__(self, command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
-        if command[:2] == ["sh", "-c"]:
-            self.state = command[2]
-            self.said.append(self.state)
-            code = 1 if self.state == "false" else 0
-            return subprocess.CompletedProcess(command, code)
+    def set_up(self, command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1] == "-c"
+        self.state = command[2]
+        self.said.append(self.state)
+        return subprocess.CompletedProcess(command, 1 if self.state == "false" else 0)
+
+    def start(self, command: list[str], **_options: Any) -> "Run":
+        return Run(self, command)
+
+
+class Run:
+    """Stands in for the child that measures."""
+
+    def __init__(self, host: Host, command: list[str]) -> None:
+        self.host, self.command = host, command
+        self.err = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """It has ended."""
+
+    def end(self, first: int, grace_s: float) -> None:
+        assert first == signal.SIGINT
+        assert grace_s > 1
+
+    def finish(self, *_args: object, **_options: Any) -> int:
+        host, command = self.host, self.command
         place = Path(command[command.index("-o") + 1])
         name = f"{place.parent.name}/{place.name}"
-        self.said.append(name)
-        self.words.append(command)
-        code, stderr = self.fails.get(name, (0, ""))
+        host.said.append(name)
+        host.words.append(command)
+        code, stderr = host.fails.get(name, (0, ""))
         if code < 0:
             raise KeyboardInterrupt
         if not code:
             with RecordingWriter(place, force=False) as writer:
-                slow = 1.2 if "slow" in (self.state, *command) else 1.0
-                part = 1 + len(self.said) / 10_000
+                slow = 1.2 if "slow" in (host.state, *command) else 1.0
+                part = 1 + len(host.said) / 10_000
                 writer.finish(steady(1, slow * part))
-        return subprocess.CompletedProcess(command, code, stderr=stderr)
+        self.err += stderr.encode()
+        return code
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
-    monkeypatch.setattr("ipitrace.commands.ab.subprocess.run", made)
+    monkeypatch.setattr("ipitrace.commands.ab.subprocess.run", made.set_up)
+    monkeypatch.setattr("ipitrace.commands.ab.Child", made.start)
     return made
 
 
@@ -93,7 +120,9 @@ def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: 
     done = invoke(tmp_path, *words, "--", "--scenario", "self", "--no-trace")
     assert done.return_value == ExitCode.REGRESSION
     for command in host.words:
-        assert command[1:4] == ["-m", "ipitrace", "run"]
+        assert command[0] == sys.executable
+        assert command[1] == "-I"
+        assert command[4 + sys.dont_write_bytecode] == "run"
         assert "--scenario self --no-trace" in " ".join(command)
         assert ("slow" in command) == ("/b/" in " ".join(command))
 

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way to run another program: bounded in what it says and how long it takes.
+
+It runs under a guard (guard.py), so it dies with this process however that ends, and so does
+whatever it started in its process group.
+"""
+
+import contextlib
+import io
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ipitrace.errors import HostError
+from ipitrace.foreign import plain
+from ipitrace.host.programs import clean_environment, find_program
+from ipitrace.units import MIB
+
+TICK_S: Final = 0.02
+STDERR_BYTES: Final = MIB
+
+_GUARD: Final = Path(__file__).with_name("guard.py")
+_DYING_S: Final = 3.0
+_REST_S: Final = 1.0  # for what a program printed before it ended, and others still hold
+_PIECE: Final = 1 << 16  # a pipe's (pipe(7))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended; `stderr` without the white space around it."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """Its stdout as text, without the white space around it."""
+        return self.stdout.decode(errors="replace").strip()
+
+
+class TooMuchError(HostError):
+    """A program printed more than it may."""
+
+
+def _nothing() -> None:
+    """Is called meanwhile unless something else is."""
+
+
+class Child:
+    """A program that runs, with pipes to it. A context manager: at its end the program is over.
+
+    Attributes:
+        out: what it printed and nobody took yet; `err` likewise.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        limit_bytes: int,
+        stderr_limit_bytes: int = STDERR_BYTES,
+        stdin: bytes = b"",
+        stdout: int | None = subprocess.PIPE,
+        folder: Path | None = None,
+        who: str = "",
+        called: str = "",
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: it and its arguments; looked for as find_program() does.
+            limit_bytes: the most that it may print.
+            stderr_limit_bytes: likewise to stderr.
+            stdin: what it is given to read, and then the end.
+            stdout: as of subprocess.Popen; a pipe that we read unless given.
+            folder: is made for it, and is gone when it has ended.
+            who: says what it prints, for messages; the program unless given.
+            called: what messages call the command; its last words unless given.
+
+        Raises:
+            HostError: it cannot be started.
+        """
+        self._who = who or f"The program {command[0]}"
+        self.called = plain(called or " ".join(command[-3:]), 80)
+        self._limits = {"out": limit_bytes, "err": stderr_limit_bytes}
+        self._folder = folder
+        self.out, self.err = bytearray(), bytearray()
+        self._stdin = memoryview(stdin)
+        self._selector = selectors.DefaultSelector()
+        program = find_program(command[0])
+        lifeline, self._lifeline = os.pipe()
+        guard = [sys.executable, "-I", "-S", str(_GUARD), str(lifeline), str(folder or "")]
+        try:
+            self._process = subprocess.Popen(
+                [*guard, program, *command[1:]],
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=clean_environment(),
+                pass_fds=[lifeline],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            self._selector.close()
+            raise HostError(
+                f"{command[0]} cannot be started: {error.strerror}.", "See that it is installed."
+            ) from error
+        finally:
+            os.close(lifeline)
+        self._reads(self._process.stdout, "out")
+        self._reads(self._process.stderr, "err")
+        if stdin and self._process.stdin is not None:
+            os.set_blocking(self._process.stdin.fileno(), False)
+            self._selector.register(self._process.stdin, selectors.EVENT_WRITE, "in")
+
+    def _reads(self, pipe: "io.RawIOBase | object | None", name: str) -> None:
+        if isinstance(pipe, io.FileIO):
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.end()
+
+    def ended(self) -> bool:
+        """Whether it has; what it started may still run.
+
+        It is not waited for yet: until then no other process group can get its number.
+        """
+        if self._process.returncode is not None:
+            return True
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, how) is not None
+
+    def exchange(self, timeout_s: float) -> bool:
+        """Take what it says and give it what it wants to read, for a while; False if it was idle.
+
+        Raises:
+            TooMuchError: it said more than it may.
+        """
+        if not self._selector.get_map():
+            time.sleep(timeout_s)
+            return False
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            (self._give if key.data == "in" else self._take)(key)
+        return bool(ready)
+
+    def _give(self, key: selectors.SelectorKey) -> None:
+        try:
+            written = os.write(key.fd, self._stdin[:_PIECE])
+        except BlockingIOError:
+            return
+        except OSError:  # it reads no more
+            written = len(self._stdin)
+        self._stdin = self._stdin[written:]
+        if not self._stdin:
+            self._close(key)
+
+    def _take(self, key: selectors.SelectorKey) -> None:
+        held = self.out if key.data == "out" else self.err
+        limit = self._limits[key.data]
+        try:
+            piece = os.read(key.fd, min(_PIECE, limit + 1 - len(held)))
+        except BlockingIOError:
+            return
+        held += piece
+        if not piece:
+            self._close(key)
+        elif len(held) > limit:
+            where = "" if key.data == "out" else " to stderr"
+            raise TooMuchError(
+                f"{self._who} sent more than {_size(limit)}{where} in answer to '{self.called}'.",
+                "It was ended. See what that program prints there.",
+            )
+
+    def _close(self, key: selectors.SelectorKey) -> None:
+        self._selector.unregister(key.fileobj)
+        if isinstance(key.fileobj, io.FileIO):
+            key.fileobj.close()
+
+    def finish(
+        self, deadline_s: float, tick: Callable[[], None] = _nothing, *, pause_s: float = TICK_S
+    ) -> int:
+        """Wait for its end, with `tick` every `pause_s`; its status as subprocess has it.
+
+        Raises:
+            TimeoutError: it has not ended by `deadline_s` of time.monotonic().
+            TooMuchError: it said more than it may.
+        """
+        next_s = 0.0
+        while not self.ended():
+            now_s = time.monotonic()
+            if now_s > deadline_s:
+                raise TimeoutError
+            if now_s >= next_s:
+                tick()
+                next_s = now_s + pause_s
+            self.exchange(pause_s)
+        self.send(signal.SIGKILL)  # what it left behind
+        until_s = time.monotonic() + _REST_S
+        while self._selector.get_map() and time.monotonic() < until_s:
+            self.exchange(TICK_S)
+        return self._process.wait()
+
+    def send(self, number: int) -> None:
+        """Send a signal to it and to what it started."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def end(self, first: int = signal.SIGTERM, grace_s: float = _DYING_S) -> None:
+        """End it, at last by SIGKILL; does nothing when that was done before."""
+        for number, patience_s in ((first, grace_s), (signal.SIGKILL, _DYING_S)):
+            until_s = time.monotonic() + (0 if self.ended() else patience_s)
+            self.send(number)
+            while not self.ended() and time.monotonic() < until_s:
+                with contextlib.suppress(TooMuchError):
+                    self.exchange(TICK_S)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self._selector.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def run_bounded(
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    limit_bytes: int,
+    stderr_limit_bytes: int = STDERR_BYTES,
+    stdin: bytes = b"",
+    tick: Callable[[], None] = _nothing,
+    give_up: Callable[[str], None] = lambda _stderr: None,
+    who: str = "",
+    called: str = "",
+) -> Finished:
+    """Run a program of this machine to its end.
+
+    Args:
+        command: it and its arguments.
+        timeout_s: from start to end, whatever it says meanwhile.
+        limit_bytes: the most that it may print; never more memory is taken for it.
+        stderr_limit_bytes: likewise to stderr.
+        stdin: what it is given to read.
+        tick: is called every 20 ms or so. When it raises, the program is ended.
+        give_up: gets its stderr before it is ended early.
+        who: says what it prints, for messages.
+        called: what messages call the command.
+
+    Raises:
+        HostError: there is no such program, it took too long, or it said too much.
+    """
+    child = Child(
+        command,
+        limit_bytes=limit_bytes,
+        stderr_limit_bytes=stderr_limit_bytes,
+        stdin=stdin,
+        who=who,
+        called=called,
+    )
+    with child:
+        try:
+            status = child.finish(time.monotonic() + timeout_s, tick)
+        except BaseException as error:
+            if not child.ended():
+                give_up(_text(child.err))
+            if isinstance(error, TimeoutError):
+                raise timed_out(child.called, timeout_s) from None
+            raise
+        return Finished(status, bytes(child.out), _text(child.err))
+
+
+def timed_out(command: str | Sequence[str], timeout_s: float) -> HostError:
+    """The error for a command that did not end."""
+    called = command if isinstance(command, str) else plain(" ".join(command[-3:]), 80)
+    return HostError(
+        f"'{called}' did not end within {timeout_s:.0f} s.",
+        "See whether the guest still runs, and what its dmesg says.",
+    )
+
+
+def _text(raw: bytearray) -> str:
+    return raw.decode(errors="replace").strip()
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes // MIB} MiB" if n_bytes >= MIB else f"{n_bytes >> 10} KiB"
