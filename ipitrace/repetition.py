@@ -28,6 +28,7 @@ from ipitrace.host.interrupts import delta, read_interrupts
 from ipitrace.layout import NR_KINDS, Kind
 from ipitrace.model import StormRequest
 from ipitrace.storm.driver import Driver, Hooks, Storm
+from ipitrace.storm.plausible import run_plausible
 from ipitrace.summary import SENDER, Mode, Watched
 from ipitrace.tracer.session import Tracer
 
@@ -100,7 +101,7 @@ def run_repetition(
     to know the clocks' rates well.
 
     Raises:
-        HostError, MeasurementError: as Driver.run.
+        HostError, MeasurementError: as run_plausible().
     """
     reader = _ClockReader(clock)
 
@@ -112,13 +113,13 @@ def run_repetition(
 
     reader.read(now=True)
     if tracer is None or mode == Mode.OFF:
-        storm = guest.run(request, Hooks(tick=tick))
+        storm = run_plausible(guest, request, Hooks(tick=tick))
         reader.read(now=True)
         return Recorded(storm, mode, None, None, None, {}, tuple(reader.sandwiches))
     lost_before = _events_lost(tracer)
     hooks = Hooks(threads_known=tracer.set_vcpu_threads, mark=tracer.seen, tick=tick)
     before = read_interrupts()
-    storm = guest.run(request, hooks)
+    storm = run_plausible(guest, request, hooks)
     after = read_interrupts()
     interrupts = delta(before, after) if before is not None and after is not None else None
     reader.read(now=True)

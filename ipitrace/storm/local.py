@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from ipitrace.errors import HostError
+from ipitrace.storm.limits import TEXT_BYTES
 from ipitrace.storm.shell import QUICK_S, Finished, Shell, run_here
 
 
@@ -21,6 +22,7 @@ class LocalShell:
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         tick: Callable[[], None] = lambda: None,
+        limit_bytes: int = TEXT_BYTES,  # noqa: ARG002 - this machine's own programs
     ) -> Finished:
         """As Shell.run."""
         return run_here(command, stdin=stdin, timeout_s=timeout_s, tick=tick)

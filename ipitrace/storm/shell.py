@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Final, Protocol
 
 from ipitrace.errors import HostError
+from ipitrace.storm.limits import TEXT_BYTES
 
 TICK_S: Final = 0.02
 QUICK_S: Final = 30.0
@@ -52,14 +53,16 @@ class Shell(Protocol):
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         tick: Callable[[], None] = _nothing,
+        limit_bytes: int = TEXT_BYTES,
     ) -> Finished:
         """Run `command` in the guest as root and wait for its end.
 
         `tick` is called every 20 ms or so. When it raises, the command is ended.
 
         Raises:
-            HostError: the guest cannot be reached any more, or the command took longer
-                than `timeout_s`; it was ended then as far as that was possible.
+            HostError: the guest cannot be reached any more, the command took longer than
+                `timeout_s`, or it printed more than `limit_bytes` on its stdout; it was ended
+                then as far as that was possible.
         """
 
 

@@ -19,6 +19,7 @@ from typing import IO, Final
 from urllib.parse import SplitResult
 
 from ipitrace.errors import HostError, UsageError
+from ipitrace.storm.limits import TEXT_BYTES
 from ipitrace.storm.shell import QUICK_S, Finished, Shell, run_here
 
 _CONNECT_S: Final = 20
@@ -107,6 +108,7 @@ class SshShell:
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         tick: Callable[[], None] = lambda: None,
+        limit_bytes: int = TEXT_BYTES,  # noqa: ARG002 - run_here() bounds nothing yet
     ) -> Finished:
         """As Shell.run."""
 
