@@ -68,7 +68,9 @@ class AgentSocket:
                 return
         raise ValueError("it answers others' questions")
 
-    def _send(self, question: Mapping[str, object], deadline_s: float, *, before: bytes = b"") -> None:
+    def _send(
+        self, question: Mapping[str, object], deadline_s: float, *, before: bytes = b""
+    ) -> None:
         self._wait_until(deadline_s)
         self._connection.sendall(before + json.dumps(question).encode() + b"\n")
 

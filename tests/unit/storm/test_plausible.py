@@ -224,7 +224,10 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Storm], Storm], str]] = {
         lambda s: with_receipt(s, 3, eoi_tsc=int(s.receipts[1]["handler_tsc"][4]) + 4),
         "EOI came 4 cycles into the next",
     ),
-    "longer than it took": (lambda s: stretched(s, 100_000), "s of the guest's TSC, and the storm took"),
+    "longer than it took": (
+        lambda s: stretched(s, 100_000),
+        "s of the guest's TSC, and the storm took",
+    ),
 }
 
 
@@ -241,7 +244,7 @@ def test_what_cannot_be_is_no_measurement(real: Real, name: str) -> None:
 def lost(storm: Storm, i: int) -> Storm:
     """Send i timed out and was never handled."""
     fewer = with_receipts(with_send(storm, i, ack_tsc=0), lambda r: np.delete(r, i))
-    return replace(with_receipts(fewer, lambda r: renumbered(r)), incomplete=storm.incomplete + 1)
+    return replace(with_receipts(fewer, renumbered), incomplete=storm.incomplete + 1)
 
 
 def renumbered(receipts: Any) -> Any:
