@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     ENVIRONMENT = 3
     UNTRUSTWORTHY = 4
+    DEFECT = 70  # EX_SOFTWARE of sysexits.h: an error inside ipitrace itself
     INTERRUPTED = 130
 
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Text that others wrote, made harmless for terminals and logs.
+
+Names of VMs, what a guest or its ssh says, strings of a recording: whoever wrote them may
+have put in escape sequences, which a terminal obeys (ECMA-48, section 5), controls that turn
+the order of characters about (Unicode Standard Annex 9), or characters that nobody sees.
+Each becomes its escape in Python's spelling (``\x1b``), so that it is seen and does nothing.
+What is plain already stays as it is.
+"""
+
+import unicodedata
+from typing import Final
+
+_CUT: Final = "..."
+_MARKS: Final = frozenset({"Mn", "Me"})  # drawn on the letter before
+_MOST_MARKS: Final = 2  # on one letter; more pile up over the lines above
+
+# Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 15) that str.isprintable()
+# takes for letters and marks, and U+2800, a pattern of no dots: all show nothing.
+_UNSEEN: Final = frozenset(
+    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0]
+    + [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0000, 0xE1000)]
+)
+
+
+def plain(text: str, most_chars: int = 200) -> str:
+    """`text` on one line, as printable characters alone, and at most `most_chars` of them.
+
+    Line breaks and tabs are escaped, too; what was cut ends in "...".
+    """
+    if len(text) <= most_chars and text.isascii() and text.isprintable():
+        return text
+    shown = _escaped(text[: most_chars + 1], keep="")
+    if len(text) <= most_chars and sum(map(len, shown)) <= most_chars:
+        return "".join(shown)
+    room = most_chars - len(_CUT)
+    kept = []
+    for piece in shown:  # an escape stays whole
+        room -= len(piece)
+        if room < 0:
+            break
+        kept.append(piece)
+    return "".join(kept) + _CUT
+
+
+def plain_lines(text: str) -> str:
+    """`text` as printable characters and line feeds alone, whatever its length."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(_escaped(text, keep="\n"))
+
+
+def plain_json(document: str) -> str:
+    r"""A JSON document of the same values, as printable characters and line feeds alone.
+
+    Inside of strings a character may as well be its escape (RFC 8259, section 7); a tab and
+    a carriage return can stand only between values, where a space does.
+    """
+    document = document.replace("\r\n", "\n").replace("\r", " ").replace("\t", " ")
+    if document.isascii() and document.replace("\n", "").isprintable():
+        return document
+    return "".join(
+        char if fine else "".join(f"\\u{unit:04x}" for unit in _utf16(char))
+        for char, fine in _split(document, keep="\n")
+    )
+
+
+def _escaped(text: str, *, keep: str) -> list[str]:
+    return [
+        char if fine else char.encode("unicode_escape").decode("ascii")
+        for char, fine in _split(text, keep=keep)
+    ]
+
+
+def _split(text: str, *, keep: str) -> list[tuple[str, bool]]:
+    """Each character, and whether it may be shown as it is."""
+    found = []
+    marks = _MOST_MARKS  # a mark at the beginning would be drawn on what stands before
+    for char in text:
+        if char in keep:
+            fine, marks = True, _MOST_MARKS
+        elif unicodedata.category(char) in _MARKS:
+            marks += 1
+            fine = marks <= _MOST_MARKS and ord(char) not in _UNSEEN
+        else:
+            fine = char.isprintable() and ord(char) not in _UNSEEN
+            marks = 0 if fine else _MOST_MARKS
+        found.append((char, fine))
+    return found
+
+
+def _utf16(char: str) -> list[int]:
+    raw = char.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(raw[i : i + 2]) for i in range(0, len(raw), 2)]
