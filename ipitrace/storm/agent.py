@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from ipitrace.errors import HostError, UsageError
+from ipitrace.foreign import plain
 from ipitrace.storm import limits
 from ipitrace.storm.agent_socket import AgentSocket, RefusedError
 from ipitrace.storm.guest_json import member, parse_json
@@ -145,7 +146,7 @@ class LibvirtAgent:
         except self._error as error:
             if error.get_error_code() in self._gone:
                 raise HostError(
-                    f"libvirt's domain has ended: {limits.cut(str(error))}", _ENDED
+                    f"libvirt's domain has ended: {plain(str(error))}", _ENDED
                 ) from error
             raise refused(command, str(error)) from error
         try:
@@ -175,7 +176,8 @@ def libvirt_answer(answer: object) -> object:
 def unknown_answer(command: str, why: ValueError) -> HostError:
     """The error for an agent that answers what no agent does."""
     return HostError(
-        f"The guest agent answered {command} with something unknown: {limits.cut(str(why))}.", _ODD
+        f"The guest agent answered {command} with something unknown: {plain(str(why))}.",
+        _ODD,
     )
 
 
@@ -183,7 +185,7 @@ def refused(command: str, why: str) -> HostError:
     """The error for an agent that says no."""
     forbidden = "disabled" in why or "has not been found" in why or "not allowed" in why
     return HostError(
-        f"The guest agent refused {command}: {limits.cut(why)}",
+        f"The guest agent refused {command}: {plain(why)}",
         _FORBIDDEN if forbidden else "See the guest's journal: journalctl -u qemu-guest-agent.",
     )
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from ipitrace.foreign import plain
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import checked, member, parse_json
 
@@ -48,7 +49,7 @@ class AgentSocket:
         answer = self._answer(deadline_s)
         self._in_step = True
         if "error" in answer:
-            raise RefusedError(limits.cut(member(answer["error"], "desc", str)))
+            raise RefusedError(plain(member(answer["error"], "desc", str)))
         return answer["return"]
 
     def synchronise(self) -> None:

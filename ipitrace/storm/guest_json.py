@@ -4,7 +4,7 @@
 import json
 from typing import Any, NoReturn, TypeVar
 
-from ipitrace.storm.limits import cut
+from ipitrace.foreign import plain
 
 T = TypeVar("T")
 _SHOWN_CHARS = 40
@@ -66,4 +66,4 @@ def number(value: object, name: str, least: int, most: int) -> int:
 
 def shown(text: bytes) -> str:
     """The start of `text`, for a message."""
-    return repr(cut(text[: 4 * _SHOWN_CHARS].decode(errors="replace"), _SHOWN_CHARS))
+    return f"'{plain(text[: 4 * _SHOWN_CHARS].decode(errors='replace'), _SHOWN_CHARS)}'"

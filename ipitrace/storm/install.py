@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.errors import HostError
+from ipitrace.foreign import plain
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import shown
@@ -208,7 +209,7 @@ def _build(shell: Shell, kernel: str) -> None:
     done = shell.run(command, timeout_s=_BUILD_S)
     if done.status != 0:
         lines = (done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:]
-        tail = "\n".join(limits.cut(line) for line in lines)
+        tail = "\n".join(plain(line) for line in lines)
         raise HostError(
             f"The module could not be built in the guest ({shlex.join(command)}):\n{tail}",
             "Mend that, or hand in a module built elsewhere with --module.",
@@ -219,14 +220,14 @@ def _load(shell: Shell) -> None:
     done = shell.run(["insmod", _MODULE_PATH])
     if done.status != 0:
         hint = next((h for sign, h in _REFUSED.items() if sign in done.stderr), "See its dmesg.")
-        raise HostError(f"The guest does not load the module: {limits.cut(done.stderr)}", hint)
+        raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
 
 
 def _unload(shell: Shell, tell: Tell) -> None:
     done = shell.run(["rmmod", _MODULE])
     if done.status != 0:
         raise HostError(
-            f"The module cannot be unloaded: {limits.cut(done.stderr)}",
+            f"The module cannot be unloaded: {plain(done.stderr)}",
             "While a storm runs in the guest that is so: wait for its end, or end it there.",
         )
     tell(f"unloaded {_MODULE}")
@@ -246,7 +247,7 @@ def _lacks(guest: _Guest) -> HostError:
 def _checked(done: Finished, what: str) -> Finished:
     if done.status != 0:
         raise HostError(
-            f"{what[0].upper()}{what[1:]} failed: {limits.cut(done.stderr or done.text)}",
+            f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
             "See that the guest's disk has room and is not read-only.",
         )
     return done

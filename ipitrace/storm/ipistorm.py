@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Final
 
 from ipitrace.errors import HostError
+from ipitrace.foreign import plain
 from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.loading import load
 from ipitrace.storm import limits
@@ -104,11 +105,14 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
     """
     done = shell.run([helper, "status"])
     if done.status in _NOT_FOUND:
-        raise HostError(f"{helper} cannot be run in the guest: {limits.cut(done.stderr)}", INSTALL)
+        raise HostError(
+            f"{helper} cannot be run in the guest: {plain(done.stderr)}",
+            INSTALL,
+        )
     if done.status != 0:
         raise HostError(
             f"{helper} says: "
-            f"{limits.cut(done.stderr) or f'nothing, and ends with status {done.status}'}",
+            f"{plain(done.stderr) or f'nothing, and ends with status {done.status}'}",
             "Install it again: ipitrace guest install --vm ... --via ...",
         )
     try:
@@ -120,8 +124,7 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
         return load(HelperStatus, {name: said[name] for name in names if name in said})
     except ValueError as error:
         raise HostError(
-            f"{helper} answered something unknown: {shown(done.stdout)} "
-            f"({limits.cut(str(error))}).",
+            f"{helper} answered something unknown: {shown(done.stdout)} ({plain(str(error))}).",
             "Install the one that belongs to this ipitrace: ipitrace guest install ...",
         ) from error
 
@@ -173,7 +176,7 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
 
 def _number(value: str, most: int) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > len(str(most)):
-        raise _odd_cpus(f"'{limits.cut(value, 20)}' is no number of a CPU")
+        raise _odd_cpus(f"'{plain(value, 20)}' is no number of a CPU")
     number = int(value)
     if number > most:
         raise _odd_cpus(f"{number} is no number of a CPU")

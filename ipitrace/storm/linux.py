@@ -8,6 +8,7 @@ from typing import Final
 
 from ipitrace.clock import GuestTsc
 from ipitrace.errors import HostError, MeasurementError, UsageError
+from ipitrace.foreign import plain
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
 from ipitrace.storm import limits
@@ -78,7 +79,7 @@ class LinuxGuest:
                 f"It goes with each reboot. {INSTALL}",
             )
         if not {_SENDER, _TARGET} <= set(status.online):
-            online = limits.cut(", ".join(map(str, status.online)))
+            online = plain(", ".join(map(str, status.online)))
             raise HostError(
                 f"The guest has the CPUs {online} online; storms need {_SENDER} and {_TARGET}.",
                 "Give it more CPUs, or bring them online.",
@@ -252,7 +253,7 @@ class LinuxGuest:
     def _storm_of(self, done: Finished, asked: Asked, warmup: int) -> Storm:
         if done.status == 0:
             return StormFile.parse(done.stdout, asked).storm(warmup, self.n_vcpus)
-        said = limits.cut(done.stderr) or f"nothing, and ends with status {done.status}"
+        said = plain(done.stderr) or f"nothing, and ends with status {done.status}"
         if done.status == _STORM_FAILED:
             raise MeasurementError(
                 f"The storm failed in the guest: {said}", "See the guest's load, and its dmesg."

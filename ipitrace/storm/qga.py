@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ipitrace.errors import HostError
+from ipitrace.foreign import plain
 from ipitrace.storm import limits
 from ipitrace.storm.agent import Agent, unknown_answer
 from ipitrace.storm.guest_json import checked, member, number
@@ -246,7 +247,7 @@ def _small(agent: Agent, command: Sequence[str], *, stdin: bytes = b"") -> str:
         if ended is None:
             continue
         if ended.exitcode != 0:
-            error = limits.cut(ended.err.decode(errors="replace").strip())
+            error = plain(ended.err.decode(errors="replace").strip())
             raise HostError(
                 f"'{shlex.join(command)}' failed in the guest: {error}",
                 "The guest agent may be confined (SELinux): see docs/guests.md.",

@@ -12,6 +12,7 @@ from ipitrace.errors import HostError, MeasurementError
 from ipitrace.storm import limits
 from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
 from ipitrace.storm.driver import Storm
+from ipitrace.storm.guest_json import shown
 
 _COUNT = np.dtype("<u8")
 _MIXED: Final = (
@@ -58,8 +59,9 @@ class StormFile:
                 asked for.
         """
         if not data.startswith(FILE_MAGIC):
-            start = data[:40].decode(errors="replace")
-            raise HostError(f"The guest's ipistorm handed back no records but '{start}'.", _MIXED)
+            raise HostError(
+                f"The guest's ipistorm handed back no records but {shown(data)}.", _MIXED
+            )
         header = np.frombuffer(data[: FILE.itemsize].ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
         if header["abi_version"] != ABI_VERSION:
             raise other_version(int(header["abi_version"]))
