@@ -30,6 +30,7 @@ from ipitrace.layout import NR_KINDS, Kind
 from ipitrace.model import StormRequest
 from ipitrace.steadiness import NO_LOOKS, Looks
 from ipitrace.storm.driver import Driver, Hooks, Storm
+from ipitrace.storm.plausible import run_plausible
 from ipitrace.summary import SENDER, Mode, Watched
 from ipitrace.tracer.session import Tracer
 
@@ -154,7 +155,7 @@ def run_repetition(
     to know the clocks' rates well.
 
     Raises:
-        HostError, MeasurementError: as Driver.run.
+        HostError, MeasurementError: as run_plausible().
     """
     reader = _ClockReader(clock)
     onlooker = _Onlooker(guest.pinned_cpus or ())
@@ -173,7 +174,9 @@ def run_repetition(
 
     reader.read(now=True)
     if tracer is None or mode == Mode.OFF:
-        storm = guest.run(request, Hooks(threads_known=known, tick=tick, over=onlooker.over))
+        storm = run_plausible(
+            guest, request, Hooks(threads_known=known, tick=tick, over=onlooker.over)
+        )
         reader.read(now=True)
         sandwiches, looks = tuple(reader.sandwiches), onlooker.looks()
         return Recorded(storm, mode, None, None, None, {}, sandwiches, looks=looks)
@@ -182,7 +185,7 @@ def run_repetition(
     tracer.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
     hooks = Hooks(threads_known=known, mark=tracer.seen, tick=tick, over=onlooker.over)
     before = read_interrupts()
-    storm = guest.run(request, hooks)
+    storm = run_plausible(guest, request, hooks)
     after = read_interrupts()
     interrupts = delta(before, after) if before is not None and after is not None else None
     reader.read(now=True)

@@ -11,10 +11,13 @@ from recordings import read_table
 
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.layout import HOST_EVENT, Kind
+from ipitrace.model import StormRequest
 from ipitrace.recording_reader import read_run
 from ipitrace.result import RunResult
-from ipitrace.storm.abi import RECEIPT, SEND
+from ipitrace.storm.abi import ALL_BUT_SELF, RECEIPT, SEND
+from ipitrace.storm.driver import Storm
 from ipitrace.storm.micro.image import MG_VECTOR_SELF, MG_VECTOR_TARGET
+from ipitrace.storm.scenarios import select_scenarios
 
 _KINDS = {kind.name.lower(): kind for kind in Kind}
 
@@ -75,3 +78,40 @@ def _records(dtype: np.dtype[Any], columns: dict[str, Any], rows: Any = ...) -> 
     for name in names:
         records[name] = columns[name]
     return records[rows]
+
+
+def recorded_storms(
+    recording: Path,
+) -> Iterator[tuple[Storm, StormRequest, tuple[int, ...], float]]:
+    """Each storm, its request, its targets, and a time that it cannot have exceeded.
+
+    Of two vCPUs, so one target. What the pairing left out, and numbers of handler entries, are
+    not recorded.
+    """
+    run = read_run(recording)
+    rows = {row.name: row for row in run.scenarios}
+    ipis = _columns(recording, "guest_ipis")
+    for repetition in np.unique(ipis["repetition"]):
+        own = _rows(ipis, repetition)
+        row = rows[str(own["scenario"][0])]
+        target, n, warmup = int(own["target"][0]), len(own["seq"]), int(own["seq"][0])
+        receipts = [np.zeros(0, RECEIPT), np.zeros(0, RECEIPT)]
+        receipts[target] = _records(RECEIPT, own, own["handler_tsc"] != 0)
+        receipts[target]["seq"] = np.arange(len(receipts[target]))
+        sends = _records(SEND, own)
+        if row.pattern == "broadcast":
+            sends["target"] = ALL_BUT_SELF
+        storm = Storm(
+            sends=sends,
+            receipts=tuple(receipts),
+            handled=tuple(map(len, receipts)),
+            incomplete=int(np.count_nonzero(sends["ack_tsc"] == 0)),
+            spurious=0,
+            start=None,
+            end=None,
+            tsc_offset=None,
+            tsc_khz=run.clock.kvm_tsc_khz,
+        )
+        (scenario,) = select_scenarios([row.name])
+        request = StormRequest(scenario, 2, n, warmup, row.pace_cycles or 0)
+        yield storm, request, (target,), run.duration_seconds

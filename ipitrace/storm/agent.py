@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's guest agent, on its socket or through libvirt: one question, one answer."""
 
-import asyncio
 import contextlib
 import json
-import logging
-import random
+import socket as sockets
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ipitrace.errors import HostError, UsageError
+from ipitrace.foreign import plain
+from ipitrace.storm import limits
+from ipitrace.storm.agent_socket import AgentSocket, RefusedError
+from ipitrace.storm.guest_json import member, parse_json
 
-_ANSWER_S: Final = 20.0  # a busy guest under emulation, too
-_SYNC_ATTEMPTS: Final = 3
 _NOT_THERE: Final = (
     "See that qemu-guest-agent runs in the guest and that nothing else (libvirt) holds its socket."
 )
 _ENDED: Final = "See whether the guest still runs."
+_ODD: Final = "See that it is QEMU's guest agent; a guest may put anything in its place."
 _FORBIDDEN: Final = (
     "Allow it in the guest: see 'block-rpcs' and 'allow-rpcs' of qemu-ga, and docs/guests.md."
 )
@@ -29,11 +30,13 @@ class Agent(Protocol):
     def via(self) -> str:
         """`qga` or `qga+libvirt`."""
 
-    def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - by command
-        """Have the agent do something; its answer as qga/qapi-schema.json describes it.
+    def ask(self, command: str, **arguments: object) -> object:
+        """Have the agent do something; its answer, of any shape: the guest may make it up.
+
+        What it should be: QEMU's qga/qapi-schema.json.
 
         Raises:
-            HostError: it does not answer, or says no.
+            HostError: it does not answer, says no, or says too much.
         """
 
 
@@ -42,70 +45,64 @@ class SocketAgent:
 
     via = "qga"
 
-    def __init__(self, path: str) -> None:
-        """Connect.
+    def __init__(self, path: str, connected: sockets.socket | None = None) -> None:
+        """Connect, and see that an agent answers.
+
+        Args:
+            path: of the socket.
+            connected: to it already, by who checked what listens there; closed with us.
 
         Raises:
-            UsageError: the qemu.qmp package is missing.
             HostError: there is no agent that answers.
         """
-        try:
-            from qemu.qmp import ConnectError, QMPClient, QMPError  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise UsageError(
-                "qga:// needs the Python package qemu.qmp, which is not installed.",
-                "Install it: pip install 'ipitrace[qga]'.",
-            ) from error
-        logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())  # we say it ourselves
-        # A connection that ends is an EOFError, which click takes for the user's interruption.
-        self._errors = (QMPError, OSError, TimeoutError, EOFError)
         self._path = path
-        self._loop = asyncio.Runner()
+        self._socket = AgentSocket(connected or _connect(path))
         try:
-            # An agent greets nobody and negotiates nothing.
-            self._client = QMPClient("ipitrace")
-            self._client.await_greeting = self._client.negotiate = False
-            self._loop.run(asyncio.wait_for(self._client.connect(path), _ANSWER_S))
-            self._synchronise()
-        except ConnectError as error:
-            self.close()
-            raise HostError(f"{path} cannot be connected to: {error.exc}", _NOT_THERE) from error
+            with self._told("guest-sync-delimited"):
+                self._socket.synchronise()
         except BaseException:
             self.close()
             raise
 
-    def _synchronise(self) -> None:
-        """Pass over answers to somebody who asked before us."""
-        for _ in range(_SYNC_ATTEMPTS):
-            number = random.getrandbits(31)
-            if self.ask("guest-sync", id=number) == number:
-                return
-        raise HostError(f"The agent behind {self._path} answers others' questions.", _NOT_THERE)
-
-    def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - by command
+    def ask(self, command: str, **arguments: object) -> object:
         """As Agent.ask."""
-        from qemu.qmp import ExecuteError  # noqa: PLC0415 - optional
+        with self._told(command):
+            return self._socket.ask(command, arguments)
 
-        asked = self._client.execute(command, arguments)
+    @contextlib.contextmanager
+    def _told(self, command: str) -> Iterator[None]:
+        """Whatever goes wrong inside, as a HostError."""
         try:
-            return self._loop.run(asyncio.wait_for(asked, _ANSWER_S))
-        except ExecuteError as error:
+            yield
+        except RefusedError as error:
             raise refused(command, str(error)) from error
         except TimeoutError as error:
             raise HostError(
                 f"The guest agent behind {self._path} does not answer.", _NOT_THERE
             ) from error
-        except self._errors as error:
+        except OSError as error:
             raise HostError(
                 f"The connection to the guest agent behind {self._path} was lost: {error}",
                 _ENDED,
             ) from error
+        except ValueError as error:
+            raise unknown_answer(command, error) from error
 
     def close(self) -> None:
         """Disconnect."""
-        with contextlib.suppress(*self._errors):
-            self._loop.run(self._client.disconnect())
-        self._loop.close()
+        self._socket.close()
+
+
+def _connect(path: str) -> sockets.socket:
+    connection = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    connection.settimeout(limits.ANSWER_S)
+    try:
+        connection.connect(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        connection.close()
+        why = getattr(error, "strerror", None) or error
+        raise HostError(f"{path} cannot be connected to: {why}", _NOT_THERE) from error
+    return connection
 
 
 class LibvirtAgent:
@@ -141,15 +138,21 @@ class LibvirtAgent:
                 "See 'virsh list'; LIBVIRT_DEFAULT_URI names another libvirt.",
             ) from error
 
-    def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - by command
+    def ask(self, command: str, **arguments: object) -> object:
         """As Agent.ask."""
         text = json.dumps({"execute": command, "arguments": arguments})
         try:
-            return json.loads(self._command(self._domain, text, int(_ANSWER_S), 0))["return"]
+            answer = self._command(self._domain, text, int(limits.ANSWER_S), 0)
         except self._error as error:
             if error.get_error_code() in self._gone:
-                raise HostError(f"libvirt's domain has ended: {error}", _ENDED) from error
+                raise HostError(
+                    f"libvirt's domain has ended: {plain(str(error))}", _ENDED
+                ) from error
             raise refused(command, str(error)) from error
+        try:
+            return libvirt_answer(answer)
+        except ValueError as error:
+            raise unknown_answer(command, error) from error
 
     def close(self) -> None:
         """Disconnect."""
@@ -157,18 +160,47 @@ class LibvirtAgent:
             self._connection.close()
 
 
+def libvirt_answer(answer: object) -> object:
+    """What an agent answers by way of libvirt, which hands it on as it came.
+
+    Raises:
+        ValueError: it is no answer, or too long a one.
+    """
+    if not isinstance(answer, str):
+        raise ValueError("it is nothing")  # noqa: TRY004 - one error for all that is odd
+    if len(answer) > limits.ANSWER_BYTES:
+        raise ValueError(f"it has more than {limits.ANSWER_BYTES} bytes")
+    return member(parse_json(answer.encode(errors="replace")), "return", object)
+
+
+def unknown_answer(command: str, why: ValueError) -> HostError:
+    """The error for an agent that answers what no agent does."""
+    return HostError(
+        f"The guest agent answered {command} with something unknown: {plain(str(why))}.",
+        _ODD,
+    )
+
+
 def refused(command: str, why: str) -> HostError:
     """The error for an agent that says no."""
     forbidden = "disabled" in why or "has not been found" in why or "not allowed" in why
     return HostError(
-        f"The guest agent refused {command}: {why}",
+        f"The guest agent refused {command}: {plain(why)}",
         _FORBIDDEN if forbidden else "See the guest's journal: journalctl -u qemu-guest-agent.",
     )
 
 
 @contextlib.contextmanager
-def open_agent(*, socket: str | None = None, domain: str | None = None) -> Iterator[Agent]:
-    """The agent of a socket or of a libvirt domain; disconnected at the end."""
-    agent = SocketAgent(socket) if socket is not None else LibvirtAgent(domain or "")
+def open_agent(
+    *,
+    socket: str | None = None,
+    domain: str | None = None,
+    connected: sockets.socket | None = None,
+) -> Iterator[Agent]:
+    """The agent of a socket or of a libvirt domain; disconnected at the end.
+
+    `connected` is as SocketAgent takes it.
+    """
+    agent = SocketAgent(socket, connected) if socket is not None else LibvirtAgent(domain or "")
     with contextlib.closing(agent):
         yield agent

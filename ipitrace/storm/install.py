@@ -7,6 +7,7 @@ from it. So an install that was interrupted can be repeated, or removed.
 
 import hashlib
 import io
+import re
 import shlex
 import subprocess
 import tarfile
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.errors import HostError
+from ipitrace.foreign import plain
 from ipitrace.resources import guest_tools_dir
+from ipitrace.storm import limits
+from ipitrace.storm.guest_json import shown
 from ipitrace.storm.ipistorm import HELPER, INSTALLED, HelperStatus, read_status
 from ipitrace.storm.shell import Finished, Shell
 
@@ -28,7 +32,11 @@ _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
 _MODULE_PATH: Final = f"{INSTALLED}/src/{_MODULE}.ko"
 _STAMP_PATH: Final = f"{INSTALLED}/installed"
 _BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
+_LOOK_LINES: Final = 5
+_RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
+"""uname's, which becomes part of a path; struct new_utsname has 64 characters for it."""
 _OURS: Final = "helper"  # sources with such names are the helper's, which is built already
+_COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 _TAIL_LINES: Final = 8
 _PACKAGES: Final = {
     "debian": "apt-get install linux-headers-{kernel} make gcc",
@@ -121,14 +129,24 @@ def remove(shell: Shell, tell: Tell) -> None:
     there = shell.run(["sh", "-c", f"[ -e {INSTALLED} ] && find {INSTALLED} -type f | wc -l"])
     if there.status == 0:
         _checked(shell.run(["rm", "-rf", INSTALLED]), f"removing {INSTALLED}")
-        tell(f"removed {INSTALLED} and the {there.text} files in it")
+        n = int(there.text) if _COUNT.fullmatch(there.text) else "unknown number of"
+        tell(f"removed {INSTALLED} and the {n} files in it")
     if there.status != 0 and not guest.loaded:
         tell("there was nothing to remove")
 
 
 def _look(shell: Shell) -> _Guest:
     done = _checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
-    kernel, like, lacking, loaded, stamp = done.stdout.decode(errors="replace").splitlines()[:5]
+    lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
+    sound = len(lines) == _LOOK_LINES and all(
+        len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
+    )
+    if not sound or not _RELEASE.fullmatch(lines[0]):
+        raise HostError(
+            f"The guest says something unknown of itself: {shown(done.stdout)}.",
+            "Its output must not be mixed with another program's: see the login's start-up files.",
+        )
+    kernel, like, lacking, loaded, stamp = lines
     return _Guest(kernel, like, tuple(lacking.split()), loaded == "loaded", stamp)
 
 
@@ -190,7 +208,8 @@ def _build(shell: Shell, kernel: str) -> None:
     command = ["make", "-C", f"/lib/modules/{kernel}/build", f"M={INSTALLED}/src", "modules"]
     done = shell.run(command, timeout_s=_BUILD_S)
     if done.status != 0:
-        tail = "\n".join((done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:])
+        lines = (done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:]
+        tail = "\n".join(plain(line) for line in lines)
         raise HostError(
             f"The module could not be built in the guest ({shlex.join(command)}):\n{tail}",
             "Mend that, or hand in a module built elsewhere with --module.",
@@ -201,14 +220,14 @@ def _load(shell: Shell) -> None:
     done = shell.run(["insmod", _MODULE_PATH])
     if done.status != 0:
         hint = next((h for sign, h in _REFUSED.items() if sign in done.stderr), "See its dmesg.")
-        raise HostError(f"The guest does not load the module: {done.stderr}", hint)
+        raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
 
 
 def _unload(shell: Shell, tell: Tell) -> None:
     done = shell.run(["rmmod", _MODULE])
     if done.status != 0:
         raise HostError(
-            f"The module cannot be unloaded: {done.stderr}",
+            f"The module cannot be unloaded: {plain(done.stderr)}",
             "While a storm runs in the guest that is so: wait for its end, or end it there.",
         )
     tell(f"unloaded {_MODULE}")
@@ -228,7 +247,7 @@ def _lacks(guest: _Guest) -> HostError:
 def _checked(done: Finished, what: str) -> Finished:
     if done.status != 0:
         raise HostError(
-            f"{what[0].upper()}{what[1:]} failed: {done.stderr or done.text}",
+            f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
             "See that the guest's disk has room and is not read-only.",
         )
     return done

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The helper in a Linux guest: where it is, and what it says of the guest."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from ipitrace.errors import HostError
+from ipitrace.foreign import plain
 from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.loading import load
+from ipitrace.storm import limits
 from ipitrace.storm.abi import ABI_VERSION
+from ipitrace.storm.guest_json import checked, parse_json, shown
 from ipitrace.storm.shell import Shell
 from ipitrace.storm.storm_file import other_version
 
@@ -51,6 +54,33 @@ class HelperStatus:
     tsc_khz: int | None
     unsupported: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        """See that it can be.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if not 1 <= self.n_cpus <= limits.GUEST_CPUS:
+            raise ValueError(f"n_cpus is not 1 to {limits.GUEST_CPUS}")
+        rising = all(cpu < following for cpu, following in pairwise(self.online))
+        if not rising or not set(self.online) <= set(range(self.n_cpus)):
+            raise ValueError("online is no rising list of its CPUs")
+        least, most = limits.TSC_KHZ
+        if self.tsc_khz and not least <= self.tsc_khz <= most:
+            raise ValueError(f"tsc_khz is not {least} to {most}")
+        if len(self.unsupported) > limits.STATUS_REASONS:
+            raise ValueError(f"unsupported has more than {limits.STATUS_REASONS} members")
+        for text in self._texts():
+            if len(text) > limits.STATUS_CHARS or not text.isprintable():
+                raise ValueError("a text is too long, or cannot be printed")
+
+    def _texts(self) -> Iterator[str]:
+        module = self.module
+        maybe = (self.apic_mode, module.version, module.srcversion)
+        yield from (self.helper_version, self.kernel, *(text for text in maybe if text is not None))
+        for name, reason in self.unsupported.items():
+            yield from (name, reason)
+
 
 def find_helper(shell: Shell) -> str:
     """The helper's path in the guest: the one we installed, or one from a package.
@@ -61,7 +91,10 @@ def find_helper(shell: Shell) -> str:
     done = shell.run(["sh", "-c", f"PATH={INSTALLED}:$PATH; command -v {HELPER}"])
     if done.status != 0 or not done.text:
         raise HostError(f"The guest has no {HELPER}.", INSTALL)
-    return done.text.splitlines()[-1]
+    helper = done.text.splitlines()[-1]
+    if len(helper) > limits.STATUS_CHARS or not helper.isprintable():
+        raise HostError(f"The guest's path of {HELPER} is none: {shown(done.stdout)}.", INSTALL)
+    return helper
 
 
 def read_status(shell: Shell, helper: str) -> HelperStatus:
@@ -72,21 +105,26 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
     """
     done = shell.run([helper, "status"])
     if done.status in _NOT_FOUND:
-        raise HostError(f"{helper} cannot be run in the guest: {done.stderr}", INSTALL)
+        raise HostError(
+            f"{helper} cannot be run in the guest: {plain(done.stderr)}",
+            INSTALL,
+        )
     if done.status != 0:
         raise HostError(
-            f"{helper} says: {done.stderr or f'nothing, and ends with status {done.status}'}",
+            f"{helper} says: "
+            f"{plain(done.stderr) or f'nothing, and ends with status {done.status}'}",
             "Install it again: ipitrace guest install --vm ... --via ...",
         )
     try:
-        said = json.loads(done.text)
-        if isinstance(said, dict) and said.get("abi_version") not in {None, ABI_VERSION}:
-            raise other_version(said["abi_version"])
-        known = {name: said[name] for name in HelperStatus.__dataclass_fields__}
-        return load(HelperStatus, known)
-    except (ValueError, KeyError, TypeError) as error:
+        said = checked(parse_json(done.stdout), dict, "the whole")
+        version = said.get("abi_version")
+        if isinstance(version, int) and version != ABI_VERSION:
+            raise other_version(version)
+        names = HelperStatus.__dataclass_fields__
+        return load(HelperStatus, {name: said[name] for name in names if name in said})
+    except ValueError as error:
         raise HostError(
-            f"{helper} answered something unknown: {done.text[:80]!r} ({error}).",
+            f"{helper} answered something unknown: {shown(done.stdout)} ({plain(str(error))}).",
             "Install the one that belongs to this ipitrace: ipitrace guest install ...",
         ) from error
 
@@ -107,10 +145,10 @@ class GuestCpus:
 
 
 def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
-    """Look at the guest's CPUs.
+    """Look at the guest's CPUs; `n_cpus` is how many it has.
 
     Raises:
-        HostError: the guest cannot be reached.
+        HostError: the guest cannot be reached, or contradicts itself.
     """
     text = shell.run(["cat", "/proc/cpuinfo"]).text
     ids: dict[int, int] = {}
@@ -119,14 +157,33 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
     for line in text.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name == "processor":
-            cpu = int(value)
+            cpu = _number(value, limits.GUEST_CPUS - 1)
         elif name == "apicid" and cpu is not None:
-            ids[cpu] = int(value)
+            if cpu in ids:
+                raise _odd_cpus(f"CPU {cpu} is there twice")
+            ids[cpu] = _number(value, limits.APIC_ID)
         elif name == "flags":
-            flags |= set(value.split())
-    shown = set(range(n_cpus)) <= ids.keys()
+            flags.update(value.split())
+    if len(set(ids.values())) < len(ids):
+        raise _odd_cpus("two CPUs have the same APIC id")
+    all_shown = all(cpu in ids for cpu in range(n_cpus))
     return GuestCpus(
-        apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if shown else None,
+        apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if all_shown else None,
         native=bool(flags) and "hypervisor" not in flags,
         emulated="QEMU TCG" if TCG_CPU in text else None,
+    )
+
+
+def _number(value: str, most: int) -> int:
+    if not value.isascii() or not value.isdecimal() or len(value) > len(str(most)):
+        raise _odd_cpus(f"'{plain(value, 20)}' is no number of a CPU")
+    number = int(value)
+    if number > most:
+        raise _odd_cpus(f"{number} is no number of a CPU")
+    return number
+
+
+def _odd_cpus(why: str) -> HostError:
+    return HostError(
+        f"The guest's /proc/cpuinfo cannot be: {why}.", "See what the guest shows there."
     )

@@ -8,8 +8,10 @@ from typing import Final
 
 from ipitrace.clock import GuestTsc
 from ipitrace.errors import HostError, MeasurementError, UsageError
+from ipitrace.foreign import plain
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
+from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm
 from ipitrace.storm.ipistorm import (
     INSTALL,
@@ -20,7 +22,8 @@ from ipitrace.storm.ipistorm import (
     read_status,
 )
 from ipitrace.storm.shell import Finished, Shell
-from ipitrace.storm.storm_file import StormFile
+from ipitrace.storm.storm_file import Asked, StormFile
+from ipitrace.units import MIB
 from ipitrace.vm import VirtualMachine, still_there
 
 # What the helper of this version takes and we can analyse.
@@ -38,7 +41,7 @@ _MIN_CPUS: Final = 2
 _MAX_COUNT: Final = 1_000_000
 _NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
 _LOOK_S: Final = 0.5  # after the VM itself, while a storm runs
-_LONGEST_S: Final = 600.0 + 120.0  # the module's own limit; then the records must come
+_LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and setting up
 _LOST_IPI: Final = "lost-ipi"
 _USAGE, _STORM_FAILED = 2, 4  # of the helper's exit codes
 
@@ -76,9 +79,9 @@ class LinuxGuest:
                 f"It goes with each reboot. {INSTALL}",
             )
         if not {_SENDER, _TARGET} <= set(status.online):
+            online = plain(", ".join(map(str, status.online)))
             raise HostError(
-                f"The guest has the CPUs {', '.join(map(str, status.online))} online; storms need "
-                f"{_SENDER} and {_TARGET}.",
+                f"The guest has the CPUs {online} online; storms need {_SENDER} and {_TARGET}.",
                 "Give it more CPUs, or bring them online.",
             )
         guest = cls(shell, helper, status, vm, read_cpus(shell, status.n_cpus))
@@ -186,6 +189,15 @@ class LinuxGuest:
         """
         if request.inject not in {None, _LOST_IPI}:
             raise UsageError(f"Only the micro-guest takes --inject {request.inject}.", "")
+        targets = self.targets(request.scenario)
+        asked = Asked(request.warmup + request.count, targets, self.n_vcpus)
+        most_bytes = limits.storm_bytes(asked.sends, len(targets), self.n_vcpus)
+        if most_bytes > limits.STORM_BYTES:
+            raise UsageError(
+                f"The records of {asked.sends} IPIs to {len(targets)} CPUs take "
+                f"{most_bytes // MIB} MiB; {limits.STORM_BYTES // MIB} MiB is the most.",
+                "Ask for a smaller --count, or share it among more repetitions: --repeat.",
+            )
         self._check_vm()
         if self.vm is not None:
             hooks.threads_known(self.tids())
@@ -202,13 +214,14 @@ class LinuxGuest:
                 self._command(request, tsc_khz),
                 timeout_s=_LONGEST_S,
                 tick=each_tick,
+                limit_bytes=most_bytes,
             )
         except HostError as error:
             self._check_vm()  # the better reason
             raise MeasurementError(error.message, error.hint) from error
         self._check_vm()
         hooks.over()
-        storm = self._storm_of(done, request.warmup)
+        storm = self._storm_of(done, asked, request.warmup)
         after, absent = self._tscs()
         if before is None or after is None:
             return replace(storm, no_tsc=absent)
@@ -238,10 +251,10 @@ class LinuxGuest:
         lose = ["--lose-one"] if request.inject == _LOST_IPI else []
         return [self.helper, "run", *words, *lose]
 
-    def _storm_of(self, done: Finished, warmup: int) -> Storm:
+    def _storm_of(self, done: Finished, asked: Asked, warmup: int) -> Storm:
         if done.status == 0:
-            return StormFile.parse(done.stdout).storm(warmup, self.n_vcpus)
-        said = done.stderr or f"nothing, and ends with status {done.status}"
+            return StormFile.parse(done.stdout, asked).storm(warmup, self.n_vcpus)
+        said = plain(done.stderr) or f"nothing, and ends with status {done.status}"
         if done.status == _STORM_FAILED:
             raise MeasurementError(
                 f"The storm failed in the guest: {said}", "See the guest's load, and its dmesg."

@@ -1,16 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the helper in a Linux guest hands back, read: see struct storm_file in storm_abi.h."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.errors import HostError, MeasurementError
+from ipitrace.storm import limits
 from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
 from ipitrace.storm.driver import Storm
+from ipitrace.storm.guest_json import shown
 
 _COUNT = np.dtype("<u8")
+_MIXED: Final = (
+    "Its output must not be mixed with another program's: see the login's start-up files, and "
+    "'ipitrace guest status'."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the guest; its file has no more than that.
+
+    Attributes:
+        sends: warm-up included.
+        targets: the CPUs that handle each of them.
+        n_vcpus: CPUs of the guest.
+    """
+
+    sends: int
+    targets: Collection[int]
+    n_vcpus: int
 
 
 @dataclass(frozen=True)
@@ -28,26 +51,34 @@ class StormFile:
     receipts: tuple[NDArray[np.void], ...]
 
     @classmethod
-    def parse(cls, data: bytes) -> "StormFile":
+    def parse(cls, data: bytes, asked: Asked) -> "StormFile":
         """Take a file apart.
 
         Raises:
-            HostError: it is none, is of another version, or is cut off.
+            HostError: it is none, is of another version, is cut off, or has what was not
+                asked for.
         """
         if not data.startswith(FILE_MAGIC):
-            start = data[:40].decode(errors="replace")
             raise HostError(
-                f"The guest's ipistorm handed back no records but '{start}'.",
-                "Its output must not be mixed with another program's: see the login's start-up "
-                "files, and 'ipitrace guest status'.",
+                f"The guest's ipistorm handed back no records but {shown(data)}.", _MIXED
             )
-        header = np.frombuffer(data.ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
+        header = np.frombuffer(data[: FILE.itemsize].ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
         if header["abi_version"] != ABI_VERSION:
             raise other_version(int(header["abi_version"]))
-        rest = _Rest(data, max(int(header["header_bytes"]), FILE.itemsize))
-        sends = rest.take(SEND, int(header["n_sends"]))
-        counts = rest.take(_COUNT, int(header["n_vcpus"]))
-        receipts = tuple(rest.take(RECEIPT, int(n)) for n in counts)
+        header_bytes = _within(header, "header_bytes", FILE.itemsize, limits.HEADER_BYTES)
+        n_sends = _within(header, "n_sends", 0, asked.sends)
+        n_vcpus = _within(header, "n_vcpus", 1, asked.n_vcpus)
+        _within(header, "vector", *limits.VECTORS)
+        if header["tsc_khz"]:
+            _within(header, "tsc_khz", *limits.TSC_KHZ)
+        rest = _Rest(data, header_bytes)
+        sends = rest.take(SEND, n_sends)
+        counts = [int(n) for n in rest.take(_COUNT, n_vcpus)]
+        for cpu, n in enumerate(counts):
+            if n > (asked.sends if cpu in asked.targets else 0):
+                raise _out_of_range(f"n_receipts of CPU {cpu}", n)
+        receipts = tuple(rest.take(RECEIPT, n) for n in counts)
+        rest.end()
         return cls(header, sends, receipts)
 
     def storm(self, warmup: int, n_vcpus: int) -> Storm:
@@ -68,7 +99,7 @@ class StormFile:
                 f"{int(status['incomplete'])} IPIs were not acknowledged in time.",
                 "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
             )
-        measured = self.sends[self.sends["seq"] >= warmup]
+        measured = self.sends[warmup:]
         first_tsc = measured["send_tsc"].min()
         receipts = tuple(r[r["handler_tsc"] >= first_tsc] for r in self.receipts)
         receipts += (np.zeros(0, RECEIPT),) * (n_vcpus - len(receipts))
@@ -106,6 +137,28 @@ class _Rest:
         taken: NDArray[np.void] = np.frombuffer(self._data, dtype, n, self._offset)
         self._offset = end
         return taken
+
+    def end(self) -> None:
+        if self._offset != len(self._data):
+            raise HostError(
+                f"The guest's records are followed by {len(self._data) - self._offset} bytes that "
+                "are none.",
+                _MIXED,
+            )
+
+
+def _within(header: np.void, name: str, least: int, most: int) -> int:
+    value = int(header[name])
+    if not least <= value <= most:
+        raise _out_of_range(name, value)
+    return value
+
+
+def _out_of_range(name: str, value: int) -> HostError:
+    return HostError(
+        f"The guest's records are not what was asked for: {name} is {value}.",
+        "Install the ipistorm that belongs to this ipitrace: ipitrace guest install ...",
+    )
 
 
 def other_version(theirs: int) -> HostError:

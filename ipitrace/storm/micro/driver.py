@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import dataclass, replace
 
 from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
+from ipitrace.storm import limits
 from ipitrace.storm.abi import (
     RECEIPT,
     SEND,
@@ -140,10 +141,15 @@ class MicroGuest:
                 timeout_cycles=int(request.timeout_s * tsc_hz),
                 handler_burn_cycles=request.handler_burn_cycles,
             )
-            silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + request.pace_cycles / tsc_hz
+            pace_s = request.pace_cycles / tsc_hz
+            silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + pace_s
             with self._rival(scenario, machine, total) as its:
                 storm = machine.run(
-                    self.pinned_cpus, hooks, warmup=request.warmup, silence_s=silence_s
+                    self.pinned_cpus,
+                    hooks,
+                    warmup=request.warmup,
+                    silence_s=silence_s,
+                    longest_s=limits.STORM_S + 2 * total * pace_s,
                 )
             storm = replace(storm, vector=self.vector(scenario))
             return storm if its is None else replace(storm, as_asked=its.seen / total)

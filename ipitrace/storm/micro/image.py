@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.errors import HostError
+from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.memory import require_memory
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm.abi import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
@@ -322,23 +322,38 @@ class GuestMemory:
             step=SEND.itemsize,
         )
 
-    def status(self) -> NDArray[np.void]:
-        """struct storm_status as it stands now; shape (1,), shared with the guest."""
-        return self._view(MG_STATUS, STATUS, 1)
+    def status(self) -> np.void:
+        """A copy of struct storm_status as it stands now."""
+        status: np.void = self._view(MG_STATUS, STATUS, 1).copy()[0]
+        return status
 
     def vcpus(self) -> NDArray[np.void]:
         """struct mg_vcpu of every vCPU; shape (n_vcpus,), shared with the guest."""
         return self._view(MG_VCPUS, VCPU, self._n_vcpus)
 
-    def sends(self, count: int) -> NDArray[np.void]:
-        """A copy of the first `count` entries of the sender's log."""
-        return self._view(self._sends_at, SEND, min(count, self._n_sends)).copy()
+    def sends(self) -> NDArray[np.void]:
+        """A copy of the sender's whole log, as long as it was asked for."""
+        return self._view(self._sends_at, SEND, self._n_sends).copy()
 
     def receipts(self, index: int) -> NDArray[np.void]:
-        """A copy of what vCPU `index` logged."""
+        """A copy of what vCPU `index` logged.
+
+        Raises:
+            MeasurementError: what it says of its log's end is not in its log.
+        """
         at = self._receipts_at + index * self._receipts_step
-        used = (int(self.vcpus()["next_receipt"][index]) - at) // RECEIPT.itemsize
-        return self._view(at, RECEIPT, min(max(used, 0), self._n_receipts)).copy()
+        used, rest = divmod(int(self.vcpus()["next_receipt"][index]) - at, RECEIPT.itemsize)
+        if rest or not 0 <= used <= self._n_receipts:
+            raise MeasurementError(
+                f"The guest's records cannot be true: vCPU {index} says that its log ends "
+                f"{used * RECEIPT.itemsize + rest} bytes behind its start.",
+                "See that the payload is the one that belongs to this ipitrace.",
+            )
+        return self._view(at, RECEIPT, used).copy()
+
+    def handled(self) -> tuple[int, ...]:
+        """Each vCPU's count of handler entries, as it stands now."""
+        return tuple(self.vcpus()["handled"].tolist())
 
     def _view(self, at: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
         return np.frombuffer(self._memory, dtype, count, at)

@@ -53,6 +53,7 @@ _CPUID_ENTRIES = 256
 _CPUID_ENTRY = struct.Struct("<3I4I12x")
 _TSS_ADDR = 0x7FFBD000  # three pages below 2 GiB: CPython's ioctl takes a signed int
 
+_EXIT_IO_OUT = 1
 RUN_IMMEDIATE_EXIT = 1  # offsets in struct kvm_run
 RUN_EXIT_REASON = 8
 RUN_EXIT_DATA = 32
@@ -177,12 +178,13 @@ class Vcpu:
         """Why the last KVM_RUN returned: an ExitReason where the number is known."""
         return int(struct.unpack_from("<I", self.run_area, RUN_EXIT_REASON)[0])
 
-    def io_exit(self) -> tuple[int, int]:
-        """(port, byte) of an ExitReason.IO."""
-        _direction, _size, port, _count, offset = struct.unpack_from(
+    def io_exit(self) -> tuple[int, int | None]:
+        """(port, byte) of an ExitReason.IO; the byte is None where it is not one byte written."""
+        direction, size, port, count, offset = struct.unpack_from(
             "<BBHIQ", self.run_area, RUN_EXIT_DATA
         )
-        return port, self.run_area[offset]
+        one_written = (direction, size, count) == (_EXIT_IO_OUT, 1, 1)
+        return port, self.run_area[offset] if one_written else None
 
     def exit_words(self, count: int) -> tuple[int, ...]:
         """The first `count` 64-bit words of the exit's data, for messages."""

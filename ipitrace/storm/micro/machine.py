@@ -21,6 +21,7 @@ from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
+from ipitrace.storm.limits import STORM_S
 from ipitrace.storm.micro.image import (
     MG_DESCRIPTORS,
     MG_MAX_VCPUS,
@@ -37,6 +38,13 @@ _KICK_S = 0.05
 _HANG_GRACE_S = 3.0
 _KICK_SIGNAL = signal.SIGUSR1
 _LAST_STATES = {StormState.DONE, StormState.GAVE_UP, StormState.FAULTED}
+# What the sender reports after what; a fault may come at any time, on any vCPU.
+_NEXT_STATES = {
+    StormState.BOOTING: {StormState.WARMING_UP},
+    StormState.WARMING_UP: {StormState.MEASURING, StormState.GAVE_UP},
+    StormState.MEASURING: {StormState.DONE, StormState.GAVE_UP},
+}
+_SENDER = 0
 
 
 class Machine:
@@ -62,6 +70,9 @@ class Machine:
         self._failures: list[str] = []
         self._error: Exception | None = None
         self._marks: dict[StormState, Mark] = {}
+        self._state = StormState.BOOTING
+        self._total = logs.sends
+        self._too_long = False
         try:
             self.memory = GuestMemory(payload, n_vcpus, logs)
             self._vm.set_memory(self.memory.host_address, self.memory.size)
@@ -109,7 +120,13 @@ class Machine:
         self._cleanup.close()
 
     def run(
-        self, cpus: Sequence[int] | None, hooks: Hooks, *, warmup: int, silence_s: float
+        self,
+        cpus: Sequence[int] | None,
+        hooks: Hooks,
+        *,
+        warmup: int,
+        silence_s: float,
+        longest_s: float = STORM_S,
     ) -> Storm:
         """Run the storm that the parameters in memory describe.
 
@@ -119,10 +136,11 @@ class Machine:
             warmup: sends that the answer leaves out.
             silence_s: how long the guest may go without a send before it counts as hung;
                 a grace of 3 s is added.
+            longest_s: how long it may take, whatever it sends.
 
         Raises:
-            MeasurementError: the guest hung, triple-faulted, took an exception, or lost
-                more IPIs than it may.
+            MeasurementError: the guest hung, triple-faulted, took an exception, lost more
+                IPIs than it may, or tells what cannot be.
             HostError: KVM could not run it.
         """
         threads = [VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
@@ -134,24 +152,29 @@ class Machine:
                 self._hooks = hooks
                 for thread in threads:
                     thread.go.set()
-                self._watch(hooks, silence_s + _HANG_GRACE_S)
+                self._watch(hooks, silence_s + _HANG_GRACE_S, longest_s)
                 hooks.over()
             finally:
                 self._stop(threads)
         if self._error is not None:
             raise self._error
-        self._raise_on_failure(silence_s + _HANG_GRACE_S)
+        self._raise_on_failure(silence_s + _HANG_GRACE_S, longest_s)
         return self._collect(warmup)
 
-    def _watch(self, hooks: Hooks, silence_s: float) -> None:
-        status = self.memory.status()
-        last, since = -1, time.monotonic()
+    def _watch(self, hooks: Hooks, silence_s: float, longest_s: float) -> None:
+        """Until the storm ends; what the guest says of its progress ends it sooner at most."""
+        most, since = -1, time.monotonic()
+        deadline_s = since + longest_s
         while not self._ended.wait(_TICK_S):
-            sent = int(status["sent"][0])
+            sent = min(int(self.memory.status()["sent"]), self._total)
             hooks.tick(sent)
-            if sent != last:
-                last, since = sent, time.monotonic()
-            elif time.monotonic() - since > silence_s:
+            now_s = time.monotonic()
+            if sent > most:
+                most, since = sent, now_s
+            if now_s > deadline_s:
+                self._too_long = True
+                return
+            if now_s - since > silence_s:
                 return
 
     def _stop(self, threads: Sequence["VcpuThread"]) -> None:
@@ -183,14 +206,24 @@ class Machine:
             if port != MG_PORT:
                 self._fail(index, f"wrote to the unknown port {port:#x}")
                 return
-            if value not in set(StormState):
-                self._fail(index, f"reported the unknown state {value:#x}")
+            if value is None or value not in set(StormState):
+                what = "no byte" if value is None else f"the unknown state {value:#x}"
+                self._fail(index, f"reported {what}")
                 return
             state = StormState(value)
+            if not self._may_report(index, state):
+                self._fail(index, f"reported {state.name} after {self._state.name}")
+                return
             self._marks[state] = self._mark()
+            self._state = state
             if state in _LAST_STATES:
                 self._ended.set()
                 return
+
+    def _may_report(self, index: int, state: StormState) -> bool:
+        if state == StormState.FAULTED:
+            return self._state not in _LAST_STATES
+        return index == _SENDER and state in _NEXT_STATES.get(self._state, ())
 
     def _mark(self) -> Mark:
         stats = tuple(s.read() for s in self._stats) if self._stats else None
@@ -205,8 +238,8 @@ class Machine:
         self._failures.append(f"vCPU {index} {what}")
         self._ended.set()
 
-    def _raise_on_failure(self, silence_s: float) -> None:
-        status = self.memory.status()[0]
+    def _raise_on_failure(self, silence_s: float, longest_s: float) -> None:
+        status = self.memory.status()
         if self._failures:
             raise MeasurementError(
                 f"The guest died: {self._failures[0]}, after {int(status['sent'])} sends.",
@@ -225,6 +258,12 @@ class Machine:
                 "in time.",
                 "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
             )
+        if self._too_long:
+            raise MeasurementError(
+                f"The guest's storm was not done after {longest_s:.0f} s and "
+                f"{int(status['sent'])} sends.",
+                "Look at the host's load; the guest was stopped.",
+            )
         if StormState.DONE not in self._marks:
             raise MeasurementError(
                 f"The guest hung: no IPI was sent for {silence_s:.0f} s, after "
@@ -233,16 +272,23 @@ class Machine:
             )
 
     def _collect(self, warmup: int) -> Storm:
-        status = self.memory.status()[0]
-        handled = self.memory.vcpus()["handled"]
-        sends = self.memory.sends(int(status["sent"]))
-        first_tsc = int(sends["send_tsc"][warmup])
+        """What lies in the guest's memory, copied once; no vCPU runs any more."""
+        status = self.memory.status()
+        if int(status["sent"]) != self._total:
+            raise MeasurementError(
+                f"The guest's records cannot be true: it reports the end after {status['sent']} "
+                f"of {self._total} sends.",
+                "See that the payload is the one that belongs to this ipitrace.",
+            )
+        sends = self.memory.sends()
+        first_tsc = sends["send_tsc"][warmup]
         receipts = [self.memory.receipts(i) for i in range(len(self._vcpus))]
         skipped = [int(np.searchsorted(r["handler_tsc"], first_tsc)) for r in receipts]
+        handled = self.memory.handled()
         return Storm(
             sends=sends[warmup:],
             receipts=tuple(r[n:] for r, n in zip(receipts, skipped, strict=True)),
-            handled=tuple(int(h) - n for h, n in zip(handled, skipped, strict=True)),
+            handled=tuple(h - n for h, n in zip(handled, skipped, strict=True)),
             incomplete=int(status["incomplete"]),
             spurious=int(status["spurious"]),
             start=self._marks[StormState.MEASURING],

@@ -200,7 +200,7 @@ def test_the_logs_have_their_places(payload: Payload) -> None:
     for (at, size), (next_at, _) in itertools.pairwise(regions):
         assert at + size <= next_at
     assert sum(regions[-1]) <= memory.size
-    assert memory.sends(10**6).shape == (1000,)
+    assert memory.sends().shape == (1000,)
     assert [len(memory.receipts(i)) for i in range(N_VCPUS)] == [0, 0, 0]
 
 
@@ -211,11 +211,11 @@ def test_what_was_logged_is_copied(payload: Payload) -> None:
     struct.pack_into("<3Q", memory._memory, at, 11, 22, 0)
     struct.pack_into("<QQQIHH", memory._memory, 2 * MIB, 1, 2, 3, 0, 1, 0)
     struct.pack_into("<Q", memory._memory, image.MG_VCPUS + 128 + 64, at + 24)
-    receipts, sends = memory.receipts(1), memory.sends(1)
+    receipts, sends = memory.receipts(1), memory.sends()
     struct.pack_into("<Q", memory._memory, at, 99)
     struct.pack_into("<Q", memory._memory, 2 * MIB, 99)
     assert receipts.tolist() == [(11, 22, 0)]
-    assert sends.tolist() == [(1, 2, 3, 0, 1, 0)]
+    assert sends[:1].tolist() == [(1, 2, 3, 0, 1, 0)]
 
 
 def largest(n_vcpus: int) -> LogSizes:

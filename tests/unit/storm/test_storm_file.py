@@ -8,7 +8,7 @@ from strategies import Truth, truths
 from ipitrace.correlate.pairing import ABSENT, eoi_tsc
 from ipitrace.errors import HostError, MeasurementError
 from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, StormState
-from ipitrace.storm.storm_file import StormFile
+from ipitrace.storm.storm_file import Asked, StormFile
 from ipitrace.summary.storms import cycles_of
 
 NOBODY = np.zeros(0, RECEIPT)
@@ -30,10 +30,14 @@ def storm_file(
     return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in parts)
 
 
+def asked(truth: Truth, n_vcpus: int = 3) -> Asked:
+    return Asked(len(truth.sends), [1], n_vcpus)
+
+
 @given(truths(min_size=2), st.data())
 def test_a_file_gives_back_the_measured_part(truth: Truth, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, len(truth.sends) - 1))
-    storm = StormFile.parse(storm_file(truth)).storm(warmup, 5)
+    storm = StormFile.parse(storm_file(truth), asked(truth, 5)).storm(warmup, 5)
     cycles = cycles_of(storm, [1])
     assert cycles.send.tolist() == list(truth.send[warmup:])
     assert cycles.deliver.tolist() == list(truth.deliver[warmup:])
@@ -46,8 +50,8 @@ def test_a_file_gives_back_the_measured_part(truth: Truth, data: st.DataObject) 
 
 @given(truths())
 def test_a_longer_header_of_the_same_version_is_passed_over(truth: Truth) -> None:
-    plain = StormFile.parse(storm_file(truth)).storm(0, 3)
-    longer = StormFile.parse(storm_file(truth, more_header=40)).storm(0, 3)
+    plain = StormFile.parse(storm_file(truth), asked(truth)).storm(0, 3)
+    longer = StormFile.parse(storm_file(truth, more_header=40), asked(truth)).storm(0, 3)
     assert longer.sends.tobytes() == plain.sends.tobytes()
 
 
@@ -56,26 +60,26 @@ def test_a_file_that_is_cut_off_is_refused_wherever(truth: Truth, data: st.DataO
     whole = storm_file(truth)
     kept = data.draw(st.integers(len(FILE_MAGIC) + 4, len(whole) - 1))
     with pytest.raises(HostError):
-        StormFile.parse(whole[:kept])
+        StormFile.parse(whole[:kept], asked(truth))
 
 
 @pytest.mark.parametrize("data", [b"", b"Welcome to guest1\n", b"IPISTOR"])
 def test_something_else_is_refused(data: bytes) -> None:
     with pytest.raises(HostError, match="no records"):
-        StormFile.parse(data)
+        StormFile.parse(data, Asked(1, [1], 3))
 
 
 @given(truths())
 def test_another_version_is_refused_with_what_to_do(truth: Truth) -> None:
     with pytest.raises(HostError, match=f"version {ABI_VERSION + 1}") as raised:
-        StormFile.parse(storm_file(truth, abi=ABI_VERSION + 1))
+        StormFile.parse(storm_file(truth, abi=ABI_VERSION + 1), asked(truth))
     assert "guest install" in raised.value.hint
 
 
 @given(truths())
 def test_a_storm_that_gave_up_is_no_measurement(truth: Truth) -> None:
     with pytest.raises(MeasurementError, match="gave up"):
-        StormFile.parse(storm_file(truth, state=StormState.GAVE_UP)).storm(0, 3)
+        StormFile.parse(storm_file(truth, state=StormState.GAVE_UP), asked(truth)).storm(0, 3)
 
 
 def test_an_unknown_end_of_interrupt_is_absent() -> None:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold of every storm, whoever recorded it: a guest may hand back anything.
+
+What need not hold, and is no reason here:
+
+- IPIs that were not acknowledged in time, and those that merged with another: counted.
+- An acknowledgement later than the timeout: a sender that had no CPU looks for the
+  acknowledgement before it looks at the time.
+- A handler that seems to run before its send: with TSCs that differ between vCPUs, it does;
+  counted as `handler_before_send`.
+- The handler before the send is over: to itself, a vCPU takes the IPI before that.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.errors import MeasurementError
+from ipitrace.model import Pattern, StormRequest
+from ipitrace.storm import limits
+from ipitrace.storm.abi import ALL_BUT_SELF
+from ipitrace.storm.driver import Driver, Hooks, Storm
+
+_SENDER: Final = 0
+_LARGEST_STAMP: Final = np.iinfo(np.int64).max
+_PACE_SLACK: Final = 1_000
+"""Cycles by which two RDTSC may change places: the one that ends an IPI is not serialised."""
+_RATE_SLACK: Final = 1.25
+"""How much faster a TSC may be than is stated: an emulator's is stated by a guest that
+measured it while the host was busy."""
+
+_HINT: Final = (
+    "No sound guest makes such records, unless its TSC was set meanwhile: see who else is root "
+    "in it, its dmesg, and whether its payload or ipistorm belongs to this ipitrace."
+)
+
+Stamps = NDArray[np.int64]
+
+
+def run_plausible(guest: Driver, request: StormRequest, hooks: Hooks) -> Storm:
+    """Run one storm; what it left is what such a storm can leave.
+
+    Raises:
+        MeasurementError: it is not, or as Driver.run.
+        HostError: as Driver.run.
+    """
+    # Not CLOCK_MONOTONIC: the TSC may go on while the host is suspended.
+    started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    storm = guest.run(request, hooks)
+    elapsed_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    check_plausible(storm, request, guest.targets(request.scenario), elapsed_s)
+    return storm
+
+
+def check_plausible(
+    storm: Storm, request: StormRequest, targets: Sequence[int], elapsed_s: float
+) -> None:
+    """See that a guest that did what `request` says can have left `storm`.
+
+    Args:
+        storm: what it left.
+        request: what it was asked for.
+        targets: the vCPUs that handle each IPI.
+        elapsed_s: how long it took by this host's clock, and more.
+
+    Raises:
+        MeasurementError: it cannot; the message names the first reason.
+    """
+    for reason in _reasons(storm, request, targets, elapsed_s):
+        raise MeasurementError(f"The guest's records cannot be true: {reason}.", _HINT)
+
+
+def _reasons(
+    storm: Storm, request: StormRequest, targets: Sequence[int], elapsed_s: float
+) -> Iterator[str]:
+    """Why not; each is looked for only where those before it do not hold."""
+    yield from _numbers(storm, request, targets)
+    yield from _stamps(storm)
+    yield from _order_of_sends(storm, request)
+    for vcpu, receipts in enumerate(storm.receipts):
+        yield from _handler(storm, request, vcpu, receipts, is_target=vcpu in targets)
+    for target in targets:
+        yield from _acknowledgements(storm, target)
+    yield from _duration(storm, elapsed_s)
+
+
+def _numbers(storm: Storm, request: StormRequest, targets: Sequence[int]) -> Iterator[str]:
+    """Of the records, and in them."""
+    sends = storm.sends
+    if len(sends) != request.count:
+        yield f"{len(sends)} sends were recorded, and {request.count} asked for"
+    seq = sends["seq"].astype(np.int64)
+    asked = np.arange(request.warmup, request.warmup + len(seq))
+    if (i := _first(seq != asked)) is not None:
+        yield f"a send has number {seq[i]} where {asked[i]} comes"
+    aim = ALL_BUT_SELF if request.scenario.pattern == Pattern.BROADCAST else targets[0]
+    # The micro-guest's fault names a target of its own.
+    meant = sends["ack_tsc"] != 0 if request.inject else np.ones(len(sends), bool)
+    if (i := _first((sends["target"] != aim) & meant)) is not None:
+        yield f"send {seq[i]} went to vCPU {sends['target'][i]}, and vCPU {aim} was asked for"
+    if (i := _first(sends["sender"] != _SENDER)) is not None:
+        yield f"send {seq[i]} came from vCPU {sends['sender'][i]}"
+    unanswered = _unanswered(storm)
+    if not unanswered <= storm.incomplete <= unanswered + request.warmup:
+        yield (
+            f"{unanswered} measured sends were not acknowledged, and with {request.warmup} of the "
+            f"warm-up the guest counts {storm.incomplete}"
+        )
+    if storm.as_asked is not None and not 0 <= storm.as_asked <= 1:
+        yield f"the share {storm.as_asked:g} of the handler entries found the state asked for"
+    if not len(storm.receipts) == len(storm.handled) == request.n_vcpus:
+        yield f"{len(storm.receipts)} vCPUs have records, and there are {request.n_vcpus}"
+
+
+def _stamps(storm: Storm) -> Iterator[str]:
+    """Each by itself; 0 stands for what did not happen."""
+    for name in ("send_tsc", "sent_tsc", "ack_tsc"):
+        yield from _stamps_of(name, storm.sends[name], may_lack=name == "ack_tsc")
+    for receipts in storm.receipts:
+        for name in ("handler_tsc", "eoi_tsc"):
+            yield from _stamps_of(name, receipts[name], may_lack=name == "eoi_tsc")
+
+
+def _stamps_of(name: str, stamps: NDArray[np.uint64], *, may_lack: bool) -> Iterator[str]:
+    if len(stamps) and int(stamps.max()) > _LARGEST_STAMP:
+        yield f"a {name} is {stamps.max()}, more cycles than any machine has run"
+    if not may_lack and not stamps.all():
+        yield f"a {name} is 0"
+
+
+def _order_of_sends(storm: Storm, request: StormRequest) -> Iterator[str]:
+    """What one vCPU, the sender, did one after the other."""
+    seq = storm.sends["seq"]
+    send, sent, ack = (_signed(storm.sends[f"{name}_tsc"]) for name in ("send", "sent", "ack"))
+    if (i := _first(sent < send)) is not None:
+        yield f"send {seq[i]} was over {send[i] - sent[i]} cycles before it began"
+    if (i := _first((ack != 0) & (ack < sent))) is not None:
+        yield f"send {seq[i]} was acknowledged {sent[i] - ack[i]} cycles before it was over"
+    over = np.maximum(sent, ack)
+    gap = send[1:] - over[:-1]
+    least = max(request.pace_cycles - _PACE_SLACK, 1)
+    if (i := _first(gap < least)) is not None:
+        yield (
+            f"send {seq[i + 1]} came {gap[i]} cycles after the one before was over, and the pace "
+            f"is {request.pace_cycles}"
+        )
+
+
+def _handler(
+    storm: Storm, request: StormRequest, vcpu: int, receipts: NDArray[np.void], *, is_target: bool
+) -> Iterator[str]:
+    """What one vCPU handled, one after the other."""
+    n, handled = len(receipts), storm.handled[vcpu]
+    if not is_target:
+        if n or handled:
+            yield f"vCPU {vcpu} handled {max(n, handled)} IPIs, and none was for it"
+        return
+    # One that timed out may be in its handler when the storm ends: recorded, not yet counted.
+    if not 0 <= n - handled <= (storm.incomplete > 0):
+        yield f"vCPU {vcpu} recorded {n} handler entries and counted {handled}"
+    late = storm.incomplete - _unanswered(storm)
+    if n > request.count + late:
+        yield f"vCPU {vcpu} handled {n} IPIs, and {request.count} were sent"
+    seq = receipts["seq"]
+    if (i := _first(seq[1:] != seq[:-1] + np.uint64(1))) is not None:
+        yield f"on vCPU {vcpu} handler entry {seq[i + 1]} follows {seq[i]}"
+    entry, end = _signed(receipts["handler_tsc"]), _signed(receipts["eoi_tsc"])
+    if (i := _first(entry[1:] <= entry[:-1])) is not None:
+        yield f"on vCPU {vcpu} a handler began {entry[i] - entry[i + 1]} cycles before the last one"
+    if (i := _first((end != 0) & (end < entry))) is not None:
+        yield f"on vCPU {vcpu} a handler's EOI came {entry[i] - end[i]} cycles before it began"
+    if (i := _first(end[:-1] > entry[1:])) is not None:
+        yield f"on vCPU {vcpu} a handler's EOI came {end[i] - entry[i + 1]} cycles into the next"
+
+
+def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
+    """Each is a handler entry of its own, seen after it began.
+
+    In a storm without a loss, that is D at most R of each IPI. Those of the warm-up that timed
+    out may be handled late, and be taken for an acknowledgement.
+    """
+    answered = storm.sends[storm.sends["ack_tsc"] != 0]
+    began = _signed(storm.receipts[target]["handler_tsc"])
+    entries = np.searchsorted(began, _signed(answered["ack_tsc"]), side="right")
+    late = storm.incomplete - _unanswered(storm)
+    needed = np.arange(1, len(answered) + 1) - late
+    if (i := _first(entries < needed)) is not None:
+        yield (
+            f"when send {answered['seq'][i]} was acknowledged, {needed[i]} IPIs must have been "
+            f"handled, and vCPU {target} had begun with {entries[i]}"
+        )
+
+
+def _duration(storm: Storm, elapsed_s: float) -> Iterator[str]:
+    """No longer than the storm took by the host's clock."""
+    stamps = [storm.sends[name] for name in ("send_tsc", "sent_tsc", "ack_tsc")]
+    stamps += [receipts[name] for receipts in storm.receipts for name in ("handler_tsc", "eoi_tsc")]
+    every = _signed(np.concatenate(stamps))
+    every = every[every != 0]
+    cycles = int(every.max(initial=0)) - int(every.min(initial=_LARGEST_STAMP))
+    khz = storm.tsc_khz or limits.TSC_KHZ[1]
+    if cycles > elapsed_s * khz * 1_000 * _RATE_SLACK:
+        yield (
+            f"they take {cycles} cycles, {cycles / khz / 1_000:.1f} s of the guest's TSC, and the "
+            f"storm took {elapsed_s:.1f} s"
+        )
+
+
+def _unanswered(storm: Storm) -> int:
+    """Measured sends that were not acknowledged in time."""
+    return int(np.count_nonzero(storm.sends["ack_tsc"] == 0))
+
+
+def _signed(stamps: NDArray[np.uint64]) -> Stamps:
+    return stamps.astype(np.int64)
+
+
+def _first(wrong: NDArray[np.bool_]) -> int | None:
+    """Where the first that is wrong stands."""
+    return int(wrong.argmax()) if wrong.any() else None
