@@ -32,6 +32,7 @@ MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
 _MAX_INCOMPLETE = 3
+_RIVAL_S = 60.0  # that a rival has beyond the storm it is for
 _NOMINAL_TSC_HZ = 3_000_000_000  # only where KVM does not state the guest's; bounds a timeout
 
 _PATTERNS = {
@@ -143,24 +144,38 @@ class MicroGuest:
             )
             pace_s = request.pace_cycles / tsc_hz
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + pace_s
-            with self._rival(scenario, machine, total) as its:
+            longest_s = limits.STORM_S + 2 * total * pace_s
+            with self._rival(scenario, machine, total, longest_s) as its:
                 storm = machine.run(
                     self.pinned_cpus,
-                    hooks,
+                    hooks if its is None else _with_beat(hooks, its),
                     warmup=request.warmup,
                     silence_s=silence_s,
-                    longest_s=limits.STORM_S + 2 * total * pace_s,
+                    longest_s=longest_s,
                 )
             storm = replace(storm, vector=self.vector(scenario))
             return storm if its is None else replace(storm, as_asked=its.seen / total)
 
     def _rival(
-        self, scenario: Scenario, machine: Machine, sends: int
+        self, scenario: Scenario, machine: Machine, sends: int, longest_s: float
     ) -> contextlib.AbstractContextManager[rival.Rival | None]:
         if scenario.target_state != TargetState.PREEMPTED or self.pinned_cpus is None:
             return contextlib.nullcontext()
         target = self.targets(scenario)[0]
-        return rival.keep_preempting(machine.memory, target, self.pinned_cpus[target], sends)
+        cpu = self.pinned_cpus[target]
+        return rival.keep_preempting(
+            machine.memory, target, cpu, sends=sends, longest_s=longest_s + _RIVAL_S
+        )
+
+
+def _with_beat(hooks: Hooks, its: rival.Rival) -> Hooks:
+    """The same, and each tick lets the rival go on."""
+
+    def tick(sent: int) -> None:
+        its.live()
+        hooks.tick(sent)
+
+    return replace(hooks, tick=tick)
 
 
 def unsupported(scenario: Scenario) -> str | None:

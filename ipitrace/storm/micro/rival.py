@@ -8,6 +8,8 @@ a CPU.
 """
 
 import contextlib
+import math
+import mmap
 import os
 import subprocess
 import sys
@@ -20,10 +22,11 @@ from ipitrace.host.access import may_preempt
 from ipitrace.storm.micro.image import MG_READY, MG_READY_PREEMPTED, GuestMemory
 
 _PROGRAM: Final = Path(__file__).with_name("rival_process.py")
+_ENDING_S: Final = 5.0
 
 
 class Rival:
-    """What a rival saw; known when it has ended.
+    """A rival, and what it saw; that is known when it has ended.
 
     Attributes:
         seen: sends that were made while it had the target's CPU, and that were handled or
@@ -32,6 +35,22 @@ class Rival:
 
     seen: int = 0
 
+    def __init__(self) -> None:
+        self.beat_fd = os.memfd_create("ipitrace-beat")
+        os.ftruncate(self.beat_fd, mmap.PAGESIZE)
+        self._page = mmap.mmap(self.beat_fd, mmap.PAGESIZE)
+        self._beat = memoryview(self._page).cast("Q")
+
+    def live(self) -> None:
+        """Let it go on: it rests a second after the last call of this."""
+        self._beat[0] += 1
+
+    def close(self) -> None:
+        """Give back what it took here."""
+        self._beat.release()
+        self._page.close()
+        os.close(self.beat_fd)
+
 
 def why_not() -> str | None:
     """Why this process may start no rival; None where it may."""
@@ -39,7 +58,9 @@ def why_not() -> str | None:
 
 
 @contextlib.contextmanager
-def keep_preempting(memory: GuestMemory, target: int, cpu: int, sends: int) -> Iterator[Rival]:
+def keep_preempting(
+    memory: GuestMemory, target: int, cpu: int, *, sends: int, longest_s: float
+) -> Iterator[Rival]:
     """While inside, have `target` preempted whenever an IPI is sent to it.
 
     Args:
@@ -47,26 +68,34 @@ def keep_preempting(memory: GuestMemory, target: int, cpu: int, sends: int) -> I
         target: the vCPU.
         cpu: the host CPU that it is pinned to.
         sends: of the storm, warm-up included.
+        longest_s: after which the rival ends by itself.
 
     Raises:
-        HostError: there can be none on that CPU.
+        HostError: there can be none on that CPU, or it ended early.
     """
-    process = _start(memory, target, cpu, sends)
     rival = Rival()
-    try:
-        yield rival
-    finally:
-        said, complaint = process.communicate()  # closes its stdin: it ends
-    if process.returncode:
-        raise _refused(cpu, complaint)
-    rival.seen = int(said)
+    with contextlib.closing(rival):
+        offsets = _offsets(memory, target)
+        process = _start(memory, rival, cpu, (cpu, sends, math.ceil(longest_s), *offsets))
+        try:
+            yield rival
+        finally:
+            said, complaint = _end(process)
+        if process.returncode:
+            raise _refused(cpu, complaint or "it was ended early, as it is when nobody looks on")
+        rival.seen = int(said)
 
 
-def _start(memory: GuestMemory, target: int, cpu: int, sends: int) -> subprocess.Popen[str]:
-    """Start it, and wait until it has the CPU."""
+def _offsets(memory: GuestMemory, target: int) -> tuple[int, ...]:
     at = memory.sending_places(target)
-    offsets = (at.ready, at.sent, at.first_sent_tsc, at.step)
-    numbers = (memory.size, cpu, sends, *offsets, MG_READY, MG_READY_PREEMPTED)
+    return at.ready, at.sent, at.first_sent_tsc, at.step
+
+
+def _start(
+    memory: GuestMemory, rival: Rival, cpu: int, told: tuple[int, ...]
+) -> subprocess.Popen[str]:
+    """Start it, and wait until it has the CPU."""
+    numbers = (memory.size, rival.beat_fd, *told, MG_READY, MG_READY_PREEMPTED)
     try:
         fd = memory.open()
     except OSError as error:
@@ -77,14 +106,29 @@ def _start(memory: GuestMemory, target: int, cpu: int, sends: int) -> subprocess
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[fd],
+            pass_fds=[fd, rival.beat_fd],
+            start_new_session=True,  # it ends with its stdin, not by Ctrl-C
             text=True,
         )
     finally:
         os.close(fd)
-    if process.stdout is None or process.stdout.readline() != "ready\n":
-        raise _refused(cpu, process.communicate()[1])
+    ready = ""
+    try:
+        ready = process.stdout.readline() if process.stdout else ""
+    finally:
+        complaint = "" if ready else _end(process)[1]
+    if not ready:
+        raise _refused(cpu, complaint)
     return process
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Close its stdin, at which it ends; what it printed, and what it complained of."""
+    try:
+        return process.communicate(timeout=_ENDING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()
 
 
 def _refused(cpu: int, complaint: str) -> HostError:
