@@ -31,6 +31,7 @@ class AgentSocket:
         self._connection = connection
         self._buffer = bytearray()
         self._in_step = False
+        self._gone = False
 
     def ask(self, command: str, arguments: Mapping[str, object]) -> object:
         """The agent's answer.
@@ -39,14 +40,23 @@ class AgentSocket:
             RefusedError: it says no.
             ValueError: it answers something else, or too much.
             TimeoutError: it does not answer in time.
-            OSError: the connection is lost.
+            OSError: the connection is lost, or was given up: who lied once, or did not answer
+                twice, is asked no more.
         """
-        deadline_s = time.monotonic() + limits.ANSWER_S
+        if self._gone:
+            raise ConnectionAbortedError("it was given up")
         if not self._in_step:
             self.synchronise()
-        self._in_step = False
-        self._send({"execute": command, "arguments": arguments}, deadline_s)
-        answer = self._answer(deadline_s)
+        self._in_step = False  # also when a person interrupts us
+        deadline_s = time.monotonic() + limits.ANSWER_S
+        try:
+            self._send({"execute": command, "arguments": arguments}, deadline_s)
+            answer = self._answer(deadline_s)
+        except TimeoutError:
+            raise  # the answer may come late: synchronise() passes over it
+        except (ValueError, OSError):
+            self._gone = True
+            raise
         self._in_step = True
         if "error" in answer:
             raise RefusedError(plain(member(answer["error"], "desc", str)))
@@ -56,16 +66,23 @@ class AgentSocket:
         """Pass over half a question of somebody before us, and over the answers to others.
 
         Raises:
-            ValueError, TimeoutError, OSError: as ask().
+            ValueError, TimeoutError, OSError: as ask(); it is asked no more then.
         """
         deadline_s = time.monotonic() + limits.ANSWER_S
+        try:
+            self._ask_for_sentinel(deadline_s)
+        except (ValueError, OSError):
+            self._gone = True
+            raise
+        self._in_step = True
+
+    def _ask_for_sentinel(self, deadline_s: float) -> None:
         number = secrets.randbits(31)
         question = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         self._send(question, deadline_s, before=_SENTINEL)
         for _ in range(limits.ASIDE_LINES):
             self._skip_to_sentinel(deadline_s)
             if self._parsed(self._line(deadline_s)).get("return") == number:
-                self._in_step = True
                 return
         raise ValueError("it answers others' questions")
 

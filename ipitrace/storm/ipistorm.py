@@ -12,7 +12,7 @@ from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.loading import load
 from ipitrace.storm import limits
 from ipitrace.storm.abi import ABI_VERSION
-from ipitrace.storm.guest_json import checked, parse_json, shown
+from ipitrace.storm.guest_json import checked, number, parse_json, shown
 from ipitrace.storm.shell import Shell
 from ipitrace.storm.storm_file import other_version
 
@@ -21,6 +21,7 @@ INSTALLED: Final = "/var/lib/ipitrace"
 """The one folder in a guest that `ipitrace guest install` makes."""
 
 INSTALL: Final = "Put it there and load it: ipitrace guest install --vm ... --via ..."
+_MOST_VERSION: Final = 0xFFFF_FFFF  # an unsigned int in storm_abi.h
 _NOT_FOUND: Final = (126, 127)  # a POSIX shell's
 
 
@@ -117,8 +118,8 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
         )
     try:
         said = checked(parse_json(done.stdout), dict, "the whole")
-        version = said.get("abi_version")
-        if isinstance(version, int) and version != ABI_VERSION:
+        version = number(said, "abi_version", 0, _MOST_VERSION)
+        if version != ABI_VERSION:
             raise other_version(version)
         names = HelperStatus.__dataclass_fields__
         return load(HelperStatus, {name: said[name] for name in names if name in said})
@@ -177,10 +178,9 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
 def _number(value: str, most: int) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > len(str(most)):
         raise _odd_cpus(f"'{plain(value, 20)}' is no number of a CPU")
-    number = int(value)
-    if number > most:
-        raise _odd_cpus(f"{number} is no number of a CPU")
-    return number
+    if int(value) > most:
+        raise _odd_cpus(f"{value} is no number of a CPU")
+    return int(value)
 
 
 def _odd_cpus(why: str) -> HostError:

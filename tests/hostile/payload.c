@@ -308,7 +308,8 @@ static void spoil(u32 mode)
 		vcpus[1].next_receipt = vcpus[0].next_receipt;
 		break;
 	case sender_has_a_log:
-		vcpus[0].next_receipt += 24;
+		((struct storm_receipt *)vcpus[0].next_receipt)->handler_tsc = rdtsc();
+		vcpus[0].next_receipt += sizeof(struct storm_receipt);
 		vcpus[0].handled = 1;
 		break;
 	case handled_none:
@@ -367,8 +368,8 @@ static void target(u32 mode)
 	case changed_after_done:
 		while (status->state != STORM_DONE)
 			asm volatile("pause");
-		scribble(params->sends, params->sends + 32 * (params->warmup + params->count));
 		scribble(MG_VCPUS, MG_VCPUS + 2 * MG_VCPU_SIZE);
+		scribble(params->sends, params->sends + 32 * (params->warmup + params->count));
 		break;
 	case to_and_fro_until_the_end:
 		for (;;) {

@@ -26,8 +26,9 @@ MODES = payloads.modes()
 
 # They tell the truth in the end.
 HARMLESS = {"honest", "absurd_while_running", "params_overwritten"}
-# What the VMM finds depends on when it stops the vCPU that goes on writing.
-EITHER = {"to_and_fro_until_the_end"}
+# What the VMM finds depends on when it stops the vCPU that goes on writing; and some KVMs
+# take no TSC from a guest. What is measured then is right.
+EITHER = {"to_and_fro_until_the_end", "changed_after_done", "tsc_set_back"}
 IMPOSSIBLE = "The guest's records cannot be true: "
 SAID = {
     "sent_huge": f"{IMPOSSIBLE}it reports the end after 18446744073709551615 of 220 sends",
