@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
+.PHONY: help demo test faults soak lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -12,6 +12,14 @@ demo: ## set up, then measure IPIs in the built-in guest (as root)
 
 test: ## set up, then run all tests (as root, or the live ones are skipped)
 	@script/test $(ARGS)
+
+faults: ## cause faults really: kill -9 a hundred times, full disk, too little memory (as root)
+	@script/setup dev
+	IPITRACE_KILLS=100 .venv/bin/python -m pytest tests/faults $(ARGS)
+
+soak: ## an hour of watching and measuring; what is used must stay flat (as root)
+	@script/setup dev
+	.venv/bin/python tests/soak $(ARGS)
 
 lint: ## set up, then run every static check
 	@script/lint

@@ -146,8 +146,7 @@ class Machine:
         threads = [VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
         with _kick_signal_handled():
             try:
-                for thread in threads:
-                    thread.start()
+                _start(threads)
                 hooks.threads_known([thread.wait_for_tid() for thread in threads])
                 self._hooks = hooks
                 for thread in threads:
@@ -336,6 +335,18 @@ class VcpuThread(threading.Thread):
                 "See which CPUs this process may use (taskset -p $$).",
             )
         return self.native_id or 0
+
+
+def _start(threads: Sequence[VcpuThread]) -> None:
+    """Start all of them, or raise HostError where a limit of this process or host forbids it."""
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:  # what threading makes of pthread_create's EAGAIN
+        raise HostError(
+            f"There are no threads or no memory for {len(threads)} vCPUs ({error}).",
+            "Raise the limit (ulimit -u, ulimit -v, the control group's), or take fewer vCPUs.",
+        ) from error
 
 
 def _describe_exit(vcpu: Vcpu) -> str:
