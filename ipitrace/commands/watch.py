@@ -14,6 +14,12 @@ from types import FrameType
 import click
 
 from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
+from ipitrace.host.privileges import (
+    LOOK_INTO_PROCESSES,
+    WRITE_FOR_OTHERS,
+    Capability,
+    keep_only,
+)
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_screen import Show, live_screen, print_block
 from ipitrace.vm import discover, pick
@@ -83,6 +89,9 @@ def watch(
     found = discover()
     vm = pick(found, name) if name is not None else None
     with Watcher.open(found, vm, top=top) as watcher, _interruptions() as stop:
+        # From here on maps are written and others' processes looked into, and no more.
+        written = WRITE_FOR_OTHERS if openmetrics is not None else frozenset[Capability]()
+        keep_only({Capability.BPF, *LOOK_INTO_PROCESSES, *written})
         _loop(watcher, stop, interval_s, duration_s, openmetrics, as_json=as_json)
         summary = watcher.summary()
     if not as_json:

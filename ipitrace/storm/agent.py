@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import random
+import socket as sockets
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -42,8 +43,8 @@ class SocketAgent:
 
     via = "qga"
 
-    def __init__(self, path: str) -> None:
-        """Connect.
+    def __init__(self, path: str, connected: sockets.socket | None = None) -> None:
+        """Connect, unless `connected` is a connection already.
 
         Raises:
             UsageError: the qemu.qmp package is missing.
@@ -65,7 +66,7 @@ class SocketAgent:
             # An agent greets nobody and negotiates nothing.
             self._client = QMPClient("ipitrace")
             self._client.await_greeting = self._client.negotiate = False
-            self._loop.run(asyncio.wait_for(self._client.connect(path), _ANSWER_S))
+            self._loop.run(asyncio.wait_for(self._client.connect(connected or path), _ANSWER_S))
             self._synchronise()
         except ConnectError as error:
             self.close()
@@ -167,8 +168,16 @@ def refused(command: str, why: str) -> HostError:
 
 
 @contextlib.contextmanager
-def open_agent(*, socket: str | None = None, domain: str | None = None) -> Iterator[Agent]:
-    """The agent of a socket or of a libvirt domain; disconnected at the end."""
-    agent = SocketAgent(socket) if socket is not None else LibvirtAgent(domain or "")
+def open_agent(
+    *,
+    socket: str | None = None,
+    domain: str | None = None,
+    connected: sockets.socket | None = None,
+) -> Iterator[Agent]:
+    """The agent of a socket or of a libvirt domain; disconnected at the end.
+
+    `connected` is as SocketAgent takes it.
+    """
+    agent = SocketAgent(socket, connected) if socket is not None else LibvirtAgent(domain or "")
     with contextlib.closing(agent):
         yield agent
