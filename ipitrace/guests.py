@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from ipitrace.errors import UsageError
 from ipitrace.host.access import require_kvm
@@ -15,8 +16,8 @@ from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
 from ipitrace.storm.shell import Shell
-from ipitrace.storm.via import FORMS, LOCAL, open_shell
-from ipitrace.vm import VirtualMachine, agent_url, resolve_vm
+from ipitrace.storm.via import FORMS, LOCAL, open_agent_shell, open_shell
+from ipitrace.vm import VirtualMachine, agent_of, connect_agent, resolve_vm
 
 MICRO: Final = "micro"
 _DEFAULT_VCPUS: Final = 2
@@ -69,7 +70,7 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
         return
     check_names(vm, via)
     machine = _machine(vm, must_be_there=trace or via is None)
-    with open_shell(via or _way_into(machine, vm)) as shell:
+    with open_shell(via) if via else _way_into(machine, vm) as shell:
         yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
 
 
@@ -82,7 +83,7 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
     check_names(vm, via)
-    return open_shell(via or _way_into(_machine(vm, must_be_there=True), vm))
+    return open_shell(via) if via else _way_into(_machine(vm, must_be_there=True), vm)
 
 
 def check_names(vm: str, via: str | None) -> None:
@@ -101,19 +102,23 @@ def check_names(vm: str, via: str | None) -> None:
         )
 
 
-def _way_into(machine: VirtualMachine | None, vm: str) -> str:
-    """What --via would say, from the VM itself.
+def _way_into(machine: VirtualMachine | None, vm: str) -> contextlib.AbstractContextManager[Shell]:
+    """The way that the VM itself shows.
 
     Raises:
-        UsageError: it does not show.
+        UsageError: it shows none.
+        HostError: the one it shows is not its own.
     """
-    found = None if machine is None else agent_url(machine)
-    if found is None:
-        raise UsageError(
-            f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
-            f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
-        )
-    return found
+    found = None if machine is None else agent_of(machine)
+    if machine is not None and found is not None:
+        if found.path is not None:
+            return open_agent_shell(found.path, connect_agent(machine, found.path))
+        if found.domain is not None:
+            return open_shell(f"qga+libvirt://{quote(found.domain, safe='')}")
+    raise UsageError(
+        f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
+        f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
+    )
 
 
 def micro_guest(n_vcpus: int) -> Guest:

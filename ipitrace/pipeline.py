@@ -212,9 +212,15 @@ def check_count(request: RunRequest, guest: Driver) -> None:
 
 
 def run(
-    request: RunRequest, guest: Guest, sink: Sink, progress: Progress
+    request: RunRequest,
+    guest: Guest,
+    sink: Sink,
+    progress: Progress,
+    opened: Callable[[], None] = lambda: None,
 ) -> tuple[RunResult, IpitraceError | None]:
     """Measure, and answer what was found, with the error that cut it short if one did.
+
+    `opened` is called when the BPF programs are loaded, before the first storm.
 
     Raises:
         UsageError, HostError: nothing could be measured at all.
@@ -237,6 +243,7 @@ def run(
         tracer = None
         if request.trace and guest.pid is not None:
             tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
+        opened()
         gathered = _Run(request, driver, tracer, clock, sink, progress, sandwiches=readings)
         stack.enter_context(announced(driver.pinned_cpus or ()))
         gathered.lookout = lookout = Lookout(guest, neighbours)

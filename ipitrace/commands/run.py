@@ -13,6 +13,13 @@ import click
 from ipitrace.console import say, say_json, tell
 from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
 from ipitrace.guests import MICRO, open_guest
+from ipitrace.host.privileges import (
+    LOOK_INTO_PROCESSES,
+    TRACE,
+    WRITE_FOR_OTHERS,
+    Capability,
+    keep_only,
+)
 from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
 from ipitrace.recording import RUN_FILE, RecordingWriter
@@ -22,7 +29,7 @@ from ipitrace.result import RunResult
 from ipitrace.signals import interrupted_twice
 from ipitrace.storm.abi import StormInject
 from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
-from ipitrace.storm.via import FORMS
+from ipitrace.storm.via import FORMS, LOCAL
 from ipitrace.units import NS_PER_S
 
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
@@ -129,7 +136,9 @@ def run(
             ProgressBar(enabled=not (quiet or as_json)) as bar,
             open_guest(vm, via, trace=not no_trace) as guest,
         ):
-            result, failure = run_pipeline(request, guest, writer, bar.show)
+            # In the guest that is this machine itself, modules come and go.
+            drop = _keep_what_is_needed if vm != LOCAL else _keep_all
+            result, failure = run_pipeline(request, guest, writer, bar.show, drop)
         try:
             result = writer.finish(result)
         finally:
@@ -144,6 +153,17 @@ def run(
             f"The numbers are not trustworthy: {'; '.join(result.untrustworthy)}.",
             f"Run again on a quieter host; what was measured is in {path}.",
         )
+
+
+def _keep_what_is_needed() -> None:
+    """Give up what no repetition needs, when programs are loaded and the guest is open."""
+    # SYS_ADMIN: which BPF programs others have, and, beside SYS_NICE, what preempts the guest.
+    kept = {Capability.SYS_ADMIN, Capability.SYS_NICE, Capability.KILL, Capability.SYS_RESOURCE}
+    keep_only(kept | TRACE | LOOK_INTO_PROCESSES | WRITE_FOR_OTHERS)
+
+
+def _keep_all() -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -11,6 +11,12 @@ import click
 from ipitrace.commands.exporting import Exporter
 from ipitrace.console import say_json, tell
 from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.host.privileges import (
+    LOOK_INTO_PROCESSES,
+    WRITE_FOR_OTHERS,
+    Capability,
+    keep_only,
+)
 from ipitrace.render.watch_screen import Show, live_screen, print_block
 from ipitrace.signals import stop_event
 from ipitrace.vm import discover, pick
@@ -76,6 +82,9 @@ def watch(
     found = discover()
     vm = pick(found, name) if name is not None else None
     with Watcher.open(found, vm, top=top) as watcher, stop_event() as stop:
+        # From here on maps are written and others' processes looked into, and no more.
+        written = WRITE_FOR_OTHERS if openmetrics is not None else frozenset[Capability]()
+        keep_only({Capability.BPF, *LOOK_INTO_PROCESSES, *written})
         _loop(watcher, stop, interval_s, duration_s, exporter, as_json=as_json)
         summary = watcher.summary()
     if not as_json:

@@ -10,6 +10,7 @@ from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.neighbours import read_neighbours
 from ipitrace.vm import Discovery, VirtualMachine
 
+_MOST_ODD = 5
 _BPF_STATS = "/proc/sys/kernel/bpf_stats_enabled"
 
 
@@ -21,6 +22,7 @@ def check_load(
     if vm is not None:
         yield _pinning(vm, files)
     yield _other_vms(found, vm)
+    yield from _odd_processes(found)
     yield _tracers(files)
 
 
@@ -36,9 +38,8 @@ def _overcommit(found: Discovery, n_cpus: int | None) -> Check:
             f"{says}: they wait for each other",
             "stop or move VMs until each vCPU has a CPU",
         )
-    if found.unreadable_processes:
-        hidden = f"{found.unreadable_processes} processes may not be looked into"
-        return Check("overcommit", "unknown", hidden, "sudo ipitrace doctor")
+    if not found.complete:
+        return Check("overcommit", "unknown", _hidden(found), "sudo ipitrace doctor")
     return Check("overcommit", "ok", says)
 
 
@@ -73,10 +74,26 @@ def _other_vms(found: Discovery, vm: VirtualMachine | None) -> Check:
     others = [other.name for other in found.vms if vm is None or other.aliases != vm.aliases]
     if others:
         names = ", ".join(others)
-        return Check("VMs", "warn", f"{'running' if vm is None else 'others'}: {names}")
-    if found.unreadable_processes:
-        return Check("VMs", "unknown", "none to be seen", "sudo ipitrace doctor")
+        more = "" if found.complete else f"; {_hidden(found)}"
+        return Check("VMs", "warn", f"{'running' if vm is None else 'others'}: {names}{more}")
+    if not found.complete:
+        none = f"none to be seen; {_hidden(found)}"
+        return Check("VMs", "unknown", none, "sudo ipitrace doctor")
     return Check("VMs", "ok", "none runs" if vm is None else "no other")
+
+
+def _hidden(found: Discovery) -> str:
+    """What could not be looked at."""
+    takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
+    n = found.unreadable_processes
+    return found.unlisted or f"{n} processes may not be looked into{takes}"
+
+
+def _odd_processes(found: Discovery) -> Iterator[Check]:
+    if found.odd:
+        said = "; ".join(odd.says for odd in found.odd[:_MOST_ODD])
+        more = f"; {len(found.odd) - _MOST_ODD} more" if len(found.odd) > _MOST_ODD else ""
+        yield Check("odd", "warn", f"{said}{more}", "see what they are: ipitrace list")
 
 
 def _tracers(files: HostFiles) -> Check:

@@ -2,16 +2,18 @@
 """The host's VMs as text of at most 80 columns, long names aside."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
 from ipitrace.foreign import plain_values
 from ipitrace.units import MIB
-from ipitrace.vm import Discovery, Vcpu, VirtualMachine
+from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _WIDTH = 80
 _LEAST_WIDTH = 30
+_MOST_ODD = 20
 _NOTHING = "-"
 _HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "CPUs")
 _ALIGN = ("left", "left", "right", "right", "right", "left", "left")
@@ -86,20 +88,44 @@ def _remarks(found: Discovery) -> Iterator[str]:
     backends = sorted({vm.backend for vm in found.vms if vm.backend})
     if backends:
         yield f"KVM backend: {', '.join(backends)}"
+    users: dict[int | None, list[str]] = {}
+    for vm in found.vms:
+        users.setdefault(vm.uid, []).append(vm.name)
+    for uid, names in users.items():
+        if uid is not None:
+            yield _filled(f"user {uid}: {', '.join(names)}")
     concerned: dict[tuple[str, str], list[str]] = {}
     for vm in found.vms:
         for item, why in vm.unknown.items():
             concerned.setdefault((item, why), []).append(vm.name)
     for (item, why), names in concerned.items():
         word = _ITEMS.get(item, item)
-        yield textwrap.fill(
-            f"{', '.join(names)}: {word} not known, {why}", _WIDTH, subsequent_indent="  "
-        )
+        yield _filled(f"{', '.join(names)}: {word} not known, {why}")
+    shared = Counter(alias for vm in found.vms for alias in vm.aliases)
+    for alias, n in shared.items():
+        if n > 1 and not alias.startswith(OWN_NAME):
+            whose = ", ".join(
+                f"{vm.own_name} (user {_NOTHING if vm.uid is None else vm.uid})"
+                for vm in found.vms
+                if alias in vm.aliases
+            )
+            yield _filled(f"{n} VMs answer to '{alias}', so name another: {whose}")
+    for odd in found.odd[:_MOST_ODD]:
+        yield _filled(f"odd: {odd.says}")
+    if len(found.odd) > _MOST_ODD:
+        yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
-        yield (
-            f"{found.unreadable_processes} processes may not be looked into; to see their VMs: "
-            "sudo ipitrace list"
+        takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
+        yield _filled(
+            f"{found.unreadable_processes} processes may not be looked into{takes}; to see their "
+            "VMs: sudo ipitrace list"
         )
+    if found.unlisted is not None:
+        yield _filled(f"{found.unlisted}; to see their VMs: sudo ipitrace list")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
 
 
 _WAYS = {"syscall": "in KVM_RUN", "kvm_entry": "at kvm_entry"}

@@ -97,6 +97,10 @@ _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
     "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
     "ipitrace_watch_resident_bytes": "memory of the watching process",
+    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; VMs of theirs "
+    "are not watched",
+    "ipitrace_watch_sight_complete": "1 when all processes could be looked into",
+    "ipitrace_watch_odd_processes": "processes of which something was left out or refused",
 }
 
 
@@ -115,8 +119,14 @@ def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
                 f"{family.name}{suffix}{labels(of_vm | dict(own))} {value!r}"
                 for own, value in family.points(vm)
             ]
-    own_cost = (interval.own.cpu_share, interval.own.rss_bytes)
-    for (name, meaning), value in zip(_OWN.items(), own_cost, strict=True):
+    own = (
+        interval.own.cpu_share,
+        interval.own.rss_bytes,
+        interval.sight.unreadable_processes,
+        int(interval.sight.complete),
+        len(interval.sight.odd),
+    )
+    for (name, meaning), value in zip(_OWN.items(), own, strict=True):
         lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
     lines += [
         f"# TYPE {_FAILURES} counter",

@@ -10,12 +10,13 @@ from tabulate import tabulate
 
 from ipitrace.foreign import plain, plain_values
 from ipitrace.units import MIB
-from ipitrace.watch.model import Count, Interval, LatePosts, Pair, VmInterval
+from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
 
 _NOTHING: Final = "-"
 LOG_WIDTH: Final = 100
 _MOST_VMS: Final = 8  # shown on a terminal
 _FEWEST_PAIRS: Final = 3
+_MOST_ODD: Final = 3
 _FEW: Final = 10  # below it a rate has a decimal
 
 
@@ -35,6 +36,7 @@ def render_interval(
         head.append("There is no VM to watch now.")
     else:
         head += _vm_table(interval, shown)
+    head += _sight(interval.sight, width)
     if len(shown) < len(busiest):
         head.append(f"({len(busiest) - len(shown)} more VMs)")
     tail = _below(interval, shown[: 1 if height is not None else len(shown)], width)
@@ -51,6 +53,23 @@ def _title(interval: Interval) -> str:
     return f"ipitrace watch: {vm}{when}, {interval.duration_s:.1f} s" + (
         "" if interval.number is None else f"; watched for {interval.elapsed_s:.0f} s"
     )
+
+
+def _sight(sight: Sight, width: int) -> list[str]:
+    """What was not seen stands above all that may be cut off."""
+    words = []
+    if sight.unreadable_processes:
+        takes = f" (that takes {' and '.join(sight.missing)})" if sight.missing else ""
+        words.append(
+            f"{sight.unreadable_processes} processes may not be looked into{takes}: VMs of theirs "
+            "are not watched"
+        )
+    if sight.unlisted is not None:
+        words.append(f"{sight.unlisted}: VMs of theirs are not watched")
+    words += [f"odd: {odd}" for odd in sight.odd[:_MOST_ODD]]
+    if len(sight.odd) > _MOST_ODD:
+        words.append(f"odd: {len(sight.odd) - _MOST_ODD} more processes, see 'ipitrace list'")
+    return [line for text in words for line in _wrapped("not seen", text, width)]
 
 
 def _vm_table(interval: Interval, vms: Sequence[VmInterval]) -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`--via`: which way into a guest a URL means."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
@@ -32,13 +33,20 @@ def open_shell(via: str) -> AbstractContextManager[Shell]:
     if url.scheme == "ssh":
         return open_ssh(Destination.parse(url))
     if url.scheme == "qga" and not url.netloc and len(url.path) > 1:
-        return _open_agent(socket=unquote(url.path))
+        return _open_agent(path=unquote(url.path))
     if url.scheme == "qga+libvirt" and url.netloc and url.path in {"", "/"}:
         return _open_agent(domain=unquote(url.netloc))
     raise UsageError(f"--via {via} is no way into a guest.", f"It takes {FORMS}.")
 
 
 @contextmanager
-def _open_agent(*, socket: str | None = None, domain: str | None = None) -> Iterator[Shell]:
-    with open_agent(socket=socket, domain=domain) as agent, open_qga(agent) as shell:
+def open_agent_shell(path: str, connected: socket.socket) -> Iterator[Shell]:
+    """The agent at the other end of a connection that was made already; closed at the end."""
+    with connected, open_agent(socket=path, connected=connected) as agent, open_qga(agent) as shell:
+        yield shell
+
+
+@contextmanager
+def _open_agent(*, path: str | None = None, domain: str | None = None) -> Iterator[Shell]:
+    with open_agent(socket=path, domain=domain) as agent, open_qga(agent) as shell:
         yield shell

@@ -58,6 +58,13 @@ class Discovery:
     """Processes of which something was left out, or refused, and why."""
     unlisted: str | None = None
     """Why /proc does not even list all processes; None when it does."""
+    missing: tuple[str, ...] = ()
+    """The capabilities that we lack to look into any process."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no VM can have been overlooked for want of rights."""
+        return not self.unreadable_processes and self.unlisted is None
 
     def to_dict(self) -> dict[str, object]:
         """The discovery as types that json accepts (tuples become arrays)."""
@@ -146,15 +153,15 @@ def discover(
         only: the processes to look at; None for all.
     """
     processes, unreadable = scan_processes(files, only=only)
-    unlisted = unlisted_processes(files)
-    if files == HOST and "CAP_SYS_PTRACE" not in missing_to_look_into_processes():
-        unlisted = None  # CAP_SYS_PTRACE sees through it
+    missing = missing_to_look_into_processes(files)
+    # Who may trace any process is shown it, whatever the mount option.
+    unlisted = unlisted_processes(files) if "CAP_SYS_PTRACE" in missing else None
     odd = _Oddities(files)
     for process in processes:
         odd.note(process.pid, *process.cut)
     holders = [process for process in processes if process.vm_fds]
     if not holders:
-        return Discovery((), unreadable, None, odd.listed(), unlisted)
+        return Discovery((), unreadable, None, odd.listed(), unlisted, missing)
     tids = {process.pid: thread_ids(process.pid, files) for process in holders}
     for pid, of_process in tids.items():
         if len(of_process) >= MOST_THREADS:
@@ -183,7 +190,7 @@ def discover(
             continue
         if machine is not None:
             vms.append(machine)
-    return Discovery(tuple(vms), unreadable, absent, odd.listed(), unlisted)
+    return Discovery(tuple(vms), unreadable, absent, odd.listed(), unlisted, missing)
 
 
 @functools.cache

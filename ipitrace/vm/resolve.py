@@ -44,7 +44,11 @@ def _hidden(found: Discovery) -> str:
     """What was not, or not wholly, looked at."""
     said = ""
     if found.unreadable_processes:
-        said += f" {found.unreadable_processes} processes may not be looked into: run it with sudo."
+        takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
+        said += f" {found.unreadable_processes} processes may not be looked into{takes}: run it "
+        said += "with sudo."
+    if found.unlisted is not None:
+        said += f" {found.unlisted}."
     if found.odd:
         pids = ", ".join(f"{odd.pid}" for odd in found.odd[:_MOST_LISTED])
         said += f" Odd, see 'ipitrace list': pid {pids}{_rest(len(found.odd))}."

@@ -158,10 +158,12 @@ class Traffic:
 
 def _added(rows: _Rows, where: Ints, size: int) -> "defaultdict[int, Count]":
     """The rows added up by `where` (0 to size - 1); nothing where there are none."""
+    found: defaultdict[int, Count] = defaultdict(lambda: Count(0, 0))
+    if not len(where):
+        return found
     delta, total = np.zeros(size, np.int64), np.zeros(size, np.int64)
     np.add.at(delta, where, rows.delta)
     np.add.at(total, where, rows.total)
-    found = defaultdict(lambda: Count(0, 0))
     for at in np.flatnonzero(total).tolist():
         found[at] = Count(int(delta[at]), int(total[at]))
     return found
@@ -169,6 +171,8 @@ def _added(rows: _Rows, where: Ints, size: int) -> "defaultdict[int, Count]":
 
 def _grouped(keys: Ints, rows: _Rows) -> list[tuple[int, Count]]:
     """The rows added up by key, most frequent first."""
+    if not len(keys):  # most VMs lack most kinds, and NumPy takes as long for nothing
+        return []
     distinct, where = np.unique(keys, return_inverse=True)
     delta, total = np.zeros(len(distinct), np.int64), np.zeros(len(distinct), np.int64)
     np.add.at(delta, where, rows.delta)
@@ -184,6 +188,8 @@ def _paths(keys: NDArray[np.uint64], *, exits_fire: bool) -> NDArray[np.int8]:
     kvm_exit fires, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
     only afterwards, until 2023.
     """
+    if not len(keys):
+        return np.zeros(0, np.int8)
     isa = _field(keys, "ISA")
     reason = _field(keys, "REASON").astype(np.uint32)
     path = path_of_exits(isa, reason, np.full(len(keys), _ICR))

@@ -11,7 +11,6 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.host.access import missing_to_look_into_processes
 from ipitrace.host.files import HOST
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
@@ -350,7 +349,7 @@ def sight_of(found: Discovery) -> Sight:
     return Sight(
         found.unreadable_processes,
         found.unlisted,
-        missing_to_look_into_processes(),
+        found.missing,
         tuple(odd.says for odd in found.odd),
     )
 

@@ -7,7 +7,7 @@ from vm_trees import IN_KVM_RUN, POLLING, RUNNING, WORKER
 from ipitrace.host.files import parse_cpu_list
 from ipitrace.render.list import cpu_list
 from ipitrace.units import KIB, MIB
-from ipitrace.vm.agent import agent_channel
+from ipitrace.vm.agent import AgentChannel, agent_channel
 from ipitrace.vm.apic import mode_of
 from ipitrace.vm.names import libvirt_names, scope_name
 from ipitrace.vm.threads import kvm_run_fd
@@ -114,13 +114,13 @@ LIBVIRT_KEY = "secret,id=masterKey0,file=/var/lib/libvirt/qemu/domain-1-web/mast
 
 
 @pytest.mark.parametrize(
-    ("arguments", "url"),
+    ("arguments", "path"),
     [
         (
             ["-chardev", "socket,path=/run/a.sock,server=on,id=agent", "-device", PORT],
             "/run/a.sock",
         ),
-        (["-device", PORT, "--chardev", "socket,id=agent,path=/run/a,,b c"], "/run/a%2Cb%20c"),
+        (["-device", PORT, "--chardev", "socket,id=agent,path=/run/a,,b c"], "/run/a,b c"),
         (["-chardev", "socket,id=agent,fd=31", "-device", PORT], None),
         (["-chardev", "socket,path=/run/a.sock,id=other", "-device", PORT], None),
         (["-device", PORT], None),
@@ -129,12 +129,12 @@ LIBVIRT_KEY = "secret,id=masterKey0,file=/var/lib/libvirt/qemu/domain-1-web/mast
         ([], None),
     ],
 )
-def test_the_agent_s_channel_on_qemu_s_command_line(arguments: list[str], url: str | None) -> None:
-    found = agent_channel(["/usr/bin/qemu-system-x86_64", *arguments], "g1")
-    assert found == (None if url is None else f"qga://{url}")
+def test_the_agent_s_channel_on_qemu_s_command_line(arguments: list[str], path: str | None) -> None:
+    found = agent_channel(["/usr/bin/qemu-system-x86_64", *arguments])
+    assert found == (None if path is None else AgentChannel(path))
 
 
 def test_libvirt_s_domains_are_reached_through_it() -> None:
     arguments = ["-object", LIBVIRT_KEY, "-chardev", "socket,id=charchannel0,fd=31,server=on"]
-    assert agent_channel([*arguments, "-device", LIBVIRT_PORT], "web,1") == "qga+libvirt://web%2C1"
-    assert agent_channel(arguments, "web,1") is None
+    assert agent_channel([*arguments, "-device", LIBVIRT_PORT]) == AgentChannel()
+    assert agent_channel(arguments) is None

@@ -68,7 +68,7 @@ def test_late_posts_say_where_and_who_was_there() -> None:
 def test_late_posts_where_no_watched_vcpu_was_are_told() -> None:
     before = parse_interrupts(interrupts((5, 5), (0, 0)))
     after = parse_interrupts(interrupts((9, 8), (0, 1)))
-    found = late_posts(before, after, {0: {"a"}}, lambda: {0: {"a"}, 1: {"b", "a"}})
+    found = late_posts(before, after, {0: {"a"}}, lambda _cpus: {0: {"a"}, 1: {"b", "a"}})
     assert found.elsewhere == {"PIN": {1: 3}, "PIW": {1: 1}}
     assert [(cpu.cpu, cpu.vms, cpu.allowed) for cpu in found.cpus] == [
         (0, ("a",), ()),

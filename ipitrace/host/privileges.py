@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives up for good what a command no longer needs (capabilities(7)).
+
+Capabilities are a thread's own, and those of threads that run already are not touched:
+give them up before threads are started that matter. Children get no more than is kept.
+"""
+
+import ctypes
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from ipitrace.errors import HostError
+
+_CAPABILITY_VERSION_3: Final = 0x20080522  # include/uapi/linux/capability.h
+_PR_CAPBSET_DROP: Final = 24  # include/uapi/linux/prctl.h
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_MOST_CAPABILITIES: Final = 64
+_WORD_BITS: Final = 32
+
+
+class Capability(IntEnum):
+    """Those that some command needs; include/uapi/linux/capability.h."""
+
+    CHOWN = 0
+    DAC_OVERRIDE = 1
+    DAC_READ_SEARCH = 2
+    FOWNER = 3
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
+    SETPCAP = 8
+    NET_ADMIN = 12
+    SYS_CHROOT = 18
+    SYS_PTRACE = 19
+    SYS_ADMIN = 21
+    SYS_NICE = 23
+    SYS_RESOURCE = 24
+    PERFMON = 38
+    BPF = 39
+
+
+LOOK_INTO_PROCESSES: Final = frozenset({Capability.DAC_READ_SEARCH, Capability.SYS_PTRACE})
+"""What /proc/PID/fd of others' processes, and debugfs, take."""
+
+
+TRACE: Final = frozenset({Capability.BPF, Capability.PERFMON})
+"""What loading and attaching BPF programs takes; for maps alone BPF does."""
+
+WRITE_FOR_OTHERS: Final = frozenset({Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FOWNER})
+"""What it takes, under sudo, to write into folders of others and to give the files to them."""
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """This thread's capabilities, as bits."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+def held() -> Held:
+    """What this thread may do."""
+    words = (_Data * 2)()
+    _call("capget", ctypes.byref(_header()), words)
+    return Held(
+        words[0].effective | words[1].effective << _WORD_BITS,
+        words[0].permitted | words[1].permitted << _WORD_BITS,
+        words[0].inheritable | words[1].inheritable << _WORD_BITS,
+    )
+
+
+def keep_only(kept: Collection[Capability]) -> None:
+    """Give up every capability but those of `kept` that are held, and all ways to get more.
+
+    Programs started later run with those `kept` at most, as root, too, and a set-user-ID
+    program gives them nothing (no_new_privs).
+
+    Raises:
+        HostError: the kernel refuses, which it does to nobody (capset(2) of less is allowed).
+    """
+    if Capability.BPF in kept and held().permitted >> Capability.BPF == 0:
+        kept = {*kept, Capability.SYS_ADMIN}  # before Linux 5.8 there is no CAP_BPF
+    libc = ctypes.CDLL(None, use_errno=True)
+    # The bounding set first: that takes CAP_SETPCAP. Who lacks it cannot gain by exec either,
+    # because of no_new_privs.
+    for number in range(_MOST_CAPABILITIES):
+        if number not in {int(capability) for capability in kept}:
+            libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    now = held()
+    mask = sum(1 << capability for capability in set(kept))
+    words = (_Data * 2)()
+    for i in range(2):
+        left = (now.permitted & mask) >> (i * _WORD_BITS) & 0xFFFFFFFF
+        words[i].permitted, words[i].inheritable = left, 0
+        words[i].effective = left & now.effective >> (i * _WORD_BITS)
+    try:
+        _call("capset", ctypes.byref(_header()), words)
+        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "no_new_privs")
+    except OSError as error:
+        raise HostError(
+            f"Privileges cannot be given up ({error}).",
+            "See whether a security module forbids capset(2) or prctl(2).",
+        ) from error
+
+
+def become(uid: int, gid: int, groups: Collection[int]) -> None:
+    """Be another user, with no capability at all and no way back.
+
+    Raises:
+        OSError: we may not.
+        HostError: as keep_only().
+    """
+    if (os.geteuid(), os.getegid(), set(os.getgroups())) != (uid, gid, set(groups)):
+        os.setgroups(list(groups))
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    keep_only(())
+
+
+def _header() -> _Header:
+    return _Header(_CAPABILITY_VERSION_3, 0)
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Raise OSError when the libc function fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
