@@ -93,7 +93,7 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    if any(found.kind == "moved" for found in run.disturbances):
+    if any(found.kind == "moved" for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
     kind = run.guest["kind"]
     if kind == "native":
@@ -355,7 +355,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
         if row.suspect_spans
     ]
     notes += _foreign(run, rows)
-    notes += [f"note   {said}" for said in told(run.disturbances, worthless=False)]
+    notes += [f"note   {said}" for said in told(run.disturbances or (), worthless=False)]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
 
