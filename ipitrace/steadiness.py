@@ -20,7 +20,7 @@ from ipitrace.units import NS_PER_S
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for so long, and does not wait for a CPU, was stopped."""
 STOPPED_SHARE: Final = 0.1
-"""The part of a storm from which on a stop makes its numbers worthless."""
+"""The part of a storm, its waiting for CPUs aside, from which on a stop makes it worthless."""
 WAITED_SHARE: Final = 0.1
 """The part of a storm's time spent waiting for a CPU that is told."""
 STOLEN_SHARE: Final = 0.05
@@ -165,7 +165,9 @@ def _lost(
     waits = [_delay_s(a, b) for a, b in zip(start.threads, end.threads, strict=True)]
     stopped_s = min(silence_s, _idle_s(start, end, waits, silence_s, ours=setting.ours))
     if stopped_s >= STOPPED_S:
-        share = min(stopped_s / storm_s, 1.0)
+        # Waiting makes a storm longer, and a stop no better.
+        waited_s = max((wait or 0.0 for wait in waits), default=0.0)
+        share = stopped_s / max(storm_s - waited_s, stopped_s)
         yield Disturbance(
             "stopped",
             f"the guest was stopped for {stopped_s:.1f} s of a storm of {storm_s:.1f} s",
