@@ -60,17 +60,45 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
         UsageError: there is no such guest, or no such way into one.
         HostError: it cannot be reached, or cannot run storms.
     """
-    if vm.partition(":")[0] == MICRO and via is None:
-        yield micro_guest(_vcpus_of(vm))
+    if is_micro(vm, via):
+        yield micro_guest(vcpus_of(vm))
         return
     if vm == LOCAL and via in {None, LOCAL}:
         with open_shell(LOCAL) as shell:
             yield _here(LinuxGuest.prepare(shell, None))
         return
+    foreign = find_foreign(vm, via, trace=trace)
+    with open_shell(foreign.way) as shell:
+        yield _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+
+
+def is_micro(vm: str, via: str | None) -> bool:
+    """The built-in guest is meant."""
+    return vm.partition(":")[0] == MICRO and via is None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A guest that is not ours, before anybody has connected to it.
+
+    Attributes:
+        machine: its VM; None where none is needed and none is there.
+        way: into it, as --via has it.
+    """
+
+    machine: VirtualMachine | None
+    way: str
+
+
+def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
+    """Look for a guest on this host; see open_guest().
+
+    Raises:
+        UsageError: there is no such guest, or its VM shows no way into it.
+    """
     check_names(vm, via)
     machine = _machine(vm, must_be_there=trace or via is None)
-    with open_shell(via or _way_into(machine, vm)) as shell:
-        yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
+    return Foreign(machine, via or _way_into(machine, vm))
 
 
 def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
@@ -142,8 +170,12 @@ def micro_guest(n_vcpus: int) -> Guest:
     )
 
 
-def _vcpus_of(vm: str) -> int:
-    """The micro-guest's vCPUs from `micro` or `micro:N`."""
+def vcpus_of(vm: str) -> int:
+    """The micro-guest's vCPUs from `micro` or `micro:N`.
+
+    Raises:
+        UsageError: it is neither.
+    """
     match = re.fullmatch(rf"{MICRO}(?::(\d{{1,6}}))?", vm)
     if match is None:
         raise UsageError(f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N.")

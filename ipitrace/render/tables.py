@@ -13,6 +13,7 @@ from ipitrace.result import (
     Difference,
     ObserverCost,
     PerSide,
+    RunLimits,
     RunResult,
     ScenarioResult,
     StageBreakdown,
@@ -60,6 +61,8 @@ def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Seque
 def _header(run: RunResult) -> str:
     clock = run.clock
     lines = [f"host   {run.host['one_line']}", f"guest  {_guest(run)}"]
+    if run.limits is not None:
+        lines.append(f"limits {_limits(run.limits)}")
     if clock.tsc_hz:
         rate = f"clock  TSC {clock.tsc_hz / 1e6:.3f} MHz"
         if clock.tsc_error_hz is not None:
@@ -83,6 +86,16 @@ def _header(run: RunResult) -> str:
             f"the readings' own error); causality violations: {_violations(clock)}"
         )
     return "\n".join(lines)
+
+
+def _limits(limits: RunLimits) -> str:
+    parts = []
+    if limits.max_rate_hz is not None:
+        parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
+    if limits.max_time_s is not None:
+        parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
+    why = ": the guest is not ours" if limits.by_default else ""
+    return f"at most {' and '.join(parts)}{why}"
 
 
 def _violations(clock: ClockResult) -> str:

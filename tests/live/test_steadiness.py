@@ -29,8 +29,20 @@ pytestmark = [
 
 CHECKOUT = Path(ipitrace.__file__).parents[1]
 # One storm of some seconds, by its pace, however busy the host is.
-STORM = ("--scenario", "unicast-running", "--repeat", "1", "--count", "1200", "--pace", "10000000")
-WARM_S = 1.5  # by then its warm-up is over
+STORM = ("--scenario", "unicast-running", "--repeat", "1", "--count", "800", "--pace", "10000000")
+# The command itself, which makes a file when its warm-up is over.
+TELLING = """
+import pathlib, sys
+from ipitrace.cli import main
+from ipitrace.commands import run
+mark = pathlib.Path(sys.argv.pop(1))
+class Telling(run.ProgressBar):
+    def show(self, scenario, share):
+        if share > 0.01:
+            mark.touch()
+run.ProgressBar = Telling
+main()
+"""
 
 
 @contextlib.contextmanager
@@ -38,16 +50,17 @@ def running(
     directory: Path, *arguments: str, through: Sequence[str] = ()
 ) -> Iterator["subprocess.Popen[str]"]:
     """`ipitrace run` in mid-storm."""
+    mark = directory.with_suffix(".measuring")
+    command = [sys.executable, "-c", TELLING, str(mark), "run", "-o", str(directory), *arguments]
     with subprocess.Popen(
-        [*through, sys.executable, "-m", "ipitrace", "run", "-o", str(directory), *arguments],
+        [*through, *command],
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            until(lambda: process.poll() is not None or vcpu_threads(process.pid))
-            time.sleep(WARM_S)
+            until(lambda: process.poll() is not None or mark.exists())
             assert process.poll() is None, process.communicate()
             yield process
         finally:
