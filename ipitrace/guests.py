@@ -4,8 +4,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -61,17 +62,58 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
         UsageError: there is no such guest, or no such way into one.
         HostError: it cannot be reached, or cannot run storms.
     """
-    if vm.partition(":")[0] == MICRO and via is None:
-        yield micro_guest(_vcpus_of(vm))
+    if is_micro(vm, via):
+        yield micro_guest(vcpus_of(vm))
         return
     if vm == LOCAL and via in {None, LOCAL}:
         with open_shell(LOCAL) as shell:
             yield _here(LinuxGuest.prepare(shell, None))
         return
+    foreign = find_foreign(vm, via, trace=trace)
+    with foreign.way.open() as shell:
+        yield _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+
+
+def is_micro(vm: str, via: str | None) -> bool:
+    """The built-in guest is meant."""
+    return vm.partition(":")[0] == MICRO and via is None
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way into a guest that nobody has gone yet.
+
+    Attributes:
+        url: as --via has it.
+        open: goes it; raises as storm.via.open_shell(), and where it is not the VM's own.
+    """
+
+    url: str
+    open: Callable[[], contextlib.AbstractContextManager[Shell]]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A guest that is not ours, before anybody has connected to it.
+
+    Attributes:
+        machine: its VM; None where none is needed and none is there.
+        way: into it.
+    """
+
+    machine: VirtualMachine | None
+    way: Way
+
+
+def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
+    """Look for a guest on this host; see open_guest().
+
+    Raises:
+        UsageError: there is no such guest, or its VM shows no way into it.
+    """
     check_names(vm, via)
     machine = _machine(vm, must_be_there=trace or via is None)
-    with open_shell(via) if via else _way_into(machine, vm) as shell:
-        yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
+    return Foreign(machine, _way(machine, vm, via))
 
 
 def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
@@ -83,7 +125,8 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
     check_names(vm, via)
-    return open_shell(via) if via else _way_into(_machine(vm, must_be_there=True), vm)
+    machine = None if via else _machine(vm, must_be_there=True)
+    return _way(machine, vm, via).open()
 
 
 def check_names(vm: str, via: str | None) -> None:
@@ -102,23 +145,35 @@ def check_names(vm: str, via: str | None) -> None:
         )
 
 
-def _way_into(machine: VirtualMachine | None, vm: str) -> contextlib.AbstractContextManager[Shell]:
-    """The way that the VM itself shows.
+def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
+    """The way that the person named, else the one that the VM itself shows.
 
     Raises:
-        UsageError: it shows none.
-        HostError: the one it shows is not its own.
+        UsageError: there is none.
     """
+    if via is not None:
+        return Way(via, partial(open_shell, via))
     found = None if machine is None else agent_of(machine)
     if machine is not None and found is not None:
         if found.path is not None:
-            return open_agent_shell(found.path, connect_agent(machine, found.path))
+            url = f"qga://{quote(found.path)}"
+            return Way(url, partial(_open_channel, machine, found.path))
         if found.domain is not None:
-            return open_shell(f"qga+libvirt://{quote(found.domain, safe='')}")
+            url = f"qga+libvirt://{quote(found.domain, safe='')}"
+            return Way(url, partial(open_shell, url))
     raise UsageError(
         f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
         f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
     )
+
+
+def _open_channel(machine: VirtualMachine, path: str) -> contextlib.AbstractContextManager[Shell]:
+    """The agent behind the socket that the VM's own command line names.
+
+    Raises:
+        HostError: the socket is not the VM's.
+    """
+    return open_agent_shell(path, connect_agent(machine, path))
 
 
 def micro_guest(n_vcpus: int) -> Guest:
@@ -147,8 +202,12 @@ def micro_guest(n_vcpus: int) -> Guest:
     )
 
 
-def _vcpus_of(vm: str) -> int:
-    """The micro-guest's vCPUs from `micro` or `micro:N`."""
+def vcpus_of(vm: str) -> int:
+    """The micro-guest's vCPUs from `micro` or `micro:N`.
+
+    Raises:
+        UsageError: it is neither.
+    """
     match = re.fullmatch(rf"{MICRO}(?::(\d{{1,6}}))?", vm)
     if match is None:
         raise UsageError(f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N.")

@@ -2,6 +2,7 @@
 """A run from probing the host to the finished result, step by step; plain data in and out."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,14 +37,15 @@ from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
 from ipitrace.host.runs import announced
 from ipitrace.layout import Kind
+from ipitrace.limits import FASTEST_TSC_HZ, Budget, check_time, chosen_limits, limited_pace
 from ipitrace.lookout import Lookout
 from ipitrace.model import Scenario, StormRequest, TargetState
 from ipitrace.plan import Turn, plan_turns, split
 from ipitrace.repetition import Recorded, run_repetition
-from ipitrace.result import Losses, Observer, RunResult, ScenarioResult
+from ipitrace.result import Losses, Observer, RunLimits, RunResult, ScenarioResult
 from ipitrace.signals import finish_undisturbed
 from ipitrace.stats import interval_confidence
-from ipitrace.steadiness import told
+from ipitrace.steadiness import silence, told
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import (
     SENDER,
@@ -67,6 +69,7 @@ _METHOD = (
     "take turns, too, in an order shuffled by the run's seed and mirrored"
 )
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
+_RATE_S = 0.02
 _EARLIER = 32  # readings of the clocks that the next repetition's map starts from
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
 
@@ -97,6 +100,8 @@ class RunRequest:
         repeat: fresh guests of each scenario and mode, among which `count` is shared out.
         seed: of the order in which scenarios take turns.
         handler_burn_cycles: cycles each handler wastes, to prove that they are found.
+        max_rate_hz: sends per second at most; 0 is no limit, None what the guest's kind has.
+        max_time_s: seconds of storms at most; likewise.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -108,6 +113,8 @@ class RunRequest:
     repeat: int = REPETITIONS
     seed: int = 0
     handler_burn_cycles: int = 0
+    max_rate_hz: float | None = None
+    max_time_s: float | None = None
 
 
 @dataclass
@@ -142,6 +149,9 @@ class _Run:
     clock: Clock | None
     sink: Sink
     progress: Progress
+    limits: RunLimits | None
+    tsc_hz: float
+    budget: Budget
     taken: dict[str, _Taken] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
     rows: list[ScenarioResult] = field(default_factory=list)
@@ -196,6 +206,17 @@ def check_request(request: RunRequest) -> None:
             f"Ask for 0 to {NS_PER_S:,} cycles.",
         )
 
+    for option, limit in (("--max-rate", request.max_rate_hz), ("--max-time", request.max_time_s)):
+        if limit is not None and not 0 <= limit < math.inf:
+            raise UsageError(
+                f"{option} {limit:g} is out of range.", "Give a number above 0, or 'unlimited'."
+            )
+
+
+def limits_of(request: RunRequest, *, ours: bool) -> RunLimits | None:
+    """What the run will be kept to; see limits.chosen_limits()."""
+    return chosen_limits(request.max_rate_hz, request.max_time_s, ours=ours)
+
 
 def check_count(request: RunRequest, guest: Driver) -> None:
     """See that the guest can log so many IPIs.
@@ -236,6 +257,9 @@ def run(
             f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
             "See 'ipitrace scenarios' for those that can.",
         )
+    limits = limits_of(request, ours=guest.ours)
+    tsc_hz = driver.tsc_khz * 1000.0 if driver.tsc_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
+    _check_time(request, guest, limits, tsc_hz)
     neighbours = read_neighbours(own_pids=guest.own_pids)
     clock = _open_clock()
     readings = [clock.sandwich()] if clock else []  # the farther apart, the better the rate
@@ -244,7 +268,19 @@ def run(
         if request.trace and guest.pid is not None:
             tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
         opened()
-        gathered = _Run(request, driver, tracer, clock, sink, progress, sandwiches=readings)
+        budget = Budget(limits)
+        gathered = _Run(
+            request,
+            driver,
+            tracer,
+            clock,
+            sink,
+            progress,
+            limits,
+            tsc_hz,
+            budget,
+            sandwiches=readings,
+        )
         stack.enter_context(announced(driver.pinned_cpus or ()))
         gathered.lookout = lookout = Lookout(guest, neighbours)
         _run_scenarios(gathered)
@@ -282,8 +318,39 @@ def run(
         scenarios=tuple(gathered.rows),
         seed=request.seed,
         disturbances=tuple(lookout.disturbances),
+        limits=limits,
     )
     return result, gathered.failure
+
+
+def _check_time(request: RunRequest, guest: Guest, limits: RunLimits | None, tsc_hz: float) -> None:
+    """See that the storms can be over in time.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    able = [s for s in request.scenarios if guest.driver.unsupported(s) is None]
+    n_modes = len(Mode) if request.trace and guest.pid is not None else 1
+    check_time(
+        (
+            (n_modes * (sends + WARMUP), limited_pace(pace_of(request, scenario), limits, tsc_hz))
+            for scenario in able
+            for sends in sends_of(request)
+        ),
+        limits,
+        tsc_hz,
+    )
+
+
+def tsc_hz_of_host() -> float | None:
+    """This host's TSC against CLOCK_MONOTONIC, over some 20 ms; None where it cannot be read."""
+    clock = _open_clock()
+    if clock is None:
+        return None
+    first = clock.sandwich()
+    time.sleep(_RATE_S)
+    measured = measure_frequency([first, clock.sandwich()])
+    return None if measured is None else measured.hz
 
 
 def _load_tracer(pid: int, n_vcpus: int) -> Tracer:
@@ -356,15 +423,17 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
         run.guest.n_vcpus,
         turn.sends,
         WARMUP,
-        _pace(run.request, scenario),
+        limited_pace(pace_of(run.request, scenario), run.limits, run.tsc_hz),
         inject=run.request.inject,
         handler_burn_cycles=run.request.handler_burn_cycles,
     )
 
     def told(sent: int) -> None:
+        run.budget.check()
         run.progress(scenario.name, (done + max(sent - WARMUP, 0)) / total)
 
     _set_mode(run.tracer, turn.mode)
+    run.budget.begin()
     recorded = run_repetition(
         request,
         run.guest,
@@ -374,6 +443,7 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
         told=told,
         earlier=run.sandwiches[-_EARLIER:],
     )
+    run.budget.end(_storm_s(run, recorded))
     kept = run.taken.setdefault(scenario.name, _Taken(scenario, request.pace_cycles))
     targets = run.guest.targets(scenario)
     kept.repetitions.append(
@@ -402,6 +472,14 @@ def _tsc_hz(run: _Run, recorded: Recorded) -> float | None:
         return recorded.storm.tsc_khz * 1000.0
     measured = measure_frequency([*run.sandwiches, *recorded.sandwiches])
     return None if measured is None else measured.hz * run.tsc_scale
+
+
+def _storm_s(run: _Run, recorded: Recorded) -> float | None:
+    """How long the storm took by the guest's stamps, the warm-up in proportion."""
+    tsc_hz, measured = _tsc_hz(run, recorded), len(recorded.storm.sends)
+    if tsc_hz is None or not measured:
+        return None
+    return silence(recorded.storm, tsc_hz)[0] * (measured + WARMUP) / measured
 
 
 def sends_of(request: RunRequest) -> tuple[int, ...]:
@@ -454,7 +532,7 @@ def _keep(run: _Run, scenario: Scenario, recorded: Recorded) -> None:
         run.violations[kind] = run.violations.get(kind, 0) + n
 
 
-def _pace(request: RunRequest, scenario: Scenario) -> int:
+def pace_of(request: RunRequest, scenario: Scenario) -> int:
     """The pace asked for, or one that brings about the target's state.
 
     A blocked target must stay in HLT for longer than the host polls for it

@@ -4,7 +4,7 @@
 That text is described by schemas/run.schema.json, which tests validate against.
 
 History of SCHEMA_VERSION:
-    1  first version.
+    1  first version; `seed`, `disturbances` and `limits` were added later, and may be absent.
 """
 
 import json
@@ -16,6 +16,7 @@ from ipitrace.loading import load
 from ipitrace.model import Summary
 
 SCHEMA_VERSION = 1
+_LATER_KEYS = {"disturbances", "limits"}  # of version 1, too, and left out where they are None
 
 
 @dataclass(frozen=True)
@@ -383,7 +384,8 @@ class RunResult:
         untrustworthy: why the numbers should not be relied on; empty when they may be.
         tables: the Parquet tables beside run.json, by name.
         seed: what the order of the scenarios was shuffled with.
-        disturbances: what was looked for after each repetition and found.
+        disturbances: what was looked for after each repetition and found; None in recordings
+            from before anybody looked.
         limits: of rate and time; None where there were none.
     """
 
@@ -403,7 +405,7 @@ class RunResult:
     scenarios: tuple[ScenarioResult, ...]
     tables: Mapping[str, TableInfo] = field(default_factory=dict)
     seed: int | None = None
-    disturbances: tuple[Disturbance, ...] = ()
+    disturbances: tuple[Disturbance, ...] | None = None
     limits: RunLimits | None = None
 
     @property
@@ -412,8 +414,9 @@ class RunResult:
         return (self.host.get("fingerprint") or {}).get("emulated") or self.guest.get("emulated")
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as run.json holds it."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """The run as run.json holds it; older recordings stay what they were."""
+        plain = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return {k: v for k, v in plain.items() if v is not None or k not in _LATER_KEYS}
 
     def to_json(self) -> str:
         """run.json's text; the same run gives the same text."""

@@ -20,7 +20,7 @@ from ipitrace.units import NS_PER_S
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for so long, and does not wait for a CPU, was stopped."""
 STOPPED_SHARE: Final = 0.1
-"""The part of a storm from which on a stop makes its numbers worthless."""
+"""The part of a storm, its waiting for CPUs aside, from which on a stop makes it worthless."""
 WAITED_SHARE: Final = 0.1
 """The part of a storm's time spent waiting for a CPU that is told."""
 STOLEN_SHARE: Final = 0.05
@@ -163,10 +163,11 @@ def _lost(
         return
     storm_s, silence_s = silence(storm, setting.tsc_hz)
     waits = [_delay_s(a, b) for a, b in zip(start.threads, end.threads, strict=True)]
-    waited_s = max((wait or 0.0 for wait in waits), default=0.0)
-    stopped_s = silence_s - waited_s
+    stopped_s = min(silence_s, _idle_s(start, end, waits, silence_s, ours=setting.ours))
     if stopped_s >= STOPPED_S:
-        share = min(stopped_s / storm_s, 1.0)
+        # Waiting makes a storm longer, and a stop no better.
+        waited_s = max((wait or 0.0 for wait in waits), default=0.0)
+        share = stopped_s / max(storm_s - waited_s, stopped_s)
         yield Disturbance(
             "stopped",
             f"the guest was stopped for {stopped_s:.1f} s of a storm of {storm_s:.1f} s",
@@ -188,6 +189,25 @@ def _lost(
             )
 
 
+def _idle_s(
+    start: Conditions,
+    end: Conditions,
+    waits: Sequence[float | None],
+    silence_s: float,
+    *,
+    ours: bool,
+) -> float:
+    """How much of a silence can be a stop: time in which the sender neither ran nor could have.
+
+    In the built-in guest the sender never sleeps. That of another guest sleeps before and after
+    the storm; there as much of the silence as threads waited for a CPU is taken for waiting.
+    """
+    ran = [_ran_s(a, b) for a, b in zip(start.threads, end.threads, strict=True)][:1]
+    if ours and ran and ran[0] is not None and waits[0] is not None:
+        return (end.at_ns - start.at_ns) / NS_PER_S - ran[0] - waits[0]
+    return silence_s - max((wait or 0.0 for wait in waits), default=0.0)
+
+
 def silence(storm: Storm, tsc_hz: float) -> tuple[float, float]:
     """(how long the measured storm took, the longest time beyond the usual between two sends).
 
@@ -203,6 +223,12 @@ def silence(storm: Storm, tsc_hz: float) -> tuple[float, float]:
     longest = int(gaps[answered].max(initial=0))
     usual = int(np.median(gaps))
     return float(stamps[-1] - stamps[0]) / tsc_hz, max(longest - usual, 0) / tsc_hz
+
+
+def _ran_s(early: ThreadLook, late: ThreadLook) -> float | None:
+    if early.ran_ns is None or late.ran_ns is None:
+        return None
+    return (late.ran_ns - early.ran_ns) / NS_PER_S
 
 
 def _delay_s(early: ThreadLook, late: ThreadLook) -> float | None:

@@ -2,6 +2,7 @@
 """`ipitrace run`: measure."""
 
 import contextlib
+import json
 import secrets
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from ipitrace.host.privileges import (
     Capability,
     keep_only,
 )
+from ipitrace.limits import DEFAULT_RATE_HZ, DEFAULT_TIME_S
 from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
 from ipitrace.pipeline import run as run_pipeline
+from ipitrace.preview import preview
 from ipitrace.recording import RUN_FILE, RecordingWriter
+from ipitrace.render.preview import render_preview
 from ipitrace.render.progress import ProgressBar
 from ipitrace.render.tables import render_run
 from ipitrace.result import RunResult
@@ -33,6 +37,14 @@ from ipitrace.storm.via import FORMS, LOCAL
 from ipitrace.units import NS_PER_S
 
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
+
+
+def _limit(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """A number as given; 0 is none, and `unlimited` says the same."""
+    try:
+        return None if value is None else float("0" if value == "unlimited" else value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor 'unlimited'") from None
 
 
 @click.command(short_help="Fire IPI storms in a guest and print what each IPI cost.")
@@ -82,6 +94,26 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
     metavar="N",
     help="Of the order in which scenarios take turns. Default: a new one each time.",
 )
+@click.option(
+    "--max-rate",
+    callback=_limit,
+    metavar="N",
+    help=f"Sends per second at most, in any storm; 'unlimited' lifts it. Default: "
+    f"{DEFAULT_RATE_HZ:g} in a guest that is not ours.",
+)
+@click.option(
+    "--max-time",
+    callback=_limit,
+    metavar="SECONDS",
+    help="Seconds of storms at most; what was finished by then is kept. 'unlimited' lifts it. "
+    f"Default: {DEFAULT_TIME_S:g} in a guest that is not ours.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be attached, sent, done in the guest and written, and do none of it; "
+    "the guest is not connected to.",
+)
 @click.option("--no-trace", is_flag=True, help="Attach no BPF programs; needs only /dev/kvm.")
 @click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
 @click.option(
@@ -105,6 +137,9 @@ def run(
     pace: int | None,
     repeat: int,
     seed: int | None,
+    max_rate: float | None,
+    max_time: float | None,
+    dry_run: bool,
     no_trace: bool,
     as_json: bool,
     output: Path | None,
@@ -128,9 +163,18 @@ def run(
         repeat=repeat,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         handler_burn_cycles=burn_cycles,
+        max_rate_hz=max_rate,
+        max_time_s=max_time,
     )
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if dry_run:
+        found = preview(request, vm, via, directory)
+        if as_json:
+            say_json(json.dumps(found.to_dict(), indent=2), end="\n")
+        else:
+            say(render_preview(found).rstrip("\n"))
+        return
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with (
             ProgressBar(enabled=not (quiet or as_json)) as bar,

@@ -29,12 +29,14 @@ class ThreadLook:
     """sched_getaffinity(2)."""
     last_cpu: int | None
     """Where it runs, or ran last."""
-    run_delay_ns: int | None
-    """For how long it waited for a CPU while it could have run, since it was started.
+    ran_ns: int | None
+    """For how long it had a CPU, since it was started.
 
-    /proc/PID/task/TID/schedstat, the second number
-    (Documentation/scheduler/sched-stats.rst).
+    /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst). That of a thread
+    that runs at this moment is up to a timer tick old.
     """
+    run_delay_ns: int | None
+    """For how long it waited for a CPU while it could have run; likewise."""
     migrations: int | None
     """How often it came to another CPU; needs CONFIG_SCHED_DEBUG."""
 
@@ -105,13 +107,14 @@ def _thread(files: HostFiles, tid: int) -> ThreadLook:
         allowed = tuple(sorted(os.sched_getaffinity(tid)))
     fields = (files.text(f"{directory}/stat") or "").rpartition(")")[2].split()
     last = fields[_LAST_CPU] if len(fields) > _LAST_CPU else ""
-    times = (files.text(f"{directory}/schedstat") or "").split()
+    times = [int(n) for n in (files.text(f"{directory}/schedstat") or "").split() if n.isdecimal()]
     match = _MIGRATIONS.search(files.text(f"{directory}/sched") or "")
     return ThreadLook(
         tid=tid,
         allowed_cpus=allowed,
         last_cpu=int(last) if last.isdecimal() else None,
-        run_delay_ns=int(times[1]) if len(times) > 1 and times[1].isdecimal() else None,
+        ran_ns=times[0] if len(times) > 1 else None,
+        run_delay_ns=times[1] if len(times) > 1 else None,
         migrations=int(match[1]) if match else None,
     )
 

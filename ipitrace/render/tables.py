@@ -14,6 +14,7 @@ from ipitrace.result import (
     Difference,
     ObserverCost,
     PerSide,
+    RunLimits,
     RunResult,
     ScenarioResult,
     StageBreakdown,
@@ -62,6 +63,8 @@ def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Seque
 def _header(run: RunResult) -> str:
     clock = run.clock
     lines = [f"host   {run.host['one_line']}", f"guest  {_guest(run)}"]
+    if run.limits is not None:
+        lines.append(f"limits {_limits(run.limits)}")
     if clock.tsc_hz:
         rate = f"clock  TSC {clock.tsc_hz / 1e6:.3f} MHz"
         if clock.tsc_error_hz is not None:
@@ -87,6 +90,16 @@ def _header(run: RunResult) -> str:
     return "\n".join(lines)
 
 
+def _limits(limits: RunLimits) -> str:
+    parts = []
+    if limits.max_rate_hz is not None:
+        parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
+    if limits.max_time_s is not None:
+        parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
+    why = ": the guest is not ours" if limits.by_default else ""
+    return f"at most {' and '.join(parts)}{why}"
+
+
 def _violations(clock: ClockResult) -> str:
     found = [f"{kind} {n}" for kind, n in clock.causality_violations.items() if n]
     return ", ".join(found) or f"none of {len(clock.causality_violations)} kinds"
@@ -95,7 +108,7 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    if any(found.kind == "moved" for found in run.disturbances):
+    if any(found.kind == "moved" for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
     kind = run.guest["kind"]
     if kind == "native":
@@ -357,7 +370,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
         if row.suspect_spans
     ]
     notes += _foreign(run, rows)
-    notes += [f"note   {said}" for said in told(run.disturbances, worthless=False)]
+    notes += [f"note   {said}" for said in told(run.disturbances or (), worthless=False)]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
 

@@ -114,6 +114,10 @@ class Driver(Protocol):
         """The largest storm, warm-up included, that the guest can log."""
 
     @property
+    def tsc_khz(self) -> int | None:
+        """The guest TSC's rate as far as it is known before a storm."""
+
+    @property
     def apic_ids(self) -> tuple[int, ...] | None:
         """Each vCPU's APIC id; None where it is the vCPU's own number."""
 

@@ -100,6 +100,11 @@ class LinuxGuest:
         return _MAX_COUNT
 
     @property
+    def tsc_khz(self) -> int | None:
+        """The TSC's rate as the guest's kernel states it."""
+        return self.status.tsc_khz
+
+    @property
     def apic_ids(self) -> tuple[int, ...] | None:
         """Each CPU's APIC id; None where it is the CPU's own number."""
         return self.cpus.apic_ids

@@ -15,7 +15,7 @@ from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.program import Plan, Probe, plan
-from ipitrace.tracer.tracefs import ensure_tracefs
+from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
 
 def chosen_events(only: Collection[str] | None) -> tuple[EventSpec, ...]:
@@ -31,22 +31,35 @@ def chosen_events(only: Collection[str] | None) -> tuple[EventSpec, ...]:
     return tuple(event for event in EVENTS if event.name in only)
 
 
-def _functions(events: Collection[EventSpec]) -> tuple[frozenset[str], dict[str, str]]:
+def _tracefs(*, mount: bool) -> tuple[Path | None, str | None]:
+    if mount:
+        return ensure_tracefs()
+    found = find_tracefs()
+    why = "tracefs is not mounted; loading mounts it for its own process and may find it there"
+    return found, None if found else why
+
+
+def _functions(
+    events: Collection[EventSpec], *, mount: bool
+) -> tuple[frozenset[str], dict[str, str]]:
     """Those of the events' functions that can be probed, and why not the others.
 
     bcc looks into tracefs when it detaches a kprobe; without it, it would believe that
     it failed and close the same file descriptor again later.
     """
     functions, why = kernel.function_offer([event.symbol for event in events if event.symbol])
-    no_tracefs = ensure_tracefs()[1] if functions else None
+    no_tracefs = _tracefs(mount=mount)[1] if functions else None
     if no_tracefs is None:
         return functions, why
     return frozenset(), why | dict.fromkeys(functions, no_tracefs)
 
 
-def plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
-    """Raw tracepoints where they suffice; tracefs is looked for only where they do not."""
-    functions, no_functions = _functions(events)
+def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -> Plan:
+    """Raw tracepoints where they suffice; tracefs is looked for only where they do not.
+
+    Without `mount` nothing is mounted to find out, and what needs tracefs may be left out.
+    """
+    functions, no_functions = _functions(events, mount=mount)
     offer = replace(
         kernel.raw_offer(events),
         functions=functions,
@@ -57,7 +70,7 @@ def plan_for_this_kernel(events: Collection[EventSpec]) -> Plan:
     missing = [EVENT_BY_NAME[name] for name in raw.left_out if not EVENT_BY_NAME[name].symbol]
     if not missing:
         return raw
-    tracefs, no_columns = ensure_tracefs()
+    tracefs, no_columns = _tracefs(mount=mount)
     columns = kernel.classic_columns(missing, tracefs) if tracefs else {}
     return plan(events, replace(offer, columns=columns, no_columns=no_columns))
 

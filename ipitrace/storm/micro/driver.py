@@ -74,6 +74,7 @@ class MicroGuest:
     pinned_cpus: tuple[int, ...] | None
     payload: Payload
     apic_ids: None = None
+    tsc_khz: None = None  # KVM states it once there is a VM
 
     @classmethod
     def prepare(cls, n_vcpus: int, cpus: tuple[int, ...] | None) -> "MicroGuest":

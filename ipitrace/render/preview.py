@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would do, as text."""
+
+from collections.abc import Iterator
+
+from ipitrace.preview import Attaching, Preview
+
+
+def render_preview(preview: Preview) -> str:
+    """The whole of a dry run."""
+    return "\n".join(_lines(preview)) + "\n"
+
+
+def _lines(preview: Preview) -> Iterator[str]:
+    guest, sending = preview.guest, preview.sending
+    yield "Nothing of this was done: it is what this run would do."
+    yield ""
+    yield f"guest    {guest.what}"
+    threads = ", ".join(map(str, guest.threads)) or "not known before it runs"
+    yield f"         process {guest.pid or '-'}; threads of its vCPUs: {threads}"
+    yield ""
+    yield from _attaching(preview.attaching)
+    yield ""
+    total = f"{sending.sends:,} sends in {sending.storms} storms, warm-up included"
+    least = f"{sending.least_seconds:.1f} s or more, by the pace alone"
+    yield f"send     {total}; {least}"
+    for storm in sending.scenarios:
+        targets = "its targets" if storm.targets is None else f"{storm.targets} target"
+        targets += "s" if storm.targets not in {None, 1} else ""
+        yield (
+            f"         {storm.name}: {storm.sends:,} sends to {targets}, "
+            f"{storm.repetitions} repetitions in each mode ({', '.join(sending.modes)}), pace "
+            f"{storm.pace_cycles} cycles: at most {storm.most_per_s:,.0f} a second"
+        )
+    yield from (f"         {name}: not sent, {why}" for name, why in sending.unsupported.items())
+    yield f"         limits: {sending.limits}"
+    yield ""
+    yield "inside   what would be done in the guest, or to make it:"
+    yield from (f"         {step}" for step in preview.inside)
+    yield ""
+    yield f"write    {preview.writing}"
+    yield ""
+    yield "rights   this process"
+    for right in preview.rights:
+        yield f"         {'has  ' if right.lacking is None else 'LACKS'} {right.what}" + (
+            f": {right.lacking}" if right.lacking else ""
+        )
+
+
+def _attaching(attaching: Attaching) -> Iterator[str]:
+    if attaching.why_nothing is not None:
+        yield f"attach   nothing: {attaching.why_nothing}"
+        return
+    yield (
+        f"attach   {len(attaching.programs)} BPF programs, in the modes counting and full; they "
+        "pass over every thread but those of the guest's vCPUs"
+    )
+    yield from (f"         {name} ({how})" for name, how in attaching.programs.items())
+    yield from (f"         not {name}: {why}" for name, why in attaching.left_out.items())
+    yield f"         {attaching.only_when_loaded}"
