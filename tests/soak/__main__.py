@@ -46,7 +46,7 @@ class Runs(threading.Thread):
     def __init__(self, cwd: Path, environment: dict[str, str]) -> None:
         super().__init__(daemon=True)
         self._cwd, self._environment = cwd, environment
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self.peaks_bytes: list[int] = []
         """Of the first command."""
         self.times_s: list[float] = []
@@ -56,7 +56,7 @@ class Runs(threading.Thread):
     def run(self) -> None:
         while True:
             for words in _RUNS:
-                if self._stop.wait(_PAUSE_S):
+                if self._over.wait(_PAUSE_S):
                     return
                 self._one(words)
 
@@ -85,7 +85,7 @@ class Runs(threading.Thread):
 
     def end(self) -> None:
         """Let the one that runs end."""
-        self._stop.set()
+        self._over.set()
         self.join()
 
 
