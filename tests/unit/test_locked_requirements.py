@@ -126,6 +126,6 @@ def test_what_is_locked_is_what_runs_here() -> None:
 
 def test_script_setup_takes_each_lock_that_there_is() -> None:
     script = (CHECKOUT / "script/setup").read_text()
-    taken = cast("list[str]", re.findall(r"lock=(\w+) ;;", script))
+    taken = cast("list[str]", re.findall(r"lock='?(\w+)'? ;;", script))
     assert set(taken) == set(LOCKS)
     assert {path.stem for path in (CHECKOUT / "requirements").iterdir()} == set(LOCKS)
