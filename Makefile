@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test faults soak lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough
+.PHONY: help demo test faults soak lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -76,8 +76,8 @@ test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux gue
 	@.venv/bin/python -m lab.guest
 	@IPITRACE_GUEST=$(GUESTS) .venv/bin/python -m pytest -m guest tests/guest $(ARGS)
 
-test-lab: test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough ## run the tests on all emulated hosts (as root)
+test-lab: test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug ## run the tests on all emulated hosts (as root)
 
-test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough: ## run the tests on one of them
+test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug: ## run the tests on one of them
 	@script/setup lab
 	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)

@@ -17,15 +17,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from guests_of_a_cycle import Outcome, cycle
 from host_state import IPITRACE, HostState
-from judging import slope
-from watching import Usage, Watch
+from judging import Usage, judge_memory, judge_usage
+from watching import Watch
 
 from ipitrace.errors import ExitCode
 from ipitrace.units import MIB
@@ -47,7 +46,7 @@ class Runs(threading.Thread):
     def __init__(self, cwd: Path, environment: dict[str, str]) -> None:
         super().__init__(daemon=True)
         self._cwd, self._environment = cwd, environment
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self.peaks_bytes: list[int] = []
         """Of the first command."""
         self.times_s: list[float] = []
@@ -57,7 +56,7 @@ class Runs(threading.Thread):
     def run(self) -> None:
         while True:
             for words in _RUNS:
-                if self._stop.wait(_PAUSE_S):
+                if self._over.wait(_PAUSE_S):
                     return
                 self._one(words)
 
@@ -86,7 +85,7 @@ class Runs(threading.Thread):
 
     def end(self) -> None:
         """Let the one that runs end."""
-        self._stop.set()
+        self._over.set()
         self.join()
 
 
@@ -150,34 +149,9 @@ def _soak(top: Path, duration_s: float, chance: random.Random) -> list[str]:
     for line in outcome.unmade:
         print(f"not counted: {line}")
     warm_s = began_s + min(_WARM_UP_SHARE * duration_s, _LONGEST_WARM_UP_S)
-    wrong += _judge_watch(warm_s, times_s, rests)
-    wrong += _judge_memory("the runs, peak", warm_s, runs.times_s, runs.peaks_bytes)
+    wrong += judge_usage("watch", warm_s, times_s, rests)
+    wrong += judge_memory("the runs, peak", warm_s, runs.times_s, runs.peaks_bytes)
     return wrong
-
-
-def _judge_watch(warm_s: float, times_s: Sequence[float], rests: Sequence[Usage]) -> list[str]:
-    warm = [(at, usage) for at, usage in zip(times_s, rests, strict=True) if at >= warm_s]
-    if not warm:
-        return ["too short: nothing was looked at after the warm-up"]
-    first, last = (replace(usage, rss_bytes=0) for usage in (warm[0][1], warm[-1][1]))
-    wrong = [
-        f"watch has {value} {name}, and had {getattr(first, name)} after the warm-up"
-        for name, value in asdict(last).items()
-        if value > getattr(first, name)
-    ]
-    return wrong + _judge_memory("watch", warm_s, times_s, [usage.rss_bytes for usage in rests])
-
-
-def _judge_memory(
-    who: str, warm_s: float, times_s: Sequence[float], sizes: Sequence[int]
-) -> list[str]:
-    warm = [(at, size) for at, size in zip(times_s, sizes, strict=True) if at >= warm_s]
-    found = slope([at for at, _size in warm], [size for _at, size in warm])
-    if found is None:
-        print(f"memory of {who}: too few samples ({len(warm)}) to tell a slope")
-        return []
-    print(f"memory of {who}: {warm[-1][1] / MIB:.1f} MiB, {found}, {len(warm)} samples")
-    return [f"memory of {who} grows: {found}"] if found.grows else []
 
 
 def _print_row(at_s: float, usage: Usage, outcome: Outcome, runs: int) -> None:

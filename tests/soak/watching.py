@@ -8,27 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from host_state import IPITRACE
+from judging import Usage
 
 LOOKS_WITHIN_S = 60.0
 """How long a VM that waits may go unseen: `watch` looks for new VMs now and then."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a process has at one moment. All but `rss_bytes` must be the same whenever it rests."""
-
-    rss_bytes: int
-    descriptors: int
-    threads: int
-    children: int
-    bpf_objects: int
-    mounts: int
-    temporary_files: int
 
 
 class Watch:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated AMD host that loses a CPU while ipitrace measures."""
