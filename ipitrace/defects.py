@@ -55,7 +55,7 @@ def explain(error: BaseException) -> IpitraceError:
             _EXHAUSTED[errno.ENOMEM][1] if memory else "Install ipitrace again, with all it needs.",
         )
     return DefectError(
-        f"ipitrace itself failed: {type(error).__name__}{_place(error)}: {_said(error)}.",
+        f"This is a defect of ipitrace: {type(error).__name__}{_place(error)}: {_said(error)}.",
         f"Please report it, with what {TRACEBACK_VARIABLE}=1 in the environment adds.",
     )
 
