@@ -188,8 +188,8 @@ WAITING = """
 import sys, time
 import ipitrace.commands.report as module
 def read_run(_path):
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         time.sleep(60)
     finally:
         if "slow" in sys.argv[-1]:
