@@ -13,6 +13,7 @@ import click
 
 from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
 from ipitrace.console import tell
+from ipitrace.defects import DefectError
 from ipitrace.errors import (
     ExitCode,
     HostError,
@@ -21,11 +22,9 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.foreign import plain
 
 # Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
 # gives after these replaces them.
-_MOST_SAID = 2000  # characters of what a run says on standard error
 _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
 
 
@@ -105,9 +104,9 @@ def ab(
     try:
         _take_turns(sides, rounds, directory, retries)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            "Interrupted.", f"What was measured until then is kept in {directory}."
-        ) from None
+        kept = f"What was measured until then is kept in {directory}."
+        hint = kept if directory.exists() else "Nothing was measured yet."
+        raise InterruptedRunError("Interrupted.", hint) from None
 
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
     return compare_and_tell(base, [patched], settings, shared)
@@ -195,9 +194,10 @@ def _run(place: Path, extra: Sequence[str]) -> None:
     kinds: dict[int, type[IpitraceError]] = {
         ExitCode.USAGE: UsageError,
         ExitCode.UNTRUSTWORTHY: MeasurementError,
+        ExitCode.DEFECT: DefectError,
         ExitCode.INTERRUPTED: InterruptedRunError,
     }
-    said = plain(" ".join(done.stderr.split()), _MOST_SAID).removeprefix("ipitrace: ")
+    said = " ".join(done.stderr.split()).removeprefix("ipitrace: ")
     raise kinds.get(done.returncode, HostError)(
         f"The run {place.parent.name}/{place.name} failed: {said}", f"It was: {shlex.join(command)}"
     )
