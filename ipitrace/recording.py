@@ -314,7 +314,9 @@ def read_run_text(directory: Path) -> str:
         UsageError: see read_run().
     """
     path = directory / RUN_FILE
-    if not path.is_file():
+    with _reading(path):  # a name that is too long, a directory that is closed
+        is_file = path.is_file()
+    if not is_file:
         raise UsageError(
             f"{directory} is not a recording: it has no {RUN_FILE}."
             if directory.is_dir()

@@ -95,8 +95,7 @@ def ab(
     shared = ComparisonOptions.taken_from(options)
     settings = settings_from(shared, interleaved=True)  # before hours of measuring
     directory = recordings or Path(f"ipitrace-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty.", "Choose another directory with -o.")
+    _check_free(directory)
     sides = {
         "a": (command_a, [*run_options, *_words(a_run)]),
         "b": (command_b, [*run_options, *_words(b_run)]),
@@ -110,6 +109,17 @@ def ab(
 
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
     return compare_and_tell(base, [patched], settings, shared)
+
+
+def _check_free(directory: Path) -> None:
+    hint = "Choose another directory with -o."
+    try:
+        if any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty.", hint)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be used: {error.strerror}.", hint) from error
 
 
 def _take_turns(

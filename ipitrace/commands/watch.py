@@ -2,6 +2,7 @@
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
 import json
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import click
 
 from ipitrace.commands.exporting import Exporter
 from ipitrace.console import say_json, tell
-from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.render.watch_screen import Show, live_screen, print_block
 from ipitrace.signals import stop_event
 from ipitrace.vm import resolve_vm
@@ -73,6 +74,8 @@ def watch(
     Nothing runs in the guests. IPIs that leave no trace on the host are said to be
     invisible. Ctrl-C ends it with a summary.
     """
+    if math.isnan(interval_s) or math.isnan(duration_s or 0.0):
+        raise UsageError("--interval and --duration are seconds.", "Give a number.")
     exporter = None if openmetrics is None else Exporter(openmetrics)
     vm = resolve_vm(name) if name is not None else None
     with Watcher.open(vm, top=top) as watcher, stop_event() as stop:

@@ -148,6 +148,33 @@ cli.main()
     assert "in a finaliser" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "x" * 5000),
+        ("report", "/dev/null/x"),
+        ("compare", "x" * 5000, EXAMPLE),
+        ("compare", EXAMPLE, EXAMPLE, "--output", "/dev/null/x"),
+        ("compare", EXAMPLE, EXAMPLE, "--output", "y" * 5000),
+        ("run", "--no-trace", "-o", "y" * 5000),
+        ("run", "--no-trace", "-o", "/"),
+        ("run", "--no-trace", "-o", "/proc/self/fd/0"),
+        ("ab", "--a", "true", "--b", "true", "-o", "/dev/null"),
+        ("ab", "--a", "true", "--b", "true", "-o", "z" * 5000),
+        ("watch", "--openmetrics", "/dev/null/x"),
+        ("watch", "--openmetrics", "w" * 5000),
+        ("watch", "--openmetrics", "/no/such/file"),
+        ("watch", "--interval", "nan"),
+        ("watch", "--duration", "nan"),
+    ],
+    ids=lambda words: " ".join(words)[:60],
+)
+def test_odd_places_and_numbers_are_no_defects(words: tuple[str, ...]) -> None:
+    done = ipi(*words)
+    assert done.returncode in {ExitCode.USAGE, ExitCode.ENVIRONMENT}, done.stderr[:500]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("module", ["numpy", "pyarrow", "click", "rich", "scipy", "tabulate"])
 def test_a_module_that_cannot_be_loaded(tmp_path: Path, module: str) -> None:
     """As an interrupted upgrade leaves it: a package that fails when it is imported."""
