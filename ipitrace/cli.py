@@ -82,6 +82,7 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
+            os.set_inheritable(number, True)  # noqa: FBT003 - nor does a file of a child's
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
