@@ -188,14 +188,6 @@ def test_a_place_that_is_taken_is_refused(host: Host, tmp_path: Path) -> None:
     assert host.said == []
 
 
-def test_a_place_that_is_no_directory_is_refused(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "ab").touch()
-    error = invoke(tmp_path, "--a", "x", "--b", "x").exception
-    assert isinstance(error, UsageError)
-    assert "Not a directory" in error.message
-    assert host.said == []
-
-
 def test_options_that_are_no_words_are_refused(host: Host, tmp_path: Path) -> None:
     error = invoke(tmp_path, "--a", "x", "--b", "x", "--b-run", "'").exception
     assert isinstance(error, UsageError)
