@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every renderer, with hostile text in every string that can be a stranger's."""
 
+import contextlib
 import csv
 import io
 import re
@@ -17,6 +18,7 @@ from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
+from ipitrace.commands.guest import _say_line, _tell_status
 from ipitrace.compare.model import Comparison, GateResult, Held
 from ipitrace.doctor.model import Check, Examination
 from ipitrace.foreign import plain
@@ -27,11 +29,13 @@ from ipitrace.render.compare_tables import render_comparison
 from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.markdown import markdown
+from ipitrace.render.progress import ProgressBar
 from ipitrace.render.tables import render_run
 from ipitrace.render.timeline import Timeline, render_timeline
 from ipitrace.render.watch_openmetrics import render_openmetrics as render_watch_openmetrics
 from ipitrace.render.watch_text import render_interval
 from ipitrace.result import RunResult
+from ipitrace.storm.ipistorm import HelperStatus, Module
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.watch.model import (
     Count,
@@ -285,3 +289,36 @@ def test_markdown_says_what_was_said(text: str) -> None:
     for entity, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
         shown = shown.replace(entity, char)
     assert shown.strip() == plain(text, 1000).strip()
+
+
+STATUS = HelperStatus(
+    1, "1.0", Module(loaded=True, version="1.0", srcversion="AB"), "6.1.0", 2, (0, 1), "x2apic", 1,
+    {"blocked": "no HLT"},
+)  # fmt: skip
+
+
+@slow
+@given(text=hostile_text)
+def test_what_a_guest_says_of_itself(text: str) -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        _tell_status(poisoned(STATUS, text))
+        _say_line(f"built in the guest: {text}")
+    assert_harmless(said.getvalue())
+    assert len(said.getvalue().splitlines()) == 6
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@slow
+@given(text=hostile_text)
+def test_progress_draws_one_line(text: str) -> None:
+    terminal = Terminal()
+    with ProgressBar(stream=terminal) as bar:
+        bar._from_s = 0.0
+        bar.show(text, 0.5)
+    assert_harmless(terminal.getvalue().replace("\r\x1b[K", ""))
+    assert "\n" not in terminal.getvalue()
