@@ -26,6 +26,10 @@ def main() -> None:
     except KeyboardInterrupt:  # while another interruption was being told
         code = ExitCode.INTERRUPTED
     signals.ignore()
+    # CPython notes a KeyboardInterrupt that leaves code made from a string, as dataclasses are,
+    # and dies of SIGINT when it exits, although we caught it. The next such code clears the
+    # note (run_eval_code_obj() in Python/pythonrun.c).
+    exec("")  # noqa: S102
     settle()
     sys.exit(code)
 

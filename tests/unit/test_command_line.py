@@ -313,6 +313,21 @@ def _handles(path: str, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+def test_an_interruption_in_code_from_a_string_has_the_same_exit_code() -> None:
+    """Dataclasses and named tuples are made so, while modules are loaded."""
+    program = """
+import os, signal
+import ipitrace.commands.report as module
+def read_run(_path):
+    exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
+module.read_run = read_run
+from ipitrace import cli
+cli.main()
+"""
+    done = python(program, "report", "x")
+    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "ipitrace: Interrupted.\n")
+
+
 def test_an_interruption_in_a_callback_from_c_is_not_lost() -> None:
     program = """
 import ctypes, os, signal, time
