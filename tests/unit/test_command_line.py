@@ -313,18 +313,26 @@ def _handles(path: str, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-def test_an_interruption_in_code_from_a_string_has_the_same_exit_code() -> None:
+def test_an_interruption_in_code_from_a_string_has_the_same_exit_code(tmp_path: Path) -> None:
     """Dataclasses and named tuples are made so, while modules are loaded."""
-    program = """
-import os, signal
+    (tmp_path / "started.py").write_text("""
 import ipitrace.commands.report as module
 def read_run(_path):
     exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
 module.read_run = read_run
 from ipitrace import cli
 cli.main()
-"""
-    done = python(program, "report", "x")
+""")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "started", "report", "x"],
+        env=ENVIRONMENT | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "ipitrace: Interrupted.\n")
 
 
