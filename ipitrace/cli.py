@@ -6,12 +6,13 @@ What can fail to be imported is imported inside of main(), where it is told in a
 
 import contextlib
 import os
+import resource
 import sys
 from typing import Final
 
 from ipitrace import defects, signals
-from ipitrace.console import settle, tell
-from ipitrace.errors import ExitCode, IpitraceError
+from ipitrace.console import reader_left, settle, tell
+from ipitrace.errors import ExitCode, HostError
 
 _MOST_CHARS: Final = 4000  # of a message, whatever a guest put into it
 _WORLD_WRITABLE: Final = 0o002
@@ -20,27 +21,35 @@ _COMPLETION_VARIABLE: Final = "_IPITRACE_COMPLETE"  # click's, for shells
 
 def main() -> None:
     """Run the command line and exit as errors.ExitCode says."""
-    code: int = ExitCode.DEFECT
+    try:
+        code = _outcome()
+    except KeyboardInterrupt:  # while another interruption was being told
+        code = ExitCode.INTERRUPTED
+    signals.ignore()
+    # CPython notes a KeyboardInterrupt that leaves code made from a string, as dataclasses are,
+    # and dies of SIGINT when it exits, although we caught it. The next such code clears the
+    # note (run_eval_code_obj() in Python/pythonrun.c).
+    exec("")  # noqa: S102
+    settle()
+    sys.exit(code)
+
+
+def _outcome() -> int:
     try:
         _prepare_process()
         code = _run()
-        if defects.threads_failed():
-            code = code or ExitCode.DEFECT
-    except IpitraceError as error:
-        code = error.exit_code
-        if code != ExitCode.OK:
-            _tell(error.message, error.hint)
-            defects.tell_traceback(error)
+        return code or (ExitCode.DEFECT if defects.threads_failed() else ExitCode.OK)
     except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
         _tell("Interrupted.", "")
+        return ExitCode.INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes a sentence
+        if isinstance(error, BrokenPipeError) and reader_left():  # while click printed its help
+            return ExitCode.OK
         told = defects.explain(error)
-        code = told.exit_code
-        _tell(told.message, told.hint)
-        defects.tell_traceback(error)
-    settle()
-    sys.exit(code)
+        if told.exit_code != ExitCode.OK:
+            _tell(told.message, told.hint)
+            defects.tell_traceback(error)
+        return told.exit_code
 
 
 def _prepare_process() -> None:
@@ -48,7 +57,23 @@ def _prepare_process() -> None:
     _open_standard_streams()
     os.umask(os.umask(0) | _WORLD_WRITABLE)
     defects.watch_threads()
+    _require_address_space()
     signals.install()
+
+
+def _require_address_space() -> None:
+    """See that `ulimit -v` leaves room: OpenBLAS, below numpy, hangs or exits with code 1 if not.
+
+    It takes buffers for each CPU when it is loaded, for 64 at most as numpy builds it.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed_mib = 1024 + 64 * min(os.cpu_count() or 1, 64)
+    if limit != resource.RLIM_INFINITY and limit < needed_mib << 20:
+        raise HostError(
+            f"This process may use no more than {limit >> 20} MiB of address space; it takes "
+            f"{needed_mib}.",
+            "Raise 'ulimit -v'.",
+        )
 
 
 def _open_standard_streams() -> None:
@@ -61,6 +86,7 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
+            os.set_inheritable(number, True)  # noqa: FBT003 - nor does a file of a child's
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
@@ -91,9 +117,9 @@ def _run() -> int:
 
 
 def _tell(message: str, hint: str) -> None:
-    lines = _sentence(message[:_MOST_CHARS]).splitlines() or ["No reason is known."]
+    lines = _sentence(message[:_MOST_CHARS]).split("\n")
     if hint:
-        lines += _sentence(hint[:_MOST_CHARS]).splitlines()
+        lines += _sentence(hint[:_MOST_CHARS]).split("\n")
     # Only the first line stands at the margin: no text of others can look like one of ours.
     tell("\n          ".join(["ipitrace: " + lines[0], *lines[1:]]))
 

@@ -8,6 +8,7 @@ once, so that an error is known here and not when Python exits (with code 120).
 
 import contextlib
 import os
+import select
 import sys
 from typing import Final, TextIO
 
@@ -44,6 +45,13 @@ def tell(text: str) -> None:
 def redraw(line: str, stream: TextIO | None = None) -> None:
     """Write `line` over the terminal's current line, on standard error unless told else."""
     _try_error(_CLEAR_LINE + plain(line), stream)
+
+
+def reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more (poll(2), POLLERR)."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _fd, event in poll.poll(0))
 
 
 def settle() -> None:

@@ -14,11 +14,12 @@ from typing import Final
 
 from ipitrace import signals
 from ipitrace.console import tell
-from ipitrace.errors import ExitCode, HostError, IpitraceError
+from ipitrace.errors import ExitCode, HostError, IpitraceError, UsageError
 from ipitrace.foreign import plain
 
 TRACEBACK_VARIABLE: Final = "IPITRACE_TRACEBACK"
 _MOST_CHARS: Final = 300
+_MOST_NAME: Final = 80
 _PACKAGE: Final = PurePath(__file__).parent
 _EXHAUSTED: Final = {
     errno.EMFILE: ("This process may open no more files", "Raise 'ulimit -n'."),
@@ -48,6 +49,9 @@ def explain(error: BaseException) -> IpitraceError:
         what, hint = _EXHAUSTED[error.errno]
         where = f" ({error.filename})" if error.filename else ""
         return HostError(f"{what}{where}.", hint)
+    if isinstance(error, OSError) and error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+        name = plain(str(error.filename), _MOST_NAME)
+        return UsageError(f"{error.strerror}: {name}.", "Give another path.")
     if isinstance(error, ImportError) and not _is_ours(error.name):
         memory = "cannot allocate memory" in str(error).lower() or "failed to map" in str(error)
         return HostError(
@@ -55,7 +59,7 @@ def explain(error: BaseException) -> IpitraceError:
             _EXHAUSTED[errno.ENOMEM][1] if memory else "Install ipitrace again, with all it needs.",
         )
     return DefectError(
-        f"ipitrace itself failed: {type(error).__name__}{_place(error)}: {_said(error)}.",
+        f"This is a defect of ipitrace: {type(error).__name__}{_place(error)}: {_said(error)}.",
         f"Please report it, with what {TRACEBACK_VARIABLE}=1 in the environment adds.",
     )
 

@@ -356,6 +356,8 @@ def _write_into(place: Place, found: os.stat_result, data: bytes, flags: int = 0
     """Write to what is there itself."""
     with _opened(place, found, flags) as fd:
         now = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and not os.path.samestat(now, found):
+            raise OSError(errno.ESTALE, "somebody replaced it meanwhile", str(place.real))
         if stat.S_ISREG(now.st_mode) and not stat.S_ISLNK(found.st_mode):
             if now.st_nlink > 1:
                 _check_trusted(now, os.stat(place.directory_fd), place.real, "a hard link")
@@ -374,7 +376,9 @@ def _opened(place: Place, found: os.stat_result, flags: int) -> Iterator[int]:
     else:
         if not stat.S_ISREG(found.st_mode):
             _check_trusted(found, os.stat(place.directory_fd), place.real, "a pipe or device")
-        fd = os.open(place.name, _WRITE | flags, dir_fd=place.directory_fd)
+        # What was a file and is a pipe now must not keep us waiting for its reader.
+        patience = os.O_NONBLOCK if stat.S_ISREG(found.st_mode) else 0
+        fd = os.open(place.name, _WRITE | flags | patience, dir_fd=place.directory_fd)
     try:
         yield fd
     finally:

@@ -38,6 +38,12 @@ def install() -> None:
             signal.signal(number, _on_signal)
 
 
+def ignore() -> None:
+    """All is done but leaving: whatever comes now changes nothing."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def finish_undisturbed() -> None:
     """What is left takes a bounded time and saves what was done: a first signal changes nothing."""
     _requests.finishing = True

@@ -15,6 +15,7 @@ import click
 
 from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
 from ipitrace.console import tell
+from ipitrace.defects import DefectError
 from ipitrace.errors import (
     ExitCode,
     HostError,
@@ -23,7 +24,6 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.foreign import plain
 from ipitrace.host.child import Child
 from ipitrace.host.programs import clean_environment, find_program, own_command
 from ipitrace.units import KIB
@@ -34,7 +34,6 @@ _ENDING_S = 60.0  # for an interrupted run to keep what it has finished
 
 # Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
 # gives after these replaces them.
-_MOST_SAID = 2000  # characters of what a run says on standard error
 _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
 
 
@@ -105,8 +104,7 @@ def ab(
     shared = ComparisonOptions.taken_from(options)
     settings = settings_from(shared, interleaved=True)  # before hours of measuring
     directory = recordings or Path(f"ipitrace-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty.", "Choose another directory with -o.")
+    _check_free(directory)
     sides = {
         "a": (command_a, [*run_options, *_words(a_run)]),
         "b": (command_b, [*run_options, *_words(b_run)]),
@@ -114,12 +112,23 @@ def ab(
     try:
         _take_turns(sides, rounds, directory, retries)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            "Interrupted.", f"What was measured until then is kept in {directory}."
-        ) from None
+        kept = f"What was measured until then is kept in {directory}."
+        hint = kept if directory.exists() else "Nothing was measured yet."
+        raise InterruptedRunError("Interrupted.", hint) from None
 
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
     return compare_and_tell(base, [patched], settings, shared)
+
+
+def _check_free(directory: Path) -> None:
+    hint = "Choose another directory with -o."
+    try:
+        if any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty.", hint)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be used: {error.strerror}.", hint) from error
 
 
 def _take_turns(
@@ -219,11 +228,12 @@ def _run(place: Path, extra: Sequence[str]) -> None:
     kinds: dict[int, type[IpitraceError]] = {
         ExitCode.USAGE: UsageError,
         ExitCode.UNTRUSTWORTHY: MeasurementError,
+        ExitCode.DEFECT: DefectError,
         ExitCode.INTERRUPTED: InterruptedRunError,
     }
     text = child.err.decode(errors="replace")
     said = " ".join(text.split()).removeprefix("ipitrace: ")
     raise kinds.get(status, HostError)(
-        f"The run {place.parent.name}/{place.name} failed: {plain(said, _MOST_SAID)}",
+        f"The run {place.parent.name}/{place.name} failed: {said}",
         f"It was: {shlex.join(['ipitrace', *words])}",
     )

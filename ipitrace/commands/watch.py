@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ import click
 
 from ipitrace.commands.exporting import Exporter
 from ipitrace.console import say_json, tell
-from ipitrace.errors import InterruptedRunError, MeasurementError
+from ipitrace.errors import InterruptedRunError, MeasurementError, UsageError
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     WRITE_FOR_OTHERS,
@@ -78,6 +79,8 @@ def watch(
     Nothing runs in the guests. IPIs that leave no trace on the host are said to be
     invisible. Ctrl-C ends it with a summary.
     """
+    if math.isnan(interval_s) or math.isnan(duration_s or 0.0):
+        raise UsageError("--interval and --duration are seconds.", "Give a number.")
     exporter = None if openmetrics is None else Exporter(openmetrics)
     found = discover()
     vm = pick(found, name) if name is not None else None

@@ -56,7 +56,7 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
         _not_shown(comparison.rows, shown),
         *(text if markdown else _wrapped(text) for text in _remarks(comparison, shown)),
         _gates(comparison, markdown=markdown),
-        f"**{comparison.sentence}**" if markdown else comparison.sentence,
+        f"**{comparison.sentence.strip()}**" if markdown else comparison.sentence,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

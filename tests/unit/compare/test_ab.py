@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from comparisons import steady
 
 from ipitrace.commands.ab import ab
+from ipitrace.defects import DefectError
 from ipitrace.errors import (
     ExitCode,
     HostError,
@@ -129,7 +130,13 @@ def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: 
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(2, UsageError), (3, HostError), (4, MeasurementError), (130, InterruptedRunError)],
+    [
+        (2, UsageError),
+        (3, HostError),
+        (4, MeasurementError),
+        (70, DefectError),
+        (130, InterruptedRunError),
+    ],
 )
 def test_a_run_that_fails_ends_it_with_the_same_code(
     host: Host, code: int, kind: type[IpitraceError], tmp_path: Path
