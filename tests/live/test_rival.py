@@ -88,7 +88,7 @@ def test_while_ipitrace_is_stopped_it_rests_at_normal_priority(tmp_path: Path) -
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends(tmp_path: Path) -> None:
-    with run(tmp_path, 3000) as (process, _rival):
+    with run(tmp_path, 1000) as (process, _rival):
         process.send_signal(signal.SIGSTOP)
         time.sleep(LOOK_S)
         process.send_signal(signal.SIGCONT)
@@ -118,5 +118,5 @@ def test_a_rival_that_is_killed_is_told(tmp_path: Path) -> None:
         os.kill(rival, signal.SIGKILL)
         assert process.stderr is not None
         said = process.stderr.read().decode()
-        assert process.wait() in {3, 4}, said
-        assert said.startswith("ipitrace: ")
+        assert process.wait() == 4, said
+        assert "The process that preempts the target ended early, by signal 9." in said
