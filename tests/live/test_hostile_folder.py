@@ -112,7 +112,7 @@ def commands(tmp_path: Path) -> list[tuple[tuple[object, ...], set[int]]]:
         (
             (
                 *("ab", "--a", "env true", "--b", "cat </dev/null", "--rounds", "1"),
-                *("-o", measured, "--", "--no-trace", "--scenario", "self"),
+                *("-o", measured, "--allow", "other_vms", "--", "--no-trace", "--scenario", "self"),
             ),
             {0, 1, 4},
         ),
@@ -168,6 +168,7 @@ def test_ab_starts_the_very_ipitrace_that_it_is(with_package: Folder, tmp_path: 
     mark = tmp_path / "copy"
     init.write_text(init.read_text() + f"open({str(mark)!r}, 'a').write('x')\n")
     words = ("ab", "--a", "true", "--b", "true", "--rounds", "1", "-o", tmp_path / "ab")
+    words += ("--allow", "other_vms")
     path = f"{site}:."
     start = script(with_package, tmp_path, path)
     mark.unlink(missing_ok=True)
