@@ -18,6 +18,7 @@ from bench.rings import rings
 from bench.watching import watching
 from ipitrace.errors import IpitraceError
 from ipitrace.host.fingerprint import one_line, read_fingerprint
+from ipitrace.host.programs import find_program
 
 BENCHMARKS: dict[str, Callable[[], Report]] = {
     "programs": in_guest,
@@ -63,14 +64,14 @@ def main() -> None:
 def _enter_private_mounts() -> None:
     """Start again in a mount namespace of our own, where peers find what we mount."""
     os.environ[_INSIDE] = "1"
-    arguments = ["unshare", "--mount", sys.executable, "-m", "bench", *sys.argv[1:]]
-    os.execvp(arguments[0], arguments)  # noqa: S606
+    arguments = [find_program("unshare"), "--mount", sys.executable, "-m", "bench", *sys.argv[1:]]
+    os.execv(arguments[0], arguments)  # noqa: S606
 
 
 def _mount_what_is_missing() -> None:
     for kind, where in _MOUNTS:
         if not os.path.ismount(where):
-            subprocess.run(["mount", "-t", kind, kind, where], check=False)
+            subprocess.run([find_program("mount"), "-t", kind, kind, where], check=False)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.report import CYCLES, Report, Series, spread
 from bench.storms import NO_HOOKS, Storms, deliver_cycles, mirrored, scenario, watching
+from ipitrace.host.programs import clean_environment
 from ipitrace.storm.driver import Hooks
 from ipitrace.tracer import Tracer
 from ipitrace.tracer.events import EVENTS
@@ -64,7 +65,7 @@ def peers() -> Report:
         }
         tracefs = find_tracefs()
         for peer in _peers(scratch, tracefs):
-            program = next(filter(None, map(shutil.which, peer.commands)), None)
+            program = next(filter(None, map(_found, peer.commands)), None)
             if program is None:
                 missing[peer.name] = "absent"
                 continue
@@ -143,6 +144,10 @@ def _theirs(peer: Peer, program: str, tracefs: Path) -> Watch:
                 _stop(process)
 
     return watch
+
+
+def _found(name: str) -> str | None:
+    return shutil.which(name, path=clean_environment()["PATH"])
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], output: int, peer: Peer) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from bench.report import PER_SECOND, Report, Series, spread
 from ipitrace.errors import HostError
+from ipitrace.host.programs import own_command
 from ipitrace.tracer.counting import Counting
 from ipitrace.vm import VirtualMachine, find_vms
 
@@ -103,9 +104,7 @@ def _guest(scenario: str | None, n_vcpus: int, pace: int) -> Iterator[VirtualMac
 def _watch(vm: VirtualMachine) -> list[dict[str, Any]]:
     """The intervals but for the first, in which it still loads."""
     words = ["watch", "--vm", f"pid:{vm.pid}", "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ipitrace", *words], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(own_command(*words), capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()][1:]
 
 

@@ -42,7 +42,7 @@ fail() {
 
 # verdict FILE METRIC: what the report says of it
 verdict() {
-	python3 - "$1" "$2" <<'EOF'
+	python3 -I - "$1" "$2" <<'EOF'
 import json, sys
 (found,) = json.load(open(sys.argv[1]))["comparisons"]
 print(*[row["verdict"] for row in found["rows"] if row["metric"] == sys.argv[2]])
@@ -51,7 +51,7 @@ EOF
 
 # moved_by FILE METRIC: how far its median moved, in its unit
 moved_by() {
-	python3 - "$1" "$2" <<'EOF'
+	python3 -I - "$1" "$2" <<'EOF'
 import json, sys
 (found,) = json.load(open(sys.argv[1]))["comparisons"]
 (row,) = [row for row in found["rows"] if row["metric"] == sys.argv[2]]

@@ -9,7 +9,6 @@ import hashlib
 import io
 import re
 import shlex
-import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Final
 
 from ipitrace.errors import HostError
 from ipitrace.foreign import plain
+from ipitrace.host.child import run_bounded
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import shown
@@ -167,13 +167,16 @@ def _helper(sources: Path) -> Path:
     """The static helper; a checkout's is built when it is missing."""
     helper = sources / HELPER
     if not helper.is_file():
-        try:
-            subprocess.run(["make", "-s", "-C", sources, HELPER], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+        done = run_bounded(
+            ["make", "-s", "-C", str(sources), HELPER],
+            timeout_s=_BUILD_S,
+            limit_bytes=limits.TEXT_BYTES,
+        )
+        if done.status:
             raise HostError(
-                f"The helper {helper} was not built, and cannot be: {error}.",
+                f"The helper {helper} was not built, and cannot be: make ends with {done.status}.",
                 f"See what this says: make -C {sources} {HELPER} (it needs a static libc).",
-            ) from error
+            )
     return helper
 
 

@@ -85,13 +85,26 @@ def _kernel_source(stubs: Path) -> Iterator[None]:
             os.environ[_KERNEL_SOURCE] = former
 
 
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Be in `folder`: bcc has its compiler look for headers in the current folder, and first."""
+    former = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir(folder)
+        yield
+    finally:
+        os.fchdir(former)
+        os.close(former)
+
+
 def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
 
     Raises HostError. bcc changes the working directory while it compiles.
     """
     bcc = import_bcc()
-    with captured_stderr() as noise, _kernel_source(directory / "stubs"):
+    stubs = directory / "stubs"
+    with captured_stderr() as noise, _kernel_source(stubs), _inside(stubs):
         try:
             return cast("Bpf", bcc.BPF(text=text.encode(), cflags=flags))
         except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from ipitrace.host.programs import clean_environment
 from lab.common.steps import LabError
 
 _TAIL_LINES = 15
@@ -12,6 +13,8 @@ _TAIL_LINES = 15
 
 def run(command: Sequence[str | Path], *, name: str | None = None) -> str:
     """Run a command that dies with this process; answer what it wrote to stdout.
+
+    Programs are found through no folder that others may write.
 
     Args:
         command: the program and its arguments.
@@ -23,6 +26,7 @@ def run(command: Sequence[str | Path], *, name: str | None = None) -> str:
     done = subprocess.run(
         ["setpriv", "--pdeathsig", "KILL", *command],
         stdin=subprocess.DEVNULL,
+        env=clean_environment(),
         capture_output=True,
         text=True,
         errors="replace",

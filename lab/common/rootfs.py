@@ -84,7 +84,7 @@ def pip_install(directory: Path, packages: Sequence[str | Path]) -> None:
     target: list[str | Path] = ["--target", directory, "--python-version", PYTHON]
     tags = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64")
     platforms = [word for tag in tags for word in ("--platform", tag)]
-    run([sys.executable, "-m", "pip", "install", *options, *target, *platforms, *packages])
+    run([sys.executable, "-P", "-m", "pip", "install", *options, *target, *platforms, *packages])
 
 
 def _copy_with_packages(base_product: Path, directory: Path, packages: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ipitrace.host.programs import own_command
 from lab.common import rootfs
 from lab.common.cache import cache_dir
 from lab.common.command import FAILED, require_root
@@ -163,7 +164,7 @@ def _compare(off: Path, on: Path, paired: Sequence[tuple[str, str]]) -> int:
     """Exit code 1 of ipitrace (something got worse) is a result here, not a failure."""
     pairs = [word for pair in paired for word in ("--pair", "=".join(pair))]
     sides = [off / "recording", on / "recording"]
-    command: list[str | Path] = [sys.executable, "-m", "ipitrace", "compare", *pairs, *sides]
+    command = own_command("compare", *pairs, *map(str, sides))
     return max(0, subprocess.run(command, check=False).returncode - 1)
 
 

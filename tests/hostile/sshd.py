@@ -79,6 +79,7 @@ def sshd(folder: Path, *settings: str) -> Iterator[Server]:
         "PasswordAuthentication no",
         f"UsePAM {'yes' if locked else 'no'}",  # which alone lets a locked root in
         "PrintMotd no",
+        "SetEnv SHLVL=9",  # bash reads root's start-up files below 2 (run_startup_files())
     ]
     config = folder / "sshd_config"
     config.write_text("\n".join(lines) + "\n")

@@ -112,7 +112,7 @@ def commands(tmp_path: Path) -> list[tuple[tuple[object, ...], set[int]]]:
         (
             (
                 *("ab", "--a", "env true", "--b", "cat </dev/null", "--rounds", "1"),
-                *("-o", measured, "--", "--no-trace", "--scenario", "self"),
+                *("-o", measured, "--allow", "other_vms", "--", "--no-trace", "--scenario", "self"),
             ),
             {0, 1, 4},
         ),
@@ -168,6 +168,7 @@ def test_ab_starts_the_very_ipitrace_that_it_is(with_package: Folder, tmp_path: 
     mark = tmp_path / "copy"
     init.write_text(init.read_text() + f"open({str(mark)!r}, 'a').write('x')\n")
     words = ("ab", "--a", "true", "--b", "true", "--rounds", "1", "-o", tmp_path / "ab")
+    words += ("--allow", "other_vms")
     path = f"{site}:."
     start = script(with_package, tmp_path, path)
     mark.unlink(missing_ok=True)
@@ -176,10 +177,35 @@ def test_ab_starts_the_very_ipitrace_that_it_is(with_package: Folder, tmp_path: 
     assert mark.read_text() == "xxx"
 
 
+HEADERS = (
+    *("linux/bpf.h", "linux/bpf_common.h", "linux/kconfig.h", "linux/log2.h", "linux/ptrace.h"),
+    *("linux/types.h", "linux/version.h", "uapi/linux/bpf.h", "uapi/linux/ptrace.h"),
+    *("asm/ptrace.h", "asm/types.h", "bcc/proto.h", "bcc/helpers.h", "probe.h"),
+    *("ipitrace_events.h", "include/linux/kconfig.h"),
+)
+COMPILE = """
+from ipitrace.resources import bpf_dir
+from ipitrace.tracer.compiler import compile_programs
+text = "#include <linux/ptrace.h>\\nint f(void *ctx) { return 0; }\\n"
+compile_programs(text, [], bpf_dir())
+"""
+
+
+@pytest.mark.live
+def test_the_compiler_of_bpf_programs_takes_no_header_from_here(folder: Folder) -> None:
+    for name in HEADERS:
+        place = folder.path / name
+        place.parent.mkdir(exist_ok=True, parents=True)
+        place.write_text('#error "taken from the current folder"\n')
+    inside = f"import sys; sys.path[:1] = [{str(CHECKOUT)!r}]\n{COMPILE}"
+    done = folder.run(sys.executable, "-c", inside)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.live
 def test_tracing_takes_nothing_from_here(with_package: Folder, tmp_path: Path) -> None:
     """bcc and its compiler, too."""
-    for name in ("linux/kconfig.h", "include/linux/kconfig.h", "libbcc.so.0", "vmlinux.h"):
+    for name in (*HEADERS, "libbcc.so.0", "vmlinux.h"):
         place = with_package.path / name
         place.parent.mkdir(exist_ok=True, parents=True)
         place.write_text('#error "taken from the current folder"\n')

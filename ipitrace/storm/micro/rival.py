@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ipitrace.errors import HostError
+from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.access import may_preempt
 from ipitrace.storm.micro.image import MG_READY, MG_READY_PREEMPTED, GuestMemory
 
@@ -34,6 +34,7 @@ class Rival:
     """
 
     seen: int = 0
+    process: subprocess.Popen[str]
 
     def __init__(self) -> None:
         self.beat_fd = os.memfd_create("ipitrace-beat")
@@ -42,8 +43,14 @@ class Rival:
         self._beat = memoryview(self._page).cast("Q")
 
     def live(self) -> None:
-        """Let it go on: it rests a second after the last call of this."""
+        """Let it go on: it rests a second after the last call of this.
+
+        Raises:
+            MeasurementError: it ended early.
+        """
         self._beat[0] += 1
+        if self.process.poll():  # 0 when it has done with all sends
+            raise _ended_early(self.process.returncode)
 
     def close(self) -> None:
         """Give back what it took here."""
@@ -71,18 +78,20 @@ def keep_preempting(
         longest_s: after which the rival ends by itself.
 
     Raises:
-        HostError: there can be none on that CPU, or it ended early.
+        HostError: there can be none on that CPU.
+        MeasurementError: it ended early.
     """
     rival = Rival()
     with contextlib.closing(rival):
         offsets = _offsets(memory, target)
-        process = _start(memory, rival, cpu, (cpu, sends, math.ceil(longest_s), *offsets))
+        told = (cpu, sends, math.ceil(longest_s), *offsets)
+        rival.process = _start(memory, rival, cpu, told)
         try:
             yield rival
         finally:
-            said, complaint = _end(process)
-        if process.returncode:
-            raise _refused(cpu, complaint or "it was ended early, as it is when nobody looks on")
+            said, _ = _end(rival.process)
+        if rival.process.returncode:
+            raise _ended_early(rival.process.returncode)
         rival.seen = int(said)
 
 
@@ -129,6 +138,15 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.communicate()
+
+
+def _ended_early(code: int) -> MeasurementError:
+    how = f"by signal {-code}" if code < 0 else f"with status {code}"
+    return MeasurementError(
+        f"The process that preempts the target ended early, {how}.",
+        "SIGALRM: the storm took far too long; SIGXCPU or SIGKILL: it held its CPU for long. See "
+        "dmesg, and the host's load.",
+    )
 
 
 def _refused(cpu: int, complaint: str) -> HostError:

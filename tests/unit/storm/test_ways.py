@@ -2,6 +2,7 @@
 """`--vm` and `--via` as a person may write them."""
 
 import socket
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ import pytest
 
 from ipitrace.errors import HostError, UsageError
 from ipitrace.guests import check_names
-from ipitrace.storm.ssh import Destination, open_ssh
+from ipitrace.storm.ssh import Destination, _place, open_ssh
 from ipitrace.storm.via import open_shell
 
 
@@ -82,3 +83,15 @@ def test_nobody_listens() -> None:
 def test_an_agent_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot be connected"):
         open_shell(f"qga://{tmp_path}/none").__enter__()
+
+
+def test_the_socket_lies_where_nobody_can_put_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        assert _place() == place
+        Path(place).chmod(0o777)
+        assert _place() == "/tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    assert _place() == "/tmp"
