@@ -147,7 +147,6 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
                 root_disk=root_image(),
                 more_disk=guest_disk(),
                 files=linux_files(Path(scratch), kernel, on=run.on),
-                packages=PACKAGES,
             )
         run_on(boot, request)
     for console in (output / "console.log", output / "guest-console.txt"):
