@@ -24,7 +24,6 @@ from lab.common.job import build_wheel
 from lab.common.session import Request, run_on
 from lab.common.steps import LabError
 from lab.guest.host import root_image
-from lab.guest.inside import PACKAGES
 from lab.guest.machine import guest_disk
 from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
