@@ -218,7 +218,8 @@ def assert_harmless(outcome: Outcome, codes: frozenset[ExitCode] = BAD_ENDS) -> 
     assert_harmless_text(outcome.stdout)
     assert_harmless_text(outcome.stderr)
     if outcome.code:
-        assert outcome.stderr.startswith("ipitrace: "), outcome.stderr[:200]
+        said = [line for line in outcome.stderr.splitlines() if line.startswith("ipitrace: ")]
+        assert len(said) == 1, outcome.stderr[:_MOST_SAID]
         assert len(outcome.stderr) < _MOST_SAID
 
 

@@ -23,7 +23,7 @@ LIMIT_S: Final = 300.0
 STATUS: Final = ("guest", "status")
 INSTALL: Final = ("guest", "install", "--module", "module.ko")
 REMOVE: Final = ("guest", "remove")
-RUN: Final = (*harness.RUN, "-q")
+RUN: Final = harness.RUN
 SIGNS: Final = {**harness.SIGNS, "insmod": "insmod", "rmmod": "rmmod", "wc -l": "count"}
 SYNC, EXEC, ENDED = "guest-sync-delimited", "guest-exec", "guest-exec-status"
 OPEN, READ, CLOSE = "guest-file-open", "guest-file-read", "guest-file-close"
@@ -107,7 +107,7 @@ def counts(name: str, sender: int, target: int) -> Mode:
 
 
 ODD = "with something unknown"
-HONEST: Final = Mode("honest", words=harness.RUN)
+HONEST: Final = Mode("honest")
 MODES: Final = (
     # The connection, and the first question.
     at("closes at once", "connect", ("close", 2), said="was lost"),
