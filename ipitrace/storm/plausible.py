@@ -25,7 +25,9 @@ from ipitrace.storm.abi import ALL_BUT_SELF
 from ipitrace.storm.driver import Driver, Hooks, Storm
 
 _SENDER: Final = 0
-_LARGEST_STAMP: Final = np.iinfo(np.int64).max
+_LARGEST_STAMP: Final = 1 << 62
+"""14 years at 10 GHz; the sum of two still is an int64."""
+
 _PACE_SLACK: Final = 1_000
 """Cycles by which two RDTSC may change places: the one that ends an IPI is not serialised."""
 _RATE_SLACK: Final = 1.25

@@ -8,9 +8,6 @@ from lab.common.kernel import Kernel
 from lab.guest.machine import Ssh, guest_initramfs, qemu_command
 from lab.guest.module import Build
 
-PACKAGES = ("qemu.qmp",)
-"""What ipitrace needs from the package index to talk to the guest's agent."""
-
 _START = Path(__file__).with_name("start_guest.sh")
 _MACHINE = ("-machine", "pc", "-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "768")
 

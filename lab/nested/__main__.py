@@ -14,7 +14,7 @@ from lab.common.command import FAILED
 from lab.common.session import Request, run_on
 from lab.common.steps import LabError, say
 from lab.guest.host import root_image
-from lab.guest.inside import PACKAGES, guest_files
+from lab.guest.inside import guest_files
 from lab.guest.machine import Ssh, guest_disk, host_key, make_key, ssh_settings
 from lab.guest.module import build_module
 
@@ -63,7 +63,6 @@ def _run(output: Path, arguments: Sequence[str], scratch: Path) -> None:
         root_disk=root_image(),
         more_disk=guest_disk(),
         files=files | {"job.sh": _JOB, "key": key},
-        packages=PACKAGES,
     )
     run_on(boot, request)
 

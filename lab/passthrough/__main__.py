@@ -25,7 +25,6 @@ from lab.common.job import build_wheel
 from lab.common.session import Request, run_on
 from lab.common.steps import LabError
 from lab.guest.host import root_image
-from lab.guest.inside import PACKAGES
 from lab.guest.machine import guest_disk
 from lab.intel.boot import boot
 from lab.kernel.build import build_kernel
@@ -148,7 +147,6 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
                 root_disk=root_image(),
                 more_disk=guest_disk(),
                 files=linux_files(Path(scratch), kernel, on=run.on),
-                packages=PACKAGES,
             )
         run_on(boot, request)
     for console in (output / "console.log", output / "guest-console.txt"):

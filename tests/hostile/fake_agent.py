@@ -11,7 +11,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,29 @@ class Agent:
         self.programs: dict[int, str] = {}
         self.files: dict[int, bytes] = {}
         self.last = ""
+        self.id: dict[str, Any] = {}
 
     def serve(self) -> None:
         self.play("connect", None)
-        for line in self.connection.makefile("rb"):
-            question = json.loads(line.lstrip(b"\xff"))
+        for question in self.questions():
+            self.id = {"id": question["id"]} if "id" in question else {}
             command, arguments = question["execute"], question.get("arguments", {})
             answer, of = self.honest(command, arguments)
             if not any(self.play(at, answer) for at in (command, f"{command} {of}")):
                 self.reply(answer, b"\xff" if "delimited" in command else b"")
+
+    def questions(self) -> Iterator[dict[str, Any]]:
+        """As they come; no line needs to end with one."""
+        decoder, text = json.JSONDecoder(), ""
+        while data := self.connection.recv(PIECE_BYTES):
+            text += data.decode("latin-1").replace("\xff", "")
+            while text := text.lstrip():
+                try:
+                    question, end = decoder.raw_decode(text)
+                except ValueError:
+                    break  # the rest is still to come
+                text = text[end:]
+                yield question
 
     def play(self, at: str, answer: Any) -> bool:
         """Lie, if this is where."""
@@ -49,7 +63,7 @@ class Agent:
 
     def honest(self, command: str, arguments: dict[str, Any]) -> tuple[Any, str]:
         """The true answer, and what it concerns."""
-        if command == "guest-sync-delimited":
+        if command.startswith("guest-sync"):
             return arguments["id"], ""
         if command == "guest-exec":
             words = " ".join([arguments["path"], *arguments["arg"]])
@@ -77,7 +91,7 @@ class Agent:
         return {}, ""
 
     def reply(self, answer: Any, before: bytes = b"") -> None:
-        self.say(before + json.dumps({"return": answer}).encode() + b"\n")
+        self.say(before + json.dumps({"return": answer, **self.id}).encode() + b"\n")
 
     def say(self, data: bytes) -> None:
         self.connection.sendall(data)

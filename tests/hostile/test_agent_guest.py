@@ -23,11 +23,13 @@ LIMIT_S: Final = 300.0
 STATUS: Final = ("guest", "status")
 INSTALL: Final = ("guest", "install", "--module", "module.ko")
 REMOVE: Final = ("guest", "remove")
-RUN: Final = (*harness.RUN, "-q")
+RUN: Final = harness.RUN
 SIGNS: Final = {**harness.SIGNS, "insmod": "insmod", "rmmod": "rmmod", "wc -l": "count"}
 SYNC, EXEC, ENDED = "guest-sync-delimited", "guest-exec", "guest-exec-status"
 OPEN, READ, CLOSE = "guest-file-open", "guest-file-read", "guest-file-close"
 ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
+TOTAL: Final = harness.WARMUP + harness.COUNT
+LATE: Final = np.frombuffer(harness.records(), SEND, TOTAL, FILE.itemsize)["ack_tsc"] + 300
 LONG: Final = "9" * 5_000
 NESTED: Final = "[" * 100_000 + "]" * 100_000
 
@@ -85,22 +87,21 @@ def storm_status(name: str, said: str, **changes: int) -> Mode:
     return Mode(name, files={"run": bytes(data)}, said=said)
 
 
-def records(name: str, said: str, which: str, key: str, value: Any) -> Mode:
+def records(name: str, said: str, which: str, **fields: Any) -> Mode:
     """A storm file that has its shape, and records that cannot be."""
     data = bytearray(harness.records())
-    total = harness.WARMUP + harness.COUNT
     sends_at = FILE.itemsize
-    receipts_at = sends_at + total * SEND.itemsize + 2 * 8
+    receipts_at = sends_at + TOTAL * SEND.itemsize + 2 * 8
     where, dtype = (sends_at, SEND) if which == "sends" else (receipts_at, RECEIPT)
-    log = np.frombuffer(data, dtype, total, where)
-    log[key] = value
+    log = np.frombuffer(data, dtype, TOTAL, where)
+    for key, value in fields.items():
+        log[key] = value
     return Mode(name, files={"run": bytes(data)}, said=f"cannot be true: {said}")
 
 
 def counts(name: str, sender: int, target: int) -> Mode:
     data = bytearray(harness.records())
-    total = harness.WARMUP + harness.COUNT
-    log = np.frombuffer(data, "<u8", 2, FILE.itemsize + total * SEND.itemsize)
+    log = np.frombuffer(data, "<u8", 2, FILE.itemsize + TOTAL * SEND.itemsize)
     log[:] = (sender, target)
     return Mode(name, files={"run": bytes(data)}, said="not what was asked for: n_receipts")
 
@@ -196,6 +197,11 @@ MODES: Final = (
     ),
     Mode("a nested status", words=STATUS, files={"status": NESTED.encode()}, said="too deeply"),
     status("10 billion CPUs", "n_cpus is not 1 to 4096", n_cpus=10_000_000_000),
+    Mode(
+        "10 billion CPUs, to be measured",
+        files={"status": json.dumps({**harness.STATUS, "n_cpus": 10**10}).encode()},
+        said="n_cpus is not 1 to 4096",
+    ),
     status("no CPUs", "n_cpus is not", n_cpus=0),
     status("CPUs in words", "n_cpus is str, not int", n_cpus="two"),
     status("CPUs that it has not", "online is no rising list", online=[0, 1, 7]),
@@ -244,12 +250,13 @@ MODES: Final = (
     storm_status("given up", "gave up", state=4),
     storm_status("all incomplete", "the guest counts 4294967295", incomplete=(1 << 32) - 1),
     storm_status("as asked 2^64", "the share", as_asked=(1 << 64) - 1),
-    records("all numbers 0", "a send has number 0", "sends", "seq", 0),
-    records("negative S", "was over", "sends", "sent_tsc", 5),
-    records("D above R", "when send 100", "receipts", "handler_tsc", np.arange(120) + (1 << 50)),
-    records("never handled", "", "receipts", "handler_tsc", 1),
-    records("stamps of 2^64", "a ack_tsc is", "sends", "ack_tsc", (1 << 64) - 1),
-    records("R of years", "", "sends", "ack_tsc", 1 << 62),
+    records("all numbers 0", "a send has number 0", "sends", seq=0),
+    records("negative S", "send 100 was over", "sends", sent_tsc=5),
+    records("D above R", "when send 100", "receipts", handler_tsc=LATE, eoi_tsc=LATE + 1),
+    records("handled long ago", "when send 100", "receipts", handler_tsc=np.arange(1, 121)),
+    records("handled all at once", "", "receipts", handler_tsc=1),
+    records("stamps of 2^64", "a ack_tsc is", "sends", ack_tsc=(1 << 64) - 1),
+    records("R of years", "send 101 came -", "sends", ack_tsc=1 << 62),
     # Putting it there, and taking it away.
     Mode("nothing of itself", words=INSTALL, files={"look": b""}, said="something unknown"),
     Mode("two lines of itself", words=REMOVE, files={"look": b"6.12\ndebian\n"}),

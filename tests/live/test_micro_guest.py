@@ -21,6 +21,7 @@ from ipitrace.storm.driver import Hooks, Storm
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.storm.micro.image import LogSizes, Payload, load_payload
 from ipitrace.storm.micro.machine import Machine
+from ipitrace.storm.plausible import run_plausible
 from ipitrace.storm.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.live("kvm")
@@ -42,7 +43,7 @@ def request(name: str, n_vcpus: int = 2, **changes: object) -> StormRequest:
 
 def storm_of(name: str, n_vcpus: int = 2, hooks: Hooks | None = None, **changes: object) -> Storm:
     guest = MicroGuest.prepare(n_vcpus, None)
-    return guest.run(request(name, n_vcpus, **changes), hooks or Hooks())
+    return run_plausible(guest, request(name, n_vcpus, **changes), hooks or Hooks())
 
 
 def descriptors() -> dict[str, str]:
@@ -136,7 +137,8 @@ def test_a_preempted_target_has_no_cpu_when_the_ipi_is_sent() -> None:
                 waited.append((tid, waits[tid] - before))
 
     guest = MicroGuest.prepare(2, (cpus[0], cpus[1]))
-    storm = guest.run(request(name), Hooks(threads_known=tids.extend, mark=mark))
+    hooks = Hooks(threads_known=tids.extend, mark=mark)
+    storm = run_plausible(guest, request(name), hooks)
     assert_honest(storm, name, 2)
     assert storm.as_asked == 1
     # Between each two sends the rival had the CPU for a pace at least.

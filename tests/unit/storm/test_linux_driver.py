@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which vCPU is which guest CPU, and what a guest can do; storms themselves: tests/guest."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from ipitrace.errors import HostError
-from ipitrace.model import SendMethod
+from ipitrace.errors import HostError, UsageError
+from ipitrace.model import SendMethod, StormRequest
+from ipitrace.storm.driver import Hooks
 from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module, read_cpus, read_status
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.local import LocalShell
 from ipitrace.storm.scenarios import SCENARIOS, select_scenarios
+from ipitrace.storm.shell import Finished
 from ipitrace.vm import Vcpu, VirtualMachine
 
 STATUS = HelperStatus(
@@ -113,3 +116,21 @@ def test_this_machines_cpus_are_read() -> None:
 def test_a_helper_that_is_none(helper: str) -> None:
     with pytest.raises(HostError):
         read_status(LocalShell(), helper)
+
+
+class Silent:
+    """A way into a guest that must not be used."""
+
+    via = "none"
+
+    def run(self, command: Sequence[str], **_more: object) -> Finished:
+        raise AssertionError(command)
+
+
+def test_more_records_than_may_come_are_refused_before_the_storm() -> None:
+    many = replace(STATUS, n_cpus=64, online=tuple(range(64)))
+    ours = replace(guest(None, None), shell=Silent(), status=many)
+    (broadcast,) = select_scenarios(["broadcast"])
+    request = StormRequest(broadcast, 64, 250_000, 100, 60_000)
+    with pytest.raises(UsageError, match=r"records of 250100 IPIs to 63 CPUs take 368 MiB"):
+        ours.run(request, Hooks())

@@ -3,11 +3,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Truth, truths
+from strategies import Truth, receipts, sends, truths
 
 from ipitrace.correlate.pairing import ABSENT, eoi_tsc
-from ipitrace.errors import HostError, MeasurementError
+from ipitrace.errors import HostError, IpitraceError, MeasurementError
+from ipitrace.model import StormRequest
 from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, StormState
+from ipitrace.storm.plausible import check_plausible
+from ipitrace.storm.scenarios import select_scenarios
 from ipitrace.storm.storm_file import Asked, StormFile
 from ipitrace.summary.storms import cycles_of
 
@@ -87,3 +90,41 @@ def test_an_unknown_end_of_interrupt_is_absent() -> None:
     receipts["handler_tsc"] = [10, 20]
     receipts["eoi_tsc"] = [0, 25]
     assert eoi_tsc(receipts).tolist() == [ABSENT, 25]
+
+
+def test_what_was_not_asked_for_is_refused() -> None:
+    truth = Truth((1,), (1,), (2,), sends([(10, 11, 20)]), receipts([15]))
+    whole = storm_file(truth)
+    assert len(StormFile.parse(whole, Asked(1, [1], 3)).sends) == 1
+    for less in (Asked(0, [1], 3), Asked(1, [1], 2), Asked(1, [2], 3)):
+        with pytest.raises(HostError, match="not what was asked for"):
+            StormFile.parse(whole, less)
+    with pytest.raises(HostError, match="followed by 3 bytes"):
+        StormFile.parse(whole + b"\0\0\0", Asked(1, [1], 3))
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 1 << 30), st.binary(min_size=1, max_size=8)), max_size=6
+)
+
+
+@given(truths(min_size=2), CHANGES)
+def test_whatever_a_file_says_it_is_told_or_taken(
+    truth: Truth, changes: list[tuple[int, bytes]]
+) -> None:
+    """Any bytes behind the magic; no other error than ours, and no warning."""
+    data = bytearray(storm_file(truth))
+    for where, new in changes:
+        at = len(FILE_MAGIC) + where % (len(data) - len(FILE_MAGIC))
+        data[at : at + len(new)] = new
+    (scenario,) = select_scenarios(["unicast-running"])
+    n = len(truth.sends)
+    request = StormRequest(scenario, 3, n - 1, 1, 0)
+    try:
+        storm = StormFile.parse(bytes(data), Asked(n, [1], 3)).storm(1, 3)
+        check_plausible(storm, request, [1], 1e9)
+    except IpitraceError:
+        return
+    cycles = cycles_of(storm, [1])
+    assert (cycles.send >= 0).all()
+    assert len(cycles.deliver) <= n - 1
