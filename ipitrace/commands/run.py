@@ -68,7 +68,7 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
 )
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(0, (1 << 64) - 1),
     metavar="N",
     help="Of the order in which scenarios take turns. Default: a new one each time.",
 )
