@@ -61,7 +61,7 @@ def run_target(target: str, engine: str, limits: Limits, seed: int, keep: Path) 
         scratch = Path(folder)
         progress = Progress(scratch / "progress", create=True)
         words = (limits.seconds, limits.inputs, limits.memory_mib, seed, folder)
-        command = [sys.executable, "-m", f"{__package__}.watched", target, engine]
+        command = [sys.executable, "-m", "tests.fuzz.watched", target, engine]
         started_s = time.monotonic()
         with (scratch / "log").open("wb") as log:
             process = subprocess.Popen(
