@@ -130,7 +130,7 @@ def _peak_kib(pid: int) -> int:
 
 
 def _last_traceback(text: str) -> str:
-    head, mark, tail = text.rpartition("raceback (most recent call")
+    head, mark, tail = text.rpartition("Traceback (most recent call last)")
     if not mark:
         head, mark, tail = text.rpartition("(most recent call first)")
     return mark + tail if mark else head[-2000:] + tail[-2000:]
