@@ -2,7 +2,7 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test faults soak lint bench payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
+.PHONY: help demo test faults soak lint bench fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -27,6 +27,10 @@ lint: ## set up, then run every static check
 bench: ## set up, then measure what watching costs (as root)
 	@script/setup dev
 	.venv/bin/python -m bench $(ARGS)
+
+fuzz: ## set up, then fuzz what reads others' data: 1 M inputs or 10 minutes each
+	@script/setup dev
+	@.venv/bin/python -m tests.fuzz $(ARGS)
 
 payload: ## build the micro-guest's payload
 	$(MAKE) --no-print-directory -C guest-tools/microguest

@@ -105,7 +105,7 @@ def expand(name: str) -> tuple[str, ...]:
     if name in known or re.fullmatch(r"exits\.(sender|target)(\..+)?|path\..+", name):
         return (name,)
     raise UsageError(
-        f"There is no metric '{name}'.",
+        f"There is no metric {name[:60]!r}.",
         f"Known: {', '.join(_CYCLES)} with {', '.join('.' + p for p in PERCENTILES)}; exits, "
         "exits.sender, exits.target, exits.SIDE.REASON; path.PATH.",
     )

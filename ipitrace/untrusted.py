@@ -17,6 +17,7 @@ _MOST_DEPTH: Final = 32  # of nested arrays and objects; run.json has 7
 _LONGEST_STRING: Final = 16_384  # characters; the kernel's command line has 2048 at most on x86
 _LONGEST_KEY: Final = 256
 _NO_NUMBER: Final = "it holds a number that cannot be"
+_MOST_DIGITS: Final = 21  # and a sign, of 2^64
 _TOO_LARGE: Final = 1 << 64  # what no 64-bit counter, signed or not, can hold
 
 
@@ -74,7 +75,12 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - JSON is
     if sum(map(content.count, (b",", b"[", b"{"))) > MOST_JSON_ITEMS:
         raise ValueError(f"it has more than {MOST_JSON_ITEMS} values")
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        value = json.loads(
+            content.decode(),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_constant=_no_constant,
+        )
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -83,6 +89,12 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - JSON is
         raise ValueError("it is nested too deeply") from None
     _check(value)
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:  # to convert them takes time that grows with their square
+        raise ValueError(_NO_NUMBER)
+    return int(digits)
 
 
 def _no_constant(_name: str) -> None:

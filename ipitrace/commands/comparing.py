@@ -105,11 +105,11 @@ def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
     """
     minimum = MinimumEffect()
     for size in sizes:
-        match = re.fullmatch(r"(?:(cycles|exits|paths):)?(\d+(?:\.\d+)?)(%?)", size)
+        match = re.fullmatch(r"(?:(cycles|exits|paths):)?(\d{1,9}(?:\.\d{1,9})?)(%?)", size)
         kind = (match[1] or "cycles") if match else ""
         if match is None or (kind == "cycles") != bool(match[3]) or not float(match[2]):
             raise UsageError(
-                f"--min-effect {size} is not the size of a change.",
+                f"--min-effect {size[:60]} is not the size of a change.",
                 "Give 2% for cycles, exits:0.05 or paths:0.01.",
             )
         minimum = replace(minimum, **{kind: float(match[2]) / (100 if match[3] else 1)})

@@ -90,7 +90,7 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
 )
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(0, (1 << 64) - 1),
     metavar="N",
     help="Of the order in which scenarios take turns. Default: a new one each time.",
 )

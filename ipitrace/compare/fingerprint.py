@@ -139,7 +139,7 @@ def check_allowed(keys: Collection[str]) -> None:
     for key in keys:
         if key not in known and not key.endswith(tuple(f".{name}" for name in of_scenarios)):
             raise UsageError(
-                f"There is no key '{key}' to allow.",
+                f"There is no key {key[:60]!r} to allow.",
                 f"Known: {', '.join(known)}; and SCENARIO. with {', '.join(of_scenarios)}.",
             )
 

@@ -19,7 +19,7 @@ from ipitrace.metrics import Scale, expand, scale_of
 from ipitrace.untrusted import read_bounded
 
 _SPEC = re.compile(
-    r"(?:(?P<scenario>[a-z0-9-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d+(?:\.\d+)?)(?P<unit>%?)"
+    r"(?:(?P<scenario>[a-z0-9-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d{1,9}(?:\.\d{1,9})?)(?P<unit>%?)"
 )
 _MOST_FILE_BYTES = 64 << 10  # a thousand gates
 _HINT = (
@@ -64,12 +64,12 @@ def parse_gate(spec: str) -> Gate:
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise UsageError(f"'{spec}' is not a gate.", _HINT)
+        raise UsageError(f"{spec[:60]!r} is not a gate.", _HINT)
     metrics = expand(match["metric"])
     relative = scale_of(metrics[0]) == Scale.RELATIVE
     if relative != bool(match["unit"]):
         wants = "a share of the base (+5%)" if relative else "a plain number (+0.1)"
-        raise UsageError(f"The limit of '{spec}' should be {wants}.", _HINT)
+        raise UsageError(f"The limit of {spec[:60]!r} should be {wants}.", _HINT)
     value = float(match["limit"]) / (100 if relative else 1)
     sign = -1 if match["limit"].startswith("-") else 1
     return Gate(spec, match["scenario"], metrics, abs(value), sign)
@@ -89,7 +89,7 @@ def read_gates(path: Path) -> GateFile:
         raise UsageError(f"The gates in {path} cannot be read: {why}.", hint) from error
     unknown = sorted(data.keys() - {"fail-on", "allow", "strict"})
     if unknown:
-        raise UsageError(f"{path} has the unknown key '{unknown[0]}'.", hint)
+        raise UsageError(f"{path} has the unknown key {unknown[0][:60]!r}.", hint)
     strict = data.get("strict", False)
     if not isinstance(strict, bool):
         raise UsageError(f"strict in {path} is neither true nor false.", hint)
@@ -139,7 +139,7 @@ def named_counts(gates: Iterable[Gate]) -> tuple[str, ...]:
         if last not in known and not (kind == "exits" and last.endswith("_exits")):
             like = get_close_matches(last, known) if kind == "exits" else sorted(known)
             raise UsageError(
-                f"There is no {'path' if kind == 'path' else 'exit reason'} '{last}'.",
+                f"There is no {'path' if kind == 'path' else 'exit reason'} {last[:60]!r}.",
                 f"Known: {', '.join(like)}." if like else "'ipitrace compare --all' shows them.",
             )
     return counts

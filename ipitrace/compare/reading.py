@@ -2,16 +2,18 @@
 """Runs to compare: from recordings, from run.json alone, from directories of recordings."""
 
 import os
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
 from ipitrace.compare.fingerprint import Named
 from ipitrace.errors import UsageError
-from ipitrace.recording import RUN_FILE
+from ipitrace.recording import MOST_RUN_BYTES, RUN_FILE
 from ipitrace.recording_reader import read_run, read_run_file
-from ipitrace.result import RunResult
+from ipitrace.result import RunResult, ScenarioResult
+from ipitrace.units import MIB
 
-_MOST_RECORDINGS = 1000
+_MOST_REPETITIONS = 2000  # every value of one side is held against every one of the other
 _MOST_ENTRIES = 10_000
 
 
@@ -37,9 +39,15 @@ def _checked(path: Path, run: RunResult) -> RunResult:
         doubt = "it has a scenario twice"
     elif not _is_time(run.started_at):
         doubt = "its started_at is no time"
+    elif any(_most_of_a_mode(row) > _MOST_REPETITIONS for row in run.scenarios):
+        doubt = f"it has more than {_MOST_REPETITIONS} repetitions of a scenario"
     if doubt:
         raise UsageError(f"{path} is damaged: {doubt}.", "Copy it again, or measure again.")
     return run
+
+
+def _most_of_a_mode(row: ScenarioResult) -> int:
+    return max(Counter(figures.mode for figures in row.repetition_figures).values(), default=0)
 
 
 def _is_time(text: str) -> bool:
@@ -69,16 +77,19 @@ def _recordings_in(path: Path) -> list[Path]:
         UsageError: it cannot be listed, or holds more than any series of recordings.
     """
     found: list[Path] = []
+    size = 0
     try:
         with os.scandir(path) as entries:
             for n, entry in enumerate(entries):
-                if not entry.name.startswith(".") and Path(entry.path, RUN_FILE).exists():
-                    found.append(Path(entry.path))
-                if n >= _MOST_ENTRIES or len(found) > _MOST_RECORDINGS:
+                run = Path(entry.path, RUN_FILE)
+                if not entry.name.startswith(".") and run.exists():
+                    found.append(run.parent)
+                    size += run.stat().st_size
+                if n >= _MOST_ENTRIES or size > MOST_RUN_BYTES:
                     raise UsageError(
-                        f"{path} holds too much: more than {_MOST_RECORDINGS} recordings, or "
-                        f"{_MOST_ENTRIES} files.",
-                        "Give a directory of the recordings of one configuration.",
+                        f"{path} holds too much: more than {_MOST_ENTRIES} files, or recordings "
+                        f"whose {RUN_FILE} have more than {MOST_RUN_BYTES // MIB} MiB together.",
+                        "Give a directory of fewer recordings.",
                     )
     except OSError as error:
         raise UsageError(

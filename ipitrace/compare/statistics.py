@@ -65,7 +65,7 @@ def shift(base: Values, patched: Values) -> Interval:
     return Interval(value, float(differences[rejected - 1]), float(differences[-rejected]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # 16 MB each at the most repetitions that are compared
 def _u_distribution(n: int, m: int) -> Values:
     """P(U <= u) of samples of n and m without ties, for u from 0 to n * m / 2."""
     u = np.arange(n * m // 2 + 1)

@@ -61,7 +61,7 @@ def run_target(target: str, engine: str, limits: Limits, seed: int, keep: Path) 
         scratch = Path(folder)
         progress = Progress(scratch / "progress", create=True)
         words = (limits.seconds, limits.inputs, limits.memory_mib, seed, folder)
-        command = [sys.executable, "-m", f"{__package__}.watched", target, engine]
+        command = [sys.executable, "-m", "tests.fuzz.watched", target, engine]
         started_s = time.monotonic()
         with (scratch / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -130,7 +130,7 @@ def _peak_kib(pid: int) -> int:
 
 
 def _last_traceback(text: str) -> str:
-    head, mark, tail = text.rpartition("raceback (most recent call")
+    head, mark, tail = text.rpartition("Traceback (most recent call last)")
     if not mark:
         head, mark, tail = text.rpartition("(most recent call first)")
     return mark + tail if mark else head[-2000:] + tail[-2000:]

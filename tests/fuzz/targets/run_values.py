@@ -4,6 +4,7 @@
 Each edit is a walk into the text: what is entered at each step, and what happens there.
 """
 
+import copy
 import json
 from typing import Any
 
@@ -35,8 +36,8 @@ def _edit(at: Any, pieces: Pieces) -> None:
             del at[key]
             return
         elif what < 152 and isinstance(at, list):
-            at.append(at[key])
+            at.append(copy.deepcopy(at[key]))
             return
         else:
-            at[key] = pieces.pick(ODD_VALUES)
+            at[key] = copy.deepcopy(pieces.pick(ODD_VALUES))
             return

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parser without a defect, for tests/unit/test_fuzz_runner.py."""
+
+
+def fuzz(_data: bytes) -> None:
+    return

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every input of the fuzzers' corpus, given to its target: real ones, and what once broke it."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fuzz.corpus import CORPUS, load, names, seeds
+
+MEMORY = 1 << 30
+INPUTS = [
+    pytest.param(name, path, id=f"{name}/{path.name}") for name in names() for path in seeds(name)
+]
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """An input that takes all there is fails, and takes nothing else with it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize(("name", "path"), INPUTS)
+def test_the_parser_takes_it_or_says_no(name: str, path: Path) -> None:
+    load(name)(path.read_bytes())
+
+
+def test_every_target_has_examples_and_all_examples_a_target() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == set(names())
+    assert all(map(seeds, names()))
