@@ -100,9 +100,7 @@ def check_names(vm: str, via: str | None) -> None:
         )
 
 
-def _way_into(
-    machine: VirtualMachine | None, vm: str
-) -> contextlib.AbstractContextManager[Shell]:
+def _way_into(machine: VirtualMachine | None, vm: str) -> contextlib.AbstractContextManager[Shell]:
     """The way that the VM itself shows.
 
     Raises:

@@ -51,9 +51,7 @@ LOOK_INTO_PROCESSES: Final = frozenset({Capability.DAC_READ_SEARCH, Capability.S
 TRACE: Final = frozenset({Capability.BPF, Capability.PERFMON})
 """What loading and attaching BPF programs takes; for maps alone BPF does."""
 
-WRITE_FOR_OTHERS: Final = frozenset(
-    {Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FOWNER}
-)
+WRITE_FOR_OTHERS: Final = frozenset({Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FOWNER})
 """What it takes, under sudo, to write into folders of others and to give the files to them."""
 
 
@@ -116,8 +114,7 @@ def keep_only(kept: Collection[Capability]) -> None:
         words[i].effective = left & now.effective >> (i * _WORD_BITS)
     try:
         _call("capset", ctypes.byref(_header()), words)
-        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "no_new_privs")
+        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     except OSError as error:
         raise HostError(
             f"Privileges cannot be given up ({error}).",
