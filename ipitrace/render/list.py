@@ -123,11 +123,11 @@ def _unseen(found: Discovery) -> Iterator[str]:
     if len(found.odd) > _MOST_ODD:
         yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
-        takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
-        yield _filled(
-            f"{found.unreadable_processes} processes may not be looked into{takes}; to see their "
-            "VMs: sudo ipitrace list"
-        )
+        more = ", though no capability is missing"
+        if found.missing:
+            takes = " and ".join(found.missing)
+            more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"
+        yield _filled(f"{found.unreadable_processes} processes may not be looked into{more}")
     if found.unlisted is not None:
         yield _filled(f"{found.unlisted}; to see their VMs: sudo ipitrace list")
 
