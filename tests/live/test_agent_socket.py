@@ -4,6 +4,7 @@
 import contextlib
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,15 +31,14 @@ def agent_words(path: object) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of the other user's, which that user may reach."""
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_mode & 0o005 != 0o005:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    own = tmp_path / "own"
-    own.mkdir()
-    os.chown(own, NOBODY, NOBODY)
-    return own
+def folder() -> Iterator[Path]:
+    """A folder of the other user's, in one that everybody may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        own = Path(name) / "own"
+        own.mkdir()
+        os.chown(own, NOBODY, NOBODY)
+        yield own
 
 
 @contextlib.contextmanager

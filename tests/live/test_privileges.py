@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,14 @@ def guest() -> Iterator[Guest]:
     """Root's VM."""
     with micro_guest("unicast-blocked") as there:
         yield there
+
+
+@pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """A folder that everybody may write to."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 def command(
@@ -100,17 +109,13 @@ def test_watch_with_just_these(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("name", LOOK)
-def test_watch_says_that_it_may_overlook_vms(name: str, tmp_path: Path) -> None:
+def test_watch_says_that_it_may_overlook_vms(name: str, everybodys: Path) -> None:
     capabilities = (*TRACE, *without(LOOK, name))
     done = run("watch", "--duration", "1", capabilities=capabilities)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert f"processes may not be looked into (that takes CAP_{name.upper()})" in said
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o001)
-    file = tmp_path / "x.prom"
+    file = everybodys / "x.prom"
     words = ("watch", "--duration", "1", "--json", "--openmetrics", str(file))
     last = json.loads(run(*words, capabilities=capabilities).stdout.splitlines()[-1])
     assert last["sight"]["unreadable_processes"] > 0
@@ -124,14 +129,14 @@ def test_watch_says_what_tracing_lacks(name: str) -> None:
     assert f"missing: CAP_{name.upper()}" in done.stderr
 
 
-def test_run_untraced_with_nothing_but_the_device(tmp_path: Path) -> None:
-    done = run(*_RUN, "--no-trace", "-o", str(_open(tmp_path) / "r"), capabilities=())
+def test_run_untraced_with_nothing_but_the_device(everybodys: Path) -> None:
+    done = run(*_RUN, "--no-trace", "-o", str(everybodys / "r"), capabilities=())
     assert done.returncode in (0, 4), done.stderr
     assert json.loads(done.stdout)["complete"]
 
 
-def test_run_traced_with_just_these(tmp_path: Path) -> None:
-    done = run(*_RUN, "-o", str(_open(tmp_path) / "r"), capabilities=(*TRACE, *LOOK))
+def test_run_traced_with_just_these(everybodys: Path) -> None:
+    done = run(*_RUN, "-o", str(everybodys / "r"), capabilities=(*TRACE, *LOOK))
     assert done.returncode in (0, 4), done.stderr
     run_json = json.loads(done.stdout)
     assert run_json["complete"]
@@ -139,23 +144,14 @@ def test_run_traced_with_just_these(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TRACE)
-def test_run_says_what_tracing_lacks(name: str, tmp_path: Path) -> None:
-    words = (*_RUN, "-o", str(_open(tmp_path) / "r"))
+def test_run_says_what_tracing_lacks(name: str, everybodys: Path) -> None:
+    words = (*_RUN, "-o", str(everybodys / "r"))
     done = run(*words, capabilities=(*without(TRACE, name), *LOOK))
     assert done.returncode == 3
     assert f"missing: CAP_{name.upper()}" in done.stderr
 
 
 _RUN = ("run", "--scenario", "unicast-running", "--count", "200", "--repeat", "1", "--json")
-
-
-def _open(folder: Path) -> Path:
-    """The folder, for everybody."""
-    folder.chmod(0o777)
-    for parent in folder.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o001)
-    return folder
 
 
 def _capabilities(pid: int) -> dict[str, set[int]]:
