@@ -26,6 +26,15 @@ _STORMS: Final[tuple[tuple[str, str | None, int, int], ...]] = (
     ("flood", None, 8, 0),
     ("flood", None, 64, 0),
 )
+# (name, processes, VMs of each, vCPUs of each, interrupts a second in each)
+_CROWDS: Final[tuple[tuple[str, int, int, int, int], ...]] = (
+    ("10 VMs, idle", 10, 1, 2, 0),
+    ("50 VMs, idle", 50, 1, 2, 0),
+    ("200 VMs, idle", 200, 1, 2, 0),
+    ("200 VMs, 10 interrupts/s each", 200, 1, 2, 10),
+    ("200 VMs, idle, 1,000 vCPUs", 200, 1, 5, 0),
+    ("1,000 VMs, idle", 250, 4, 1, 0),
+)
 _GUEST = """
 import sys
 from ipitrace.model import StormRequest
@@ -60,6 +69,19 @@ def watching() -> Report:
             )
         )
         series.append(Series(f"watch {name} {n_vcpus} IPIs", PER_SECOND, rates))
+    for name, *size in _CROWDS:
+        with _crowd(*size):
+            intervals = _watch(None)
+        rows.append(
+            (
+                name,
+                size[0] * size[1] * size[2],
+                "-",
+                spread((100 * interval["own"]["cpu_share"] for interval in intervals), 2),
+                f"{intervals[-1]['own']['rss_bytes'] >> 20}",
+                f"longest interval {max(i['duration_s'] for i in intervals):.1f} s",
+            )
+        )
     return Report(
         "Watching running VMs",
         (
@@ -74,6 +96,7 @@ def watching() -> Report:
         (
             f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
             "Own: user and system time of the watching process.",
+            "Several VMs: all that there are are watched, each in a process of its own up to 250.",
             "Flood: IPIs that are accepted and never handled (bench/flood.py).",
             "Programs: they run in the vCPUs' threads; the kernel's account (bpf_stats_enabled).",
         ),
@@ -101,9 +124,23 @@ def _guest(scenario: str | None, n_vcpus: int, pace: int) -> Iterator[VirtualMac
             process.kill()
 
 
-def _watch(vm: VirtualMachine) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _crowd(*size: int) -> Iterator[None]:
+    """Many VMs at once (bench/crowd.py)."""
+    words = [sys.executable, "-m", "bench.crowd", *map(str, size)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout is None or process.stdout.readline() != "mark\n":
+                raise HostError("the VMs could not be made", "see what it says above")
+            yield
+        finally:
+            process.kill()
+
+
+def _watch(vm: VirtualMachine | None) -> list[dict[str, Any]]:
     """The intervals but for the first, in which it still loads."""
-    words = ["watch", "--vm", f"pid:{vm.pid}", "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
+    which = [] if vm is None else ["--vm", f"pid:{vm.pid}"]
+    words = ["watch", *which, "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
     done = subprocess.run(own_command(*words), capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()][1:]
 

@@ -3,8 +3,10 @@
 
 import os
 
-# Nothing here multiplies matrices; NumPy's BLAS would start a thread for each CPU all the same,
-# and those would keep the privileges that a command gives up (see host/privileges.py).
+# NumPy's BLAS would start a thread for each CPU, though nothing here multiplies matrices, and
+# Arrow's allocator one that tidies up. They would keep the privileges that a command gives up
+# (see host/privileges.py).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 __version__ = "0.1.0"

@@ -114,8 +114,7 @@ def keep_only(kept: Collection[Capability]) -> None:
         words[i].effective = left & now.effective >> (i * _WORD_BITS)
     try:
         _call("capset", ctypes.byref(_header()), words)
-        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "no_new_privs")
+        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     except OSError as error:
         raise HostError(
             f"Privileges cannot be given up ({error}).",

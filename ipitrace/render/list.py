@@ -101,25 +101,35 @@ def _remarks(found: Discovery) -> Iterator[str]:
     for (item, why), names in concerned.items():
         word = _ITEMS.get(item, item)
         yield _filled(f"{', '.join(names)}: {word} not known, {why}")
-    shared = Counter(alias for vm in found.vms for alias in vm.aliases)
+    yield from _shared_names(found.vms)
+    yield from _unseen(found)
+
+
+def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
+    """Names that tell no VM from another, and whose VMs those are."""
+    shared = Counter(alias for vm in vms for alias in vm.aliases)
     for alias, n in shared.items():
         if n > 1 and not alias.startswith(OWN_NAME):
             whose = ", ".join(
                 f"{vm.own_name} (user {_NOTHING if vm.uid is None else vm.uid})"
-                for vm in found.vms
+                for vm in vms
                 if alias in vm.aliases
             )
             yield _filled(f"{n} VMs answer to '{alias}', so name another: {whose}")
+
+
+def _unseen(found: Discovery) -> Iterator[str]:
+    """What was left out, and why."""
     for odd in found.odd[:_MOST_ODD]:
         yield _filled(f"odd: {odd.says}")
     if len(found.odd) > _MOST_ODD:
         yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
-        takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
-        yield _filled(
-            f"{found.unreadable_processes} processes may not be looked into{takes}; to see their "
-            "VMs: sudo ipitrace list"
-        )
+        more = ", though no capability is missing"
+        if found.missing:
+            takes = " and ".join(found.missing)
+            more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"
+        yield _filled(f"{found.unreadable_processes} processes may not be looked into{more}")
     if found.unlisted is not None:
         yield _filled(f"{found.unlisted}; to see their VMs: sudo ipitrace list")
 

@@ -359,10 +359,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
             "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
             f"({run.host['pinning']['why']})"
         )
-    others = run.host["neighbours"].get("kvm_processes") or ()
-    if others:
-        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
-        notes.append(f"note   other VMs were alive and disturb the numbers: {names}")
+    notes += _neighbours(run)
     notes += [
         f"note   {row.name}: {row.suspect_spans} IPIs left out of the stages: the guest's TSC "
         "offset changed around them"
@@ -373,6 +370,21 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     notes += [f"note   {said}" for said in told(run.disturbances or (), worthless=False)]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return "\n".join(notes)
+
+
+def _neighbours(run: RunResult) -> Iterator[str]:
+    """Other VMs, and that there may be some that could not be seen."""
+    around = run.host["neighbours"]
+    others = around.get("kvm_processes") or ()
+    if others:
+        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
+        yield f"note   other VMs were alive and disturb the numbers: {names}"
+    hidden = around.get("unreadable_processes")
+    if hidden:
+        yield (
+            f"note   {hidden} processes could not be looked into (docs/privileges.md): there may "
+            "have been more VMs"
+        )
 
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
 from ipitrace.errors import HostError
@@ -64,8 +65,8 @@ def _places(vm: VirtualMachine) -> Iterator[tuple[int, int]]:
     """The VMM's root and working directory, opened."""
     opened: list[int] = []
     try:
-        for name in ("root", "cwd"):
-            opened.append(os.open(f"/proc/{vm.pid}/{name}", os.O_PATH | os.O_CLOEXEC))
+        opened.append(os.open(f"/proc/{vm.pid}/root", os.O_PATH | os.O_CLOEXEC))
+        opened.append(os.open(f"/proc/{vm.pid}/cwd", os.O_PATH | os.O_CLOEXEC))
         if read_started_at(vm.pid) != vm.started_at_ticks:
             raise HostError(f"The VM {vm.name} has ended.", "See 'ipitrace list'.")
         yield opened[0], opened[1]
@@ -125,7 +126,7 @@ def _child(answer: socket.socket, path: str, owner: _Owner, root: int, cwd: int)
         # So long as we still are who we were; set again by the change of user (prctl(2)).
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         signal.alarm(int(_LIMIT_S) + 1)
-        if not os.path.samestat(os.fstat(root), os.stat("/")):
+        if not os.path.samestat(os.fstat(root), Path("/").stat()):
             os.fchdir(root)
             os.chroot(".")
         os.fchdir(cwd)

@@ -60,7 +60,7 @@ def _apic_base(pidfd: int, fd: int) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     try:
-        link = os.readlink(f"/proc/self/fd/{copy}")
+        link = os.readlink(f"/proc/self/fd/{copy}")  # noqa: PTH115 - no path, a name
         if not VCPU_LINK.fullmatch(link):
             raise OSError(f"descriptor {fd} is no vCPU any more")
         with mmap.mmap(copy, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ) as page:

@@ -217,8 +217,9 @@ def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine |
         unknown["uid"] = "/proc does not say"
     vcpus = _vcpus(vm, files)
     if any(vcpu.tid is None for vcpu in vcpus):
+        unnamed = around.debugfs_absent or "KVM does not name it in debugfs"
         unknown["tid"] = (
-            f"{around.debugfs_absent or 'KVM does not name it in debugfs'}, and it was seen neither "
+            f"{unnamed}, and it was seen neither "
             "waiting in KVM_RUN nor at kvm_entry: it has not run yet, or runs without a pause"
         )
     return VirtualMachine(

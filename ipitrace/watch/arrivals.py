@@ -80,10 +80,13 @@ class Arrivals:
         )
 
     def _is_ready(self, name: str, vm: VirtualMachine | None, now_s: float) -> bool:
-        """Whether all its vCPUs have run, or one has waited for that for long enough."""
-        if vm is not None and vm.vcpus and len(vm.tids) == len(vm.vcpus):
-            return True
+        """Whether all its vCPUs have run, or one has waited for that for long enough.
+
+        Whether it is taken up shows at the next look: if not, that one comes later.
+        """
         waiting = self._waiting.setdefault(name, _Waiting(now_s, _FIRST_WAIT_S, now_s))
         waiting.next_s = now_s + waiting.wait_s
         waiting.wait_s = min(2 * waiting.wait_s, _LONGEST_WAIT_S)
+        if vm is not None and vm.vcpus and len(vm.tids) == len(vm.vcpus):
+            return True
         return vm is not None and now_s - waiting.since_s >= _PATIENCE_S

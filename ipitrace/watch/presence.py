@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from ipitrace.vm import VirtualMachine, changes
+from ipitrace.vm import VirtualMachine
 
 CHECK_SHARE: Final = 1 / 200  # of the time that passes, for all VMs together
 MOST_SAVED_S: Final = 0.02
@@ -26,7 +26,8 @@ Key = TypeVar("Key", bound=Hashable)
 class Presence(Generic[Key]):
     """Watches over VMs, each under a key of the caller's."""
 
-    def __init__(self, check: Callable[[VirtualMachine], str | None] = changes) -> None:
+    def __init__(self, check: Callable[[VirtualMachine], str | None]) -> None:
+        """`check` says what has become of a VM, or None; see vm.still_there()."""
         self._check = check
         self._vms: dict[Key, VirtualMachine] = {}
         self._turns: deque[Key] = deque()

@@ -16,7 +16,7 @@ from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
 from ipitrace.tracer.counting import Counting, Counts
 from ipitrace.tracer.tracefs import ensure_debugfs
-from ipitrace.vm import Discovery, VirtualMachine
+from ipitrace.vm import Discovery, VirtualMachine, changes, still_there
 from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
@@ -49,7 +49,8 @@ class Watcher:
         """Use open()."""
         self._counting, self._all_vms, self._top = counting, all_vms, top
         self._roster = Roster(counting)
-        self._presence: Presence[Watched] = Presence()
+        # A vCPU that begins to run is taken up where VMs come and go; one VM alone stays as it is.
+        self._presence: Presence[Watched] = Presence(changes if all_vms else still_there)
         self._arrivals = Arrivals()
         self._sight = sight
         fingerprint = read_fingerprint()

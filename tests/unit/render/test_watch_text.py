@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An interval of `watch` as text and as OpenMetrics."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from ipitrace.watch.model import (
     OwnCost,
     Pair,
     PairsLeftOut,
+    Sight,
     VcpuCounts,
     Visibility,
     VmInterval,
@@ -147,3 +149,23 @@ def test_openmetrics_has_totals_by_vm() -> None:
     assert {s.value for s in samples if s.name == "ipitrace_ipis_complete"} == {1}
     (share,) = (s for s in samples if s.name == "ipitrace_watch_cpu_share")
     assert share.value == pytest.approx(0.0123)
+
+
+def test_what_cannot_be_seen_is_always_said() -> None:
+    sight = Sight(75, None, ("CAP_SYS_PTRACE",), ("pid 7 (x, user 9): its name is too long",))
+    for vms in ((), (vm(),)):
+        hidden = replace(interval(*vms), sight=sight)
+        text = " ".join(render_interval(hidden, width=80, height=24).split())
+        assert "75 processes may not be looked into (that takes CAP_SYS_PTRACE)" in text
+        assert "odd: pid 7 (x, user 9)" in text
+        metrics = render_openmetrics(hidden)
+        assert "ipitrace_watch_unreadable_processes 75\n" in metrics
+        assert "ipitrace_watch_sight_complete 0\n" in metrics
+        assert "ipitrace_watch_sight_complete 1\n" in render_openmetrics(interval(*vms))
+    unlisted = replace(interval(), sight=Sight(unlisted="/proc hides them"))
+    assert "/proc hides them" in render_interval(unlisted)
+
+
+def test_a_line_of_json_is_what_the_interval_is() -> None:
+    one = interval(vm())
+    assert json.loads(one.to_json()) == json.loads(json.dumps(one.to_dict()))
