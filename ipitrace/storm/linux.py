@@ -192,8 +192,7 @@ class LinuxGuest:
         if request.inject not in {None, _LOST_IPI}:
             raise UsageError(f"Only the micro-guest takes --inject {request.inject}.", "")
         self._check_vm()
-        if self.vm is not None:
-            hooks.threads_known(self.tids())
+        hooks.threads_known(self.tids())
         before, _ = self._tscs()
         tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
         tick = _every(_LOOK_S, self._check_vm)
