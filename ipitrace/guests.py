@@ -67,9 +67,10 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
         with open_shell(LOCAL) as shell:
             yield _here(LinuxGuest.prepare(shell, None))
         return
-    foreign = find_foreign(vm, via, trace=trace)
-    with open_shell(foreign.way) as shell:
-        yield _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+    check_names(vm, via)
+    machine = _machine(vm, must_be_there=trace or via is None)
+    with open_shell(via or _way_into(machine, vm)) as shell:
+        yield _elsewhere(LinuxGuest.prepare(shell, machine), vm, machine)
 
 
 def is_micro(vm: str, via: str | None) -> bool:
@@ -91,7 +92,7 @@ class Foreign:
 
 
 def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
-    """Look for a guest on this host; see open_guest().
+    """What open_guest() would open, without opening it.
 
     Raises:
         UsageError: there is no such guest, or its VM shows no way into it.

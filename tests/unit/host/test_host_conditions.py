@@ -130,4 +130,6 @@ def test_who_came_and_who_went(make_files: MakeFiles) -> None:
     ]
     unseen = replace(after, tracing_ids=None, ftrace_kvm_instances=None)
     assert len(list(changes(before, unseen))) == 4
+    hidden = replace(unseen, kvm_processes=(), perf_event_pids=(), unreadable_processes=5)
+    assert list(changes(before, hidden)) == []
     assert "tracing_ids" not in after.to_dict()
