@@ -24,15 +24,12 @@ from numpy.typing import NDArray
 from bench.report import CYCLES, Report, Series, spread
 from bench.storms import PACE_CYCLES, mirrored
 from ipitrace.errors import HostError
+from ipitrace.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.vm import find_vms
 
-_ROUNDS: Final = 12
-# Of 12 differences, the third least and the third greatest enclose the median with 96.1 %
-# confidence, whatever the distribution (order statistics: 1 - 2 * P(Binomial(12, 1/2) <= 2)).
-_RANK: Final = 2
-_CONFIDENCE: Final = 0.961
-_COUNT: Final = 500
+_ROUNDS: Final = 6  # their extremes enclose the median with 96.9 % confidence
+_COUNT: Final = 300
 _METRICS: Final = ("S", "D", "R")
 _STORM: Final = "a storm in another VM, same CPUs"
 _SETTLE_S: Final = 0.2
@@ -115,6 +112,7 @@ def neighbour() -> Report:
         for condition in mirrored(conditions, _ROUNDS):
             with condition.begin():
                 found[condition.name].append(measure())
+            print(condition.name, *found[condition.name][-1], file=sys.stderr, flush=True)
     return _report(conditions, {name: np.array(taken) for name, taken in found.items()})
 
 
@@ -139,7 +137,7 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
         (
             f"{_ROUNDS} rounds in mirrored order: p50 of {_COUNT} IPIs (unicast-running) of an",
             "untraced micro-guest in a process of its own. Cycles: median (middle half). Ratio:",
-            f"median of the rounds' ratios [{_CONFIDENCE:.1%} interval].",
+            f"median of the rounds' ratios [least, greatest: {interval_confidence(_ROUNDS):.1%}].",
             "Probes: all programs of `run`, attached and recording, for the other VM's threads.",
             "Idle: its process is stopped, so that it takes no CPU.",
         ),
@@ -152,9 +150,7 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
 
 
 def _ratio(ratios: NDArray[np.float64]) -> str:
-    ordered = np.sort(ratios)
-    low, high = ordered[_RANK], ordered[-1 - _RANK]
-    return f"{np.median(ordered):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
 
 
 @contextlib.contextmanager
