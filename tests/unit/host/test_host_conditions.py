@@ -2,6 +2,7 @@
 """One look at threads and CPUs, and at other runs, from made-up trees."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -51,6 +52,25 @@ def test_a_cpu_goes_offline(make_files: MakeFiles) -> None:
     files = make_files(TREE)
     (files.root / f"{CPU}/online".lstrip("/")).write_text("0-2\n")
     assert read_conditions([], [], files).online == (0, 1, 2)
+
+
+def test_a_reader_that_loses_its_cpu_sees_no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [10**12]
+
+    def mono() -> int:
+        now_ns[0] += 1000
+        return now_ns[0]
+
+    def boot(_clock: int) -> int:
+        at_ns = now_ns[0]
+        if at_ns < 10**12 + 200_000_000:
+            now_ns[0] += 50_000_000  # 50 ms until it goes on
+        return at_ns + 7_000_000_000
+
+    monkeypatch.setattr(time, "monotonic_ns", mono)
+    monkeypatch.setattr(time, "clock_gettime_ns", boot)
+    look = read_conditions([], [])
+    assert look.suspended_ns == pytest.approx(7_000_000_000, abs=10_000)
 
 
 def test_a_kernel_that_tells_nothing(make_files: MakeFiles) -> None:
