@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.correlator import correlator
 from bench.loading import loading
+from bench.neighbour import neighbour
 from bench.peers import peers
 from bench.programs import in_guest, on_host
 from bench.report import Report, write_json
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[], Report]] = {
     "correlator": correlator,
     "peers": peers,
     "watching": watching,
+    "neighbour": neighbour,
 }
 
 _INSIDE = "IPITRACE_BENCH_MOUNTED"

@@ -106,7 +106,7 @@ class Foreign:
 
 
 def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
-    """Look for a guest on this host; see open_guest().
+    """What open_guest() would open, without opening it.
 
     Raises:
         UsageError: there is no such guest, or its VM shows no way into it.

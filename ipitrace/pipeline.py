@@ -32,7 +32,9 @@ from ipitrace.errors import (
 )
 from ipitrace.guests import Guest
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.host.conditions import read_conditions
 from ipitrace.host.cpus import Pinning
+from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours, read_neighbours
 from ipitrace.host.runs import announced
@@ -45,7 +47,7 @@ from ipitrace.repetition import Recorded, run_repetition
 from ipitrace.result import Losses, Observer, RunLimits, RunResult, ScenarioResult
 from ipitrace.signals import finish_undisturbed
 from ipitrace.stats import interval_confidence
-from ipitrace.steadiness import silence, told
+from ipitrace.steadiness import cpus_of, silence, told
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import (
     SENDER,
@@ -390,7 +392,8 @@ def _run_scenarios(run: _Run) -> None:
         kept = "What was finished until then is kept."
         hint = kept if run.finished(modes) else "Nothing was finished until then."
         run.failure = InterruptedRunError("Interrupted.", hint)
-    except IpitraceError as error:
+    except IpitraceError as raised:
+        error = _offline(run.guest.pinned_cpus) or raised
         if not run.finished(modes) and not isinstance(error, MeasurementError):
             raise
         run.failure = error
@@ -402,6 +405,18 @@ def _run_scenarios(run: _Run) -> None:
             run.rows.append(_unsupported(scenario, reason))
         elif scenario.name in rows:
             run.rows.append(rows[scenario.name])
+
+
+def _offline(pinned: tuple[int, ...] | None, files: HostFiles = HOST) -> MeasurementError | None:
+    """The better reason where a storm fails because a vCPU's CPU went offline."""
+    online = read_conditions((), (), files).online
+    gone = set(pinned or ()) - set(online) if online is not None else set()
+    if not gone:
+        return None
+    return MeasurementError(
+        f"{cpus_of(gone)} went offline during the run.",
+        "What was finished until then is kept. Keep the CPUs online while it measures.",
+    )
 
 
 def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:

@@ -28,7 +28,7 @@ LATE_S: Final = 0.5
 """A tick of 20 ms that comes so late is told."""
 FREQUENCY_SHARE: Final = 0.1
 SUSPENDED_NS: Final = 10_000_000
-"""The two clocks are read one after the other, and a starved reader may be interrupted."""
+"""Far more than the two clocks' readings are apart, and far less than a suspension takes."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from ipitrace.host.fingerprint import CPU_DIR, read_smt, read_turbo
 
 _LAST_CPU: Final = 36  # fields after the name, proc_pid_stat(5): `processor` is field 39
 _STEAL: Final = 7  # of /proc/stat's cpuN line, proc_stat(5)
+_READINGS: Final = 20
+_CLOSE_NS: Final = 100_000
 _MIGRATIONS: Final = re.compile(r"^se\.nr_migrations\s*:\s*(\d+)$", re.MULTILINE)
 
 
@@ -90,13 +92,31 @@ def read_conditions(
     stolen = _stolen_s(files)
     return Conditions(
         at_ns=at_ns,
-        suspended_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns(),
+        suspended_ns=_suspended_ns(),
         threads=tuple(_thread(files, tid) for tid in tids),
         cpus=tuple(_cpu(files, cpu, stolen.get(cpu)) for cpu in sorted(set(cpus))),
         online=_online(files),
         smt=read_smt(files),
         turbo=read_turbo(files),
     )
+
+
+def _suspended_ns() -> int:
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC, of the readings of both that are closest together.
+
+    The reader may lose its CPU between the two, for longer than a suspension takes.
+    """
+    closest_ns, found_ns = None, 0
+    for _ in range(_READINGS):
+        before_ns = time.monotonic_ns()
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        after_ns = time.monotonic_ns()
+        if closest_ns is None or after_ns - before_ns < closest_ns:
+            closest_ns = after_ns - before_ns
+            found_ns = boot_ns - (before_ns + after_ns) // 2
+        if closest_ns < _CLOSE_NS:
+            break
+    return found_ns
 
 
 def _thread(files: HostFiles, tid: int) -> ThreadLook:

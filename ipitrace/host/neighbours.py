@@ -51,13 +51,19 @@ class Neighbours:
 
 
 def changes(before: Neighbours, after: Neighbours) -> Iterator[str]:
-    """Who came or went between two looks, in words; what either could not see is left out."""
+    """Who came or went between two looks, in words; what either could not see is left out.
+
+    A process that may no longer be looked into is not gone: where all could be looked into once,
+    and some not at the other time, processes are not compared.
+    """
+    seen_alike = bool(before.unreadable_processes) == bool(after.unreadable_processes)
     machines = [{p.pid: p for p in look.kvm_processes} for look in (before, after)]
     for pid, process in sorted((machines[0] | machines[1]).items()):
-        if (pid in machines[0]) != (pid in machines[1]):
+        if seen_alike and (pid in machines[0]) != (pid in machines[1]):
             name = process.name if process.name.isprintable() else "?"
             yield f"the KVM process {pid} ({name}) {_moved(came=pid in machines[1])}"
-    for pid in sorted(set(before.perf_event_pids) ^ set(after.perf_event_pids)):
+    moved = set(before.perf_event_pids) ^ set(after.perf_event_pids)
+    for pid in sorted(moved) if seen_alike else ():
         came = pid in after.perf_event_pids
         yield f"process {pid}, which holds perf events, {_moved(came=came)}"
     if before.tracing_ids is not None and after.tracing_ids is not None:

@@ -204,8 +204,7 @@ class LinuxGuest:
                 "Ask for a smaller --count, or share it among more repetitions: --repeat.",
             )
         self._check_vm()
-        if self.vm is not None:
-            hooks.threads_known(self.tids())
+        hooks.threads_known(self.tids())
         before, _ = self._tscs()
         tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
         tick = _every(_LOOK_S, self._check_vm)

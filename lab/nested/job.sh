@@ -18,7 +18,9 @@ printf '#!/bin/sh\nexec /usr/bin/ssh -F /job/config "$@"\n' >/tmp/bin/ssh
 chmod 755 /tmp/bin/ssh
 
 ipitrace guest install --vm local --module /job/ipistorm.ko >/job/result/local-install.txt
-ipitrace run --vm local --count 100 --repeat 2 -o /job/result/local \
+no_limits="--max-rate unlimited --max-time unlimited" # the machines are emulated, and ours
+# shellcheck disable=SC2086 # words
+ipitrace run --vm local $no_limits --count 100 --repeat 2 -o /job/result/local \
 	--scenario unicast-running-xapic --scenario broadcast-xapic >/job/result/local.txt
 ipitrace guest remove --vm local >/job/result/local-remove.txt
 say "measured itself"
@@ -28,10 +30,12 @@ via=ssh://guest1
 ipitrace list >/job/result/list.txt
 ipitrace guest install --vm guest1 --via $via --module /job/ipistorm.ko >/job/result/install.txt
 say "ipistorm is in"
-xargs -d '\n' python3 -m ipitrace run --vm guest1 --via $via -o /job/result/recording </job/arguments
+# shellcheck disable=SC2086 # words
+xargs -d '\n' python3 -m ipitrace run --vm guest1 --via $via $no_limits -o /job/result/recording </job/arguments
 say "measured"
 # By the way in that nobody names: the agent's channel on QEMU's command line.
-ipitrace run --vm guest1 --scenario unicast-running --count 40 --repeat 2 -o /job/result/by-agent \
+# shellcheck disable=SC2086 # words
+ipitrace run --vm guest1 $no_limits --scenario unicast-running --count 40 --repeat 2 -o /job/result/by-agent \
 	>/job/result/by-agent.txt
 say "measured by the agent"
 ipitrace guest remove --vm guest1 --via $via >/job/result/remove.txt

@@ -232,6 +232,7 @@ def test_a_large_storm_arrives_whole(
     done = debian.ipitrace(
         *("run", "--vm", NAME, "--via", debian.via(way), "--no-trace", "--count", str(count)),
         *("--repeat", "1", "--pace", "0", "--scenario", "self-xapic", "-o", str(tmp_path / "r")),
+        *("--max-rate", "unlimited", "--max-time", "unlimited"),
     )
     assert done.returncode == 0, done.stderr
     assert pq.read_metadata(tmp_path / "r" / "guest_ipis.parquet").num_rows == count
@@ -274,7 +275,7 @@ def test_an_interrupted_run_leaves_no_storm_behind(
         *("env", "--default-signal=INT"),  # which a shell ignores for what runs beside it
         *(sys.executable, "-m", "ipitrace", "run", "--vm", NAME, "--via", debian.via(way)),
         *("--no-trace", "--scenario", "self-xapic", "--count", "2000", "--repeat", "1"),
-        *("--pace", "500000000", "-o", str(tmp_path / "r"), "-q"),
+        *("--pace", "500000000", "--max-time", "unlimited", "-o", str(tmp_path / "r"), "-q"),
     ]
     run = subprocess.Popen(command, env=debian.environment, stderr=subprocess.PIPE, text=True)
     while not storms_in(debian):

@@ -9,7 +9,7 @@ from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
 from ipitrace.render.tables import render_run, render_scenarios
-from ipitrace.result import Losses, RunResult
+from ipitrace.result import Disturbance, Losses, RunLimits, RunResult
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 
@@ -104,6 +104,21 @@ def test_doubts_are_shown() -> None:
     text = rendered(made_run(untrustworthy=("7 of 9 host events were lost",)))
     assert "7 of 9 host events were lost" in text
     assert "do not rely on these numbers" in text
+
+
+def test_disturbances_and_limits_are_shown() -> None:
+    moved = Disturbance("moved", "vCPU 1 was moved", worthless=True, repetition=3)
+    came = Disturbance("neighbour", "a VM came", worthless=False)
+    limits = RunLimits(10_000.0, 60.0, by_default=True)
+    text = render_run(made_run(disturbances=(moved, came), limits=limits))
+    assert "pinned to CPUs 0, 1, but not all the time (see below)" in text
+    assert "\nnote   a VM came\n" in text
+    assert "note   vCPU 1 was moved" not in text  # it is a doubt
+    assert (
+        "limits at most 10000 sends per second (--max-rate) and 60 s of storms (--max-time): "
+        "the guest is not ours" in text
+    )
+    assert "limits" not in render_run(made_run())
 
 
 def test_where_no_tracepoint_fired_there_is_no_table_of_them() -> None:
