@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs as files, and what an error may look like."""
 
+import atexit
 import contextlib
 import functools
 import shutil
@@ -16,9 +17,10 @@ _LONGEST_MESSAGE = 2_000
 
 @functools.cache
 def folder() -> Path:
-    """One of this process's own, in memory where that is a place for files."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="ipitrace-fuzz-", dir=memory if memory.is_dir() else None))
+    """One of this process's own; the supervisor removes it with what else was in its TMPDIR."""
+    made = Path(tempfile.mkdtemp(prefix="ipitrace-fuzz-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def place(name: str, data: bytes) -> Path:
@@ -40,11 +42,6 @@ def tree(contents: Mapping[str, bytes], links: Mapping[str, str] | None = None) 
         if not at.is_symlink():
             at.symlink_to(target)
     return HostFiles(root)
-
-
-def remove(name: str) -> None:
-    """What place() made."""
-    shutil.rmtree(folder() / name, ignore_errors=True)
 
 
 @contextlib.contextmanager

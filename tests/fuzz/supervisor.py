@@ -57,7 +57,8 @@ class Outcome:
 
 def run_target(target: str, engine: str, limits: Limits, seed: int, keep: Path) -> Outcome:
     """Fuzz `target`; an input that breaks it is kept in the folder `keep`."""
-    with tempfile.TemporaryDirectory(prefix="ipitrace-fuzz-") as folder:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="ipitrace-fuzz-", dir=memory) as folder:
         scratch = Path(folder)
         progress = Progress(scratch / "progress", create=True)
         words = (limits.seconds, limits.inputs, limits.memory_mib, seed, folder)

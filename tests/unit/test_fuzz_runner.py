@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fuzz.supervisor import Limits, run_target
 
-LIMITS = Limits(seconds=30, inputs=500, hang_s=2, memory_mib=256)
+LIMITS = Limits(seconds=30, inputs=500, hang_s=5, memory_mib=256)
 ENGINES = [
     "hypothesis",
     pytest.param(

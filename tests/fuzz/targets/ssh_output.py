@@ -9,13 +9,14 @@ import contextlib
 import functools
 import os
 import stat
-import tempfile
 import time
 from pathlib import Path
 from unittest import mock
 
 from ipitrace.errors import IpitraceError
 from ipitrace.storm.ssh import Destination, open_ssh
+
+from .. import files
 
 _PROGRAM = """#!/bin/sh
 for last; do :; done
@@ -35,7 +36,7 @@ _PARTS = 4
 
 @functools.cache
 def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ipitrace-fuzz-ssh-"))
+    folder = files.folder()
     program = folder / "ssh"
     program.write_text(_PROGRAM.format(folder=folder))
     program.chmod(stat.S_IRWXU)
