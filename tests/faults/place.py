@@ -9,7 +9,7 @@ from pathlib import Path
 
 from host_state import Watched, watched
 
-from ipitrace.recording import read_run
+from ipitrace.recording_reader import read_run
 from ipitrace.result import RunResult
 
 

@@ -17,7 +17,7 @@ from hostile import SAMPLES
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ipitrace.errors import ExitCode
-from ipitrace.recording import read_run
+from ipitrace.recording_reader import read_run
 
 pytestmark = pytest.mark.live
 

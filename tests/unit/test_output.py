@@ -17,7 +17,8 @@ from recordings import empty_run, make_recording, spans
 
 from ipitrace.errors import ExitCode, HostError, UsageError
 from ipitrace.output import append_file, locate, replace_file
-from ipitrace.recording import CHECKSUM_FILE, RUN_FILE, RecordingWriter, read_run
+from ipitrace.recording import CHECKSUM_FILE, RUN_FILE, RecordingWriter
+from ipitrace.recording_reader import read_run
 from ipitrace.resources import example_dir
 
 EXAMPLE = str(example_dir())

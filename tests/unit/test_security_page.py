@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.cli import ipitrace_group
+from ipitrace.commands.group import ipitrace_group
 
 CHECKOUT = Path(__file__).parents[2]
 TEXT = (CHECKOUT / "SECURITY.md").read_text()
