@@ -235,7 +235,7 @@ def _not_whole(directory: Path, content: bytes) -> UsageError:
         return UsageError(
             f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
             "still going on.",
-            "If it was killed, remove the directory and run again.",
+            "If it was killed, the next run beside it removes what it left.",
         )
     return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
 

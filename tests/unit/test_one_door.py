@@ -16,6 +16,8 @@ DOOR = "console.py"
 STARTS = "cli.py"
 OTHERS = {
     "tracer/compiler.py": "flushes, to capture what a C library writes to descriptor 2",
+    "host/guard.py": "a process of its own, which becomes another program",
+    "table_decoder.py": "a process of its own, which answers into a pipe",
     "storm/micro/rival_process.py": "a process of its own, which answers into a pipe",
     "commands/ab.py": "hands standard error to the commands of the person",
     "render/progress.py": "asks whether it is a terminal",
