@@ -25,6 +25,8 @@ class _Requests:
     count = 0
     last = signal.SIGINT
     finishing = False
+    held = 0
+    waiting = False
     stop: threading.Event | None = None
 
 
@@ -47,6 +49,27 @@ def ignore() -> None:
 def finish_undisturbed() -> None:
     """What is left takes a bounded time and saves what was done: a first signal changes nothing."""
     _requests.finishing = True
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, nothing is interrupted; what came meanwhile interrupts when it is over.
+
+    For what takes a bounded time and must not be left half done: a library's own state,
+    threads to be ended. Serves as a decorator, too. Threads other than the main one are never
+    interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _requests.held += 1
+    try:
+        yield
+    finally:
+        _requests.held -= 1
+        if _requests.waiting and not _requests.held:
+            _requests.waiting = False
+            raise KeyboardInterrupt
 
 
 def interrupted_twice() -> bool:
@@ -81,4 +104,6 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if first and _requests.stop is not None:
         _requests.stop.set()
     elif _requests.count <= _LAST and not (first and _requests.finishing):
-        raise KeyboardInterrupt
+        if not _requests.held:
+            raise KeyboardInterrupt
+        _requests.waiting = True

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.errors import UsageError
+from ipitrace.signals import held_back
 from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
@@ -82,6 +83,7 @@ def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void
     return np.frombuffer(memory, dtype, count)
 
 
+@held_back()
 def try_attach(bpf: Bpf, probe: Probe) -> str:
     """Attach one program; why not, or ""."""
     with captured_stderr() as noise:
@@ -108,6 +110,7 @@ def attach_probe(bpf: Bpf, probe: Probe) -> None:
             bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
 
 
+@held_back()
 def detach_probe(bpf: Bpf, probe: Probe) -> None:
     """Detach one program."""
     event = probe.event
@@ -122,6 +125,7 @@ def detach_probe(bpf: Bpf, probe: Probe) -> None:
             bpf.detach_kretprobe(event.symbol.encode())
 
 
+@held_back()
 def dispose(bpf: Bpf) -> None:
     """Free what a bcc.BPF holds, and have it not wait for the interpreter's exit."""
     bpf.cleanup()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from ipitrace.errors import HostError
+from ipitrace.signals import held_back
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.program import Plan, Probe
 
@@ -97,6 +98,7 @@ def _inside(folder: Path) -> Iterator[None]:
         os.close(former)
 
 
+@held_back()
 def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
 
@@ -121,6 +123,7 @@ def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     ) from failure
 
 
+@held_back()
 def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str, str]]:
     """Have the verifier accept each program: those it accepted, and why not the others.
 

@@ -14,6 +14,7 @@ from ipitrace import resources
 from ipitrace.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.layout import WATCH_CELL, WATCH_HEAD
+from ipitrace.signals import held_back
 from ipitrace.tracer import kernel
 from ipitrace.tracer.attaching import (
     chosen_events,
@@ -178,6 +179,7 @@ class Counting:
             for probe in self._links
         }
 
+    @held_back()
     def close(self) -> None:
         """Detach and free everything."""
         bpf, self._bpf = self._bpf, None
@@ -190,6 +192,7 @@ class Counting:
         self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
         dispose(bpf)
 
+    @held_back()
     def _attach(self) -> None:
         """Attach every program.
 

@@ -14,6 +14,7 @@ from ipitrace import resources
 from ipitrace.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.layout import HOST_EVENT, NR_KINDS, RING_EVENT, RING_HEAD
+from ipitrace.signals import held_back
 from ipitrace.tracer.attaching import (
     chosen_events,
     detach_probe,
@@ -163,6 +164,7 @@ class Tracer:
         for vcpu, tid in enumerate(tids):
             table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
 
+    @held_back()
     def attach(self, *, counting_only: bool = False) -> None:
         """Start counting and recording, or counting alone.
 
@@ -189,6 +191,7 @@ class Tracer:
         if not self._links:
             raise HostError("no event could be attached to", next(iter(self.left_out.values()), ""))
 
+    @held_back()
     def detach(self) -> None:
         """Stop; the events cost nothing afterwards. What was recorded stays readable."""
         bpf = self._open_bpf()
@@ -276,6 +279,7 @@ class Tracer:
             misses,
         )
 
+    @held_back()
     def close(self) -> None:
         """Detach and free everything; what was drained can still be taken."""
         if self._reader is None:

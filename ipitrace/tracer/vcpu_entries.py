@@ -7,8 +7,9 @@ from typing import Final
 from ipitrace import resources
 from ipitrace.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.signals import held_back
 from ipitrace.tracer.attaching import dispose
-from ipitrace.tracer.compiler import captured_stderr, compile_programs
+from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs
 from ipitrace.tracer.formats import parse_format
 from ipitrace.tracer.tracefs import ensure_tracefs
 
@@ -46,6 +47,11 @@ def entering_threads(
     directory = resources.bpf_dir()
     source = (directory / _SOURCE).read_text()
     bpf = compile_programs(source, [f"-DVCPU_ID={place.offset}"], directory)
+    return _look(bpf, tracepoint, look_s)
+
+
+@held_back()
+def _look(bpf: Bpf, tracepoint: str, look_s: float) -> dict[int, int]:
     full_name = f"kvm:{tracepoint}".encode()
     try:
         with captured_stderr() as noise:

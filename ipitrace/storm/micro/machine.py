@@ -19,6 +19,7 @@ import numpy as np
 
 from ipitrace.errors import HostError, MeasurementError
 from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.signals import held_back
 from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
 from ipitrace.storm.limits import STORM_S
@@ -176,6 +177,7 @@ class Machine:
             if now_s - since > silence_s:
                 return
 
+    @held_back()
     def _stop(self, threads: Sequence["VcpuThread"]) -> None:
         self._stopping = True
         self.released.set()
