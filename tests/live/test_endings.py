@@ -236,7 +236,7 @@ def test_run_on_a_full_disk(small: Path) -> None:
 def test_the_name_of_a_vm_does_nothing_to_a_terminal() -> None:
     """QEMU takes any name. list and doctor print it; watch draws it with rich's own sequences."""
     name = "".join(SAMPLES[:9]).replace("\x00", "").encode("utf-8", "replace").decode()
-    with qemu_guest("-name", f"guest={name.replace(',', ',,')}") as guest:
+    with qemu_guest("-name", f"guest={name.replace(',', ',,')},debug-threads=on") as guest:
         vm = f"pid:{guest.pid}"
         for words in ("list", f"doctor --vm {vm}", f"watch --vm {vm} --duration 1"):
             done = subprocess.run(
