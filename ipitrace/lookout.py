@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ipitrace.guests import Guest
 from ipitrace.host.neighbours import Neighbours, changes, read_neighbours
-from ipitrace.host.runs import OtherRun, other_runs
+from ipitrace.host.runs import MOST_RUNS, OtherRun, other_runs
 from ipitrace.model import StormRequest
 from ipitrace.repetition import Recorded
 from ipitrace.result import Disturbance
@@ -65,6 +65,7 @@ class Lookout:
     def _company(self, before: Neighbours, after: Neighbours) -> list[Disturbance]:
         found = [Disturbance("neighbour", says, worthless=False) for says in changes(before, after)]
         new = [run for run in other_runs() if run not in self._runs]
+        new = new[: max(MOST_RUNS - len(self._runs), 0)]
         self._runs.update(new)
         return found + [
             Disturbance("run", self._shares(run.pid, run.cpus), worthless=False) for run in new

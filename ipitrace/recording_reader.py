@@ -139,6 +139,8 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
     cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
     place = str(Path(ipitrace.__file__).resolve().parents[1])
     command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
+    # Not by host/child.py, which hands on this process's variables and feeds a pipe: the decoder
+    # has to seek in its file, gets just these variables, and restricts itself, its life, too.
     with subprocess.Popen(
         command,
         stdin=file,

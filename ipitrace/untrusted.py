@@ -14,7 +14,7 @@ MOST_JSON_ITEMS: Final = 600_000
 """Values, arrays and objects of one JSON text: 100 bytes each, measured, at the worst."""
 
 _MOST_DEPTH: Final = 32  # of nested arrays and objects; run.json has 7
-_LONGEST_STRING: Final = 16_384  # characters; the kernel's command line has 2048 at most on x86
+_LONGEST_TEXT: Final = 16_384  # characters; the kernel's command line has 2048 at most on x86
 _LONGEST_KEY: Final = 256
 _NO_NUMBER: Final = "it holds a number that cannot be"
 _MOST_DIGITS: Final = 21  # and a sign, of 2^64
@@ -63,11 +63,15 @@ def _too_large(most_bytes: int) -> ValueError:
     return ValueError(f"it has more than {shown}")
 
 
-def parse_json(content: bytes) -> Any:  # noqa: ANN401 - JSON is
+def parse_json(content: bytes, longest_text: int = _LONGEST_TEXT) -> Any:  # noqa: ANN401 - JSON is
     """JSON that programs can calculate with and print.
 
     RFC 8259 leaves open what a number's range is, what a key given twice means, and whether
     a string may hold half of a surrogate pair; here these are errors, as NaN and Infinity.
+
+    Args:
+        content: as it came; its length is the caller's to bound.
+        longest_text: characters of one string.
 
     Raises:
         ValueError: it is no such JSON; the message says in a few words what is wrong.
@@ -87,7 +91,7 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - JSON is
         raise ValueError(f"it is no JSON at line {error.lineno}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    _check(value)
+    _check(value, longest_text)
     return value
 
 
@@ -112,25 +116,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _check(value: object) -> None:
+def _check(value: object, longest_text: int) -> None:
     """Look at every value, without recursion: one level after the other."""
     level = [value]
     for _depth in range(_MOST_DEPTH + 1):
-        level = [inner for outer in level for inner in _checked(outer)]
+        level = [inner for outer in level for inner in _checked(outer, longest_text)]
         if not level:
             return
     raise ValueError("it is nested too deeply")
 
 
-def _checked(value: object) -> Iterator[object]:
+def _checked(value: object, longest_text: int) -> Iterator[object]:
     """What is inside of a value that may be used."""
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, list):
         yield from value
     elif isinstance(value, str):
-        if len(value) > _LONGEST_STRING:
-            raise ValueError(f"it holds a text of more than {_LONGEST_STRING} characters")
+        if len(value) > longest_text:
+            raise ValueError(f"it holds a text of more than {longest_text} characters")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             raise ValueError("it holds a text that is not Unicode")
     elif isinstance(value, int | float) and not abs(value) < _TOO_LARGE:  # NaN neither

@@ -16,8 +16,12 @@ from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles
 
-_NAME: Final = re.compile(r" @ipitrace-run/(\d{1,10})/(\d+(?:,\d+){0,255})?$", re.MULTILINE)
+MOST_RUNS: Final = 16
+"""Other runs that are told of; a user may make any number of such names."""
 
+_NAME: Final = re.compile(
+    r" @ipitrace-run/([0-9]{1,10})/([0-9]{1,5}(?:,[0-9]{1,5})*)?$", re.MULTILINE
+)
 _LONGEST: Final = 108  # sun_path of struct sockaddr_un, unix(7)
 
 
@@ -42,9 +46,13 @@ def announced(cpus: Collection[int]) -> Iterator[None]:
 
 
 def other_runs(files: HostFiles = HOST) -> tuple[OtherRun, ...]:
-    """The runs of other processes. Any user can make such a name: it is a hint, no proof."""
+    """The runs of other processes, at most MOST_RUNS.
+
+    Any user can make such a name: it is a hint, no proof.
+    """
     found = {
         int(match[1]): frozenset(map(int, filter(None, (match[2] or "").split(","))))
         for match in _NAME.finditer(files.text("/proc/net/unix") or "")
     }
-    return tuple(OtherRun(pid, cpus) for pid, cpus in sorted(found.items()) if pid != os.getpid())
+    found.pop(os.getpid(), None)
+    return tuple(OtherRun(pid, cpus) for pid, cpus in sorted(found.items())[:MOST_RUNS])

@@ -11,7 +11,8 @@ from ipitrace.errors import HostError, UsageError
 from ipitrace.foreign import plain
 from ipitrace.storm import limits
 from ipitrace.storm.agent_socket import AgentSocket, RefusedError
-from ipitrace.storm.guest_json import member, parse_json
+from ipitrace.storm.guest_json import member
+from ipitrace.untrusted import parse_json
 
 _NOT_THERE: Final = (
     "See that qemu-guest-agent runs in the guest and that nothing else (libvirt) holds its socket."
@@ -170,7 +171,8 @@ def libvirt_answer(answer: object) -> object:
         raise ValueError("it is nothing")  # noqa: TRY004 - one error for all that is odd
     if len(answer) > limits.ANSWER_BYTES:
         raise ValueError(f"it has more than {limits.ANSWER_BYTES} bytes")
-    return member(parse_json(answer.encode(errors="replace")), "return", object)
+    said = parse_json(answer.encode(errors="replace"), limits.ANSWER_BYTES)
+    return member(said, "return", object)
 
 
 def unknown_answer(command: str, why: ValueError) -> HostError:

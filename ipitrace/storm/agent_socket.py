@@ -14,7 +14,8 @@ from typing import Final
 
 from ipitrace.foreign import plain
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import checked, member, parse_json
+from ipitrace.storm.guest_json import checked, member
+from ipitrace.untrusted import parse_json
 
 _CHUNK_BYTES: Final = 64 << 10
 _SENTINEL: Final = b"\xff"  # guest-sync-delimited in QEMU's qga/qapi-schema.json
@@ -107,7 +108,7 @@ class AgentSocket:
 
     @staticmethod
     def _parsed(line: bytes) -> dict[str, object]:
-        answer: dict[str, object] = checked(parse_json(line), dict, "it")
+        answer: dict[str, object] = checked(parse_json(line, limits.ANSWER_BYTES), dict, "it")
         return answer
 
     def _line(self, deadline_s: float) -> bytes:

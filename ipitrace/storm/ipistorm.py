@@ -12,9 +12,10 @@ from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.loading import load
 from ipitrace.storm import limits
 from ipitrace.storm.abi import ABI_VERSION
-from ipitrace.storm.guest_json import checked, number, parse_json, shown
+from ipitrace.storm.guest_json import checked, number, shown
 from ipitrace.storm.shell import Shell
 from ipitrace.storm.storm_file import other_version
+from ipitrace.untrusted import parse_json
 
 HELPER: Final = "ipistorm"
 INSTALLED: Final = "/var/lib/ipitrace"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way into a guest that its VM's command line shows: the QEMU guest agent's channel."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles
+from ipitrace.untrusted import parse_json
 from ipitrace.vm.discovery import COMMAND_LINE_BYTES
 from ipitrace.vm.model import VirtualMachine
 
@@ -66,12 +66,12 @@ def agent_channel(arguments: Sequence[str]) -> AgentChannel | None:
 def _options(value: str) -> Mapping[str, str]:
     """QEMU's option list: JSON, or key=value with commas between and commas doubled.
 
-    Of JSON only the texts are taken; what is none, or nested too deep, has no options.
+    Of JSON only the texts are taken; what is none has no options.
     """
     if value.startswith("{"):
         try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
+            found = parse_json(value.encode(errors="replace"))
+        except ValueError:
             return {}
         return {key: text for key, text in found.items() if isinstance(text, str)}
     parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]

@@ -16,7 +16,7 @@ from typing import Final
 
 from .corpus import seeds
 from .progress import Progress
-from .watched import ENOUGH
+from .watched import ENOUGH, own_peak_bytes
 
 _LOOK_S: Final = 0.2
 _STARTING_S: Final = 60.0  # imports, on a busy machine
@@ -105,7 +105,7 @@ def _watch(
     deadline_s = time.monotonic() + limits.seconds + limits.hang_s + _STARTING_S
     peak_kib = 0
     while process.poll() is None:
-        peak_kib = max(peak_kib, _peak_kib(process.pid))
+        peak_kib = max(peak_kib, own_peak_bytes(process.pid) >> 10)
         running_s = progress.look()[1] or 0.0
         if running_s > limits.hang_s:
             process.send_signal(signal.SIGUSR2)
@@ -119,15 +119,6 @@ def _watch(
     if process.returncode == ENOUGH:
         return None, peak_kib
     return f"it ended with {process.returncode}", peak_kib
-
-
-def _peak_kib(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(peak[1]) if peak else 0
 
 
 def _last_traceback(text: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fuzz.corpus import CORPUS, load, names, seeds
 
+from ipitrace.errors import IpitraceError
+
 MEMORY = 1 << 30
 INPUTS = [
     pytest.param(name, path, id=f"{name}/{path.name}") for name in names() for path in seeds(name)
@@ -32,3 +34,19 @@ def test_the_parser_takes_it_or_says_no(name: str, path: Path) -> None:
 def test_every_target_has_examples_and_all_examples_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir()} == set(names())
     assert all(map(seeds, names()))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [given for given in INPUTS if given.values[1].name == "usual"]
+)
+def test_a_usual_input_is_refused_nowhere(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a fuzzer that starts from it gets no further than the first refusal."""
+
+    def refused(_error: IpitraceError, message: str, _hint: str) -> None:
+        raise AssertionError(message)
+
+    fuzz = load(name)
+    monkeypatch.setattr(IpitraceError, "__init__", refused)
+    fuzz(path.read_bytes())

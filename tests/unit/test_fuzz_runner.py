@@ -45,3 +45,10 @@ def test_what_does_not_break_gets_all_inputs(tmp_path: Path, engine: str) -> Non
     outcome = run_target("_passes", engine, LIMITS, 1, tmp_path)
     assert (outcome.found, outcome.inputs) == (None, LIMITS.inputs)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_its_starter_takes_is_not_its_own(tmp_path: Path, engine: str) -> None:
+    taken = b"x" * ((LIMITS.memory_mib + 64) << 20)
+    outcome = run_target("_passes", engine, LIMITS, 1, tmp_path)
+    assert (outcome.found, len(taken) >> 20 > outcome.peak_mib) == (None, True)

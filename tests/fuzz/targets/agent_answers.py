@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest agent's answers, each line of the input one; the last is said for ever."""
+"""A guest agent's answers by way of libvirt, each line of the input one; the last for ever."""
 
 import contextlib
-import json
-from typing import Any
 
-from ipitrace.errors import HostError, IpitraceError
+from ipitrace.errors import IpitraceError
+from ipitrace.storm.agent import libvirt_answer, unknown_answer
 from ipitrace.storm.qga import open_qga
 
 from ..pieces import no_waiting
 
 
 class _Agent:
-    via = "qga"
+    via = "qga+libvirt"
 
-    def __init__(self, lines: list[bytes]) -> None:
+    def __init__(self, lines: list[str]) -> None:
         self._lines = lines
 
-    def ask(self, command: str, **_arguments: object) -> Any:
+    def ask(self, command: str, **_arguments: object) -> object:
         line = self._lines[0] if len(self._lines) == 1 else self._lines.pop(0)
         try:
-            return json.loads(line)
-        except (ValueError, RecursionError):
-            raise HostError(f"The guest agent refused {command}.", "") from None
+            return libvirt_answer(line)
+        except ValueError as error:
+            raise unknown_answer(command, error) from error
 
 
 def fuzz(data: bytes) -> None:
     with contextlib.suppress(IpitraceError), no_waiting():
-        agent = _Agent(data.split(b"\n"))
+        agent = _Agent(data.decode(errors="surrogateescape").split("\n"))
         with open_qga(agent) as shell:
-            shell.run(["true"], timeout_s=5.0)
+            shell.run(["true"], stdin=b"x", timeout_s=5.0, limit_bytes=64)

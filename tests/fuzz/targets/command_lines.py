@@ -10,5 +10,6 @@ def fuzz(data: bytes) -> None:
     program, *arguments = data.decode(errors="replace").split("\0")
     line = parse_command_line(program, arguments)
     assert line.memory_bytes is None or line.memory_bytes >= 0
-    agent_channel(arguments, line.name or "")
+    channel = agent_channel(arguments)
+    assert channel is None or channel.path != ""
     scope_name(program)

@@ -19,12 +19,23 @@ from ipitrace.storm.ssh import Destination, open_ssh
 from .. import files
 
 _PROGRAM = """#!/bin/sh
-for last; do :; done
-case $last in
-"id -u; exec cat")
-	/bin/cat {folder}/first
-	read -r line < {folder}/first || exit 255
-	exec /bin/cat ;;
+master= socket=
+while [ $# -gt 1 ]; do
+	case $1 in
+	-G) exit ;;
+	-M) master=yes ;;
+	-S) socket=$2 ;;
+	esac
+	shift
+done
+if [ "$master" ]; then
+	: >"$socket"
+	exec sleep 60
+fi
+case $1 in
+*"id -u")
+	echo 1 >&2
+	exec /bin/cat {folder}/first ;;
 esac
 /bin/cat {folder}/out
 /bin/cat {folder}/err >&2

@@ -293,8 +293,8 @@ def test_markdown_says_what_was_said(text: str) -> None:
 
 
 STATUS = HelperStatus(
-    1, "1.0", Module(loaded=True, version="1.0", srcversion="AB"), "6.1", 2, (0, 1), "x2apic", 1_000,
-    {"blocked": "no HLT"},
+    1, "1.0", Module(loaded=True, version="1.0", srcversion="AB"), "6.1", 2, (0, 1), "x2apic",
+    1_000, {"blocked": "no HLT"},
 )  # fmt: skip
 
 
