@@ -9,6 +9,7 @@ What is plain already stays as it is.
 """
 
 import dataclasses
+import functools
 import operator
 import re
 import unicodedata
@@ -85,11 +86,13 @@ def map_strings(value: T, change: Callable[[str], str]) -> T:
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401 - any data
     if type(value) is str:
         return change(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        new = {name: _map_strings(one, change) for name, one in old.items()}
-        same = all(new[name] is one for name, one in old.items())
-        return value if same else dataclasses.replace(value, **new)
+    if value is None or type(value) is int:  # most of what there is
+        return value
+    names = _field_names(type(value))
+    if names is not None:
+        olds = [(name, getattr(value, name)) for name in names]
+        news = {name: new for name, old in olds if (new := _map_strings(old, change)) is not old}
+        return dataclasses.replace(value, **news) if news else value
     if isinstance(value, Mapping):
         return {_map_strings(k, change): _map_strings(v, change) for k, v in value.items()}
     if type(value) is tuple or type(value) is list:
@@ -98,6 +101,14 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN4
             return value
         return type(value)(items)
     return value
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """A dataclass's fields; None of any other type."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _json_escape(match: re.Match[str]) -> str:
