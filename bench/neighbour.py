@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.crowd import crowd
 from bench.report import CYCLES, Report, Series, spread
 from bench.storms import mirrored
 from ipitrace.errors import HostError
@@ -153,18 +153,11 @@ def _enclosing(n: int) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def _other(rate_hz: int) -> Iterator[VirtualMachine]:
-    """The other VM (bench/crowd.py), its process stopped."""
-    words = [sys.executable, "-m", "bench.crowd", "1", "1", "2", str(rate_hz)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            if process.stdout is None or process.stdout.readline() != "mark\n":
-                raise HostError("the other VM could not be made", "see what it says above")
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            vm = next(vm for vm in find_vms() if str(vm.pid) in children.split())
-            os.kill(vm.pid, signal.SIGSTOP)
-            yield vm
-        finally:
-            process.kill()
+    """The other VM, its process stopped."""
+    with crowd(1, 1, 2, rate_hz) as (pid,):
+        vm = next(vm for vm in find_vms() if vm.pid == pid)
+        os.kill(pid, signal.SIGSTOP)
+        yield vm
 
 
 @contextlib.contextmanager
