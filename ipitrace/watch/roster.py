@@ -120,6 +120,12 @@ class Roster:
         """The VMs that these slots are of."""
         return {self._owner[slot] for slot in slots if slot in self._owner}
 
+    def without_directory(self, there: frozenset[str] | None) -> list[Watched]:
+        """Those that had a directory in debugfs, which is not `there` any more."""
+        if there is None:
+            return []
+        return [w for w in self.watched if w.vm.directory and w.vm.directory not in there]
+
     def close(self) -> None:
         """Let go of the files."""
         for watched in self.watched:

@@ -16,7 +16,7 @@ from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
 from ipitrace.tracer.counting import Counting, Counts
 from ipitrace.tracer.tracefs import ensure_debugfs
-from ipitrace.vm import Discovery, VirtualMachine, changes, still_there
+from ipitrace.vm import Discovery, VirtualMachine, changes, still_there, vm_directory_names
 from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
@@ -112,7 +112,9 @@ class Watcher:
         vms_on: dict[int, set[str]] = {}
         ended: list[str] = []
         vms = []
-        gone = self._presence.gone()
+        # KVM removes a VM's directory with the VM, be it that its process lives on.
+        there = vm_directory_names() if self._all_vms else None
+        gone = self._presence.gone(self._roster.without_directory(there))
         activity = self._counting.activity()
         active = self._roster.owners(np.flatnonzero(activity != self._activity).tolist())
         self._activity = activity
@@ -157,7 +159,7 @@ class Watcher:
         self._number += 1
         self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
         if self._all_vms:
-            self._look_for_vms()
+            self._look_for_vms(there)
         return interval
 
     def _shown(
@@ -223,10 +225,10 @@ class Watcher:
         else:
             self._stopped = why
 
-    def _look_for_vms(self) -> None:
+    def _look_for_vms(self, there: frozenset[str] | None) -> None:
         """Take up VMs that have started."""
         known = {w.vm.directory for w in self._roster.watched if w.vm.directory is not None}
-        for vm in self._roster.strangers(self._arrivals.look(known)):
+        for vm in self._roster.strangers(self._arrivals.look(known, there)):
             self._take_up(vm)
         if self._arrivals.discovery is not None:
             self._sight = sight_of(self._arrivals.discovery)
