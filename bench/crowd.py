@@ -13,12 +13,16 @@ import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
+from pathlib import Path
 from typing import Final
 
+from ipitrace.errors import HostError
 from ipitrace.storm.micro.kvm import Vcpu, Vm
 
 _SIGNAL_MSI: Final = 0x4020AEA5  # include/uapi/linux/kvm.h
@@ -31,6 +35,20 @@ _SPIV: Final = slice(0xF0, 0xF4)  # SDM vol. 3A, 11.9: bit 8 switches the APIC o
 _SPIV_ON: Final = (0x1FF).to_bytes(4, "little")
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 _STACK_BYTES: Final = 256 << 10
+
+
+@contextlib.contextmanager
+def crowd(*size: int) -> Iterator[tuple[int, ...]]:
+    """PROCESSES, VMS, VCPUS, HZ: such VMs while inside; answers the processes that have them."""
+    words = [sys.executable, "-m", "bench.crowd", *map(str, size)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout is None or process.stdout.readline() != "mark\n":
+                raise HostError("the VMs could not be made", "see what it says above")
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            yield tuple(map(int, children.split()))
+        finally:
+            process.kill()
 
 
 def main() -> None:

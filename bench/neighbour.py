@@ -2,12 +2,13 @@
 """What a VM that nobody traces feels while ipitrace traces or watches another one.
 
 Raw tracepoints fire for every thread of the host; our programs pass over those that are not
-theirs. That is one cost. The other is the CPU that ipitrace, and a storm in the other VM, take.
+theirs. That is one cost. The other is the CPU that ipitrace and the other VM take.
 Each condition is compared with the same one without our programs, so that the two do not mix.
 """
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,19 +22,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.crowd import crowd
 from bench.report import CYCLES, Report, Series, spread
-from bench.storms import PACE_CYCLES, mirrored
+from bench.storms import mirrored
 from ipitrace.errors import HostError
 from ipitrace.stats import interval_confidence
 from ipitrace.tracer import Tracer
-from ipitrace.vm import find_vms
+from ipitrace.vm import VirtualMachine, find_vms
 
-_ROUNDS: Final = 6  # their extremes enclose the median with 96.9 % confidence
+_MOST_S: Final = 150.0  # for all rounds: none is begun that would take longer
+_MOST_ROUNDS: Final = 30
+_LEAST_CONFIDENCE: Final = 0.95
 _COUNT: Final = 300
 _METRICS: Final = ("S", "D", "R")
-_STORM: Final = "a storm in another VM, same CPUs"
+_RATE_HZ: Final = 1_000
+_BUSY: Final = f"another VM, {_RATE_HZ:,} interrupts/s"
 _SETTLE_S: Final = 0.2
-_READY_S: Final = 30.0
 
 # The neighbour: a process of its own that runs a storm whenever it is asked to.
 _NEIGHBOUR: Final = """
@@ -47,36 +51,6 @@ for _ in sys.stdin:
     found = [float(np.median(sends)), deliver_cycles(storm), round_trip_cycles(storm)]
     print(json.dumps(found), flush=True)
 """
-# The other VM: one storm that never ends, at a pace. A stop of the process is no lost IPI.
-_OTHER: Final = """
-import sys
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
-from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
-(scenario,) = select_scenarios(["unicast-running"])
-request = StormRequest(scenario, 2, 8_000_000, 1, int(sys.argv[1]), 3600.0)
-guest = MicroGuest.prepare(2, None)
-guest.run(request, Hooks(lambda tids: print(*tids, flush=True)))
-"""
-
-
-@dataclass(frozen=True)
-class _Vm:
-    """The other VM's process."""
-
-    process: "subprocess.Popen[str]"
-    tids: tuple[int, ...]
-
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
-        """While inside it runs; otherwise it is stopped, and takes no CPU."""
-        self.process.send_signal(signal.SIGCONT)
-        try:
-            time.sleep(_SETTLE_S)
-            yield
-        finally:
-            self.process.send_signal(signal.SIGSTOP)
 
 
 @dataclass(frozen=True)
@@ -91,10 +65,10 @@ class _Condition:
 def neighbour() -> Report:
     """Median S, D and R of an untraced micro-guest under each condition, in turn."""
     with contextlib.ExitStack() as stack:
-        idle = stack.enter_context(_other())
-        busy = stack.enter_context(_other())
+        idle = stack.enter_context(_other(0))
+        busy = stack.enter_context(_other(_RATE_HZ))
         on_idle, on_busy = (
-            stack.enter_context(Tracer.load(pid=vm.process.pid, n_vcpus=2)) for vm in (idle, busy)
+            stack.enter_context(Tracer.load(pid=vm.pid, n_vcpus=2)) for vm in (idle, busy)
         )
         on_idle.set_vcpu_threads(idle.tids)
         on_busy.set_vcpu_threads(busy.tids)
@@ -102,14 +76,19 @@ def neighbour() -> Report:
             _Condition("nothing", nullcontext),
             _Condition("run's probes for an idle VM", lambda: _traced(on_idle)),
             _Condition("watch of an idle VM", lambda: _watched(idle)),
-            _Condition(_STORM, busy.awake),
-            _Condition("run's probes for that VM", lambda: _beside(busy, _traced(on_busy)), _STORM),
-            _Condition("watch of that VM", lambda: _beside(busy, _watched(busy)), _STORM),
+            _Condition(_BUSY, lambda: _awake(busy)),
+            _Condition("run's probes for that VM", lambda: _beside(busy, _traced(on_busy)), _BUSY),
+            _Condition("watch of that VM", lambda: _beside(busy, _watched(busy)), _BUSY),
         )
         measure = stack.enter_context(_neighbour())
         found: dict[str, list[list[float]]] = {c.name: [] for c in conditions}
         measure()
-        for condition in mirrored(conditions, _ROUNDS):
+        began_s = time.monotonic()
+        for number, condition in enumerate(mirrored(conditions, _MOST_ROUNDS)):
+            rounds, of_round = divmod(number, len(conditions))
+            passed_s = time.monotonic() - began_s
+            if not of_round and rounds and passed_s * (rounds + 1) / rounds > _MOST_S:
+                break
             with condition.begin():
                 found[condition.name].append(measure())
             print(condition.name, *found[condition.name][-1], file=sys.stderr, flush=True)
@@ -118,6 +97,7 @@ def neighbour() -> Report:
 
 def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.float64]]) -> Report:
     rows = []
+    rounds = len(found[conditions[0].name])
     for condition in conditions:
         taken = found[condition.name]
         control = found[condition.control or conditions[0].name]
@@ -135,11 +115,11 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
         ("beside it", "compared with", *_METRICS, *(f"{m}, ratio" for m in _METRICS)),
         rows,
         (
-            f"{_ROUNDS} rounds in mirrored order: p50 of {_COUNT} IPIs (unicast-running) of an",
+            f"{rounds} rounds in mirrored order: p50 of {_COUNT} IPIs (unicast-running) of an",
             "untraced micro-guest in a process of its own. Cycles: median (middle half). Ratio:",
-            f"median of the rounds' ratios [least, greatest: {interval_confidence(_ROUNDS):.1%}].",
+            f"median of the rounds' ratios [its interval: {_enclosing(rounds)[1]:.1%}].",
             "Probes: all programs of `run`, attached and recording, for the other VM's threads.",
-            "Idle: its process is stopped, so that it takes no CPU.",
+            "Idle: its process is stopped. Interrupts: injected by a thread; the guest never runs.",
         ),
         [
             Series(f"{metric} beside {name}", CYCLES, [float(v) for v in taken[:, i]])
@@ -150,26 +130,45 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
 
 
 def _ratio(ratios: NDArray[np.float64]) -> str:
-    return f"{np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
+    ranked = np.sort(ratios)
+    left_out, _ = _enclosing(len(ratios))
+    low, high = ranked[left_out], ranked[len(ratios) - 1 - left_out]
+    return f"{np.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _enclosing(n: int) -> tuple[int, float]:
+    """How many of `n` ranked values to leave out at each end for an interval of the median.
+
+    And how surely the others enclose it: _LEAST_CONFIDENCE at least, where `n` allows. By the
+    binomial distribution alone, whatever the values' is.
+    """
+    best = 0, interval_confidence(n)
+    for left_out in range(1, n // 2):
+        outside = 2 * sum(math.comb(n, i) for i in range(left_out + 1)) / 2**n
+        if 1 - outside < _LEAST_CONFIDENCE:
+            break
+        best = left_out, 1 - outside
+    return best
 
 
 @contextlib.contextmanager
-def _other() -> Iterator[_Vm]:
-    words = [sys.executable, "-c", _OTHER, str(PACE_CYCLES)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                raise HostError("the other VM ended early", "see what it says above")
-            # Its threads are known to others once they have run.
-            deadline_s = time.monotonic() + _READY_S
-            while not any(vm.pid == process.pid and vm.tids for vm in find_vms()):
-                if time.monotonic() > deadline_s:
-                    raise HostError("the other VM's threads do not show", "look at ipitrace list")
-            process.send_signal(signal.SIGSTOP)
-            yield _Vm(process, tuple(map(int, line.split())))
-        finally:
-            process.kill()
+def _other(rate_hz: int) -> Iterator[VirtualMachine]:
+    """The other VM, its process stopped."""
+    with crowd(1, 1, 2, rate_hz) as (pid,):
+        vm = next(vm for vm in find_vms() if vm.pid == pid)
+        os.kill(pid, signal.SIGSTOP)
+        yield vm
+
+
+@contextlib.contextmanager
+def _awake(vm: VirtualMachine) -> Iterator[None]:
+    """While inside it runs; otherwise it is stopped, and takes no CPU."""
+    os.kill(vm.pid, signal.SIGCONT)
+    try:
+        time.sleep(_SETTLE_S)
+        yield
+    finally:
+        os.kill(vm.pid, signal.SIGSTOP)
 
 
 @contextlib.contextmanager
@@ -197,8 +196,8 @@ def _neighbour() -> Iterator[Callable[[], list[float]]]:
 
 
 @contextlib.contextmanager
-def _beside(vm: _Vm, other: AbstractContextManager[None]) -> Iterator[None]:
-    with vm.awake(), other:
+def _beside(vm: VirtualMachine, other: AbstractContextManager[None]) -> Iterator[None]:
+    with _awake(vm), other:
         yield
 
 
@@ -214,8 +213,8 @@ def _traced(tracer: Tracer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(vm: _Vm) -> Iterator[None]:
-    words = ["watch", "--vm", f"pid:{vm.process.pid}", "--json", "-n", "0"]
+def _watched(vm: VirtualMachine) -> Iterator[None]:
+    words = ["watch", "--vm", f"pid:{vm.pid}", "--json", "-n", "0"]
     with subprocess.Popen(
         [sys.executable, "-m", "ipitrace", *words], stdout=subprocess.PIPE, text=True
     ) as process:

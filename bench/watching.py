@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from bench.crowd import crowd
 from bench.report import PER_SECOND, Report, Series, spread
 from ipitrace.errors import HostError
 from ipitrace.host.programs import own_command
 from ipitrace.tracer.counting import Counting
 from ipitrace.vm import VirtualMachine, find_vms
 
-_SECONDS = 15
+_SECONDS = 10
+_NEWCOMERS = 5
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # (name, scenario or None for bench.flood, vCPUs, cycles between sends)
 _STORMS: Final[tuple[tuple[str, str | None, int, int], ...]] = (
@@ -35,6 +38,9 @@ _CROWDS: Final[tuple[tuple[str, int, int, int, int], ...]] = (
     ("200 VMs, idle, 1,000 vCPUs", 200, 1, 5, 0),
     ("1,000 VMs, idle", 250, 4, 1, 0),
 )
+_AS_TEXT: Final = ("200 VMs, idle", "200 VMs, 10 interrupts/s each")
+_WITH_NEWCOMERS: Final = ("10 VMs, idle", "200 VMs, idle")
+_OWN_COST: Final = re.compile(r"^own cost +([0-9.]+)% of one CPU", re.MULTILINE)
 _GUEST = """
 import sys
 from ipitrace.model import StormRequest
@@ -70,16 +76,20 @@ def watching() -> Report:
         )
         series.append(Series(f"watch {name} {n_vcpus} IPIs", PER_SECOND, rates))
     for name, *size in _CROWDS:
-        with _crowd(*size):
+        with crowd(*size):
             intervals = _watch(None)
+            text = f"; as text {spread(_watch_as_text(), 2)}" if name in _AS_TEXT else ""
+            noticed = _newcomers() if name in _WITH_NEWCOMERS else ""
+        own = [100 * interval["own"]["cpu_share"] for interval in intervals]
+        longest_s = max(interval["duration_s"] for interval in intervals)
         rows.append(
             (
                 name,
                 size[0] * size[1] * size[2],
                 "-",
-                spread((100 * interval["own"]["cpu_share"] for interval in intervals), 2),
+                f"{spread(own, 2)}{text}",
                 f"{intervals[-1]['own']['rss_bytes'] >> 20}",
-                f"longest interval {max(i['duration_s'] for i in intervals):.1f} s",
+                f"longest interval {longest_s:.1f} s{noticed}",
             )
         )
     return Report(
@@ -96,6 +106,7 @@ def watching() -> Report:
         (
             f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
             "Own: user and system time of the watching process.",
+            "As text: the same with its output as text into a pipe, 20 pairs of each VM.",
             "Several VMs: all that there are are watched, each in a process of its own up to 250.",
             "Flood: IPIs that are accepted and never handled (bench/flood.py).",
             "Programs: they run in the vCPUs' threads; the kernel's account (bpf_stats_enabled).",
@@ -124,25 +135,43 @@ def _guest(scenario: str | None, n_vcpus: int, pace: int) -> Iterator[VirtualMac
             process.kill()
 
 
-@contextlib.contextmanager
-def _crowd(*size: int) -> Iterator[None]:
-    """Many VMs at once (bench/crowd.py)."""
-    words = [sys.executable, "-m", "bench.crowd", *map(str, size)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            if process.stdout is None or process.stdout.readline() != "mark\n":
-                raise HostError("the VMs could not be made", "see what it says above")
-            yield
-        finally:
-            process.kill()
-
-
 def _watch(vm: VirtualMachine | None) -> list[dict[str, Any]]:
     """The intervals but for the first, in which it still loads."""
     which = [] if vm is None else ["--vm", f"pid:{vm.pid}"]
     words = ["watch", *which, "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
     done = subprocess.run(own_command(*words), capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()][1:]
+
+
+def _watch_as_text() -> list[float]:
+    """Its own share of a CPU, in percent, in each interval but the first; without the summary."""
+    words = own_command("watch", "--duration", str(_SECONDS + 1))
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [float(share) for share in _OWN_COST.findall(done.stdout)][1:-1]
+
+
+def _newcomers() -> str:
+    """How long after a VM has started, or ended, watch says so, beside those that there are."""
+    started, ended = [], []
+    words = own_command("watch", "--json", "-n", "0")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watch:
+        intervals = map(json.loads, watch.stdout or ())
+        try:
+            next(intervals)
+            for _ in range(_NEWCOMERS):
+                with crowd(1, 1, 1, 0) as (pid,):
+                    began_s = time.monotonic()
+                    next(i for i in intervals if pid in {vm["pid"] for vm in i["vms"]})
+                    started.append(time.monotonic() - began_s)
+                began_s = time.monotonic()
+                next(i for i in intervals if any(f"pid {pid})" in said for said in i["ended"]))
+                ended.append(time.monotonic() - began_s)
+        finally:
+            watch.terminate()
+            watch.communicate()
+    return (
+        f"; a VM's start is told after {spread(started, 1)} s, its end after {spread(ended, 1)} s"
+    )
 
 
 def _programs(vm: VirtualMachine) -> str:

@@ -9,6 +9,7 @@ What is plain already stays as it is.
 """
 
 import dataclasses
+import functools
 import operator
 import re
 import unicodedata
@@ -83,21 +84,30 @@ def map_strings(value: T, change: Callable[[str], str]) -> T:
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401 - any data
-    if type(value) is str:
+    kind: Any = type(value)
+    if kind is str:
         return change(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        new = {name: _map_strings(one, change) for name, one in old.items()}
-        same = all(new[name] is one for name, one in old.items())
-        return value if same else dataclasses.replace(value, **new)
+    if kind is int:  # most of what there is
+        return value
+    names = _field_names(kind)
+    if names is not None:
+        olds = [(name, getattr(value, name)) for name in names]
+        news = {name: new for name, old in olds if (new := _map_strings(old, change)) is not old}
+        return dataclasses.replace(value, **news) if news else value
     if isinstance(value, Mapping):
         return {_map_strings(k, change): _map_strings(v, change) for k, v in value.items()}
-    if type(value) is tuple or type(value) is list:
+    if kind is tuple or kind is list:
         items = [_map_strings(one, change) for one in value]
-        if all(map(operator.is_, items, value)):
-            return value
-        return type(value)(items)
+        return value if all(map(operator.is_, items, value)) else kind(items)
     return value
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """A dataclass's fields; None of any other type."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _json_escape(match: re.Match[str]) -> str:

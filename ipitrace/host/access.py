@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Are we allowed to do what was asked? Each check says what is missing and what to do."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -75,6 +76,17 @@ def require_descriptors() -> None:
             f"This process may open no more than {limit} files; it takes {_FEWEST_DESCRIPTORS}.",
             "Raise 'ulimit -n'.",
         )
+
+
+def allow_many_descriptors() -> None:
+    """Let this process open as many files as it may allow itself.
+
+    The soft limit is low for the sake of select(2), which takes no descriptor above 1023
+    (getrlimit(2)); poll(2) does.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # above fs.nr_open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def require_trace_privilege(files: HostFiles = HOST) -> None:

@@ -45,15 +45,21 @@ NEEDED: Final = ("kvm_apic_ipi", "kvm_apic_accept_irq")
 
 @dataclass(frozen=True)
 class Counts:
-    """A copy of all counters; they only grow while a slot keeps its thread.
+    """What was counted in some slots until two moments; it only grows while a slot has its thread.
 
     Attributes:
-        heads: WATCH_HEAD (slots read,).
-        cells: WATCH_CELL (slots read, n_cells).
+        heads_before, heads: WATCH_HEAD (slots read,).
+        slot: for each cell in use, which of the slots read it is of (0, 1, ...), ascending.
+        key: what it counts.
+        before, now: how much.
     """
 
+    heads_before: NDArray[np.void]
     heads: NDArray[np.void]
-    cells: NDArray[np.void]
+    slot: NDArray[np.intp]
+    key: NDArray[np.uint64]
+    before: NDArray[np.uint64]
+    now: NDArray[np.uint64]
 
 
 class Counting:
@@ -71,6 +77,9 @@ class Counting:
         self._bpf: Bpf | None = bpf
         self._probes = probes
         self._heads, self._cells = heads, cells
+        # As last read.
+        self._former_heads = np.zeros_like(heads)
+        self._former = np.zeros(cells.shape, np.uint64)
         self._links: list[Probe] = []
         self.left_out = left_out
 
@@ -138,6 +147,8 @@ class Counting:
         """
         self._heads[slot] = 0
         self._cells[slot] = 0
+        self._former_heads[slot] = 0
+        self._former[slot] = 0
         self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)] = ctypes.c_uint(slot)
 
     def take(self, tid: int) -> None:
@@ -145,19 +156,30 @@ class Counting:
         del self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)]
 
     def read(self, slots: Sequence[int]) -> Counts:
-        """What was counted in these slots so far, in their order."""
-        at = list(slots)
-        return Counts(self._heads[at], self._cells[at])
+        """What was counted in these slots until they were read last, and until now."""
+        at = np.asarray(slots, np.intp)
+        heads, heads_before = self._heads[at], self._former_heads[at]
+        slot, cell = np.nonzero(self._cells["key"][at])
+        where = at[slot], cell
+        cells, before = self._cells[where], self._former[where]
+        self._former_heads[at], self._former[where] = heads, cells["count"]
+        return Counts(heads_before, heads, slot, cells["key"], before, cells["count"])
+
+    def as_read(self, slots: Sequence[int]) -> Counts:
+        """What was counted in these slots from the beginning until they were read last."""
+        at = np.asarray(slots, np.intp)
+        heads = self._former_heads[at]
+        slot, cell = np.nonzero(self._former[at])
+        where = at[slot], cell
+        now = self._former[where]
+        key = self._cells["key"][where]
+        return Counts(np.zeros_like(heads), heads, slot, key, np.zeros_like(now), now)
 
     def activity(self) -> NDArray[np.uint64]:
         """A number for each slot that grows with whatever is counted in it."""
         # Every program counts the event, or that it could not, before anything else (watch.bpf.c).
         grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
         return grown
-
-    def zeros(self, n_slots: int) -> Counts:
-        """What so many slots read when they have just been given."""
-        return Counts(np.zeros_like(self._heads[:n_slots]), np.zeros_like(self._cells[:n_slots]))
 
     def recursion_misses(self) -> dict[str, int | None]:
         """Events of the whole host that the kernel turned away, by event, since load.

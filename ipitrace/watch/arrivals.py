@@ -42,17 +42,19 @@ class Arrivals:
         self.discovery: Discovery | None = None
         """The last look at all processes."""
 
-    def look(self, known: Collection[str]) -> tuple[VirtualMachine, ...]:
+    def look(
+        self, known: Collection[str], there: frozenset[str] | None
+    ) -> tuple[VirtualMachine, ...]:
         """VMs that are to be watched now, some of which may be watched already.
 
-        `known` are the directories' names of those that are.
+        `known` are the directories' names of those that are, `there` those that debugfs has now.
         """
         began_s = time.monotonic()
         if began_s >= self._whole_at_s:
             return self._look_at_all(began_s)
         if began_s < self._rest_until_s:
             return ()
-        new = (vm_directory_names() or frozenset()).difference(known)
+        new = (there or frozenset()).difference(known)
         self._waiting = {name: wait for name, wait in self._waiting.items() if name in new}
         due = {n for n in new if n not in self._waiting or self._waiting[n].next_s <= began_s}
         makers = {process_of(int(name.partition("-")[0])) for name in due}

@@ -2,8 +2,8 @@
 """Which of the watched VMs are no longer what they were, at a cost that has one limit for all.
 
 That a process has ended, its pidfd says: one system call asks all of them (pidfd_open(2)).
-That a VM was closed, or a vCPU came or went, takes a look into /proc and debugfs: that is
-done to one VM after the other, as far as CHECK_SHARE of the time allows.
+That a vCPU came or went takes a look into /proc and debugfs: that is done to one VM after the
+other, as far as CHECK_SHARE of the time allows.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import resource
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Final, Generic, TypeVar
 
 from ipitrace.vm import VirtualMachine
@@ -59,8 +59,11 @@ class Presence(Generic[Key]):
             del self._key_of_pidfd[pidfd]
             os.close(pidfd)
 
-    def gone(self) -> dict[Key, str]:
-        """Those that are known now to be no longer what they were, and why."""
+    def gone(self, suspects: Collection[Key] = ()) -> dict[Key, str]:
+        """Those that are known now to be no longer what they were, and why.
+
+        `suspects` are looked at now, and need not wait for their turn.
+        """
         found = {
             self._key_of_pidfd[pidfd]: "its process has ended" for pidfd, _ in self._poll.poll(0)
         }
@@ -68,6 +71,10 @@ class Presence(Generic[Key]):
         # Time not needed for one VM is not saved up for the day when there are a thousand.
         self._saved_s = min(self._saved_s + CHECK_SHARE * (now_s - self._former_s), MOST_SAVED_S)
         self._former_s = now_s
+        for key in suspects:
+            why = self._check(self._vms[key])
+            if why is not None:
+                found.setdefault(key, why)
         for _ in range(len(self._turns)):
             if self._saved_s <= 0:
                 break

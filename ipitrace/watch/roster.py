@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which VMs are watched, and in which slots."""
 
+import resource
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ipitrace.tracer.counting import Counting, Counts
+from ipitrace.tracer.counting import Counting
 from ipitrace.vm import VirtualMachine
 from ipitrace.watch.model import VmInterval
+from ipitrace.watch.processors import Processors
 
 _FEWEST_SLOTS: Final = 256  # when all VMs are watched: others may start later
 _FEWEST_CELLS, _MOST_CELLS = 256, 4096
@@ -34,30 +33,26 @@ class Watched:
     """One VM that is watched.
 
     Attributes:
-        slots: by the position of the vCPU in `vcpus`; `slot_array` for NumPy.
+        slots: by the position of the vCPU in `vcpus`.
         vcpus: KVM's ids of those whose thread is known.
-        former: the last reading; all zeros at first.
+        processors: answers where its threads are.
         exits_first, exits_former: KVM's own exit counters at the first and the last reading,
-            kept only where kvm_exit does not fire.
+            kept only where kvm_exit does not fire; exits_absent says why there are none.
         cpus_former: the CPUs that its threads were on at the last reading.
-        activity: what Counting.activity() said of its slots at the last reading.
-        still: nothing was counted from the last reading but one to the last.
-        shown: what was told of it last, while it is still.
+        shown: what was told of it last, if nothing was counted in the interval before.
     """
 
     vm: VirtualMachine
     slots: tuple[int, ...]
-    slot_array: NDArray[np.intp]
     vcpus: tuple[int, ...]
     tids: tuple[int, ...]
     unwatched: tuple[int, ...]
-    former: Counts
+    processors: Processors
     since_s: float
     exits_first: Mapping[str, int] | None = None
     exits_former: Mapping[str, int] | None = None
+    exits_absent: str | None = None
     cpus_former: set[int] = field(default_factory=set)
-    activity: int | None = None
-    still: bool = False
     shown: VmInterval | None = None
 
 
@@ -68,6 +63,9 @@ class Roster:
         self._counting = counting
         self._free = list(range(counting.n_slots - 1, -1, -1))
         self._resting: list[int] = []
+        self._owner: dict[int, Watched] = {}
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._files_left = soft // 4  # others need some, too
         self.watched: list[Watched] = []
 
     def settle(self) -> None:
@@ -96,13 +94,14 @@ class Roster:
         watched = Watched(
             vm,
             tuple(slots),
-            np.array(slots, np.intp),
             tuple(vcpus),
             tuple(tids),
             tuple(unwatched),
-            self._counting.zeros(len(slots)),
+            Processors(vm.pid, tids, self._files_left),
             time.monotonic(),
         )
+        self._files_left -= watched.processors.n_files
+        self._owner.update(dict.fromkeys(slots, watched))
         self.watched.append(watched)
         return watched
 
@@ -110,8 +109,27 @@ class Roster:
         """Watch it no longer."""
         for tid in watched.tids:
             self._counting.take(tid)
+        for slot in watched.slots:
+            del self._owner[slot]
         self._resting += watched.slots
+        self._files_left += watched.processors.n_files
+        watched.processors.close()
         self.watched.remove(watched)
+
+    def owners(self, slots: Iterable[int]) -> set[Watched]:
+        """The VMs that these slots are of."""
+        return {self._owner[slot] for slot in slots if slot in self._owner}
+
+    def without_directory(self, there: frozenset[str] | None) -> list[Watched]:
+        """Those that had a directory in debugfs, which is not `there` any more."""
+        if there is None:
+            return []
+        return [w for w in self.watched if w.vm.directory and w.vm.directory not in there]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for watched in self.watched:
+            watched.processors.close()
 
     def strangers(self, vms: Collection[VirtualMachine]) -> Sequence[VirtualMachine]:
         """Those of `vms` that are not watched yet."""

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From cells and heads to who sent what to whom. Pure."""
+"""From cells and heads to who sent what to whom. Pure.
 
-from collections import defaultdict
+All VMs are added up together: NumPy takes as long for one VM as for many small ones.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +25,21 @@ MODES: Final = ("fixed", "lowest", "smi", "remote-read", "nmi", "init", "startup
 # since KVM went on to send.
 _ICR: Final = 0x300
 
+_HEADS: Final = (
+    "events",
+    "missed",
+    "sends",
+    "wakeups",
+    "waited",
+    "fixed",
+    "apicv",
+    "unplaced",
+)
+_KEY_BITS: Final = 34  # of what _grouped() adds up by
+_NONE: Final = Count(0, 0)
+
 Ints = NDArray[np.int64]
+_Grouped = list[list[tuple[int, Count]]]  # for each VM, most frequent first
 
 
 def _field(keys: NDArray[np.uint64], name: str) -> Ints:
@@ -34,109 +50,150 @@ def _field(keys: NDArray[np.uint64], name: str) -> Ints:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Cells in use, one an element: in which slot, the key, and the counts."""
+    """Cells in use, one an element: of which VM, in which slot, the key, and the counts."""
 
+    vm: Ints
     slot: Ints
     key: NDArray[np.uint64]
     delta: Ints
     total: Ints
 
-    def of(self, what: What) -> "_Rows":
-        keep = _field(self.key, "WHAT") == what
-        return _Rows(self.slot[keep], self.key[keep], self.delta[keep], self.total[keep])
+    def of(self, keep: "NDArray[np.bool_] | NDArray[np.intp]") -> "_Rows":
+        """Those chosen, or in that order."""
+        return _Rows(
+            self.vm[keep], self.slot[keep], self.key[keep], self.delta[keep], self.total[keep]
+        )
 
-    def sum(self) -> Count:
-        return Count(int(self.delta.sum()), int(self.total.sum()))
+
+class _Sums:
+    """The counts of all VMs, added up."""
+
+    def __init__(
+        self, counts: Counts, ends: Ints, vcpu_of_slot: Ints, *, exits_watched: bool
+    ) -> None:
+        """VM i has the slots from `ends[i]` until `ends[i + 1]`."""
+        n_vms = len(ends) - 1
+        vm_of_slot = np.repeat(np.arange(n_vms), np.diff(ends))
+        before, now = counts.before.astype(np.int64), counts.now.astype(np.int64)
+        rows = _Rows(vm_of_slot[counts.slot], counts.slot, counts.key, now - before, now)
+        what = _field(rows.key, "WHAT")
+        ipis, others, exits, cpus = (
+            rows.of(what == kind) for kind in (What.IPI, What.OTHER, What.EXIT, What.CPU)
+        )
+        exits_fire = np.full(n_vms, not exits_watched)
+        exits_fire[exits.vm] = True
+
+        self.heads_before = {name: _summed(counts.heads_before[name], ends) for name in _HEADS}
+        self.heads = {name: _summed(counts.heads[name], ends) for name in _HEADS}
+        self.wakeups_before = counts.heads_before["wakeups"].tolist()
+        self.wakeups = counts.heads["wakeups"].tolist()
+        self.cpu_before = counts.heads_before["cpu"].tolist()
+
+        target, vector = _field(ipis.key, "TARGET"), _field(ipis.key, "VECTOR")
+        order = np.lexsort(
+            (vector, target, vcpu_of_slot[ipis.slot], -ipis.total, -ipis.delta, ipis.vm)
+        )
+        self.ipis = ipis = ipis.of(order)
+        self.ipis_of = np.searchsorted(ipis.vm, np.arange(n_vms + 1)).tolist()
+        self.sender = vcpu_of_slot[ipis.slot]
+        self.target, self.vector = target[order], vector[order]
+        self.mode = _field(ipis.key, "MODE")
+        self.path = _paths(ipis.key, exits_fire[ipis.vm])
+
+        kind = self.vector | self.mode << 8 | self.path.astype(np.int64) << 11
+        self.kinds = _grouped(kind, ipis, n_vms)
+        self.sent = _grouped(ipis.slot, ipis, n_vms)
+        self.received = _grouped(self.target, ipis, n_vms)
+        kind = _field(others.key, "VECTOR") | _field(others.key, "MODE") << 8
+        self.others = _grouped(kind, others, n_vms)
+        reason = (exits.key & np.uint64((1 << _KEY_BITS) - 1)).astype(np.int64)
+        self.exits = _grouped(reason, exits, n_vms)
+        moved = cpus.of(cpus.delta > 0)
+        cpu = (moved.key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        self.moved_to = _grouped(cpu, moved, n_vms)
 
 
 class Traffic:
     """One VM's counts between two readings of the same slots."""
 
-    def __init__(
-        self, before: Counts, after: Counts, vcpus: Sequence[int], *, exits_watched: bool
-    ) -> None:
-        """`vcpus`: KVM's vcpu_id of each slot; `exits_watched`: kvm_exit was attached."""
-        self._vcpus = np.array(vcpus, np.int64)
-        self._before, self._after = before.heads, after.heads
-        used = np.flatnonzero(after.cells["key"].reshape(-1))
-        total = after.cells["count"].reshape(-1)[used].astype(np.int64)
-        former = before.cells["count"].reshape(-1)[used].astype(np.int64)
-        n_cells = after.cells.shape[1]
-        rows = _Rows(used // n_cells, after.cells["key"].reshape(-1)[used], total - former, total)
-        self._ipis, self._others = rows.of(What.IPI), rows.of(What.OTHER)
-        self._exits, self._cpus = rows.of(What.EXIT), rows.of(What.CPU)
-        self._path = _paths(
-            self._ipis.key, exits_fire=not exits_watched or bool(len(self._exits.key))
-        )
+    def __init__(self, sums: _Sums, vm: int, vcpus: Sequence[int], first_slot: int) -> None:
+        """Use traffic()."""
+        self._sums, self._vm, self._vcpus, self._first_slot = sums, vm, vcpus, first_slot
 
     def head(self, name: str, index: int | None = None) -> Count:
         """A counter of the heads, over all vCPUs."""
-        return self._heads(name, index, slice(None))
+        before, after = self._sums.heads_before[name][self._vm], self._sums.heads[name][self._vm]
+        if index is not None:
+            before, after = before[index], after[index]
+        return Count(after - before, after)
 
     def ipis(self) -> Count:
         """Interrupts accepted for sends, those that found no cell included."""
-        placed, lost = self._ipis.sum(), self.head("unplaced", What.IPI)
-        return Count(placed.delta + lost.delta, placed.total + lost.total)
+        lost = self.head("unplaced", What.IPI)
+        sent = [count for _, count in self._sums.sent[self._vm]]
+        return Count(
+            sum(count.delta for count in sent) + lost.delta,
+            sum(count.total for count in sent) + lost.total,
+        )
 
     def pairs(self, top: int) -> tuple[tuple[Pair, ...], PairsLeftOut]:
         """The busiest `top` pairs (0: all), and the sum of the others."""
-        rows, target = self._ipis, _field(self._ipis.key, "TARGET")
-        vector, mode = _field(rows.key, "VECTOR"), _field(rows.key, "MODE")
-        sender = self._vcpus[rows.slot]
-        order = np.lexsort((vector, target, sender, -rows.total, -rows.delta))
-        listed = order[: top or len(order)]
+        first, end = self._sums.ipis_of[self._vm : self._vm + 2]
+        if first == end:  # most VMs have none, and NumPy takes as long for nothing
+            return (), PairsLeftOut(0, _NONE)
+        sums, rows = self._sums, self._sums.ipis
+        rest = min(first + top, end) if top else end
+        columns = (sums.sender, sums.target, sums.vector, sums.mode, sums.path)
+        listed = zip(
+            *(column[first:rest].tolist() for column in (*columns, rows.delta, rows.total)),
+            strict=True,
+        )
         pairs = tuple(
             Pair(
-                int(sender[i]),
-                None if target[i] == WATCH_TARGET_UNKNOWN else int(target[i]),
-                int(vector[i]),
-                MODES[mode[i]],
-                Path(int(self._path[i])).text,
-                Count(int(rows.delta[i]), int(rows.total[i])),
+                sender,
+                None if target == WATCH_TARGET_UNKNOWN else target,
+                vector,
+                MODES[mode],
+                Path(path).text,
+                Count(delta, total),
             )
-            for i in listed
+            for sender, target, vector, mode, path, delta, total in listed
         )
-        rest = order[len(listed) :]
-        count = Count(int(rows.delta[rest].sum()), int(rows.total[rest].sum()))
-        return pairs, PairsLeftOut(len(rest), count)
+        count = Count(int(rows.delta[rest:end].sum()), int(rows.total[rest:end].sum()))
+        return pairs, PairsLeftOut(end - rest, count)
 
     def kinds(self) -> tuple[IpiKind, ...]:
         """IPIs by vector, mode and path, most frequent first."""
-        rows = self._ipis
-        keys = _field(rows.key, "VECTOR") | _field(rows.key, "MODE") << 8
-        keys |= self._path.astype(np.int64) << 11
         return tuple(
             IpiKind(key & 0xFF, MODES[key >> 8 & 7], Path(key >> 11).text, count)
-            for key, count in _grouped(keys, rows)
+            for key, count in self._sums.kinds[self._vm]
         )
 
     def others(self) -> tuple[Other, ...]:
         """Interrupts that were no IPIs, by vector and mode, most frequent first."""
-        rows = self._others
-        keys = _field(rows.key, "VECTOR") | _field(rows.key, "MODE") << 8
         return tuple(
-            Other(key & 0xFF, MODES[key >> 8], count) for key, count in _grouped(keys, rows)
+            Other(key & 0xFF, MODES[key >> 8], count) for key, count in self._sums.others[self._vm]
         )
 
     def exits(self) -> tuple[ExitReason, ...]:
         """Exits by reason as kvm_exit told them, most frequent first."""
-        keys = (self._exits.key & np.uint64((1 << 34) - 1)).astype(np.int64)
         return tuple(
             ExitReason(reason_name(key >> 32, key & 0xFFFFFFFF), count)
-            for key, count in _grouped(keys, self._exits)
+            for key, count in self._sums.exits[self._vm]
         )
 
     def vcpus(self) -> tuple[VcpuCounts, ...]:
         """What each vCPU sent, was sent, and how often it woke."""
-        rows, n_slots = self._ipis, len(self._vcpus)
-        sent = _added(rows, rows.slot, n_slots)
-        received = _added(rows, _field(rows.key, "TARGET"), WATCH_TARGET_UNKNOWN + 1)
-        before, after = self._before["wakeups"].tolist(), self._after["wakeups"].tolist()
+        sent, received = dict(self._sums.sent[self._vm]), dict(self._sums.received[self._vm])
+        before, after = self._sums.wakeups_before, self._sums.wakeups
         return tuple(
             VcpuCounts(
-                vcpu, sent[slot], received[vcpu], Count(after[slot] - before[slot], after[slot])
+                vcpu,
+                sent.get(slot, _NONE),
+                received.get(vcpu, _NONE),
+                Count(after[slot] - before[slot], after[slot]),
             )
-            for slot, vcpu in enumerate(self._vcpus.tolist())
+            for slot, vcpu in enumerate(self._vcpus, self._first_slot)
         )
 
     def unplaced(self) -> Count:
@@ -146,55 +203,63 @@ class Traffic:
 
     def cpus(self) -> set[int]:
         """The host CPUs on which a program ran in the interval, and the last one before it."""
-        moved = self._cpus.key[self._cpus.delta > 0] & np.uint64(0xFFFFFFFF)
-        before = self._before["cpu"].astype(np.int64)
-        return set(moved.astype(np.int64).tolist()) | set((before[before > 0] - 1).tolist())
-
-    def _heads(self, name: str, index: int | None, slots: slice) -> Count:
-        at: Any = (slots,) if index is None else (slots, index)
-        before, after = (int(heads[name][at].sum()) for heads in (self._before, self._after))
-        return Count(after - before, after)
+        last = self._sums.cpu_before[self._first_slot : self._first_slot + len(self._vcpus)]
+        return {cpu - 1 for cpu in last if cpu} | {c for c, _ in self._sums.moved_to[self._vm]}
 
 
-def _added(rows: _Rows, where: Ints, size: int) -> "defaultdict[int, Count]":
-    """The rows added up by `where` (0 to size - 1); nothing where there are none."""
-    found: defaultdict[int, Count] = defaultdict(lambda: Count(0, 0))
-    if not len(where):
-        return found
-    delta, total = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    np.add.at(delta, where, rows.delta)
-    np.add.at(total, where, rows.total)
-    for at in np.flatnonzero(total).tolist():
-        found[at] = Count(int(delta[at]), int(total[at]))
-    return found
+def traffic(
+    counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_watched: bool
+) -> list[Traffic]:
+    """What each VM did.
+
+    Args:
+        counts: the VMs' slots, one VM's after another's.
+        vcpus: for each VM, KVM's vcpu_id of each of its slots.
+        exits_watched: kvm_exit was attached.
+    """
+    ends = np.cumsum([0, *map(len, vcpus)])
+    vcpu_of_slot = np.array([vcpu for of_vm in vcpus for vcpu in of_vm], np.int64)
+    sums = _Sums(counts, ends, vcpu_of_slot, exits_watched=exits_watched)
+    return [
+        Traffic(sums, vm, of_vm, first)
+        for vm, (of_vm, first) in enumerate(zip(vcpus, ends[:-1].tolist(), strict=True))
+    ]
 
 
-def _grouped(keys: Ints, rows: _Rows) -> list[tuple[int, Count]]:
-    """The rows added up by key, most frequent first."""
-    if not len(keys):  # most VMs lack most kinds, and NumPy takes as long for nothing
-        return []
-    distinct, where = np.unique(keys, return_inverse=True)
+def _summed(column: NDArray[np.uint64], ends: Ints) -> list[Any]:
+    """Each VM's sum over its slots; of a column of arrays, each VM's sums."""
+    until = np.zeros((len(column) + 1, *column.shape[1:]), np.uint64)
+    np.cumsum(column, axis=0, out=until[1:])
+    sums: list[Any] = (until[ends[1:]] - until[ends[:-1]]).tolist()
+    return sums
+
+
+def _grouped(keys: Ints, rows: _Rows, n_vms: int) -> _Grouped:
+    """Each VM's rows added up by key, which has at most _KEY_BITS bits."""
+    found: _Grouped = [[] for _ in range(n_vms)]
+    distinct, where = np.unique(rows.vm << _KEY_BITS | keys, return_inverse=True)
     delta, total = np.zeros(len(distinct), np.int64), np.zeros(len(distinct), np.int64)
     np.add.at(delta, where, rows.delta)
     np.add.at(total, where, rows.total)
     order = np.lexsort((distinct, -total, -delta))
-    return [(int(distinct[i]), Count(int(delta[i]), int(total[i]))) for i in order]
+    columns = (column[order].tolist() for column in (distinct, delta, total))
+    for whole, of_delta, of_total in zip(*columns, strict=True):
+        vm, key = divmod(whole, 1 << _KEY_BITS)
+        found[vm].append((key, Count(of_delta, of_total)))
+    return found
 
 
-def _paths(keys: NDArray[np.uint64], *, exits_fire: bool) -> NDArray[np.int8]:
+def _paths(keys: NDArray[np.uint64], exits_fire: NDArray[np.bool_]) -> NDArray[np.int8]:
     """The Path of each IPI cell.
 
     What KVM's fastpath did is not told from any other exit for the ICR's MSR. Where
     kvm_exit fires, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
     only afterwards, until 2023.
     """
-    if not len(keys):
-        return np.zeros(0, np.int8)
     isa = _field(keys, "ISA")
     reason = _field(keys, "REASON").astype(np.uint32)
     path = path_of_exits(isa, reason, np.full(len(keys), _ICR))
-    if not exits_fire:
-        path[isa == 0] = Path.EMULATED
+    path[(isa == 0) & ~exits_fire] = Path.EMULATED
     via = _field(keys, "VIA")
     path[via == Via.HYPERCALL] = Path.PV_HYPERCALL
     path[via == Via.AVIC] = Path.AVIC_INCOMPLETE

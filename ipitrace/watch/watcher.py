@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ipitrace.host.access import allow_many_descriptors
 from ipitrace.host.files import HOST
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
 from ipitrace.tracer.counting import Counting, Counts
 from ipitrace.tracer.tracefs import ensure_debugfs
-from ipitrace.vm import Discovery, VirtualMachine, changes, still_there
+from ipitrace.vm import Discovery, VirtualMachine, changes, still_there, vm_directory_names
 from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
@@ -31,15 +31,13 @@ from ipitrace.watch.model import (
 )
 from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, Watched, cells_for, slots_for
-from ipitrace.watch.traffic import Traffic
+from ipitrace.watch.traffic import Traffic, traffic
 from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
 _ENDED: Final = "VMs that have ended"
 _PAGE: Final = 4096
-_PROCESSOR_FIELD: Final = 36  # of /proc/PID/task/TID/stat, from the state on
-_STAT_BYTES: Final = 4096
 
 
 class Watcher:
@@ -57,6 +55,7 @@ class Watcher:
         self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
         self._number = 0
         self._departed = 0
+        self._activity = counting.activity()
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -80,6 +79,7 @@ class Watcher:
         largest = max(sizes, default=0)
         if vm is None:
             ensure_debugfs()  # VMs that start later are known from there
+            allow_many_descriptors()
         counting = Counting.load(
             n_slots=slots_for(sum(sizes), all_vms=vm is None),
             n_cells=cells_for(max(largest, _LARGE_VM) if vm is None else largest),
@@ -112,20 +112,30 @@ class Watcher:
         vms_on: dict[int, set[str]] = {}
         ended: list[str] = []
         vms = []
-        gone = self._presence.gone()
+        # KVM removes a VM's directory with the VM, be it that its process lives on.
+        there = vm_directory_names() if self._all_vms else None
+        gone = self._presence.gone(self._roster.without_directory(there))
         activity = self._counting.activity()
+        active = self._roster.owners(np.flatnonzero(activity != self._activity).tolist())
+        self._activity = activity
+        # A program counts the event first and then what it is about, so that a VM's tables
+        # are read once more after its last event.
+        to_read = [w for w in self._roster.watched if w in active or w.shown is None]
+        slots = [slot for watched in to_read for slot in watched.slots]
+        read = dict(zip(to_read, self._traffic(to_read, self._counting.read(slots)), strict=True))
         for watched in tuple(self._roster.watched):
-            traffic = self._read(watched, activity)
-            now_on = _cpus_now(watched)
+            done = read.get(watched)
+            now_on = watched.processors.now()
             # Only changes of the CPU are counted: it began where the last interval ended.
             cpus = now_on | watched.cpus_former
-            if traffic is not None:
-                cpus |= traffic.cpus()
+            if done is not None:
+                cpus |= done.cpus()
             watched.cpus_former = now_on
             for cpu in cpus:
                 vms_on.setdefault(cpu, set()).add(watched.vm.name)
                 self._cpus.setdefault(cpu, set()).add(watched.vm.name)
-            shown = self._shown(watched, traffic, now_s, cpus)
+            shown = self._shown(watched, done, now_s, cpus)
+            watched.shown = None if watched in active else shown
             vms.append(shown)
             why = gone.get(watched)
             if why is not None:
@@ -149,51 +159,32 @@ class Watcher:
         self._number += 1
         self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
         if self._all_vms:
-            self._look_for_vms()
+            self._look_for_vms(there)
         return interval
 
-    def _read(self, watched: Watched, activity: NDArray[np.uint64]) -> Traffic | None:
-        """What its vCPUs did; None when that is nothing, so that its tables need no reading.
-
-        A program counts the event first and then what it is about, so the tables are read
-        once more after the last event.
-        """
-        now = int(activity[watched.slot_array].sum())
-        if now == watched.activity and watched.shown is not None:
-            return None
-        counts = self._counting.read(watched.slots)
-        traffic = self._traffic(watched, watched.former, counts)
-        watched.shown = None
-        watched.still = now == watched.activity
-        watched.activity, watched.former = now, counts
-        return traffic
-
     def _shown(
-        self, watched: Watched, traffic: Traffic | None, now_s: float, cpus: set[int]
+        self, watched: Watched, done: Traffic | None, now_s: float, cpus: set[int]
     ) -> VmInterval:
         """The VM in this interval; what was shown last, brought up to date, where it was idle."""
-        if traffic is None and watched.shown is not None:
-            on = tuple(sorted(cpus))
-            exits = watched.shown.exits
-            if exits.source == SOURCE:  # KVM counts exits that no event tells of
-                exits = self._exits_of_statistics(watched, watched.exits_former, exits)
-            return replace(watched.shown, exits=exits, cpus=on, watched_s=now_s - watched.since_s)
-        if traffic is None:
+        if done is not None:
+            return self._vm_interval(watched, done, now_s, cpus, watched.exits_former)
+        if watched.shown is None:
             raise ValueError("nothing was read of a VM that was not shown yet")
-        shown = self._vm_interval(watched, traffic, now_s, cpus, watched.exits_former)
-        watched.shown = shown if watched.still else None
-        return shown
+        exits = watched.shown.exits
+        if exits.source == SOURCE:  # KVM counts exits that no event tells of
+            exits = self._exits_of_statistics(watched, watched.exits_former, exits)
+        on, watched_s = tuple(sorted(cpus)), now_s - watched.since_s
+        return replace(watched.shown, exits=exits, cpus=on, watched_s=watched_s)
 
     def summary(self) -> Interval:
         """The whole run as one interval: what was sampled last, from the beginning."""
         vms = []
-        for watched in self._roster.watched:
-            n_slots = len(watched.slots)
-            traffic = self._traffic(watched, self._counting.zeros(n_slots), watched.former)
+        all_watched = self._roster.watched
+        slots = [slot for watched in all_watched for slot in watched.slots]
+        whole = self._traffic(all_watched, self._counting.as_read(slots))
+        for watched, done in zip(all_watched, whole, strict=True):
             cpus = {cpu for cpu, names in self._cpus.items() if watched.vm.name in names}
-            vms.append(
-                self._vm_interval(watched, traffic, self._former_s, cpus, watched.exits_first)
-            )
+            vms.append(self._vm_interval(watched, done, self._former_s, cpus, watched.exits_first))
         return Interval(
             SCHEMA_VERSION,
             None,
@@ -213,10 +204,13 @@ class Watcher:
     def close(self) -> None:
         """Detach and free everything."""
         self._presence.close()
+        self._roster.close()
         self._counting.close()
 
     def _take_up(self, vm: VirtualMachine) -> None:
-        self._presence.add(self._roster.add(vm), vm)
+        watched = self._roster.add(vm)
+        self._activity[list(watched.slots)] = 0  # another VM may have had them
+        self._presence.add(watched, vm)
 
     def _lose(self, watched: Watched, shown: VmInterval, why: str) -> None:
         """A VM has ended: of the only one keep what it did, of others make room."""
@@ -231,10 +225,10 @@ class Watcher:
         else:
             self._stopped = why
 
-    def _look_for_vms(self) -> None:
+    def _look_for_vms(self, there: frozenset[str] | None) -> None:
         """Take up VMs that have started."""
         known = {w.vm.directory for w in self._roster.watched if w.vm.directory is not None}
-        for vm in self._roster.strangers(self._arrivals.look(known)):
+        for vm in self._roster.strangers(self._arrivals.look(known, there)):
             self._take_up(vm)
         if self._arrivals.discovery is not None:
             self._sight = sight_of(self._arrivals.discovery)
@@ -249,57 +243,57 @@ class Watcher:
                     found.setdefault(cpu, set()).add(watched.vm.name)
         return found
 
-    def _traffic(self, watched: Watched, before: Counts, after: Counts) -> Traffic:
-        return Traffic(
-            before, after, watched.vcpus, exits_watched="kvm_exit" in self._counting.hooks
-        )
+    def _traffic(self, of: Collection[Watched], counts: Counts) -> list[Traffic]:
+        """What these VMs did, whose slots' counts these are."""
+        vcpus = [watched.vcpus for watched in of]
+        return traffic(counts, vcpus, exits_watched="kvm_exit" in self._counting.hooks)
 
     def _vm_interval(
         self,
         watched: Watched,
-        traffic: Traffic,
+        done: Traffic,
         now_s: float,
         cpus: set[int],
         exits_before: Mapping[str, int] | None,
     ) -> VmInterval:
-        pairs, left_out = traffic.pairs(self._top)
+        pairs, left_out = done.pairs(self._top)
         return VmInterval(
             name=watched.vm.name,
             pid=watched.vm.pid,
-            vcpus=traffic.vcpus(),
+            vcpus=done.vcpus(),
             visibility=visibility(
-                accepted=traffic.head("fixed", 0).total,
-                taken=traffic.head("apicv", 0).total,
-                others_accepted=traffic.head("fixed", 1).total,
-                others_taken=traffic.head("apicv", 1).total,
+                accepted=done.head("fixed", 0).total,
+                taken=done.head("apicv", 0).total,
+                others_accepted=done.head("fixed", 1).total,
+                others_taken=done.head("apicv", 1).total,
                 watched="kvm_apicv_accept_irq" in self._counting.hooks,
                 hint=self._hint,
             ),
-            sends=traffic.head("sends"),
-            ipis=traffic.ipis(),
+            sends=done.head("sends"),
+            ipis=done.ipis(),
             pairs=pairs,
             pairs_left_out=left_out,
-            kinds=traffic.kinds(),
-            exits=self._exits(watched, traffic, exits_before),
-            wakeups=traffic.head("wakeups"),
-            waited=traffic.head("waited"),
-            others=traffic.others(),
-            unplaced=traffic.unplaced(),
-            missed=traffic.head("missed"),
-            events=traffic.head("events"),
+            kinds=done.kinds(),
+            exits=self._exits(watched, done, exits_before),
+            wakeups=done.head("wakeups"),
+            waited=done.head("waited"),
+            others=done.others(),
+            unplaced=done.unplaced(),
+            missed=done.head("missed"),
+            events=done.head("events"),
             cpus=tuple(sorted(cpus)),
             watched_s=now_s - watched.since_s,
             unwatched=watched.unwatched,
             uid=watched.vm.uid,
         )
 
-    def _exits(self, watched: Watched, traffic: Traffic, before: Mapping[str, int] | None) -> Exits:
+    def _exits(self, watched: Watched, done: Traffic, before: Mapping[str, int] | None) -> Exits:
         """Exits from kvm_exit where it fires, else from KVM's statistics, else why not."""
-        reasons = traffic.exits()
+        reasons = done.exits()
         if reasons:
             return Exits("kvm_exit", reasons, None)
         why = self._counting.left_out.get("kvm_exit")
-        if why is None and not traffic.head("events").total:
+        if why is None and not done.head("events").total:
             return Exits(None, None, "nothing was seen of this VM yet")
         why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
         return self._exits_of_statistics(watched, before, Exits(None, None, why))
@@ -308,8 +302,9 @@ class Watcher:
         self, watched: Watched, before: Mapping[str, int] | None, absent: Exits
     ) -> Exits:
         """From KVM's own counters; `absent` is why they are asked for."""
-        found = read_vm_exits(watched.vm.directory)
+        found = watched.exits_absent or read_vm_exits(watched.vm.directory)
         if isinstance(found, str):
+            watched.exits_absent = found  # what this kernel does not tell it never will
             return Exits(None, None, f"{absent.absent or SOURCE}, and {found}")
         watched.exits_first = watched.exits_first or found
         watched.exits_former = found
@@ -331,18 +326,6 @@ def _allowed_cpus(tid: int) -> set[int]:
         return os.sched_getaffinity(tid)
     except ProcessLookupError:
         return set()
-
-
-def _cpus_now(watched: Watched) -> set[int]:
-    """The CPUs that its threads run on, or ran on last."""
-    found: set[int] = set()
-    for tid in watched.tids:
-        text = HOST.text(f"/proc/{watched.vm.pid}/task/{tid}/stat", _STAT_BYTES) or ""
-        # The name, in parentheses, may hold anything.
-        fields = text.rpartition(")")[2].split(None, _PROCESSOR_FIELD + 1)
-        if len(fields) > _PROCESSOR_FIELD:
-            found.add(int(fields[_PROCESSOR_FIELD]))
-    return found
 
 
 def sight_of(found: Discovery) -> Sight:

@@ -56,3 +56,11 @@ def test_a_change_is_told_when_its_turn_comes() -> None:
     time.sleep(0.02)
     assert presence.gone() == {"changed": "gone"}
     presence.close()
+
+
+def test_a_suspect_waits_for_no_turn() -> None:
+    presence: Presence[int] = Presence(lambda vm: "gone" if vm.vm_fd in {1, 150} else None)
+    for i in range(200):
+        presence.add(i, replace(VM, vm_fd=i))
+    assert presence.gone({150, 151}).get(150) == "gone"
+    presence.close()

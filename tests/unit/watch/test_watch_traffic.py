@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells and heads become pairs, kinds and sums."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ipitrace.layout import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.model import Count
 from ipitrace.watch.traffic import Traffic
+from ipitrace.watch.traffic import traffic as traffic_of_vms
 
 N_CELLS = 16
 VMX, SVM = 1, 2
@@ -26,7 +30,15 @@ def ipi(target: int, vector: int = 0xF0, **fields: int) -> int:
     return key(What.IPI, target=target, vector=vector, **fields)
 
 
-def counts(*slots: dict[int, int], **heads: int) -> Counts:
+@dataclass(frozen=True)
+class Tables:
+    """What the programs write."""
+
+    heads: NDArray[np.void]
+    cells: NDArray[np.void]
+
+
+def counts(*slots: dict[int, int], **heads: int) -> Tables:
     cells = np.zeros((len(slots), N_CELLS), WATCH_CELL)
     for slot, found in enumerate(slots):
         for at, (cell_key, count) in enumerate(found.items()):
@@ -34,12 +46,20 @@ def counts(*slots: dict[int, int], **heads: int) -> Counts:
     head = np.zeros(len(slots), WATCH_HEAD)
     for name, value in heads.items():
         head[name][0] = value
-    return Counts(head, cells)
+    return Tables(head, cells)
 
 
-def traffic(before: Counts, after: Counts, *, exits_watched: bool = True) -> Traffic:
+def read(before: Tables, after: Tables) -> Counts:
+    slot, cell = np.nonzero(after.cells["key"])
+    cells, former = after.cells[slot, cell], before.cells["count"][slot, cell]
+    return Counts(before.heads, after.heads, slot, cells["key"], former, cells["count"])
+
+
+def traffic(before: Tables, after: Tables, *, exits_watched: bool = True) -> Traffic:
+    """Of one VM that has all slots."""
     vcpus = list(range(len(after.heads)))
-    return Traffic(before, after, vcpus, exits_watched=exits_watched)
+    (found,) = traffic_of_vms(read(before, after), [vcpus], exits_watched=exits_watched)
+    return found
 
 
 def since_zero(*slots: dict[int, int], exits_watched: bool = True, **heads: int) -> Traffic:
@@ -122,6 +142,38 @@ def test_cpus_are_those_moved_to_and_the_last_one_before() -> None:
     before = counts({on(0): 1, on(3): 1}, cpu=3 + 1)
     after = counts({on(0): 1, on(3): 1, on(7): 1}, cpu=7 + 1)
     assert traffic(before, after).cpus() == {3, 7}
+
+
+def test_vms_are_told_apart() -> None:
+    """Added up together, each has what it has when it is added up alone."""
+    timer, fires = key(What.OTHER, target=0, vector=0xEC), key(What.EXIT, isa=VMX) | 32
+    slots: tuple[dict[int, int], ...] = (
+        {ipi(1): 5, timer: 2, key(What.CPU) | 3: 1},
+        {ipi(0): 7},
+        {ipi(1): 1, ipi(2, vector=0xF1): 9, fires: 4},
+        {},
+        {ipi(0): 2},
+    )
+    of_vms = [[0, 1], [], [0, 5, 2]]
+    whole = counts(*slots, wakeups=3, sends=4)
+    nothing = counts(*({} for _ in slots))
+    together = traffic_of_vms(read(nothing, whole), of_vms, exits_watched=True)
+    first = 0
+    for found, vcpus in zip(together, of_vms, strict=True):
+        here = slice(first, first + len(vcpus))
+        first = here.stop
+        before, after = (Tables(t.heads[here], t.cells[here]) for t in (nothing, whole))
+        (alone,) = traffic_of_vms(read(before, after), [vcpus], exits_watched=True)
+        for view in ("ipis", "kinds", "others", "exits", "vcpus", "unplaced", "cpus"):
+            assert getattr(found, view)() == getattr(alone, view)(), view
+        assert found.pairs(1) == alone.pairs(1)
+        assert found.head("sends") == alone.head("sends")
+    assert [found.ipis().total for found in together] == [12, 0, 12]
+    assert [{pair.path for pair in found.pairs(0)[0]} for found in together] == [
+        {"emulated"},
+        set(),
+        {"unknown"},
+    ]
 
 
 an_ipi = st.tuples(
