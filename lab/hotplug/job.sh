@@ -17,7 +17,7 @@ run=$!
 (
 	sleep $limit_s
 	kill -KILL $run
-) &
+) >/dev/null 2>&1 & # its sleep outlives it, and must hold no file of /job
 watchdog=$!
 
 # Its first thread, and two vCPUs'. A storm has them for some seconds here.

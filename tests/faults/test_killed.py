@@ -15,6 +15,8 @@ import pytest
 from guests import micro_guest
 from place import Place, whole
 
+from ipitrace.errors import ExitCode
+
 pytestmark = pytest.mark.live
 
 TIMES = int(os.environ.get("IPITRACE_KILLS", "5"))
@@ -26,10 +28,12 @@ PARTIAL = re.compile(r"\.(rec|\d{3})\.partial-\d+(-\d+)?")
 
 
 def moments(place: Place, *arguments: object) -> Iterator[float]:
-    """Seconds after the start, from the first import to the end of an undisturbed one."""
+    """Seconds after the start, from the first import to the end of one that nobody kills."""
     began_s = time.monotonic()
     with place.starts(*arguments) as program:
-        assert program.finish() == 0, program.complained
+        # What others do on this machine may make its numbers worthless, but not its moments.
+        ended = program.finish()
+        assert ended in {ExitCode.OK, ExitCode.UNTRUSTWORTHY}, program.complained
     took_s = time.monotonic() - began_s
     chance = random.Random(SEED)  # noqa: S311 - moments, no secrets
     return (chance.uniform(0.0, took_s) for _ in range(TIMES))
@@ -92,6 +96,7 @@ def test_watch(place: Place) -> None:
 @pytest.mark.slow
 def test_ab(place: Place) -> None:
     words = ("ab", "--a", "true", "--b", "true", "--rounds", 1, "-o", "both")
+    words += ("--allow", "other_vms")  # which come and go
     for at_s in moments(place, *words, "--", *A_RUN):
         shutil.rmtree(place.cwd / "both", ignore_errors=True)
         kill_at(place, at_s, *words, "--", *A_RUN)
