@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 at random moments of run, watch and ab: nothing is left but what is whole.
 
-`make faults` kills each a hundred times, the normal suite five times. The moments are seeded.
+`make faults` kills each a hundred times, the normal suite three times. The moments are seeded.
 """
 
 import os
@@ -19,7 +19,7 @@ from ipitrace.errors import ExitCode
 
 pytestmark = pytest.mark.live
 
-TIMES = int(os.environ.get("IPITRACE_KILLS", "5"))
+TIMES = int(os.environ.get("IPITRACE_KILLS", "3"))
 SEED = int(os.environ.get("IPITRACE_SEED", "20201"))
 A_RUN = ("--scenario", "unicast-running", "--scenario", "self", "--count", 400, "--repeat", 2)
 LONG = ("--scenario", "unicast-running", "--count", 1_000_000)
