@@ -73,6 +73,7 @@ _METHOD = (
 _PACE_CYCLES = 60_000  # long enough for a target to be back in its waiting loop
 _RATE_S = 0.02
 _EARLIER = 32  # readings of the clocks that the next repetition's map starts from
+_LOOK_EVERY_S = 1.0  # whether the vCPUs' CPUs are there: 0.1 ms of the controller's time
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
 
 Progress = Callable[[str, float], None]
@@ -168,6 +169,7 @@ class _Run:
     tsc_scale: float = 1.0
     incomplete: int = 0
     failure: IpitraceError | None = None
+    next_look_s: float = 0.0
 
     def finished(self, modes: tuple[Mode, ...]) -> list[Measured]:
         """The scenarios of which something was finished, as far as it was in all modes."""
@@ -408,7 +410,10 @@ def _run_scenarios(run: _Run) -> None:
 
 
 def _offline(pinned: tuple[int, ...] | None, files: HostFiles = HOST) -> MeasurementError | None:
-    """The better reason where a storm fails because a vCPU's CPU went offline."""
+    """Why a storm fails, or is worth nothing: a vCPU's CPU went offline.
+
+    Its thread then shares another vCPU's CPU, and each IPI takes the scheduler's time slices.
+    """
     online = read_conditions((), (), files).online
     gone = set(pinned or ()) - set(online) if online is not None else set()
     if not gone:
@@ -417,6 +422,20 @@ def _offline(pinned: tuple[int, ...] | None, files: HostFiles = HOST) -> Measure
         f"{cpus_of(gone)} went offline during the run.",
         "What was finished until then is kept. Keep the CPUs online while it measures.",
     )
+
+
+def _check_online(run: _Run) -> None:
+    """While a storm runs, look now and then whether it is worth going on.
+
+    Raises:
+        MeasurementError: a vCPU's CPU went offline.
+    """
+    now_s = time.monotonic()
+    if now_s < run.next_look_s:
+        return
+    run.next_look_s = now_s + _LOOK_EVERY_S
+    if error := _offline(run.guest.pinned_cpus):
+        raise error
 
 
 def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
@@ -445,6 +464,7 @@ def _take(run: _Run, turn: Turn[Scenario], done: int, total: int) -> None:
 
     def told(sent: int) -> None:
         run.budget.check()
+        _check_online(run)
         run.progress(scenario.name, (done + max(sent - WARMUP, 0)) / total)
 
     _set_mode(run.tracer, turn.mode)

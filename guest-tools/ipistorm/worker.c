@@ -46,7 +46,7 @@ static u64 wait_for_acknowledgement(const struct storm_cpu *sender, u64 deadline
 			return 0;
 		cpu_relax();
 	}
-	return stamp();
+	return stamp_after(); /* not before the load that saw it: the handler's stamp is older */
 }
 
 static void wait_for_pace(const struct storm *storm)

@@ -62,6 +62,15 @@ static inline u64 rdtsc(void)
 	return (u64)high << 32 | low;
 }
 
+/* Not before what was read is there: else a stamp may be older than what it stands for. */
+static inline u64 rdtsc_after(void)
+{
+	u32 low, high;
+
+	asm volatile("lfence; rdtsc" : "=a"(low), "=d"(high)::"memory");
+	return (u64)high << 32 | low;
+}
+
 static inline void wrmsr(u32 msr, u32 low, u32 high)
 {
 	asm volatile("wrmsr" ::"c"(msr), "a"(low), "d"(high) : "memory");
@@ -228,7 +237,7 @@ static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
 			return 0;
 		pause();
 	}
-	return rdtsc();
+	return rdtsc_after();
 }
 
 /* Sends `count` IPIs from number `seq` on; false when too many timed out. */

@@ -29,14 +29,15 @@ _LARGEST_STAMP: Final = 1 << 62
 """14 years at 10 GHz; the sum of two still is an int64."""
 
 _PACE_SLACK: Final = 1_000
-"""Cycles by which two RDTSC may change places: the one that ends an IPI is not serialised."""
+"""Cycles by which two RDTSC may change places: the one that begins a pause is not serialised."""
 _RATE_SLACK: Final = 1.25
 """How much faster a TSC may be than is stated: an emulator's is stated by a guest that
 measured it while the host was busy."""
 
 _HINT: Final = (
-    "No sound guest makes such records, unless its TSC was set meanwhile: see who else is root "
-    "in it, its dmesg, and whether its payload or ipistorm belongs to this ipitrace."
+    "No sound guest makes such records, unless its TSC was set meanwhile, or differs between its "
+    "vCPUs: see who else is root in it, its dmesg, and whether its payload or ipistorm belongs "
+    "to this ipitrace."
 )
 
 Stamps = NDArray[np.int64]
@@ -180,6 +181,9 @@ def _handler(
 
 def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
     """Each is a handler entry of its own, seen after it began.
+
+    To the cycle, where the vCPUs share a TSC: the handler's RDTSC is older than the store that
+    the sender waits for, and an LFENCE keeps the sender's behind the load that saw it.
 
     In a storm without a loss, that is D at most R of each IPI. Those of the warm-up that timed
     out may be handled late, and be taken for an acknowledgement.

@@ -110,7 +110,7 @@ def qemu_command(
         console: a file, to be made.
         ssh: with a network card and sshd, too.
     """
-    words = "console=ttyS0 panic=-1 loglevel=5 mitigations=off tsc=reliable"
+    words = "console=ttyS0 panic=-1 loglevel=5 mitigations=off tsc=reliable no_timer_check"
     network: list[str] = []
     if ssh is not None:
         words += f" lab_key={ssh.public_key}"

@@ -65,7 +65,7 @@ def test_run_leaves_an_older_recording_as_it_was(place: Place, small: Path) -> N
 
 def test_ab_says_why_and_sets_a_up_again(place: Place, small: Path) -> None:
     words = ("ab", "--a", "echo a >>order", "--b", "echo b >>order", "-o", small / "both")
-    with place.starts(*words, "--rounds", 2, "--", "--count", 4000) as program:
+    with place.starts(*words, "--rounds", 2, "--", *A_RUN) as program:
         program.finish()
     assert_told(program, ExitCode.ENVIRONMENT)
     assert "No space left on device" in program.complained

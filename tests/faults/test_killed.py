@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 at random moments of run, watch and ab: nothing is left but what is whole.
 
-`make faults` kills each a hundred times, the normal suite five times. The moments are seeded.
+`make faults` kills each a hundred times, the normal suite three times. The moments are seeded.
 """
 
 import os
@@ -15,9 +15,11 @@ import pytest
 from guests import micro_guest
 from place import Place, whole
 
+from ipitrace.errors import ExitCode
+
 pytestmark = pytest.mark.live
 
-TIMES = int(os.environ.get("IPITRACE_KILLS", "5"))
+TIMES = int(os.environ.get("IPITRACE_KILLS", "3"))
 SEED = int(os.environ.get("IPITRACE_SEED", "20201"))
 A_RUN = ("--scenario", "unicast-running", "--scenario", "self", "--count", 400, "--repeat", 2)
 LONG = ("--scenario", "unicast-running", "--count", 1_000_000)
@@ -26,10 +28,12 @@ PARTIAL = re.compile(r"\.(rec|\d{3})\.partial-\d+(-\d+)?")
 
 
 def moments(place: Place, *arguments: object) -> Iterator[float]:
-    """Seconds after the start, from the first import to the end of an undisturbed one."""
+    """Seconds after the start, from the first import to the end of one that nobody kills."""
     began_s = time.monotonic()
     with place.starts(*arguments) as program:
-        assert program.finish() == 0, program.complained
+        # What others do on this machine may make its numbers worthless, but not its moments.
+        ended = program.finish()
+        assert ended in {ExitCode.OK, ExitCode.UNTRUSTWORTHY}, program.complained
     took_s = time.monotonic() - began_s
     chance = random.Random(SEED)  # noqa: S311 - moments, no secrets
     return (chance.uniform(0.0, took_s) for _ in range(TIMES))
@@ -92,6 +96,7 @@ def test_watch(place: Place) -> None:
 @pytest.mark.slow
 def test_ab(place: Place) -> None:
     words = ("ab", "--a", "true", "--b", "true", "--rounds", 1, "-o", "both")
+    words += ("--allow", "other_vms")  # which come and go
     for at_s in moments(place, *words, "--", *A_RUN):
         shutil.rmtree(place.cwd / "both", ignore_errors=True)
         kill_at(place, at_s, *words, "--", *A_RUN)
@@ -110,13 +115,25 @@ def test_the_run_of_a_killed_ab_ends_with_it(place: Place) -> None:
         program.assert_gone(ENDS_WITHIN_S)
 
 
-@pytest.mark.parametrize("signal_word", ["a", "b"])
-def test_a_set_up_command_of_a_killed_ab_ends_with_it(place: Place, signal_word: str) -> None:
-    commands = {"a": "true", "b": "true"} | {signal_word: "echo >begun; sleep 1000"}
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_set_up_command_of_a_killed_ab_runs_to_its_end(place: Place, side: str) -> None:
+    """It is the person's own: a host set up by half is worse (docs/decisions/0010-children.md).
+
+    All else ends at once, and the command needs nobody to end.
+    """
+    until_told = "echo >begun; until [ -e go ]; do sleep 0.05; done; echo >ended"
+    commands = {"a": "true", "b": "true"} | {side: until_told}
     words = ("ab", "--a", commands["a"], "--b", commands["b"], "-o", "both", "--rounds", 1)
     with place.starts(*words, "--", *A_RUN) as program:
         while "begun" not in place.names():
             assert program.process.poll() is None
             time.sleep(0.01)
         program.kill()
+        deadline_s = time.monotonic() + ENDS_WITHIN_S
+        while ours := [c for c in program.still_there().values() if "ipitrace" in c]:
+            assert time.monotonic() < deadline_s, ours
+            time.sleep(0.02)
+        assert any(until_told in command for command in program.still_there().values())
+        (place.cwd / "go").touch()
         program.assert_gone(ENDS_WITHIN_S)
+    assert "ended" in place.names()

@@ -102,7 +102,8 @@ def run_lab(
     artifacts = os.environ.get(ARTIFACTS_VARIABLE) or cache_dir() / "results"
     output = Path(artifacts).resolve() / (name or host)
     asked = [word for scenario in scenarios for word in ("--scenario", scenario)]
-    command = [sys.executable, "-m", f"lab.{host}", "--output", output, *options, "--", *asked]
+    command = [sys.executable, "-m", f"lab.{host}", "--output", output, *options]
+    command += ["--", *asked] if asked else []
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stderr}\nleft in {output}"
     return LabResult(output, done.stdout)
