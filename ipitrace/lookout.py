@@ -3,7 +3,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ipitrace.guests import Guest
 from ipitrace.host.neighbours import Neighbours, changes, read_neighbours
@@ -15,6 +15,8 @@ from ipitrace.steadiness import Setting, compare, cpus_of, placed
 
 if TYPE_CHECKING:
     from ipitrace.host.conditions import Conditions
+
+_MOST_NOTED: Final = 20_000  # in a run of very many repetitions; what is worthless is always told
 
 
 class Lookout:
@@ -60,7 +62,11 @@ class Lookout:
         around = read_neighbours(own_pids=self._guest.own_pids)
         found += self._company(self._around, around)
         self._around = around
-        self.disturbances += placed(found, request.scenario.name, repetition, recorded.mode)
+        self.disturbances += [
+            one
+            for one in placed(found, request.scenario.name, repetition, recorded.mode)
+            if one.worthless or len(self.disturbances) < _MOST_NOTED
+        ]
 
     def _company(self, before: Neighbours, after: Neighbours) -> list[Disturbance]:
         found = [Disturbance("neighbour", says, worthless=False) for says in changes(before, after)]

@@ -65,6 +65,7 @@ from ipitrace.units import NS_PER_S
 WARMUP = 100
 REPETITIONS = 6  # the least whose extremes enclose the median with 95 % confidence
 MAX_REPETITIONS = 1000
+MAX_OF_ALL_SCENARIOS = 4000  # what is read of run.json holds them (recording.MOST_RUN_BYTES)
 _MOST_SENDS = 250_000  # of one repetition: bounds the memory that its events take
 _METHOD = (
     "repetitions in turn: off, counting, full; full, counting, off; and so on; the scenarios "
@@ -203,6 +204,13 @@ def check_request(request: RunRequest) -> None:
         raise UsageError(
             f"--repeat {request.repeat} is out of range.",
             f"Ask for 1 to {MAX_REPETITIONS} repetitions.",
+        )
+    in_all = len(request.scenarios) * request.repeat
+    if in_all > MAX_OF_ALL_SCENARIOS:
+        raise UsageError(
+            f"{len(request.scenarios)} scenarios of {request.repeat} repetitions are {in_all}, and "
+            f"a recording holds {MAX_OF_ALL_SCENARIOS}.",
+            "Ask for fewer, or for fewer scenarios at a time.",
         )
     if request.pace_cycles is not None and not 0 <= request.pace_cycles <= NS_PER_S:
         raise UsageError(

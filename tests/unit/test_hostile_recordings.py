@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,12 @@ from test_report import some_run
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.errors import ExitCode, UsageError
-from ipitrace.recording import CHECKSUM_FILE, RUN_FILE
+from ipitrace.lookout import _MOST_NOTED
+from ipitrace.pipeline import MAX_OF_ALL_SCENARIOS
+from ipitrace.recording import CHECKSUM_FILE, RUN_FILE, RecordingWriter
+from ipitrace.recording_reader import read_run
 from ipitrace.resources import example_dir
+from ipitrace.result import Disturbance
 
 MOST_MIB = 512
 PLENTY_S = 60
@@ -403,3 +407,22 @@ def test_gates_that_are_no_file(recording: Path, tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize("option", ["--fail-on=deliver.p50:+", "--min-effect="])
 def test_limits_that_are_no_numbers(recording: Path, option: str, limit: str) -> None:
     said_here("compare", recording, recording, f"{option}{limit}%")
+
+
+def test_the_largest_run_that_is_taken_can_be_read(tmp_path: Path) -> None:
+    run = read_run(Path(__file__).parents[1] / "data" / "recordings" / "intel-bochs")
+    n_scenarios, repetitions = 4, MAX_OF_ALL_SCENARIOS // 4
+    rows = []
+    for i in range(n_scenarios):
+        figures = run.scenarios[0].repetition_figures
+        many = tuple(figures[j % len(figures)] for j in range(3 * repetitions))
+        rows.append(replace(run.scenarios[0], name=f"s{i}", repetition_figures=many))
+    noted = Disturbance(
+        "waited", "vCPU 1's thread waited 10 ms for a CPU", worthless=False, share=0.1,
+        scenario="s0", repetition=1, mode="counting",
+    )  # fmt: skip
+    with RecordingWriter(tmp_path / "r", force=False) as writer:
+        written = writer.finish(
+            replace(run, scenarios=tuple(rows), disturbances=(noted,) * _MOST_NOTED, tables={})
+        )
+    assert read_run(tmp_path / "r") == written
