@@ -30,7 +30,7 @@ from ipitrace.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.vm import VirtualMachine, find_vms
 
-_MOST_S: Final = 150.0  # for all rounds: none is begun that would take longer
+_MOST_S: Final = 130.0  # for all rounds: none is begun that would take longer
 _MOST_ROUNDS: Final = 30
 _LEAST_CONFIDENCE: Final = 0.95
 _COUNT: Final = 300

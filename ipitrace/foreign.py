@@ -65,6 +65,8 @@ def plain_json(document: str) -> str:
     Inside of strings a character may as well be its escape (RFC 8259, section 7); between
     values only white space can be something else, and there a space does.
     """
+    if document.isascii() and document.replace("\n", "").isprintable():
+        return document
     return _NOT_ASCII.sub(_json_escape, _NOT_SPACE.sub(" ", document))
 
 

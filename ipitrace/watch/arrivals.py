@@ -14,8 +14,8 @@ from typing import Final
 
 from ipitrace.vm import Discovery, VirtualMachine, discover, process_of, vm_directory_names
 
-_WHOLE_EVERY: Final = 500  # times as long as a look at all processes takes: 0.2 % of a CPU
-_NEW_EVERY: Final = 50  # times as long as a look at new VMs alone takes
+_WHOLE_EVERY: Final = 500  # times the CPU time that a look at all processes takes: 0.2 %
+_NEW_EVERY: Final = 50  # times the CPU time that a look at new VMs alone takes
 _FIRST_WHOLE_S: Final = 2.0  # where debugfs does not tell
 _WHOLE_S: Final = 60.0  # where it does
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 300.0
@@ -49,7 +49,7 @@ class Arrivals:
 
         `known` are the directories' names of those that are, `there` those that debugfs has now.
         """
-        began_s = time.monotonic()
+        began_s, began_cpu_s = time.monotonic(), time.thread_time()
         if began_s >= self._whole_at_s:
             return self._look_at_all(began_s)
         if began_s < self._rest_until_s:
@@ -65,16 +65,17 @@ class Arrivals:
         for name in due:
             if not self._is_ready(name, ready.get(name), began_s):
                 ready.pop(name, None)
-        ended_s = time.monotonic()
         if due:
-            self._rest_until_s = ended_s + _NEW_EVERY * (ended_s - began_s)
+            cost_s = time.thread_time() - began_cpu_s
+            self._rest_until_s = time.monotonic() + _NEW_EVERY * cost_s
         return tuple(ready.values())
 
     def _look_at_all(self, began_s: float) -> tuple[VirtualMachine, ...]:
+        began_cpu_s = time.thread_time()
         self.discovery = discover()
-        ended_s = time.monotonic()
+        cost_s = time.thread_time() - began_cpu_s
         least_s = _WHOLE_S if self.discovery.debugfs_absent is None else 0.0
-        self._whole_at_s = ended_s + max(_WHOLE_EVERY * (ended_s - began_s), least_s)
+        self._whole_at_s = time.monotonic() + max(_WHOLE_EVERY * cost_s, least_s)
         return tuple(
             vm
             for vm in self.discovery.vms

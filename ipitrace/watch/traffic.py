@@ -125,7 +125,7 @@ class Traffic:
         before, after = self._sums.heads_before[name][self._vm], self._sums.heads[name][self._vm]
         if index is not None:
             before, after = before[index], after[index]
-        return Count(after - before, after)
+        return Count(after - before, after) if after else _NONE
 
     def ipis(self) -> Count:
         """Interrupts accepted for sends, those that found no cell included."""
@@ -198,8 +198,9 @@ class Traffic:
 
     def unplaced(self) -> Count:
         """What found no cell, of any kind."""
-        counts = [self.head("unplaced", what) for what in What]
-        return Count(sum(c.delta for c in counts), sum(c.total for c in counts))
+        before = sum(self._sums.heads_before["unplaced"][self._vm])
+        after = sum(self._sums.heads["unplaced"][self._vm])
+        return Count(after - before, after)
 
     def cpus(self) -> set[int]:
         """The host CPUs on which a program ran in the interval, and the last one before it."""

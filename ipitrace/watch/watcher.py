@@ -56,6 +56,7 @@ class Watcher:
         self._number = 0
         self._departed = 0
         self._activity = counting.activity()
+        self._events = frozenset(counting.hooks)
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -246,7 +247,7 @@ class Watcher:
     def _traffic(self, of: Collection[Watched], counts: Counts) -> list[Traffic]:
         """What these VMs did, whose slots' counts these are."""
         vcpus = [watched.vcpus for watched in of]
-        return traffic(counts, vcpus, exits_watched="kvm_exit" in self._counting.hooks)
+        return traffic(counts, vcpus, exits_watched="kvm_exit" in self._events)
 
     def _vm_interval(
         self,
@@ -266,7 +267,7 @@ class Watcher:
                 taken=done.head("apicv", 0).total,
                 others_accepted=done.head("fixed", 1).total,
                 others_taken=done.head("apicv", 1).total,
-                watched="kvm_apicv_accept_irq" in self._counting.hooks,
+                watched="kvm_apicv_accept_irq" in self._events,
                 hint=self._hint,
             ),
             sends=done.head("sends"),

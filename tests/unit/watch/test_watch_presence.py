@@ -32,7 +32,9 @@ def test_two_hundred_vms_share_the_time_of_one() -> None:
 
     def check(vm: VirtualMachine) -> str | None:
         asked.append(vm.vm_fd)
-        time.sleep(CHECK_S)
+        end_s = time.thread_time() + CHECK_S
+        while time.thread_time() < end_s:
+            pass
         return None
 
     presence: Presence[int] = Presence(check)
