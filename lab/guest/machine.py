@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ipitrace.pipeline import tsc_hz_of_host
 from lab.common import kernel, rootfs
 from lab.common.cache import cache_dir, product
 from lab.common.chroot import SHARED, chroot, chroot_command
@@ -98,7 +99,14 @@ def guest_initramfs(of: kernel.Kernel, *, network: bool = True) -> Path:
 
 
 def qemu_command(
-    *, image: str, initramfs: str, disk: str, agent: str, console: str, ssh: Ssh | None = None
+    *,
+    image: str,
+    initramfs: str,
+    disk: str,
+    agent: str,
+    console: str,
+    ssh: Ssh | None = None,
+    parameters: Sequence[str] = (),
 ) -> list[str]:
     """QEMU's command line but for the accelerator; the places as QEMU sees them.
 
@@ -109,8 +117,10 @@ def qemu_command(
         agent: the socket of the guest's agent, to be made.
         console: a file, to be made.
         ssh: with a network card and sshd, too.
+        parameters: more of them for the kernel.
     """
     words = "console=ttyS0 panic=-1 loglevel=5 mitigations=off tsc=reliable no_timer_check"
+    words = " ".join([words, *parameters])
     network: list[str] = []
     if ssh is not None:
         words += f" lab_key={ssh.public_key}"
@@ -164,6 +174,7 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
             agent=f"{SHARED}/run/agent",
             console=f"{SHARED}/run/console",
             ssh=Ssh(port, public_key),
+            parameters=_tsc_rate(),
         )
         machine = ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", "1024"]
         lent = {
@@ -189,6 +200,15 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
         finally:
             process.kill()  # unshare holds SIGTERM back; --kill-child takes QEMU along
             process.wait()
+
+
+def _tsc_rate() -> tuple[str, ...]:
+    """What the emulated TSC's rate is: TCG's is the real one.
+
+    Linux would measure it against a timer, and on a busy machine be wrong by a factor of ten.
+    """
+    hz = tsc_hz_of_host()
+    return () if hz is None else (f"tsc_early_khz={hz / 1000:.0f}",)
 
 
 def ssh_settings(port: int, *, key: str, known_hosts: str) -> str:
