@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
 from ipitrace.storm.shell import Shell
 from ipitrace.storm.via import FORMS, LOCAL, open_agent_shell, open_shell
-from ipitrace.vm import VirtualMachine, agent_of, connect_agent, resolve_vm
+from ipitrace.vm import Discovery, VirtualMachine, agent_of, connect_agent, discover, pick
 
 MICRO: Final = "micro"
 _DEFAULT_VCPUS: Final = 2
@@ -37,6 +37,7 @@ class Guest:
         shares_tsc: its TSC follows from this host's by an offset and a ratio.
         tsc_stated_by: who states its TSC's rate.
         ours: the built-in guest: nobody else uses it.
+        odd: what is odd about its VM's process, in words of our own and of its.
     """
 
     driver: Driver
@@ -47,6 +48,7 @@ class Guest:
     shares_tsc: bool = True
     tsc_stated_by: str = "the guest's kernel"
     ours: bool = False
+    odd: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -71,7 +73,8 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
         return
     foreign = find_foreign(vm, via, trace=trace)
     with foreign.way.open() as shell:
-        yield _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+        guest = _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+        yield replace(guest, odd=foreign.odd)
 
 
 def is_micro(vm: str, via: str | None) -> bool:
@@ -99,10 +102,12 @@ class Foreign:
     Attributes:
         machine: its VM; None where none is needed and none is there.
         way: into it.
+        odd: what is odd about the VM's process, see vm.OddProcess.
     """
 
     machine: VirtualMachine | None
     way: Way
+    odd: tuple[str, ...] = ()
 
 
 def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
@@ -112,8 +117,10 @@ def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
         UsageError: there is no such guest, or its VM shows no way into it.
     """
     check_names(vm, via)
-    machine = _machine(vm, must_be_there=trace or via is None)
-    return Foreign(machine, _way(machine, vm, via))
+    found = discover()
+    machine = _machine(vm, found, must_be_there=trace or via is None)
+    odd = tuple(odd.says for odd in found.odd if machine is not None and odd.pid == machine.pid)
+    return Foreign(machine, _way(machine, vm, via), odd)
 
 
 def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
@@ -125,7 +132,7 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
     check_names(vm, via)
-    machine = None if via else _machine(vm, must_be_there=True)
+    machine = None if via else _machine(vm, discover(), must_be_there=True)
     return _way(machine, vm, via).open()
 
 
@@ -214,10 +221,10 @@ def vcpus_of(vm: str) -> int:
     return int(match[1]) if match[1] else _DEFAULT_VCPUS
 
 
-def _machine(name: str, *, must_be_there: bool) -> VirtualMachine | None:
+def _machine(name: str, found: Discovery, *, must_be_there: bool) -> VirtualMachine | None:
     """The VM of this name on this host; None where it is not needed and not there."""
     try:
-        return resolve_vm(name)
+        return pick(found, name)
     except UsageError as error:
         if not must_be_there:
             return None

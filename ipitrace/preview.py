@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipitrace.errors import HostError
-from ipitrace.guests import MICRO, find_foreign, is_micro, micro_guest, vcpus_of
+from ipitrace.guests import MICRO, Foreign, find_foreign, is_micro, micro_guest, vcpus_of
 from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
 from ipitrace.limits import FASTEST_TSC_HZ, check_time, least_seconds, limited_pace
 from ipitrace.model import Pattern, Scenario, TargetState
@@ -21,7 +21,6 @@ from ipitrace.storm.ipistorm import HELPER, INSTALLED
 from ipitrace.storm.via import LOCAL
 from ipitrace.summary import Mode
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
-from ipitrace.vm import VirtualMachine
 
 _LOADING: Final = (
     "whether the kernel accepts each of them shows only when it is loaded; what it refuses is "
@@ -124,7 +123,7 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
     else:
         foreign = find_foreign(vm, via, trace=request.trace)
         via = foreign.way.url
-        guest = _foreign(vm, via, foreign.machine)
+        guest = _foreign(vm, foreign)
     limits = limits_of(request, ours=guest.kind == MICRO)
     able = [s for s in request.scenarios if s.name not in unsupported]
     modes = tuple(Mode) if _traced(request, guest) else (Mode.OFF,)
@@ -171,10 +170,12 @@ def _micro(n_vcpus: int, cpus: Iterable[int] | None) -> PreviewedGuest:
     return PreviewedGuest(MICRO, what, os.getpid(), n_vcpus, ())
 
 
-def _foreign(name: str, way: str, machine: VirtualMachine | None) -> PreviewedGuest:
+def _foreign(name: str, foreign: Foreign) -> PreviewedGuest:
+    machine, way = foreign.machine, foreign.way.url
     if machine is None:
         return PreviewedGuest("linux", f"{name}, no VM of this host, by {way}", None, None, ())
     what = f"{machine.name} ({machine.vmm}), {len(machine.vcpus)} vCPUs, by {way}"
+    what = "; odd: ".join([what, *foreign.odd])
     return PreviewedGuest("linux", what, machine.pid, len(machine.vcpus), machine.tids)
 
 

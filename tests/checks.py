@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of every run.json, wherever it comes from."""
+"""What must hold of every run.json, and of other JSON, wherever it comes from."""
 
 import functools
 import json
@@ -70,3 +70,11 @@ def assert_sound_interval(interval: Mapping[str, Any]) -> None:
             assert placed <= vm["ipis"][period]
             assert placed == sum(vcpu["sent"][period] for vcpu in vm["vcpus"])
         assert (vm["exits"]["reasons"] is None) == (vm["exits"]["absent"] is not None)
+
+
+def assert_sound_list(listed: Mapping[str, Any]) -> None:
+    """`listed` is what `list --json` prints, and what is unknown of a VM has a reason."""
+    _validator("list").validate(json.loads(json.dumps(listed)))
+    for vm in listed["vms"]:
+        for name in ("memory_bytes", "apic_mode", "backend", "uid"):
+            assert (vm[name] is None) == (name in vm["unknown"]), name

@@ -13,6 +13,7 @@ import click
 
 from ipitrace.console import say, say_json, tell
 from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
+from ipitrace.foreign import plain
 from ipitrace.guests import MICRO, open_guest
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
@@ -181,6 +182,8 @@ def run(
             open_guest(vm, via, trace=not no_trace) as guest,
         ):
             # In the guest that is this machine itself, modules come and go.
+            for odd in guest.odd:
+                tell(f"ipitrace: odd: {plain(odd)}")
             drop = _keep_what_is_needed if vm != LOCAL else _keep_all
             result, failure = run_pipeline(request, guest, writer, bar.show, drop)
         try:

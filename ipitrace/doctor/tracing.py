@@ -8,6 +8,7 @@ from pathlib import Path
 from ipitrace.doctor.model import Check
 from ipitrace.errors import HostError
 from ipitrace.host.access import (
+    may_mount,
     read_lockdown,
     require_initial_pid_namespace,
     require_trace_privilege,
@@ -60,7 +61,7 @@ def _lockdown(files: HostFiles) -> Check:
 
 
 def _file_systems(files: HostFiles) -> Check:
-    """ipitrace mounts both for itself alone where need be, so neither is ever missing."""
+    """Where need be ipitrace mounts both for itself alone, if it may."""
     mounted = {
         "tracefs": find_tracefs() is not None,
         "debugfs": files.listing(KVM_DIR) is not None,
@@ -68,6 +69,14 @@ def _file_systems(files: HostFiles) -> Check:
     absent = [name for name, there in mounted.items() if not there]
     if not absent:
         return Check("tracefs", "ok", "mounted, and debugfs shows KVM")
+    if not may_mount(files):
+        return Check(
+            "tracefs",
+            "warn",
+            f"{' and '.join(absent)} cannot be read: not mounted, or CAP_DAC_READ_SEARCH missing",
+            "mount -t tracefs tracefs /sys/kernel/tracing; mount -t debugfs debugfs "
+            "/sys/kernel/debug; with CAP_SYS_ADMIN ipitrace does, for itself alone",
+        )
     return Check("tracefs", "ok", f"{' and '.join(absent)} not mounted: we do, for us alone")
 
 

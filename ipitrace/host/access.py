@@ -143,14 +143,20 @@ def missing_to_look_into_processes(files: HostFiles = HOST) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def may_preempt(files: HostFiles = HOST) -> bool:
-    """Whether this process may start one that keeps its vCPUs off their CPUs.
+def missing_to_preempt(files: HostFiles = HOST) -> tuple[str, ...]:
+    """The capabilities that we lack to start a process that keeps our vCPUs off their CPUs.
 
     That takes a real-time priority (CAP_SYS_NICE, sched(7)) and the guest's memory
     (CAP_SYS_ADMIN, proc_pid_map_files(5)).
     """
-    needed = _CAP_SYS_NICE | _CAP_SYS_ADMIN
-    return _effective_capabilities(files) & needed == needed
+    held = _effective_capabilities(files)
+    needed = {"CAP_SYS_NICE": _CAP_SYS_NICE, "CAP_SYS_ADMIN": _CAP_SYS_ADMIN}
+    return tuple(name for name, bit in needed.items() if not held & bit)
+
+
+def may_mount(files: HostFiles = HOST) -> bool:
+    """Whether this process may mount file systems for itself alone (unshare(2), mount(2))."""
+    return bool(_effective_capabilities(files) & _CAP_SYS_ADMIN)
 
 
 def read_lockdown(files: HostFiles = HOST) -> str | None:

@@ -17,8 +17,6 @@ from ipitrace.errors import HostError
 _CAPABILITY_VERSION_3: Final = 0x20080522  # include/uapi/linux/capability.h
 _PR_CAPBSET_DROP: Final = 24  # include/uapi/linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_CAP_AMBIENT: Final = 47
-_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _MOST_CAPABILITIES: Final = 64
 _WORD_BITS: Final = 32
 
@@ -91,7 +89,8 @@ def keep_only(kept: Collection[Capability]) -> None:
     """Give up every capability but those of `kept` that are held, and all ways to get more.
 
     Programs started later run with those `kept` at most, as root, too, and a set-user-ID
-    program gives them nothing (no_new_privs).
+    program gives them nothing (no_new_privs). Who is not root and has them as ambient
+    capabilities passes them on all the same: what preempts a guest is such a program.
 
     Raises:
         HostError: the kernel refuses, which it does to nobody (capset(2) of less is allowed).
@@ -104,14 +103,15 @@ def keep_only(kept: Collection[Capability]) -> None:
     for number in range(_MOST_CAPABILITIES):
         if number not in {int(capability) for capability in kept}:
             libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     now = held()
     mask = sum(1 << capability for capability in set(kept))
     words = (_Data * 2)()
     for i in range(2):
         left = (now.permitted & mask) >> (i * _WORD_BITS) & 0xFFFFFFFF
-        words[i].permitted, words[i].inheritable = left, 0
+        words[i].permitted = left
         words[i].effective = left & now.effective >> (i * _WORD_BITS)
+        # What is in no inheritable set leaves the ambient one, too (capabilities(7)).
+        words[i].inheritable = left & now.inheritable >> (i * _WORD_BITS)
     try:
         _call("capset", ctypes.byref(_header()), words)
         _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -35,8 +35,7 @@ def _check(check: Check) -> str:
         _WIDTH,
         initial_indent=head,
         subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        break_on_hyphens=False,  # of what others named, nothing else may be left to break at
     )
     if not check.todo:
         return text

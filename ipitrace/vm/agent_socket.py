@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 
 from ipitrace.errors import HostError
 from ipitrace.host.files import HOST
-from ipitrace.host.privileges import become
+from ipitrace.host.privileges import Capability, become, held
 from ipitrace.vm.model import VirtualMachine
 from ipitrace.vm.threads import read_started_at
 
@@ -51,6 +51,7 @@ def connect_agent(vm: VirtualMachine, path: str) -> socket.socket:
     """
     with _places(vm) as (root, cwd):
         owner = _owner(vm)
+        _require_rights(vm, owner, root)
         connection = _connected_by_child(vm, path, owner, root, cwd)
     try:
         _require_peer(vm, path, connection)
@@ -93,6 +94,31 @@ def _owner(vm: VirtualMachine) -> _Owner:
     return _Owner(int(found[0][1]), int(found[1][1]), tuple(map(int, groups[1].split())))
 
 
+def _require_rights(vm: VirtualMachine, owner: _Owner, root: int) -> None:
+    """See that we may become the VM's owner, and go where its VMM is (setresuid(2), chroot(2))."""
+    needed: list[Capability] = []
+    own = _Owner(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+    if owner.uid != own.uid:
+        needed.append(Capability.SETUID)
+    if (owner.gid, set(owner.groups)) != (own.gid, set(own.groups)) or needed:
+        needed.append(Capability.SETGID)
+    if _is_elsewhere(root):
+        needed.append(Capability.SYS_CHROOT)
+    effective = held().effective
+    missing = [f"CAP_{c.name}" for c in needed if not effective >> c & 1]
+    if missing:
+        raise HostError(
+            f"The guest agent's socket of {vm.name} is opened as user {owner.uid}, whose VM it "
+            f"is; missing: {' and '.join(missing)}.",
+            f"Run it with sudo, or as the VM's owner. {_HINT}",
+        )
+
+
+def _is_elsewhere(root: int) -> bool:
+    """Whether that root directory is another than ours."""
+    return not os.path.samestat(os.fstat(root), Path("/").stat())
+
+
 def _connected_by_child(
     vm: VirtualMachine, path: str, owner: _Owner, root: int, cwd: int
 ) -> socket.socket:
@@ -126,7 +152,7 @@ def _child(answer: socket.socket, path: str, owner: _Owner, root: int, cwd: int)
         # So long as we still are who we were; set again by the change of user (prctl(2)).
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         signal.alarm(int(_LIMIT_S) + 1)
-        if not os.path.samestat(os.fstat(root), Path("/").stat()):
+        if _is_elsewhere(root):
             os.fchdir(root)
             os.chroot(".")
         os.fchdir(cwd)

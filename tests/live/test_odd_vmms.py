@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checks import assert_sound_list
 from guests import Guest, micro_guest
 from odd_vmms import NOBODY, python_named, run_as, vmm
 
@@ -105,7 +106,7 @@ def test_names_with_bytes_that_are_no_text(good: Guest, tmp_path: Path) -> None:
     with vmm("-name", "a\udcffb\n\x1b[2J", program=qemu) as process:
         vm, _ = whole(look(good), process.pid)
         assert vm.name.startswith("a\ufffdb")
-        json.loads(run_as(["list", "--json"]).stdout)
+        assert_sound_list(json.loads(run_as(["list", "--json"]).stdout))
 
 
 def test_another_user_s_vm_of_the_same_name_is_told(good: Guest, tmp_path: Path) -> None:

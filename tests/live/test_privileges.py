@@ -14,25 +14,12 @@ from pathlib import Path
 
 import pytest
 from guests import Guest, micro_guest, until
-from odd_vmms import NOBODY
+from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
 
 import ipitrace
 from ipitrace.host.privileges import Capability
 
 pytestmark = pytest.mark.live
-
-LOOK = ("sys_ptrace", "dac_read_search")
-TRACE = ("bpf", "perfmon")
-# debugfs and tracefs are mounted, as on any host with systemd, and /dev/kvm is a group's.
-_WITH = """
-mount --make-rprivate / && mount -t debugfs none /sys/kernel/debug
-mount -t tracefs none /sys/kernel/tracing
-mount -t tmpfs none /mnt && mknod /mnt/kvm c 10 232 && chown {uid} /mnt/kvm
-mount --bind /mnt/kvm /dev/kvm
-{more}
-exec setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps={caps} \
-    --ambient-caps={caps} --bounding-set={caps} "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +35,6 @@ def everybodys() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         yield Path(name)
-
-
-def command(
-    words: tuple[str, ...], capabilities: tuple[str, ...], more: str = ""
-) -> tuple[list[str], dict[str, str]]:
-    caps = ",".join(["-all", *(f"+{name}" for name in capabilities)])
-    script = _WITH.format(uid=NOBODY, caps=caps, more=more)
-    path = str(Path(ipitrace.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": path, "HOME": "/nonexistent"}
-    unshare = ["unshare", "--mount", "sh", "-ec", script, "sh"]
-    return [*unshare, sys.executable, "-m", "ipitrace", *words], environment
-
-
-def run(
-    *words: str, capabilities: tuple[str, ...], more: str = ""
-) -> "subprocess.CompletedProcess[str]":
-    argv, environment = command(words, capabilities, more)
-    return subprocess.run(
-        argv, capture_output=True, text=True, check=False, env=environment, timeout=120, cwd="/"
-    )
-
-
-def without(names: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return tuple(other for other in names if other != name)
 
 
 def test_list_sees_others_vms_with_these(guest: Guest) -> None:
@@ -151,6 +114,79 @@ def test_run_says_what_tracing_lacks(name: str, everybodys: Path) -> None:
     assert f"missing: CAP_{name.upper()}" in done.stderr
 
 
+PREEMPT = ("run", "--scenario", "unicast-preempted", "--count", "60", "--repeat", "1", "--json")
+
+
+def test_a_target_is_preempted_with_just_these(everybodys: Path) -> None:
+    """What preempts is started after the others were given up, and needs its own."""
+    words = (*PREEMPT, "-o", str(everybodys / "r"))
+    done = run(*words, capabilities=(*TRACE, *LOOK, "sys_nice", "sys_admin"))
+    assert done.returncode in (0, 4), done.stderr
+    [row] = json.loads(done.stdout)["scenarios"]
+    assert row["status"] == "measured"
+
+
+@pytest.mark.parametrize("name", ["sys_nice", "sys_admin"])
+def test_what_is_missing_to_preempt_is_named(name: str, everybodys: Path) -> None:
+    words = (*PREEMPT, "--no-trace", "-o", str(everybodys / "r"))
+    done = run(*words, capabilities=without(("sys_nice", "sys_admin"), name))
+    assert done.returncode == 3
+    assert f"takes CAP_{name.upper()}." in " ".join(done.stderr.split())
+
+
+def test_without_the_device_nothing_runs(everybodys: Path) -> None:
+    words = (*_RUN, "--no-trace", "-o", str(everybodys / "r"))
+    done = run(*words, capabilities=(), more="chown 0 /mnt/kvm")
+    assert done.returncode == 3
+    assert "No permission to open /dev/kvm" in done.stderr
+
+
+def test_run_traces_without_seeing_its_neighbours(everybodys: Path) -> None:
+    done = run(*_RUN, "-o", str(everybodys / "r"), capabilities=TRACE)
+    assert done.returncode in (0, 4), done.stderr
+    result = json.loads(done.stdout)
+    assert result["observer"]["hooks"]
+    assert result["host"]["neighbours"]["unreadable_processes"] > 0
+    assert result["host"]["neighbours"]["bpf_programs"] is None
+
+
+def test_where_nothing_is_mounted_and_may_be(everybodys: Path) -> None:
+    """Without CAP_SYS_ADMIN it does without tracefs and debugfs, and says so."""
+    words = (*_RUN, "-o", str(everybodys / "r"))
+    done = run(*words, capabilities=(*TRACE, *LOOK), more=NOT_MOUNTED)
+    assert done.returncode in (0, 4), done.stderr
+    assert json.loads(done.stdout)["observer"]["hooks"]
+    said = run("doctor", capabilities=(*TRACE, *LOOK), more=NOT_MOUNTED).stdout
+    assert "warn    tracefs" in said
+    assert "ok      tracefs" in run("doctor", capabilities=(*TRACE, *LOOK)).stdout
+
+
+@pytest.mark.parametrize("name", TRACE)
+def test_doctor_names_what_tracing_lacks(name: str) -> None:
+    done = run("doctor", capabilities=(*without(TRACE, name), *LOOK))
+    assert done.returncode == 3
+    said = " ".join(done.stdout.split())
+    assert f"missing: CAP_{name.upper()}." in said
+    assert "missing rights" in said
+
+
+def test_this_machine_itself_is_roots() -> None:
+    every = (*TRACE, *LOOK, "sys_module", "sys_admin")
+    for words in (("run", "--vm", "local"), ("guest", "status", "--vm", "local")):
+        done = run(*words, capabilities=every)
+        assert done.returncode == 3
+        assert "needs root" in done.stderr
+
+
+def test_reading_recordings_takes_nothing() -> None:
+    first, second = RECORDINGS / "micro-pvm", RECORDINGS / "micro-pvm"
+    for words in (("report", str(first)), ("compare", str(first), str(second)), ("scenarios",)):
+        done = run(*words, capabilities=(), more="chown 0 /mnt/kvm")
+        assert done.returncode in (0, 1), (words, done.stderr)
+        assert done.stdout
+
+
+RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 _RUN = ("run", "--scenario", "unicast-running", "--count", "200", "--repeat", "1", "--json")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from checks import assert_sound_list
 from guests import Guest, micro_guest, qemu_guest, until
 
 from ipitrace.errors import UsageError
@@ -205,7 +206,9 @@ def test_a_guest_that_dies_while_it_is_looked_at(micro: Guest, last: str) -> Non
 def test_list_prints_what_was_found(micro: Guest) -> None:
     done = run_cli("list", "--json")
     assert done.returncode == 0, done.stderr
-    [listed] = [vm for vm in json.loads(done.stdout)["vms"] if vm["pid"] == micro.pid]
+    everything = json.loads(done.stdout)
+    assert_sound_list(everything)
+    [listed] = [vm for vm in everything["vms"] if vm["pid"] == micro.pid]
     assert [vcpu["tid"] for vcpu in listed["vcpus"]] == list(micro.tids)
     text = run_cli("list").stdout
     assert f"0: {micro.tids[0]}, 1: {micro.tids[1]}" in text

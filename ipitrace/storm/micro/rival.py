@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.errors import HostError, MeasurementError
-from ipitrace.host.access import may_preempt
+from ipitrace.host.access import missing_to_preempt
 from ipitrace.storm.micro.image import MG_READY, MG_READY_PREEMPTED, GuestMemory
 
 _PROGRAM: Final = Path(__file__).with_name("rival_process.py")
@@ -61,7 +61,10 @@ class Rival:
 
 def why_not() -> str | None:
     """Why this process may start no rival; None where it may."""
-    return None if may_preempt() else "only root may keep a target's thread off its CPU"
+    missing = missing_to_preempt()
+    if not missing:
+        return None
+    return f"to keep a target's thread off its CPU takes {' and '.join(missing)}"
 
 
 @contextlib.contextmanager

@@ -245,3 +245,19 @@ def test_the_text_fits_80_columns_and_ends_with_the_verdict() -> None:
     broken = Examination((*checks, Check("bcc", "missing", "not installed")), None)
     assert not broken.can_run
     assert render_examination(broken).endswith("'ipitrace run' cannot trace here: bcc.\n")
+
+
+def test_what_may_not_be_mounted_is_not_promised(make_files: Make) -> None:
+    def tracefs(capabilities: str) -> Check:
+        files = make_files({"/proc/self/status": f"CapEff:\t{capabilities}\n"})
+        return next(check for check in check_access(files) if check.name == "tracefs")
+
+    assert tracefs("0000000000200000").status == "ok"
+    without = tracefs("000000c000080004")
+    assert without.status == "warn"
+    assert "CAP_DAC_READ_SEARCH" in without.says
+
+
+def test_a_name_without_an_end_does_not_widen_the_report() -> None:
+    text = render_examination(Examination((Check("VMs", "warn", "running: " + "n" * 255),), None))
+    assert max(map(len, text.splitlines())) <= 80
