@@ -147,7 +147,7 @@ def test_run_by_an_agent_s_socket_with_just_these(guest: Guest, theirs: Path) ->
         assert "Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("fewer", ["setuid", "setgid"])
+@pytest.mark.parametrize("fewer", ["", "setuid", "setgid"])
 def test_run_by_the_vm_s_own_agent(fewer: str, tmp_path: Path, theirs: Path) -> None:
     """Another user's VM: ipitrace becomes that user for an instant."""
     place = theirs.parent / "vm"
