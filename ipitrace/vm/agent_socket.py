@@ -134,7 +134,7 @@ def _connected_by_child(
             if ready:
                 said, descriptors, _, _ = socket.recv_fds(ours, _SAID_BYTES, 1)
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it ends itself
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     if not descriptors:

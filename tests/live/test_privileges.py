@@ -170,9 +170,10 @@ def test_doctor_names_what_tracing_lacks(name: str) -> None:
     assert "missing rights" in said
 
 
-def test_this_machine_itself_is_roots() -> None:
+def test_this_machine_itself_is_roots(everybodys: Path) -> None:
     every = (*TRACE, *LOOK, "sys_module", "sys_admin")
-    for words in (("run", "--vm", "local"), ("guest", "status", "--vm", "local")):
+    output = ("-o", str(everybodys / "r"))
+    for words in (("run", "--vm", "local", *output), ("guest", "status", "--vm", "local")):
         done = run(*words, capabilities=every)
         assert done.returncode == 3
         assert "needs root" in done.stderr
