@@ -8,6 +8,8 @@ was started (nohup, or SIGINT of a background job) stays ignored.
 """
 
 import contextlib
+import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,38 @@ _LAST: Final = 2  # that raises anything
 _AGAIN_S: Final = 0.05
 
 
+class StopRequest:
+    """Set in a signal's handler, and waited for by the thread that the handler interrupts.
+
+    threading.Event takes a lock in both, and so may wait for itself.
+    """
+
+    def __init__(self) -> None:
+        """A context manager closes it; see stop_event()."""
+        self._asked = False
+        self._reads, self._writes = os.pipe()
+
+    def set(self) -> None:
+        """Stop; once."""
+        if not self._asked:
+            self._asked = True
+            os.write(self._writes, b"\0")
+
+    def is_set(self) -> bool:
+        """Whether that was asked for."""
+        return self._asked
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until it is asked for, or so long; whether it was."""
+        select.select([self._reads], [], [], timeout_s)
+        return self._asked
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        os.close(self._reads)
+        os.close(self._writes)
+
+
 class _Requests:
     """How often an end was asked for, and what is being done meanwhile."""
 
@@ -27,7 +61,7 @@ class _Requests:
     finishing = False
     held = 0
     waiting = False
-    stop: threading.Event | None = None
+    stop: StopRequest | None = None
 
 
 _requests = _Requests()
@@ -78,14 +112,15 @@ def interrupted_twice() -> bool:
 
 
 @contextlib.contextmanager
-def stop_event() -> Iterator[threading.Event]:
+def stop_event() -> Iterator[StopRequest]:
     """Set by the first signal instead of an exception, so that no display is left half done."""
-    stop = threading.Event()
+    stop = StopRequest()
     _requests.stop = stop
     try:
         yield stop
     finally:
         _requests.stop = None
+        stop.close()
 
 
 def send_again() -> None:

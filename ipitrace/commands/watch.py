@@ -2,7 +2,6 @@
 """`ipitrace watch`: what running VMs do, without their cooperation."""
 
 import math
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from ipitrace.host.privileges import (
     keep_only,
 )
 from ipitrace.render.watch_screen import Show, live_screen, print_block
-from ipitrace.signals import stop_event
+from ipitrace.signals import StopRequest, stop_event
 from ipitrace.vm import discover, pick
 from ipitrace.watch import Interval, Watcher
 
@@ -103,7 +102,7 @@ def watch(
 
 def _loop(
     watcher: Watcher,
-    stop: threading.Event,
+    stop: StopRequest,
     interval_s: float,
     duration_s: float | None,
     exporter: Exporter | None,

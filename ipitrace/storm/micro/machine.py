@@ -8,6 +8,7 @@ numbers.
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 import time
@@ -66,7 +67,8 @@ class Machine:
         self._vcpus: list[Vcpu] = []
         self._stats: list[VcpuStats] = []
         self._stopping = False
-        self._ended = threading.Event()
+        # An interruption in the middle of threading.Event.wait(), which is Python, breaks its lock.
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.released = threading.Event()  # the vCPUs' threads may go
         self._failures: list[str] = []
         self._error: Exception | None = None
@@ -165,7 +167,7 @@ class Machine:
         """Until the storm ends; what the guest says of its progress ends it sooner at most."""
         most, since = -1, time.monotonic()
         deadline_s = since + longest_s
-        while not self._ended.wait(_TICK_S):
+        while not self._ends_within(_TICK_S):
             sent = min(int(self.memory.status()["sent"]), self._total)
             hooks.tick(sent)
             now_s = time.monotonic()
@@ -176,6 +178,12 @@ class Machine:
                 return
             if now_s - since > silence_s:
                 return
+
+    def _ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(queue.Empty):
+            self._ended.get(timeout=seconds)
+            return True
+        return False
 
     @held_back()
     def _stop(self, threads: Sequence["VcpuThread"]) -> None:
@@ -218,7 +226,7 @@ class Machine:
             self._marks[state] = self._mark()
             self._state = state
             if state in _LAST_STATES:
-                self._ended.set()
+                self._ended.put(None)
                 return
 
     def _may_report(self, index: int, state: StormState) -> bool:
@@ -233,11 +241,11 @@ class Machine:
     def abort(self, error: Exception) -> None:
         """End the storm; run() raises `error`."""
         self._error = error
-        self._ended.set()
+        self._ended.put(None)
 
     def _fail(self, index: int, what: str) -> None:
         self._failures.append(f"vCPU {index} {what}")
-        self._ended.set()
+        self._ended.put(None)
 
     def _raise_on_failure(self, silence_s: float, longest_s: float) -> None:
         status = self.memory.status()
@@ -328,6 +336,7 @@ class VcpuThread(threading.Thread):
             self._machine.abort(error)
         self._machine.released.wait()  # so that the thread can be looked at
 
+    @held_back()
     def wait_for_tid(self) -> int:
         """The kernel's id of this thread, once it is pinned."""
         self._ready.wait()
