@@ -71,7 +71,7 @@ def test_an_owner_who_moves_vcpus_in_mid_storm(
     helper.write_text(f"#!/bin/sh\nsleep 1.5\ncat {tmp_path}/storm\n")
     helper.chmod(0o755)
     looks: list[Conditions] = []
-    with qemu_guest() as qemu:
+    with qemu_guest("-name", "guest1,debug-threads=on") as qemu:
         vm = until(lambda: seen(qemu.pid, qemu.tids))
         cpus = GuestCpus((0, 1), native=False, emulated=None)
         guest = LinuxGuest(LocalShell(), str(helper), STATUS, vm, cpus)
