@@ -88,7 +88,7 @@ def test_while_ipitrace_is_stopped_it_rests_at_normal_priority(tmp_path: Path) -
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends(tmp_path: Path) -> None:
-    with run(tmp_path, 1000) as (process, _rival):
+    with run(tmp_path, 10_000) as (process, _rival):
         process.send_signal(signal.SIGSTOP)
         time.sleep(LOOK_S)
         process.send_signal(signal.SIGCONT)
