@@ -29,8 +29,8 @@ def test_two_runs_are_whole_and_each_says_that_it_was_not_alone(place: Place) ->
         (row,) = run.scenarios
         assert (row.sent, row.delivered) == (6000, 6000)
         # Both VMs' vCPUs want the same CPUs: their cycles cannot be called good in silence.
-        told = run.untrustworthy or [p for p in run.host["neighbours"]["kvm_processes"] if p]
-        assert told, f"{name} says nothing of process {other.process.pid}"
+        runs = [found.says for found in run.disturbances or () if found.kind == "run"]
+        assert any(f"(pid {other.process.pid})" in says for says in runs), (name, runs)
         assert (program.process.returncode == ExitCode.UNTRUSTWORTHY) == bool(run.untrustworthy)
 
 
