@@ -14,3 +14,8 @@ def cycles_to_ns(cycles: float, tsc_hz: float) -> float:
 def ns_to_cycles(ns: float, tsc_hz: float) -> int:
     """Convert nanoseconds to whole TSC cycles at `tsc_hz` cycles per second."""
     return round(ns * tsc_hz / NS_PER_S)
+
+
+def processes(n: int) -> str:
+    """So many of them, in words."""
+    return f"{n} process" if n == 1 else f"{n} processes"

@@ -8,6 +8,7 @@ from ipitrace.errors import UsageError
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.neighbours import read_neighbours
+from ipitrace.units import processes
 from ipitrace.vm import Discovery, VirtualMachine
 
 _MOST_ODD = 5
@@ -86,7 +87,7 @@ def _hidden(found: Discovery) -> str:
     """What could not be looked at."""
     takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
     n = found.unreadable_processes
-    return found.unlisted or f"{n} processes may not be looked into{takes}"
+    return found.unlisted or f"{processes(n)} may not be looked into{takes}"
 
 
 def _odd_processes(found: Discovery) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from tabulate import tabulate
 
 from ipitrace.foreign import plain_values
-from ipitrace.units import MIB
+from ipitrace.units import MIB, processes
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _WIDTH = 80
@@ -129,7 +129,7 @@ def _unseen(found: Discovery) -> Iterator[str]:
         if found.missing:
             takes = " and ".join(found.missing)
             more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"
-        yield _filled(f"{found.unreadable_processes} processes may not be looked into{more}")
+        yield _filled(f"{processes(found.unreadable_processes)} may not be looked into{more}")
     if found.unlisted is not None:
         yield _filled(f"{found.unlisted}; to see their VMs: sudo ipitrace list")
 

@@ -20,7 +20,7 @@ from ipitrace.result import (
     StageBreakdown,
 )
 from ipitrace.steadiness import told
-from ipitrace.units import cycles_to_ns
+from ipitrace.units import cycles_to_ns, processes
 
 _NOTHING = "-"
 _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
@@ -382,7 +382,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
     hidden = around.get("unreadable_processes")
     if hidden:
         yield (
-            f"note   {hidden} processes could not be looked into (docs/privileges.md): there may "
+            f"note   {processes(hidden)} could not be looked into (docs/privileges.md): there may "
             "have been more VMs"
         )
 

@@ -9,7 +9,7 @@ from typing import Final
 from tabulate import tabulate
 
 from ipitrace.foreign import plain, plain_values
-from ipitrace.units import MIB
+from ipitrace.units import MIB, processes
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
 
 _NOTHING: Final = "-"
@@ -61,7 +61,7 @@ def _sight(sight: Sight, width: int) -> list[str]:
     if sight.unreadable_processes:
         takes = f" (that takes {' and '.join(sight.missing)})" if sight.missing else ""
         words.append(
-            f"{sight.unreadable_processes} processes may not be looked into{takes}: VMs of theirs "
+            f"{processes(sight.unreadable_processes)} may not be looked into{takes}: VMs of theirs "
             "are not watched"
         )
     if sight.unlisted is not None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from ipitrace.errors import UsageError
 from ipitrace.host.files import HOST, HostFiles
+from ipitrace.units import processes
 from ipitrace.vm.discovery import Discovery, discover
 from ipitrace.vm.model import VirtualMachine
 
@@ -45,7 +46,7 @@ def _hidden(found: Discovery) -> str:
     said = ""
     if found.unreadable_processes:
         takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
-        said += f" {found.unreadable_processes} processes may not be looked into{takes}: run it "
+        said += f" {processes(found.unreadable_processes)} may not be looked into{takes}: run it "
         said += "with sudo."
     if found.unlisted is not None:
         said += f" {found.unlisted}."
