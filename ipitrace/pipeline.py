@@ -208,8 +208,8 @@ def check_request(request: RunRequest) -> None:
     in_all = len(request.scenarios) * request.repeat
     if in_all > MAX_OF_ALL_SCENARIOS:
         raise UsageError(
-            f"{len(request.scenarios)} scenarios of {request.repeat} repetitions are {in_all}, and "
-            f"a recording holds {MAX_OF_ALL_SCENARIOS}.",
+            f"--repeat {request.repeat} of {len(request.scenarios)} scenarios is {in_all} "
+            f"repetitions, and a recording holds {MAX_OF_ALL_SCENARIOS}.",
             "Ask for fewer, or for fewer scenarios at a time.",
         )
     if request.pace_cycles is not None and not 0 <= request.pace_cycles <= NS_PER_S:
