@@ -4,12 +4,12 @@
 import contextlib
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from least_rights import folder_of_theirs
 from odd_vmms import NOBODY, python_named, run_as, vmm
 
 from ipitrace.errors import HostError
@@ -32,12 +32,7 @@ def agent_words(path: object) -> tuple[str, ...]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder of the other user's, in one that everybody may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        own = Path(name) / "own"
-        own.mkdir()
-        os.chown(own, NOBODY, NOBODY)
+    with folder_of_theirs() as own:
         yield own
 
 
