@@ -9,6 +9,7 @@ every mode. Modes mostly wait, so a suite runs several at once, ahead of its tes
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import IO, Final, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,20 @@ MOST_WRITTEN: Final = 8 * MIB
 BAD_ENDS: Final = frozenset({ExitCode.USAGE, ExitCode.ENVIRONMENT, ExitCode.UNTRUSTWORTHY})
 AT_ONCE: Final = 8
 """Modes played at the same time; most of them wait for a deadline."""
+
+_LAUNCHER: Final = """\
+import os, sys
+said = int(sys.argv[1])
+pid = os.fork()
+if pid == 0:
+    os.close(said)
+    os.execv(sys.argv[2], sys.argv[2:])
+os.write(said, b"%d\\n" % pid)
+_pid, status, usage = os.wait4(pid, 0)
+os.write(said, b"%d %d\\n" % (status, usage.ru_maxrss))
+"""
+"""A small parent for what is measured. A process begins with the peak memory of the one that it
+was forked from: exec_mmap() in fs/exec.c adds the memory that execve(2) leaves behind."""
 
 _MARK: Final = "IPITRACE_HOSTILE_RUN"
 _LOOK_S: Final = 0.05
@@ -73,17 +88,19 @@ class Outcome:
 def run_ipitrace(
     words: Sequence[str],
     *,
+    started_by: Sequence[str] = ("-m", "ipitrace"),
     environment: Mapping[str, str] | None = None,
     limit_s: float = 120.0,
-    meanwhile: Callable[["subprocess.Popen[bytes]"], None] | None = None,
+    meanwhile: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Run `ipitrace` with `words` in an empty folder of its own, and watch it.
 
     Args:
         words: of the command line.
+        started_by: what Python runs with these words.
         environment: added to this process's.
         limit_s: after which it is killed; far more than any bound of ipitrace's own.
-        meanwhile: is called once it runs, in this thread; may signal it.
+        meanwhile: is called with its process id once it runs, in this thread; may signal it.
     """
     with tempfile.TemporaryDirectory(prefix="hostile-", dir="/tmp") as name:
         cwd, scratch = Path(name, "cwd"), Path(name, "tmp")
@@ -98,47 +115,50 @@ def run_ipitrace(
             _MARK: mark,
         }
         out, err = Path(name, "out"), Path(name, "err")
+        report, said = os.pipe()
         with out.open("wb") as stdout, err.open("wb") as stderr:
             started_s = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ipitrace", *words],
+            launcher = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(said)),
+                    *(sys.executable, *started_by, *words),
+                ],
                 cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                pass_fds=[said],
             )
-        watch = _Watch(process.pid, known={out, err})
-        with watch:
-            if meanwhile is not None:
-                meanwhile(process)
-            code, peak = _wait(process, started_s + limit_s)
+        os.close(said)
+        with launcher, os.fdopen(report) as told:
+            pid = int(told.readline())
+            with _Watch(pid, known={out, err}) as watch:
+                if meanwhile is not None:
+                    meanwhile(pid)
+                in_time = _ends_in_time(told, pid, started_s + limit_s)
+                status, peak_kib = map(int, told.readline().split())
+        code = os.waitstatus_to_exitcode(status) if in_time else None
         return Outcome(
             code,
             out.read_text(errors="surrogateescape"),
             err.read_text(errors="surrogateescape"),
             time.monotonic() - started_s,
-            peak,
+            peak_kib * 1024,
             watch.most_written,
             _left_running(mark),
             tuple(sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*"))),
         )
 
 
-def _wait(process: "subprocess.Popen[bytes]", deadline_s: float) -> tuple[int | None, int]:
-    """Its exit code (None: killed by us), and its peak memory in bytes (wait4(2))."""
-    in_time = True
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        if in_time and time.monotonic() > deadline_s:
-            in_time = False
-            process.kill()
-        time.sleep(_LOOK_S / 5)
-    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait again
-    return (process.returncode if in_time else None), usage.ru_maxrss * 1024
+def _ends_in_time(told: IO[str], pid: int, deadline_s: float) -> bool:
+    """Wait for the launcher's report; kill what it started at the deadline."""
+    left_s = max(deadline_s - time.monotonic(), 0)
+    ended, _, _ = select.select([told], [], [], left_s)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    return bool(ended)
 
 
 class _Watch(threading.Thread):
@@ -151,8 +171,9 @@ class _Watch(threading.Thread):
         self._known = {path.stat().st_ino for path in known}
         self._over = threading.Event()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.start()
+        return self
 
     def __exit__(self, *_exc: object) -> None:
         self._over.set()

@@ -4,19 +4,15 @@
 The built payload itself is never touched: the child's loader is given another path.
 """
 
-import os
 import re
 import struct
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
 import harness
 
-import ipitrace
 from ipitrace.resources import guest_tools_dir
 
 SOURCE: Final = harness.HERE / "payload.c"
@@ -70,40 +66,8 @@ def in_mode(image: bytes, mode: str) -> bytes:
 
 def run(image: bytes, words: list[str], limit_s: float) -> harness.Outcome:
     """As harness.run_ipitrace, with `image` as the payload."""
-    with tempfile.TemporaryDirectory(prefix="hostile-", dir="/tmp") as name:
-        cwd, scratch, payload = (Path(name, part) for part in ("cwd", "tmp", "payload.bin"))
-        cwd.mkdir()
-        scratch.mkdir()
-        payload.write_bytes(image)
-        mark = f"{os.getpid()}-{Path(name).name}"
-        env = {
-            **os.environ,
-            "TMPDIR": str(scratch),
-            "PYTHONPATH": str(Path(ipitrace.__file__).parents[1]),
-            harness._MARK: mark,
-        }
-        out, err = Path(name, "out"), Path(name, "err")
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            started_s = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, "-c", _RUN, str(payload), *words],
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        watch = harness._Watch(process.pid, known={out, err})
-        with watch:
-            code, peak = harness._wait(process, started_s + limit_s)
-        return harness.Outcome(
-            code,
-            out.read_text(errors="surrogateescape"),
-            err.read_text(errors="surrogateescape"),
-            time.monotonic() - started_s,
-            peak,
-            watch.most_written,
-            harness._left_running(mark),
-            tuple(sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*"))),
-        )
+    with tempfile.NamedTemporaryFile(prefix="payload-") as payload:
+        payload.write(image)
+        payload.flush()
+        started_by = ["-c", _RUN, payload.name]
+        return harness.run_ipitrace(words, started_by=started_by, limit_s=limit_s)

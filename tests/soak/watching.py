@@ -93,7 +93,9 @@ class Watch:
         children = [(task / "children").read_text().split() for task in threads]
         return Usage(
             rss_bytes=int(rss_kib) << 10,
-            descriptors=len(list((proc / "fd").iterdir())),
+            descriptors=sum(
+                not _of_a_running_process(info) for info in (proc / "fdinfo").iterdir()
+            ),
             threads=len(threads),
             children=sum(map(len, children)),
             bpf_objects=len(set(_bpf_objects(proc))),
@@ -114,6 +116,17 @@ class Watch:
         """Tell it to end; its exit code."""
         self.process.terminate()
         return self.process.wait(LOOKS_WITHIN_S)
+
+
+def _of_a_running_process(info: Path) -> bool:
+    """Whether it is a pidfd of a process that still runs: watch holds one for each VM it sees.
+
+    Others' VMs come and go as they like, and a pidfd that is kept too long is of an ended process:
+    fdinfo then shows the pid -1 (pidfd_show_fdinfo() in fs/pidfs.c).
+    """
+    with suppress(OSError):
+        return bool(re.search(r"^Pid:\s+[1-9]", info.read_text(), re.MULTILINE))
+    return False
 
 
 def _bpf_objects(proc: Path) -> Iterator[str]:
