@@ -149,7 +149,7 @@ def test_the_help_shows_a_file_of_gates(
     assert keys.keys() == {"fail-on", "require", "allow", "strict"}
     assert code_of(invoke(places, "base", "fast", "--gates", gates)) == ExitCode.OK
     assert code_of(invoke(places, "base", "slow", "--gates", gates)) == ExitCode.REGRESSION
-    assert textwrap.dedent(shown) in (DOCS / "statistics.md").read_text()
+    assert textwrap.indent(textwrap.dedent(shown), " " * 4) in (DOCS / "statistics.md").read_text()
 
 
 def test_the_last_line_is_the_verdict(places: Mapping[str, Path]) -> None:
