@@ -47,8 +47,8 @@ TOTAL_EXITS: Final = "exits"
 
 PATH_RANKS: Final = {
     "exitless": 0,  # the sender does not exit
-    "msr-fastpath": 1,  # it exits, and KVM's fastpath enters again at once
-    "msr-exit": 2,  # from here on KVM handles the whole exit
+    "msr-fastpath": 1,  # it exits, and KVM's fastpath handles that
+    "msr-exit": 2,  # from here on KVM's usual way of handling an exit
     "apic-write": 2,
     "mmio": 2,
     "pv-hypercall": 2,

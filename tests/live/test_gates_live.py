@@ -20,6 +20,7 @@ ROOT = Path(ipitrace.__file__).parents[1]
 GATE = ROOT / "docs" / "ci" / "ipitrace-gate.sh"
 PROGRAM = (sys.executable, "-m", "ipitrace")
 FEW = ("--no-trace", "--scenario", "unicast-running", "--count", "120")
+BUSY = ("--allow", "other_vms", "--retries", "3")  # what this machine may be
 BURNT = "--burn-cycles 10000000"  # much more than the machine's noise
 
 
@@ -27,7 +28,7 @@ def test_an_improvement_is_proved_while_a_terminal_shows_how_far_it_is(tmp_path:
     """Handlers waste cycles in A alone."""
     place = tmp_path / "ab"
     words = ("ab", "--a", "true", "--b", "true", "--a-run", BURNT, "--rounds", "4", "-o", place)
-    gates = ("--require", "round_trip.p50:-30%", "--strict", "--allow", "other_vms")
+    gates = ("--require", "round_trip.p50:-30%", "--strict", *BUSY)
     master, slave = os.openpty()
     drawn = bytearray()
 
@@ -55,11 +56,11 @@ def test_an_improvement_is_proved_while_a_terminal_shows_how_far_it_is(tmp_path:
         for n in rounds:
             assert re.search(rf"\] +\d+% round {n} of 4, {side}, about \d+ s left", said), said
     again = f"ipitrace compare {place}/a {place}/b"
-    assert [line.rpartition("\r\x1b[K")[2] for line in said.split("\r\n")] == [
-        f"ipitrace: A and B are measured in 4 rounds; the recordings go to {place}",
-        f"ipitrace: all rounds are measured; {again} compares them again",
-        "",
-    ]
+    first, *repeated, last, rest = (line.rpartition("\r\x1b[K")[2] for line in said.split("\r\n"))
+    assert first == f"ipitrace: A and B are measured in 4 rounds; the recordings go to {place}"
+    assert last == f"ipitrace: all rounds are measured; {again} compares them again"
+    assert not rest
+    assert all("It is repeated." in line for line in repeated), repeated
 
 
 def _piece(master: int) -> bytes:
@@ -86,7 +87,7 @@ def test_the_gate_script(compare: str, code: int, tmp_path: Path) -> None:
         "OUT": str(out),
         "ROUNDS": "1",
         "RUN": " ".join(FEW),
-        "COMPARE": f"{compare} --allow other_vms",
+        "COMPARE": " ".join((compare, *BUSY)),
     }
     env.pop("GITHUB_STEP_SUMMARY", None)
     done = subprocess.run(
@@ -103,4 +104,4 @@ def test_the_gate_script(compare: str, code: int, tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert lines[0].endswith(f"the report goes to {out}/judged.json")
     assert f"the recordings go to {out}/judged" in lines[1]
-    assert lines[2] == "ipitrace: round 1 of 1 is measured"
+    assert "ipitrace: round 1 of 1 is measured" in lines
