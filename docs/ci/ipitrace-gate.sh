@@ -13,6 +13,14 @@
 #   COMPARE     options of 'ipitrace compare'        (--strict)
 #   ROUNDS      how often each is measured           (10)
 #
+# RUN comes after --repeat 1 --count 1000, which 'ipitrace ab' gives each measurement: one fresh
+# guest, one value, in seconds. More ROUNDS tell more than a larger --count (docs/statistics.md).
+# COMPARE may hold gates. Worse by 5 % at most: --fail-on deliver.p50:+5%. Better by 30 % at
+# least: --require deliver.p50:-30%. Both from a file: --gates FILE. With --strict what could not
+# be decided fails, too.
+#
+# Each round, the time left, and where everything goes are told on standard error.
+#
 # --self-test measures a known truth instead of SET_UP_A and SET_UP_B: nothing against nothing
 # must be the same, and handlers that burn BURN cycles (200000) must be worse in the round
 # trip by about as much, and in the round trip alone.
@@ -26,6 +34,7 @@ set -eu
 ab() {
 	where=$1 set_up_b=$2
 	shift 2
+	echo "$0: the report goes to $OUT/$where.json" >&2
 	$IPITRACE ab --a "$SET_UP_A" --b "$set_up_b" --rounds "$ROUNDS" -o "$OUT/$where" \
 		--format json --output "$OUT/$where.json" $COMPARE "$@" -- $RUN
 }

@@ -199,18 +199,18 @@ def _gates(comparison: Comparison, *, markdown: bool) -> str:
     if not comparison.gates:
         return ""
     if markdown:
-        headers: tuple[str, ...] = ("gate", "scenario", "metric", "p", "held", "why")
+        headers: tuple[str, ...] = ("gate", "kind", "scenario", "metric", "p", "state", "why")
         lines: list[tuple[str, ...]] = [
-            (g.gate, g.scenario, g.metric, spell_p(g.p_corrected), g.held, g.why)
+            (g.gate, g.kind, g.scenario, g.metric, spell_p(g.p_corrected), g.state, g.why)
             for g in comparison.gates
         ]
     else:
-        headers = ("gate\nscenario", "metric\np", "held\nwhy")
+        headers = ("gate\nkind, scenario", "metric\np", "state\nwhy")
         lines = [
             (
-                f"{g.gate}\n{g.scenario}",
+                f"{g.gate}\n{g.kind}, {g.scenario}",
                 f"{g.metric}\n{spell_p(g.p_corrected)}",
-                f"{g.held}\n{textwrap.fill(g.why, _WHY_WIDTH)}",
+                f"{g.state}\n{textwrap.fill(g.why, _WHY_WIDTH)}",
             )
             for g in comparison.gates
         ]

@@ -19,7 +19,12 @@ class ProgressBar:
         self._stream = sys.stderr if stream is None else stream
         self._enabled = enabled and self._stream.isatty()
         self._from_s = time.monotonic() + _DELAY_S
-        self._drawn = False
+        self._drawn = ""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._enabled
 
     def __enter__(self) -> Self:
         return self
@@ -30,8 +35,13 @@ class ProgressBar:
         _value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the bar away, for a line of text or for good."""
         if self._drawn:
             redraw("", self._stream)
+        self._drawn = ""
 
     def show(self, what: str, share: float) -> None:
         """Say that `share` (0..1) of the work is done and `what` is being done now."""
@@ -40,5 +50,7 @@ class ProgressBar:
         share = min(max(share, 0.0), 1.0)
         filled = round(_WIDTH * share)
         bar = "#" * filled + "." * (_WIDTH - filled)
-        redraw(f"[{bar}] {share:4.0%} {what}", self._stream)
-        self._drawn = True
+        line = f"[{bar}] {share:4.0%} {what}"
+        if line != self._drawn:
+            redraw(line, self._stream)
+        self._drawn = line

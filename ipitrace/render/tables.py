@@ -181,8 +181,16 @@ def _exits(rows: Sequence[ScenarioResult]) -> str:
             if side is not None:
                 cells = (_per_ipi(side.get(name, 0.0)) for name in names)
                 lines.append((row.name, label, *cells))
-    sources = _ordered(row.exits.source or "nothing here" for row in rows if row.exits)
+    sources = _ordered(row.exits.source for row in rows if row.exits and row.exits.source)
+    uncounted = [row for row in rows if not (row.exits and row.exits.source)]
+    unknown = "no source of counts is known"
+    reasons = _ordered((row.absent or {}).get("exits.source", unknown) for row in uncounted)
+    if not sources:
+        return f"VM exits per IPI: not counted, {'; '.join(reasons)}"
     title = f"VM exits per IPI (source: {', '.join(sources)})"
+    if uncounted:
+        title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
+        title += "; ".join(reasons)
     if not names:
         return f"{title}\nnone were counted"
     return f"{title}\n{_table(headers, lines, text_columns=(0, 1))}"
