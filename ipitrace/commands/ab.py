@@ -38,7 +38,6 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
 
 
 @click.command(
-    short_help="Measure two configurations in turn (A B B A ...) and compare them.",
     context_settings={"ignore_unknown_options": True},
 )
 @click.option(

@@ -15,7 +15,7 @@ from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
 from ipitrace.storm.via import FORMS
 
 
-@click.group(short_help="Put the storm module into a running guest, or take it out again.")
+@click.group()
 def guest() -> None:
     """Put the storm module into a running guest, look at it, take it out again.
 

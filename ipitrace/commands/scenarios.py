@@ -9,7 +9,7 @@ from ipitrace.storm.micro.driver import unsupported
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 
 
-@click.command(short_help="List the scenarios, and which the micro-guest can run.")
+@click.command()
 def scenarios() -> None:
     """List the scenarios, and which the micro-guest can run."""
     rows = [(scenario, unsupported(scenario)) for scenario in SCENARIOS]
