@@ -5,7 +5,7 @@
 #
 # Usage: ipitrace-gate.sh [--self-test]
 #
-#   IPITRACE    how to call it                       (ipitrace)
+#   IPITRACE    how to call it                       (ipitrace, else this checkout's .venv/bin/ipitrace)
 #   OUT         where recordings and reports go      (ipitrace-gate)
 #   SET_UP_A    shell command that sets up the base  (true)
 #   SET_UP_B    and the one to be judged             (true)
@@ -26,9 +26,22 @@
 # trip by about as much, and in the round trip alone.
 set -eu
 
-: "${IPITRACE:=ipitrace}" "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
+: "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
 : "${SET_UP_A:=true}" "${SET_UP_B:=true}"
 : "${RUN=--scenario unicast-running}" "${COMPARE=--strict}"
+
+# Without ipitrace nothing is measured: no verdict, and exit code 3 as ipitrace has it.
+find_ipitrace() {
+	here=$(dirname "$(readlink -f "$0")")/../../.venv/bin/ipitrace
+	if [ -z "${IPITRACE-}" ]; then
+		IPITRACE=ipitrace
+		command -v ipitrace >/dev/null || [ ! -x "$here" ] || IPITRACE=$here
+	fi
+	command -v "${IPITRACE%% *}" >/dev/null && return
+	echo "$0: There is no program ${IPITRACE%% *}." >&2
+	echo "Install it in a checkout of ipitrace (sudo make install), or say in IPITRACE how to call it." >&2
+	exit 3
+}
 
 # shellcheck disable=SC2086 # RUN and COMPARE are lists of words
 ab() {
@@ -103,6 +116,7 @@ self_test() {
 	fi
 }
 
+find_ipitrace
 mkdir -p "$OUT"
 case ${1-} in
 --self-test) self_test ;;

@@ -39,7 +39,6 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says wh
 
 
 @click.command(
-    short_help="Measure two configurations in turn (A B B A ...) and compare them.",
     epilog=EPILOG,
     context_settings={"ignore_unknown_options": True},
 )

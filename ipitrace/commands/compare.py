@@ -12,10 +12,7 @@ from ipitrace.errors import ExitCode
 _RUN = click.Path(path_type=Path)
 
 
-@click.command(
-    short_help="Tell whether one recording is better than another, and by how much.",
-    epilog=EPILOG,
-)
+@click.command(epilog=EPILOG)
 @click.argument("base", type=_RUN)
 @click.argument("patched", type=_RUN, nargs=-1, required=True, metavar="PATCHED [MORE]...")
 @click.option(

@@ -52,7 +52,7 @@ def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Seque
     lines = [
         (
             scenario.name,
-            "default" if scenario.name in default else "yes" if reason is None else "no",
+            "no" if reason is not None else "default" if scenario.name in default else "yes",
             scenario.about if reason is None else f"{scenario.about} ({reason})",
         )
         for scenario, reason in rows

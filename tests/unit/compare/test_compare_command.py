@@ -439,6 +439,23 @@ def test_a_file_gets_the_format_and_the_terminal_the_verdict(
     assert isinstance(failed.exception, HostError)
 
 
+def test_a_recordings_run_json_is_the_recording(places: Mapping[str, Path], tmp_path: Path) -> None:
+    """Its checksum is looked at, as that of the directory is."""
+    whole = tmp_path / "whole"
+    shutil.copytree(places["slow"], whole)
+    rows = [
+        json.loads(invoke(places, "base", name, "--format", "json").stdout)["comparisons"][0][
+            "rows"
+        ]
+        for name in (whole / "run.json", whole)
+    ]
+    assert rows[0] == rows[1]
+    (whole / "run.json").write_text((whole / "run.json").read_text() + " ")
+    refused = invoke(places, "base", whole / "run.json").exception
+    assert isinstance(refused, UsageError)
+    assert "was changed after it was made" in refused.message
+
+
 def test_a_run_json_alone_is_enough(places: Mapping[str, Path], tmp_path: Path) -> None:
     alone = tmp_path / "some.json"
     alone.write_text((places["slow"] / "run.json").read_text())
