@@ -17,6 +17,7 @@ from ipitrace.commands.comparison_options import ComparisonOptions, comparison_o
 from ipitrace.console import tell
 from ipitrace.defects import DefectError
 from ipitrace.errors import (
+    NOTHING_WRITTEN,
     ExitCode,
     HostError,
     InterruptedRunError,
@@ -100,6 +101,7 @@ def ab(
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
+    from ipitrace.recording import RUN_FILE  # noqa: PLC0415
 
     shared = ComparisonOptions.taken_from(options)
     settings = settings_from(shared, interleaved=True)  # before hours of measuring
@@ -113,7 +115,7 @@ def ab(
         _take_turns(sides, rounds, directory, retries)
     except KeyboardInterrupt:
         kept = f"What was measured until then is kept in {directory}."
-        hint = kept if directory.exists() else "Nothing was measured yet."
+        hint = kept if any(directory.glob(f"[ab]/*/{RUN_FILE}")) else NOTHING_WRITTEN
         raise InterruptedRunError("Interrupted.", hint) from None
 
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
