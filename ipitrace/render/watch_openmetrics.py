@@ -83,7 +83,7 @@ _FAMILIES: Final = (
         "ipitrace_ipis_complete",
         "gauge",
         "1 when the evidence says that all IPIs were seen; 0 when they are a lower bound, or "
-        "nothing tells",
+        "too little was seen to tell (docs/watch.md)",
         lambda vm: [({}, float(vm.visibility.complete is True))],
     ),
     _Family(

@@ -26,7 +26,8 @@ class Visibility:
     """Whether the IPIs counted are all there were.
 
     `complete`: True when the evidence says that this VM's IPIs take exits, False when some
-    leave no trace on this host, None when nothing seen tells. `why` says it in words.
+    leave no trace on this host, None when too little was seen (evidence.py). `why` says it in
+    words.
     """
 
     complete: bool | None

@@ -15,9 +15,11 @@ from ipitrace.host.files import HOST
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
 from ipitrace.tracer.counting import Counting, Counts
+from ipitrace.tracer.kernel import host_isa
 from ipitrace.tracer.tracefs import ensure_debugfs
 from ipitrace.vm import Discovery, VirtualMachine, changes, still_there, vm_directory_names
 from ipitrace.watch.arrivals import Arrivals
+from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
     SCHEMA_VERSION,
@@ -31,7 +33,7 @@ from ipitrace.watch.model import (
 )
 from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, Watched, cells_for, slots_for
-from ipitrace.watch.traffic import Traffic, traffic
+from ipitrace.watch.traffic import Traffic, has_exits, traffic
 from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
@@ -57,6 +59,7 @@ class Watcher:
         self._departed = 0
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
+        self._exit_evidence = ExitEvidence(host_isa())
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -119,6 +122,7 @@ class Watcher:
         activity = self._counting.activity()
         active = self._roster.owners(np.flatnonzero(activity != self._activity).tolist())
         self._activity = activity
+        self._exit_evidence.note(int(activity.sum()))
         # A program counts the event first and then what it is about, so that a VM's tables
         # are read once more after its last event.
         to_read = [w for w in self._roster.watched if w in active or w.shown is None]
@@ -247,7 +251,13 @@ class Watcher:
     def _traffic(self, of: Collection[Watched], counts: Counts) -> list[Traffic]:
         """What these VMs did, whose slots' counts these are."""
         vcpus = [watched.vcpus for watched in of]
-        return traffic(counts, vcpus, exits_watched="kvm_exit" in self._events)
+        if not self._exit_evidence.fired:
+            self._exit_evidence.fired = has_exits(counts)
+        return traffic(counts, vcpus, exits_silent=self._exits_silent)
+
+    @property
+    def _exits_silent(self) -> bool:
+        return "kvm_exit" in self._events and self._exit_evidence.silent
 
     def _vm_interval(
         self,
@@ -296,6 +306,8 @@ class Watcher:
         why = self._counting.left_out.get("kvm_exit")
         if why is None and not done.head("events").total:
             return Exits(None, None, "nothing was seen of this VM yet")
+        if why is None and not self._exits_silent:
+            return Exits(None, None, "no exit of this VM was seen yet")
         why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
         return self._exits_of_statistics(watched, before, Exits(None, None, why))
 
