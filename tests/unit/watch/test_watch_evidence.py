@@ -123,7 +123,7 @@ def test_a_foreign_vms_exits(tmp_path: Path) -> None:
     (vm / "exits").unlink()
     (vm / "halt_exits").unlink()
     (vm / "exits").mkdir()  # there, and cannot be read
-    assert "does not let" in str(read_vm_exits("12-8", files))
+    assert "cannot be read (no number)" in str(read_vm_exits("12-8", files))
 
 
 def test_room_grows_with_the_vm_and_has_an_end() -> None:
