@@ -32,7 +32,11 @@ from ipitrace.errors import (
     UsageError,
 )
 from ipitrace.guests import Guest
-from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.host.access import (
+    NO_TRACE,
+    require_initial_pid_namespace,
+    require_trace_privilege,
+)
 from ipitrace.host.conditions import read_conditions
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.files import HOST, HostFiles
@@ -370,8 +374,8 @@ def tsc_hz_of_host() -> float | None:
 
 
 def _load_tracer(pid: int, n_vcpus: int) -> Tracer:
-    require_trace_privilege()
-    require_initial_pid_namespace()
+    require_trace_privilege(otherwise=NO_TRACE)
+    require_initial_pid_namespace(otherwise=NO_TRACE)
     return Tracer.load(pid=pid, n_vcpus=n_vcpus)
 
 

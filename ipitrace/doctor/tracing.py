@@ -29,6 +29,7 @@ from ipitrace.tracer.tracefs import (
 from ipitrace.vm.debugfs import KVM_DIR
 
 _BTF = "/sys/kernel/btf"
+_OTHERWISE = "'ipitrace run --no-trace' measures without looking into the host"
 KVM_STATISTICS = f"{KVM_DIR}/exits"
 
 
@@ -49,8 +50,8 @@ def check_access(files: HostFiles = HOST) -> Iterator[Check]:
 
 def _rights(files: HostFiles) -> Check:
     try:
-        require_trace_privilege(files)
-        require_initial_pid_namespace(files)
+        require_trace_privilege(files, otherwise=_OTHERWISE)
+        require_initial_pid_namespace(files, otherwise=_OTHERWISE)
     except HostError as error:
         return Check("rights", "missing", error.message, error.hint)
     who = "root" if os.geteuid() == 0 else "CAP_BPF and CAP_PERFMON"
