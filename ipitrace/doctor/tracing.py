@@ -139,7 +139,9 @@ def _btf(files: HostFiles) -> Check:
             "use a kernel with CONFIG_DEBUG_INFO_BTF_MODULES=y",
         )
     if not shown:
-        return Check("BTF", "unknown", "of the kernel; /sys/module shows no KVM", "lsmod | grep kvm")
+        return Check(
+            "BTF", "unknown", "of the kernel; /sys/module shows no KVM", "lsmod | grep kvm"
+        )
     return Check("BTF", "ok", f"of the kernel and {', '.join(modules) or 'KVM, which is built in'}")
 
 
@@ -148,7 +150,9 @@ def check_bpf() -> Check:
     try:
         load_trivial_program()
     except OSError as error:
-        todo = "run it with sudo, outside of containers"
+        todo = "run it outside of containers"
+        if os.geteuid():
+            todo = "run it with sudo, outside of containers"
         if error.errno == errno.ENOSYS:
             todo = "use a kernel with CONFIG_BPF_SYSCALL=y"
         return Check("BPF", "missing", f"the kernel refuses programs: {error.strerror}", todo)

@@ -11,6 +11,7 @@ import pwd
 import re
 import resource
 import stat
+from pathlib import Path
 from typing import Final
 
 from ipitrace.errors import HostError
@@ -204,7 +205,7 @@ def _ended(hint: str, otherwise: str) -> str:
 def how_to_open(path: str) -> str:
     """What a person can do who was refused a device, by whose it is."""
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError:
         return "Run it with sudo."
     mode, gid = stat.S_IMODE(found.st_mode), found.st_gid

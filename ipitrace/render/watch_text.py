@@ -134,9 +134,7 @@ def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> l
     return ["", *lines]
 
 
-def _below(
-    interval: Interval, vms: Sequence[VmInterval], width: int, *, brief: bool
-) -> list[str]:
+def _below(interval: Interval, vms: Sequence[VmInterval], width: int, *, brief: bool) -> list[str]:
     lines: list[str] = []
     for vm in vms:
         prefix = f"{vm.name}: " if len(interval.vms) > 1 else ""

@@ -206,9 +206,7 @@ class Traffic:
         return {cpu - 1 for cpu in last if cpu} | {c for c, _ in self._sums.moved_to[self._vm]}
 
 
-def traffic(
-    counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_silent: bool
-) -> list[Traffic]:
+def traffic(counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_silent: bool) -> list[Traffic]:
     """What each VM did.
 
     Args:

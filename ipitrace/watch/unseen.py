@@ -30,9 +30,7 @@ class Strangers:
         self._waiting: dict[Thread, int] = {}  # sends of those that live, and may yet be watched
         self._sends = self._threads = self._gone_sends = 0
 
-    def look(
-        self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]
-    ) -> Unseen:
+    def look(self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]) -> Unseen:
         """What is new since the last call, and in all.
 
         Args:

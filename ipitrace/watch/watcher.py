@@ -185,7 +185,7 @@ class Watcher:
         """The VM in this interval; what was shown last, brought up to date, where it was idle."""
         if done is not None:
             before = watched.exits_former
-            return self._vm_interval(watched, done, now_s, cpus, before, self._top)
+            return self._vm_interval(watched, done, now_s, cpus, before, top=self._top)
         if watched.shown is None:
             raise ValueError("nothing was read of a VM that was not shown yet")
         exits = watched.shown.exits
@@ -204,7 +204,7 @@ class Watcher:
             cpus = {cpu for cpu, names in self._cpus.items() if watched.vm.name in names}
             before = watched.exits_first
             vms.append(
-                self._vm_interval(watched, done, self._former_s, cpus, before, self._top)
+                self._vm_interval(watched, done, self._former_s, cpus, before, top=self._top)
             )
         return Interval(
             SCHEMA_VERSION,
@@ -253,7 +253,7 @@ class Watcher:
             name = watched.vm.name
             cpus = {cpu for cpu, names in self._cpus.items() if name in names}
             top = min(self._top or MOST_ENDED_PAIRS, MOST_ENDED_PAIRS)
-            vm = self._vm_interval(watched, done, now_s, cpus, watched.exits_first, top)
+            vm = self._vm_interval(watched, done, now_s, cpus, watched.exits_first, top=top)
             ended.append(EndedVm(vm, why))
             self._departed += vm.ipis.total
             self._roster.remove(watched)
@@ -300,6 +300,7 @@ class Watcher:
         now_s: float,
         cpus: set[int],
         exits_before: Mapping[str, int] | None,
+        *,
         top: int,
     ) -> VmInterval:
         pairs, left_out = done.pairs(top)

@@ -77,7 +77,9 @@ def test_run_ends_well_at_any_moment(
         check_end(process, folder)
 
 
-NOTHING_WRITTEN = "Interrupted.\n          Nothing was finished until then, and nothing was written.\n"
+NOTHING_WRITTEN = (
+    "Interrupted.\n          Nothing was finished until then, and nothing was written.\n"
+)
 
 
 def storming(process: "subprocess.Popen[str]") -> bool:
@@ -120,7 +122,7 @@ def test_an_interrupted_ab_with_nothing_finished_says_so(tmp_path: Path) -> None
         *("--scenario", "unicast-running", "--count", "200000", "--pace", "200000"),
         cwd=tmp_path,
     )
-    until(lambda: [p for p in tmp_path.glob("ab/a/.001.partial-*")], 60)
+    until(lambda: list(tmp_path.glob("ab/a/.001.partial-*")), 60)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)

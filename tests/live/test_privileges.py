@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import ipi
 from guests import Guest, micro_guest, until
 from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
 
@@ -89,6 +90,19 @@ def test_the_hint_about_rights_is_of_the_command_that_runs(everybodys: Path) -> 
     assert "Run it with sudo; --no-trace measures without" in " ".join(done.stderr.split())
     done = run(*words, "--no-trace", "-o", str(everybodys / "r"), capabilities=LOOK)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hint_about_a_vm_is_of_the_command_that_runs(tmp_path: Path) -> None:
+    for words, lacks in (
+        (("guest", "status", "--vm", "no-such-vm"), "--no-trace"),
+        (("watch", "--vm", "no-such-vm"), "--"),
+    ):
+        done = ipi(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "There is no VM 'no-such-vm'" in done.stderr
+        assert lacks not in done.stderr
+    done = ipi("run", "--vm", "no-such-vm", cwd=tmp_path)
+    assert "with --via and --no-trace" in " ".join(done.stderr.split())
 
 
 def test_hidden_processes_are_told(guest: Guest) -> None:

@@ -19,8 +19,7 @@ def test_a_vm_that_ended_keeps_its_pairs() -> None:
     with micro_guest() as guest, watching("--interval", 0.3, "--json") as watch:
         until(
             lambda: any(
-                vm["pid"] == guest.pid and vm["ipis"]["total"]
-                for vm in next_interval(watch)["vms"]
+                vm["pid"] == guest.pid and vm["ipis"]["total"] for vm in next_interval(watch)["vms"]
             )
         )
         guest.kill()
@@ -62,8 +61,11 @@ def test_short_storms_between_two_looks_are_told(tmp_path: Path) -> None:
             taken: list[int] = []
             while run.poll() is None:
                 interval = next_interval(watch)
-                taken += [e["vm"]["sends"]["total"] for e in interval["ended_vms"]
-                          if e["vm"]["pid"] == pid]
+                taken += [
+                    e["vm"]["sends"]["total"]
+                    for e in interval["ended_vms"]
+                    if e["vm"]["pid"] == pid
+                ]
             assert run.returncode == 0
         interval = next_interval(watch)
         taken += [e["vm"]["sends"]["total"] for e in interval["ended_vms"] if e["vm"]["pid"] == pid]

@@ -117,6 +117,7 @@ def test_the_guests_apic_mode(
     captured: Captured,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    *,
     mode: str | None,
     host: str | None,
     status: str,

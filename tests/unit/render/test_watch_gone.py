@@ -44,7 +44,7 @@ def test_threads_without_an_end_take_bounded_memory() -> None:
     strangers = Strangers(lambda _thread: True)
     for i in range(3):
         strangers.look({(1, i * MOST_STRANGERS + n): 1 for n in range(MOST_STRANGERS)}, set)
-    assert len(strangers._waiting) == MOST_STRANGERS  # noqa: SLF001
+    assert len(strangers._waiting) == MOST_STRANGERS
     assert strangers.whole().sends.total == 3 * MOST_STRANGERS
 
 

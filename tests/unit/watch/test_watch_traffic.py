@@ -64,9 +64,7 @@ def traffic(before: Tables, after: Tables, *, exits_silent: bool = False) -> Tra
 
 
 def since_zero(*slots: dict[int, int], exits_silent: bool = False, **heads: int) -> Traffic:
-    return traffic(
-        counts(*({} for _ in slots)), counts(*slots, **heads), exits_silent=exits_silent
-    )
+    return traffic(counts(*({} for _ in slots)), counts(*slots, **heads), exits_silent=exits_silent)
 
 
 def test_pairs_are_named_and_ordered_by_what_happened_lately() -> None:
