@@ -72,6 +72,6 @@ def test_short_storms_between_two_looks_are_told(tmp_path: Path) -> None:
         watch.send_signal(signal.SIGINT)
     unseen = interval["unseen"]
     assert len(taken) < n_vms, "none came and went between two looks"
-    assert unseen["threads"]["total"] >= 2 * (n_vms - len(taken))
+    assert unseen["threads"]["total"] >= n_vms - len(taken)  # a target need not enter anew
     assert unseen["sends"]["total"] + sum(taken) >= 0.95 * (n_measured + n_vms * warmup)
     assert unseen["sends"]["total"] >= unseen["gone_sends"]["total"] > 0
