@@ -100,12 +100,14 @@ def test_lockdown_is_told_by_what_it_closes() -> None:
 
 def test_what_cannot_be_tried_is_not_ok() -> None:
     done = run("doctor", "--json", capabilities=(*TRACE, *LOOK), more=NOT_MOUNTED)
+    assert done.stdout, done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["lockdown"]["status"] == "unknown"
     assert "was not tried" in checks["lockdown"]["says"]
     assert checks["tracefs"]["status"] == "warn"
     assert "tracefs is not mounted and cannot be" in checks["tracefs"]["says"]
     done = run("doctor", "--json", capabilities=TRACE)  # mounted, and their owner's alone
+    assert done.stdout, done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert "debugfs cannot be read (Permission denied)" in checks["tracefs"]["says"]
     assert "not mounted" not in checks["tracefs"]["says"]
