@@ -4,7 +4,8 @@
  * other interrupts, exits by reason, wake-ups. ipitrace_watch.h says where it goes.
  *
  * User space sets by -D: N_SLOTS, N_CELLS (a power of two), HOST_ISA (what kvm_exit's
- * isa is where the record does not say), and what probe.h wants.
+ * isa is where the record does not say), and what probe.h wants. With N_STRANGERS, vCPU
+ * threads that have no slot are noted, too: VMs come and go faster than user space looks.
  *
  * kvm_apic_accept_irq does not say what an interrupt is, and timers pass it as well.
  * It is an IPI when it comes in the thread of a vCPU that is sending one with this
@@ -18,6 +19,9 @@
 BPF_F_TABLE("array", u32, struct ipitrace_watch_cell, cells, N_SLOTS *N_CELLS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, N_SLOTS, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, slot_of_tid, N_SLOTS, 0);
+#ifdef N_STRANGERS
+BPF_F_TABLE("lru_hash", u64, u64, strangers, N_STRANGERS, 0);
+#endif
 
 #define PROBES 16 /* cells tried for a key; a table at most half full hardly needs them */
 #define CELL_BITS (__builtin_ctz(N_CELLS))
@@ -40,6 +44,21 @@ static __always_inline int this_slot(void)
 	u32 *slot = slot_of_tid.lookup(&tid);
 
 	return slot ? *slot : -1;
+}
+
+/*
+ * A vCPU's thread without a slot asked KVM to send so many times. By thread and process, which
+ * user space reads and removes; the kernel drops the oldest when there are too many.
+ */
+static __always_inline void stranger(u64 sends)
+{
+#ifdef N_STRANGERS
+	u64 key = bpf_get_current_pid_tgid(), none = 0;
+	u64 *sent = strangers.lookup_or_try_init(&key, &none);
+
+	if (sent)
+		*sent += sends;
+#endif
 }
 
 /* Add one to the key's cell, taking a free one for it if need be. */
@@ -127,8 +146,10 @@ PROBE(kvm_apic_ipi)
 	u32 via;
 	bool one;
 
-	if (slot < 0)
+	if (slot < 0) {
+		stranger(1);
 		return 0;
+	}
 	head = enter(slot);
 	if (!head)
 		return 0;
@@ -154,8 +175,10 @@ PROBE(kvm_hypercall)
 	if (nr != KVM_HC_SEND_IPI)
 		return 0;
 	slot = this_slot();
-	if (slot < 0)
+	if (slot < 0) {
+		stranger(1);
 		return 0;
+	}
 	head = enter(slot);
 	if (!head)
 		return 0;
@@ -288,8 +311,10 @@ PROBE(kvm_entry)
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
 
-	if (slot < 0)
+	if (slot < 0) {
+		stranger(0);
 		return 0;
+	}
 	head = enter(slot);
 	if (!head)
 		return 0;
@@ -332,8 +357,10 @@ PROBE(kvm_vcpu_wakeup)
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
 
-	if (slot < 0)
+	if (slot < 0) {
+		stranger(0);
 		return 0;
+	}
 	head = enter(slot);
 	if (!head)
 		return 0;

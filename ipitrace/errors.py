@@ -2,6 +2,10 @@
 """Every way a command can end badly: one sentence, what to do next, one exit code."""
 
 from enum import IntEnum
+from typing import Final
+
+NOTHING_WRITTEN: Final = "Nothing was finished until then, and nothing was written."
+"""The hint of an interruption that leaves no recording."""
 
 
 class ExitCode(IntEnum):
@@ -55,6 +59,6 @@ class ReaderLeftError(IpitraceError):
 
 
 class InterruptedRunError(IpitraceError):
-    """The person stopped the run; what was recorded until then is kept."""
+    """The person stopped the run; what was finished until then is kept, if anything was."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -23,6 +23,10 @@ from ipitrace.vm import Discovery, VirtualMachine, agent_of, connect_agent, disc
 
 MICRO: Final = "micro"
 _DEFAULT_VCPUS: Final = 2
+_OTHERS_TO_RUN: Final = (
+    f"The built-in guest is --vm {MICRO}; with --via and --no-trace a guest is measured without "
+    "its host's side."
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
     """
     check_names(vm, via)
     found = discover()
-    machine = _machine(vm, found, must_be_there=trace or via is None)
+    must_be_there = trace or via is None
+    machine = _machine(vm, found, must_be_there=must_be_there, otherwise=_OTHERS_TO_RUN)
     odd = tuple(odd.says for odd in found.odd if machine is not None and odd.pid == machine.pid)
     return Foreign(machine, _way(machine, vm, via), odd)
 
@@ -133,7 +138,10 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
     check_names(vm, via)
-    machine = None if via else _machine(vm, discover(), must_be_there=True)
+    machine = None
+    if not via:
+        otherwise = "With --via its VM need not be on this host."
+        machine = _machine(vm, discover(), must_be_there=True, otherwise=otherwise)
     return _way(machine, vm, via).open()
 
 
@@ -252,18 +260,19 @@ def vcpus_of(vm: str) -> int:
     return int(match[1]) if match[1] else _DEFAULT_VCPUS
 
 
-def _machine(name: str, found: Discovery, *, must_be_there: bool) -> VirtualMachine | None:
-    """The VM of this name on this host; None where it is not needed and not there."""
+def _machine(
+    name: str, found: Discovery, *, must_be_there: bool, otherwise: str
+) -> VirtualMachine | None:
+    """The VM of this name on this host; None where it is not needed and not there.
+
+    `otherwise` ends the hint: what the command that runs can do without it.
+    """
     try:
         return pick(found, name)
     except UsageError as error:
         if not must_be_there:
             return None
-        raise UsageError(
-            error.message,
-            f"{error.hint} The built-in guest is --vm {MICRO}; with --via and --no-trace a guest "
-            "is measured without its host's side.",
-        ) from error
+        raise UsageError(error.message, f"{error.hint} {otherwise}") from error
 
 
 def _here(driver: LinuxGuest) -> Guest:

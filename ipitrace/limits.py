@@ -113,5 +113,5 @@ class Budget:
 def _time_is_up(limit_s: float) -> MeasurementError:
     return MeasurementError(
         f"The storms took longer than --max-time, {limit_s:g} s.",
-        "What was finished until then is kept. Ask for less, or for more time with --max-time.",
+        "Ask for less, or for more time with --max-time.",
     )

@@ -24,6 +24,7 @@ from ipitrace.columns import (
 )
 from ipitrace.correlate.switches import NO_SWITCHES, Switches
 from ipitrace.errors import (
+    NOTHING_WRITTEN,
     HostError,
     InterruptedRunError,
     IpitraceError,
@@ -31,7 +32,11 @@ from ipitrace.errors import (
     UsageError,
 )
 from ipitrace.guests import Guest
-from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
+from ipitrace.host.access import (
+    NO_TRACE,
+    require_initial_pid_namespace,
+    require_trace_privilege,
+)
 from ipitrace.host.conditions import read_conditions
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.files import HOST, HostFiles
@@ -77,6 +82,8 @@ _RATE_S = 0.02
 _EARLIER = 32  # readings of the clocks that the next repetition's map starts from
 _LOOK_EVERY_S = 1.0  # whether the vCPUs' CPUs are there: 0.1 ms of the controller's time
 _BLOCKED_S = 0.0005  # and longer than any host polls, see _pace()
+_KEPT = "What was finished until then is kept."
+_NOTHING = "Nothing was finished until then."
 
 Progress = Callable[[str, float], None]
 """Told which scenario runs and what share (0..1) of the whole run is done."""
@@ -258,6 +265,7 @@ def run(
 
     Raises:
         UsageError, HostError: nothing could be measured at all.
+        InterruptedRunError: nothing was finished until then.
     """
     check_request(request)
     driver = guest.driver
@@ -373,8 +381,8 @@ def tsc_hz_of_host() -> float | None:
 
 
 def _load_tracer(pid: int, n_vcpus: int) -> Tracer:
-    require_trace_privilege()
-    require_initial_pid_namespace()
+    require_trace_privilege(otherwise=NO_TRACE)
+    require_initial_pid_namespace(otherwise=NO_TRACE)
     return Tracer.load(pid=pid, n_vcpus=n_vcpus)
 
 
@@ -392,7 +400,12 @@ def _open_clock() -> Clock | None:
 
 
 def _run_scenarios(run: _Run) -> None:
-    """Run every scenario that the guest can; whole repetitions stay when something fails."""
+    """Run every scenario that the guest can; whole repetitions stay when something fails.
+
+    Raises:
+        InterruptedRunError: before any scenario had a whole repetition in each mode.
+        IpitraceError: likewise, and the failure says nothing of a guest.
+    """
     able = [s for s in run.request.scenarios if run.guest.unsupported(s) is None]
     modes = tuple(Mode) if run.tracer is not None else (Mode.OFF,)
     turns = plan_turns(able, sends=sends_of(run.request), modes=modes, seed=run.request.seed)
@@ -406,13 +419,15 @@ def _run_scenarios(run: _Run) -> None:
         finish_undisturbed()
     except KeyboardInterrupt:
         finish_undisturbed()
-        kept = "What was finished until then is kept."
-        hint = kept if run.finished(modes) else "Nothing was finished until then."
-        run.failure = InterruptedRunError("Interrupted.", hint)
+        if not run.finished(modes):  # an empty recording is worth nothing, and may replace one
+            raise InterruptedRunError("Interrupted.", NOTHING_WRITTEN) from None
+        run.failure = InterruptedRunError("Interrupted.", _KEPT)
     except IpitraceError as raised:
         error = _offline(run.guest.pinned_cpus) or raised
-        if not run.finished(modes) and not isinstance(error, MeasurementError):
+        finished = run.finished(modes)
+        if not finished and not isinstance(error, MeasurementError):
             raise
+        error.hint = f"{_KEPT if finished else _NOTHING} {error.hint}".strip()
         run.failure = error
     run.measured = run.finished(modes)
     rows = {m.scenario.name: summarise_scenario(m) for m in run.measured}
@@ -435,7 +450,7 @@ def _offline(pinned: tuple[int, ...] | None, files: HostFiles = HOST) -> Measure
         return None
     return MeasurementError(
         f"{cpus_of(gone)} went offline during the run.",
-        "What was finished until then is kept. Keep the CPUs online while it measures.",
+        "Keep the CPUs online while it measures.",
     )
 
 

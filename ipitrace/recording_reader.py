@@ -94,7 +94,7 @@ def read_rows(
     if table not in run.tables:
         raise UsageError(
             f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
-            "Record again with 'ipitrace run', without --no-trace.",
+            "Record again with 'ipitrace run', not with 'ipitrace run --no-trace'.",
         )
     directory = recording_of(directory)
     if not directory.is_dir():

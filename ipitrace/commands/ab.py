@@ -18,6 +18,7 @@ from ipitrace.commands.turns import Turns
 from ipitrace.console import tell
 from ipitrace.defects import DefectError
 from ipitrace.errors import (
+    NOTHING_WRITTEN,
     ExitCode,
     HostError,
     InterruptedRunError,
@@ -107,6 +108,7 @@ def ab(
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
+    from ipitrace.recording import RUN_FILE  # noqa: PLC0415
 
     shared = ComparisonOptions.taken_from(options)
     settings = settings_from(shared, interleaved=True)  # before hours of measuring
@@ -118,15 +120,14 @@ def ab(
     }
     times = "round" if rounds == 1 else "rounds"
     tell(f"ipitrace: A and B are measured in {rounds} {times}; the recordings go to {directory}")
-    kept = f"What was measured until then is kept in {directory}."
     try:
         _take_turns(sides, rounds, directory, retries)
     except IpitraceError as error:
-        if directory.exists():
-            error.hint = f"{kept} {error.hint}"
+        if _holds_recordings(directory):
+            error.hint = f"{_kept(directory)} {error.hint}"
         raise
     except KeyboardInterrupt:
-        hint = kept if directory.exists() else "Nothing was measured yet."
+        hint = _kept(directory) if _holds_recordings(directory) else NOTHING_WRITTEN
         raise InterruptedRunError("Interrupted.", hint) from None
     again = shlex.join(["ipitrace", "compare", str(directory / "a"), str(directory / "b")])
     tell(f"ipitrace: all rounds are measured; {again} compares them again")
@@ -143,6 +144,14 @@ def _check_free(directory: Path) -> None:
         pass
     except OSError as error:
         raise UsageError(f"{directory} cannot be used: {error.strerror}.", hint) from error
+
+
+def _holds_recordings(directory: Path) -> bool:
+    return any(directory.glob(f"[ab]/*/{RUN_FILE}"))
+
+
+def _kept(directory: Path) -> str:
+    return f"What was measured until then is kept in {directory}."
 
 
 def _take_turns(

@@ -12,7 +12,12 @@ from pathlib import Path
 import click
 
 from ipitrace.console import say, say_json, tell
-from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
+from ipitrace.errors import (
+    NOTHING_WRITTEN,
+    InterruptedRunError,
+    MeasurementError,
+    ReaderLeftError,
+)
 from ipitrace.foreign import plain
 from ipitrace.guests import MICRO, open_guest
 from ipitrace.host.privileges import (
@@ -217,13 +222,15 @@ def _keep_all() -> None:
 def _interruptions_told() -> Iterator[None]:
     """What the interrupted run has kept, which is nothing if the interruption comes to here.
 
+    The recording that was in the place before is there as it was.
+
     Raises:
         InterruptedRunError: instead of KeyboardInterrupt.
     """
     try:
         yield
     except KeyboardInterrupt:
-        hint = "Nothing was measured yet."
+        hint = NOTHING_WRITTEN
         if interrupted_twice():
             hint = "What was measured is not kept, since a second interruption came."
         raise InterruptedRunError("Interrupted.", hint) from None

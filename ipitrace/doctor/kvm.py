@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ipitrace.doctor.model import Check
+from ipitrace.doctor.model import Check, Status
 from ipitrace.errors import HostError
 from ipitrace.host.access import require_kvm
 from ipitrace.host.files import HOST, HostFiles
@@ -20,6 +20,7 @@ from ipitrace.vm import VirtualMachine
 from ipitrace.vm.apic import mode_of
 
 _IA32_APIC_BASE: Final = 0x1B  # SDM vol. 4, table 2-2
+_MSR: Final = "/dev/cpu/0/msr"
 _ON: Final = frozenset({"Y", "1"})
 _KNOWN: Final = ("kvm_intel", "kvm_amd")
 # Each module's switches: the one by which a running target takes interrupts without an exit,
@@ -61,12 +62,14 @@ def _backend(fingerprint: HostFingerprint, files: HostFiles) -> Check:
         return Check("KVM", "unknown", "no module is to be seen in /sys/module")
     if backend == UNKNOWN_BACKEND:
         return Check("KVM", "unknown", "built in, or several modules: which one runs is not shown")
-    loaded = files.text(f"/sys/module/{backend}/refcnt") is not None
+    loaded = files.exists(f"/sys/module/{backend}/refcnt")
     how = "a loaded module" if loaded else "built in"
     if backend in _KNOWN:
         nested = ", on a host that is a guest itself: every exit costs more"
         if fingerprint.virtualised:
             return Check("KVM", "warn", f"{backend}, {how}{nested}", "measure on bare metal")
+        if fingerprint.virtualised is None:
+            return Check("KVM", "unknown", f"{backend}, {how}; on a guest? /proc/cpuinfo is silent")
         return Check("KVM", "ok", f"{backend}, {how}")
     return Check(
         "KVM",
@@ -112,14 +115,14 @@ def _inhibits(virtual_apic: Check) -> Check:
 
 def _x2apic(fingerprint: HostFingerprint, vm: VirtualMachine | None) -> Check:
     name = "x2APIC"
-    host = _host_x2apic(fingerprint)
+    status, host, todo = _host_x2apic(fingerprint)
     if vm is None:
-        return Check(name, "ok" if fingerprint.x2apic else "warn", host)
+        return Check(name, status, host, todo)
     if vm.apic_mode is None:
         why = vm.unknown.get("apic_mode", "")
-        return Check(name, "unknown", f"{host}; guest: not known, {why}")
+        return Check(name, "unknown", f"{host}; guest: not known, {why}", todo)
     if vm.apic_mode == "x2apic":
-        return Check(name, "ok", f"{host}; guest: x2apic")
+        return Check(name, status, f"{host}; guest: x2apic", todo)
     return Check(
         name,
         "warn",
@@ -128,16 +131,24 @@ def _x2apic(fingerprint: HostFingerprint, vm: VirtualMachine | None) -> Check:
     )
 
 
-def _host_x2apic(fingerprint: HostFingerprint) -> str:
+def _host_x2apic(fingerprint: HostFingerprint) -> tuple[Status, str, str]:
+    """Whether the host's first CPU uses it: what is to be said, and done."""
+    if fingerprint.x2apic is None:
+        return "unknown", "/proc/cpuinfo does not show the host's CPUs' flags", ""
     if not fingerprint.x2apic:
-        return "the host's CPUs lack it"
+        return "warn", "the host's CPUs lack it", ""
     try:
-        with Path("/dev/cpu/0/msr").open("rb", buffering=0) as msr:
+        with Path(_MSR).open("rb", buffering=0) as msr:
             msr.seek(_IA32_APIC_BASE)
             mode = mode_of(struct.unpack("<Q", msr.read(8)))
-    except (OSError, struct.error):
-        return "the host has it (modprobe msr shows use)"
-    return "the host uses it" if mode == "x2apic" else f"the host has it and is in {mode} mode"
+    except (OSError, struct.error) as error:
+        absent = isinstance(error, FileNotFoundError)
+        why = getattr(error, "strerror", None) or "no value"
+        says = f"the host has it; {_MSR} does not say whether it is used ({why})"
+        return "unknown", says, "modprobe msr" if absent else ""
+    if mode == "x2apic":
+        return "ok", "the host uses it", ""
+    return "warn", f"the host has it and is in {mode} mode", ""
 
 
 def _pv_ipi(features: KvmFeatures | None) -> Check:

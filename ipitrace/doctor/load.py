@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who else is there: VMs, too many vCPUs, other tracers."""
 
+import shlex
 from collections.abc import Iterator
 
 from ipitrace.doctor.model import Check
@@ -19,7 +20,7 @@ def check_load(
     found: Discovery, vm: VirtualMachine | None, n_cpus: int | None, files: HostFiles = HOST
 ) -> Iterator[Check]:
     """Overcommit, the VM's pinning, other VMs, other tracers."""
-    yield _overcommit(found, n_cpus)
+    yield _overcommit(found, vm, n_cpus)
     if vm is not None:
         yield _pinning(vm, files)
     yield _other_vms(found, vm)
@@ -27,7 +28,7 @@ def check_load(
     yield _tracers(files)
 
 
-def _overcommit(found: Discovery, n_cpus: int | None) -> Check:
+def _overcommit(found: Discovery, vm: VirtualMachine | None, n_cpus: int | None) -> Check:
     n_vcpus = sum(len(vm.vcpus) for vm in found.vms)
     if n_cpus is None:
         return Check("overcommit", "unknown", "the number of CPUs cannot be read")
@@ -39,8 +40,8 @@ def _overcommit(found: Discovery, n_cpus: int | None) -> Check:
             f"{says}: they wait for each other",
             "stop or move VMs until each vCPU has a CPU",
         )
-    if not found.complete:
-        return Check("overcommit", "unknown", _hidden(found), "sudo ipitrace doctor")
+    if not _all_seen(found):
+        return Check("overcommit", "unknown", f"{says}; {_hidden(found)}", _with_rights(found, vm))
     return Check("overcommit", "ok", says)
 
 
@@ -53,7 +54,10 @@ def _pinning(vm: VirtualMachine, files: HostFiles) -> Check:
     if any(len(place) != 1 for place in places) or len(set(places)) < len(places):
         return Check("pinning", "warn", f"{vm.name}'s vCPUs share CPUs or move", how)
     core_of = {place.cpu: place.core for place in read_topology(files)}
-    cores = {core_of.get(place[0], frozenset(place)) for place in places}
+    if any(place[0] not in core_of for place in places):
+        says = f"each of {len(places)} vCPUs has a CPU; which share a core, /sys does not say"
+        return Check("pinning", "unknown", says)
+    cores = {core_of[place[0]] for place in places}
     if len(cores) < len(places):
         return Check("pinning", "warn", f"{len(places)} vCPUs share {len(cores)} core(s)", how)
     return Check("pinning", "ok", f"each of {len(places)} vCPUs has a core of its own")
@@ -75,11 +79,11 @@ def _other_vms(found: Discovery, vm: VirtualMachine | None) -> Check:
     others = [other.name for other in found.vms if vm is None or other.aliases != vm.aliases]
     if others:
         names = ", ".join(others)
-        more = "" if found.complete else f"; {_hidden(found)}"
+        more = "" if _all_seen(found) else f"; {_hidden(found)}"
         return Check("VMs", "warn", f"{'running' if vm is None else 'others'}: {names}{more}")
-    if not found.complete:
+    if not _all_seen(found):
         none = f"none to be seen; {_hidden(found)}"
-        return Check("VMs", "unknown", none, "sudo ipitrace doctor")
+        return Check("VMs", "unknown", none, _with_rights(found, vm))
     return Check("VMs", "ok", "none runs" if vm is None else "no other")
 
 
@@ -87,7 +91,20 @@ def _hidden(found: Discovery) -> str:
     """What could not be looked at."""
     takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
     n = found.unreadable_processes
-    return found.unlisted or f"{processes(n)} may not be looked into{takes}"
+    words = [found.unlisted] if found.unlisted else []
+    words += [f"{processes(n)} may not be looked into{takes}"] if n else []
+    words += [f"{processes(len(found.odd))} may hold more than was told"] if found.odd else []
+    return "; ".join(words)
+
+
+def _all_seen(found: Discovery) -> bool:
+    return found.complete and not found.odd
+
+
+def _with_rights(found: Discovery, vm: VirtualMachine | None) -> str:
+    """The command that sees more; none does where no right is missing."""
+    which = "" if vm is None else f" --vm {shlex.quote(vm.name)}"
+    return f"sudo ipitrace doctor{which}" if found.missing else ""
 
 
 def _odd_processes(found: Discovery) -> Iterator[Check]:
@@ -113,15 +130,14 @@ def _tracers(files: HostFiles) -> Check:
     if files.text(_BPF_STATS) == "1":
         found.append("kernel.bpf_stats_enabled=1: each BPF program costs more")
         todo.append("sysctl -w kernel.bpf_stats_enabled=0")
+    named = {"bpf_programs": "BPF programs", "ftrace_kvm_instances": "kvm events"}
+    unknown = [f"{named[item]}: {why}" for item, why in around.unknown.items() if item in named]
+    if around.unreadable_processes:
+        hidden = processes(around.unreadable_processes)
+        unknown.append(f"perf events: {hidden} may not be looked into")
     if found:
-        return Check("tracers", "warn", "; ".join(found), "; ".join(todo))
-    unknown = {
-        item: why
-        for item, why in around.unknown.items()
-        if item in ("bpf_programs", "ftrace_kvm_instances")
-    }
-    if "bpf_programs" in unknown:
-        return Check("tracers", "unknown", f"BPF programs: {unknown['bpf_programs']}")
+        told = [*found, *(f"not known: {what}" for what in unknown)]
+        return Check("tracers", "warn", "; ".join(told), "; ".join(todo))
     if unknown:
-        return Check("tracers", "ok", "no BPF program, no perf event; tracefs is not mounted")
+        return Check("tracers", "unknown", "; ".join(unknown))
     return Check("tracers", "ok", "no BPF program, no perf event, no kvm event switched on")

@@ -35,7 +35,7 @@ def check_machine(
     yield _frequency(fingerprint)
     yield _smt(fingerprint)
     yield _mitigations(fingerprint.mitigations)
-    yield _isolation(fingerprint)
+    yield _isolation(fingerprint, files)
 
 
 def _tsc(fingerprint: HostFingerprint, features: KvmFeatures | None) -> Check:
@@ -100,6 +100,8 @@ def _frequency(fingerprint: HostFingerprint) -> Check:
         todo.append(
             f"echo 1 > {CPU_DIR}/intel_pstate/no_turbo (or: echo 0 > {CPU_DIR}/cpufreq/boost)"
         )
+    if fingerprint.turbo is None and not todo:
+        return Check("frequency", "unknown", f"{says}; whether turbo is on, {CPU_DIR} hides")
     return Check("frequency", "warn" if todo else "ok", says, "; ".join(todo))
 
 
@@ -121,12 +123,16 @@ def _mitigations(states: Mapping[str, str] | None) -> Check:
     if states is None:
         return Check("mitigations", "unknown", f"{CPU_DIR}/vulnerabilities is not there")
     active = [name for name in _AT_EXITS if states.get(name, "").startswith("Mitigation")]
-    if active:
-        return Check("mitigations", "ok", f"in every exit's cost: {', '.join(active)}")
-    return Check("mitigations", "ok", "none that an exit pays for")
+    known = {name for name, state in states.items() if not state.startswith("Unknown")}
+    untold = [name for name in _AT_EXITS if name in states and name not in known]
+    says = f"in every exit's cost: {', '.join(active)}" if active else "none that an exit pays for"
+    if untold or not known:
+        which = ", ".join(untold) or "any"
+        return Check("mitigations", "unknown", f"{says}, but the kernel does not tell of {which}")
+    return Check("mitigations", "ok", says)
 
 
-def _isolation(fingerprint: HostFingerprint) -> Check:
+def _isolation(fingerprint: HostFingerprint, files: HostFiles) -> Check:
     isolated, tickless = fingerprint.isolated_cpus, fingerprint.nohz_full_cpus
     if isolated is None:
         return Check("isolation", "unknown", f"{CPU_DIR}/isolated cannot be read")
@@ -137,4 +143,8 @@ def _isolation(fingerprint: HostFingerprint) -> Check:
             "no CPU is isolated: other tasks share them with vCPUs",
             "boot with isolcpus=LIST nohz_full=LIST, pin vCPUs to LIST",
         )
+    if tickless is None and files.exists(f"{CPU_DIR}/nohz_full"):
+        says = f"CPUs {isolated}; {CPU_DIR}/nohz_full cannot be read"
+        return Check("isolation", "unknown", says)
+    # Kernels without CONFIG_NO_HZ_FULL have no such file.
     return Check("isolation", "ok", f"CPUs {isolated}; without tick: {tickless or 'none'}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Can the host be traced? Each thing is tried rather than looked up."""
 
+import errno
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from ipitrace.doctor.model import Check
 from ipitrace.errors import HostError
 from ipitrace.host.access import (
     may_mount,
+    missing_to_look_into_processes,
     read_lockdown,
     require_initial_pid_namespace,
     require_trace_privilege,
@@ -18,20 +20,29 @@ from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer import Tracer
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.events import EVENT_BY_NAME
-from ipitrace.tracer.tracefs import find_tracefs
+from ipitrace.tracer.tracefs import (
+    MOUNT_POINTS,
+    ensure_debugfs,
+    ensure_securityfs,
+    ensure_tracefs,
+)
 from ipitrace.vm.debugfs import KVM_DIR
 
 _BTF = "/sys/kernel/btf"
+_OTHERWISE = "'ipitrace run --no-trace' measures without looking into the host"
+KVM_STATISTICS = f"{KVM_DIR}/exits"
 
 
 def check_access(files: HostFiles = HOST) -> Iterator[Check]:
     """Rights, lockdown, file systems, BTF, BPF, bcc.
 
-    Ask before anything else: what comes later may mount file systems for this process.
+    Ask before anything else: where they are not mounted, this mounts file systems for this
+    process alone. Call it in the main thread (see tracer.tracefs).
     """
     yield _rights(files)
+    file_systems = _file_systems(files)
     yield _lockdown(files)
-    yield _file_systems(files)
+    yield file_systems
     yield _btf(files)
     yield check_bpf()
     yield check_bcc()
@@ -39,65 +50,97 @@ def check_access(files: HostFiles = HOST) -> Iterator[Check]:
 
 def _rights(files: HostFiles) -> Check:
     try:
-        require_trace_privilege(files)
-        require_initial_pid_namespace(files)
+        require_trace_privilege(files, otherwise=_OTHERWISE)
+        require_initial_pid_namespace(files, otherwise=_OTHERWISE)
     except HostError as error:
         return Check("rights", "missing", error.message, error.hint)
     who = "root" if os.geteuid() == 0 else "CAP_BPF and CAP_PERFMON"
+    if files.link("/proc/self/ns/user") is None or files.link("/proc/self/ns/pid") is None:
+        return Check("rights", "unknown", f"{who}; in which namespaces, /proc/self/ns does not say")
     return Check("rights", "ok", f"{who}, in the host's own namespaces")
 
 
 def _lockdown(files: HostFiles) -> Check:
-    state = read_lockdown(files)
-    if state is None:
-        return Check("lockdown", "ok", "none, or none is shown")
+    """What the kernel says, and whether a file that lockdown closes can be read.
+
+    Locked down, the kernel opens no file of debugfs that may be written to, and KVM's
+    statistics may (debugfs_locked_down() in fs/debugfs/file.c, kvm_init_debug() in
+    virt/kvm/kvm_main.c).
+    """
+    state, refusal = _read_lockdown(files), files.refusal(KVM_STATISTICS)
+    if state not in (None, "none", "integrity"):
+        todo = "boot with lockdown=integrity or none"
+        return Check("lockdown", "missing", f"{state}: no tracing", todo)
+    known = state or "/sys/kernel/security/lockdown cannot be read"
+    if refusal is None:
+        return Check("lockdown", "ok", f"{known}; KVM's statistics in debugfs can be read")
+    if refusal.errno == errno.EPERM:
+        return Check(
+            "lockdown",
+            "warn",
+            f"{known}; KVM's statistics in debugfs are refused ({refusal.strerror}): no exits in "
+            "'ipitrace watch' where kvm_exit does not fire",
+        )
     if state == "none":
-        return Check("lockdown", "ok", "none")
-    if state == "integrity":
-        return Check("lockdown", "ok", "integrity: tracing works, some of debugfs is closed")
-    return Check(
-        "lockdown", "missing", f"{state}: no tracing", "boot with lockdown=integrity or none"
-    )
+        return Check("lockdown", "ok", state)
+    untried = f"{known}; what it closes was not tried: {KVM_STATISTICS}: {refusal.strerror}"
+    return Check("lockdown", "unknown", untried)
+
+
+def _read_lockdown(files: HostFiles) -> str | None:
+    state = read_lockdown(files)
+    if state is None and files == HOST and ensure_securityfs() is None:
+        state = read_lockdown(files)
+    return state
 
 
 def _file_systems(files: HostFiles) -> Check:
-    """Where need be ipitrace mounts both for itself alone, if it may."""
-    mounted = {
-        "tracefs": find_tracefs() is not None,
-        "debugfs": files.listing(KVM_DIR) is not None,
-    }
-    absent = [name for name, there in mounted.items() if not there]
-    if not absent:
-        return Check("tracefs", "ok", "mounted, and debugfs shows KVM")
-    if not may_mount(files):
-        return Check(
-            "tracefs",
-            "warn",
-            f"{' and '.join(absent)} cannot be read: not mounted, or CAP_DAC_READ_SEARCH missing",
-            "mount -t tracefs tracefs /sys/kernel/tracing; mount -t debugfs debugfs "
-            "/sys/kernel/debug; with CAP_SYS_ADMIN ipitrace does, for itself alone",
-        )
-    return Check("tracefs", "ok", f"{' and '.join(absent)} not mounted: we do, for us alone")
+    """Whether they can be read; where need be they are mounted for this process alone first."""
+    refused: dict[str, str] = {}
+    if files == HOST:
+        mounted = {"tracefs": ensure_tracefs()[1], "debugfs": ensure_debugfs()}
+        refused = {kind: why for kind, why in mounted.items() if why is not None}
+    if refused:
+        return Check("tracefs", "warn", "; ".join(refused.values()), _how_to_read(refused))
+    tried = {"tracefs": [f"{path}/events/kvm" for path in MOUNT_POINTS], "debugfs": [KVM_DIR]}
+    for kind, paths in tried.items():
+        failures = [files.refusal(path) for path in paths]
+        if None not in failures:
+            why = f"{paths[0]}: {failures[0].strerror}" if failures[0] else ""
+            return Check("tracefs", "warn", f"{kind} shows no KVM: {why}", "lsmod | grep kvm")
+    return Check("tracefs", "ok", "KVM is shown by tracefs and debugfs")
+
+
+def _how_to_read(refused: Collection[str]) -> str:
+    if missing_to_look_into_processes() or not may_mount():
+        return f"sudo sees {' and '.join(refused)}, and so does CAP_DAC_READ_SEARCH where mounted"
+    return "see dmesg, and what keeps this process (a container?) from mounting"
 
 
 def _btf(files: HostFiles) -> Check:
-    there = files.names(_BTF)
-    if "vmlinux" not in there:
+    refusal = files.refusal(f"{_BTF}/vmlinux")
+    if refusal is not None and refusal.errno != errno.ENOENT:
+        return Check("BTF", "unknown", f"{_BTF}/vmlinux: {refusal.strerror}")
+    if refusal is not None:
         return Check(
             "BTF",
             "warn",
             "none: fewer events can be read",
             "use a kernel with CONFIG_DEBUG_INFO_BTF=y (every distribution's of late)",
         )
-    loaded = [name for name in files.names("/sys/module") if name.startswith("kvm")]
-    modules = [n for n in loaded if files.text(f"/sys/module/{n}/refcnt") is not None]
-    without = [name for name in modules if name not in there]
+    shown = [name for name in files.names("/sys/module") if name.startswith("kvm")]
+    modules = [n for n in shown if files.exists(f"/sys/module/{n}/refcnt")]
+    without = [name for name in modules if files.refusal(f"{_BTF}/{name}") is not None]
     if without:
         return Check(
             "BTF",
             "warn",
             f"of the kernel, not of {', '.join(without)}: their tracepoints cost more",
             "use a kernel with CONFIG_DEBUG_INFO_BTF_MODULES=y",
+        )
+    if not shown:
+        return Check(
+            "BTF", "unknown", "of the kernel; /sys/module shows no KVM", "lsmod | grep kvm"
         )
     return Check("BTF", "ok", f"of the kernel and {', '.join(modules) or 'KVM, which is built in'}")
 
@@ -107,12 +150,12 @@ def check_bpf() -> Check:
     try:
         load_trivial_program()
     except OSError as error:
-        return Check(
-            "BPF",
-            "missing",
-            f"the kernel refuses programs: {error.strerror}",
-            "run it with sudo, outside of containers; the kernel needs CONFIG_BPF_SYSCALL=y",
-        )
+        todo = "run it outside of containers"
+        if os.geteuid():
+            todo = "run it with sudo, outside of containers"
+        if error.errno == errno.ENOSYS:
+            todo = "use a kernel with CONFIG_BPF_SYSCALL=y"
+        return Check("BPF", "missing", f"the kernel refuses programs: {error.strerror}", todo)
     return Check("BPF", "ok", "the kernel accepts a program")
 
 

@@ -4,10 +4,14 @@
 import contextlib
 import errno
 import fcntl
+import grp
 import os
 import platform
+import pwd
 import re
 import resource
+import stat
+from pathlib import Path
 from typing import Final
 
 from ipitrace.errors import HostError
@@ -32,9 +36,13 @@ _CAP_BPF: Final = 1 << 39
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 _INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
 
+_GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
+_OTHERS_MAY: Final = stat.S_IROTH | stat.S_IWOTH
+_ROOT_LACKS: Final = "Root lacks them here: run it outside of the container"
 _FEWEST_DESCRIPTORS: Final = 64  # a traced run of two vCPUs opens 40
 
-_NO_TRACE: Final = "--no-trace measures without looking into the host"
+NO_TRACE: Final = "--no-trace measures without looking into the host"
+"""What to do otherwise, of the command 'run' alone; see `otherwise` below."""
 
 
 def require_kvm(path: str = "/dev/kvm", files: HostFiles = HOST) -> None:
@@ -89,12 +97,13 @@ def allow_many_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def require_trace_privilege(files: HostFiles = HOST) -> None:
+def require_trace_privilege(files: HostFiles = HOST, *, otherwise: str = "") -> None:
     """Raise HostError unless this process may attach BPF programs that read the kernel.
 
     That takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON where the kernel has them, in the
     initial user namespace, and no lockdown=confidentiality (it refuses BPF's kernel reads,
-    kprobes and perf: enum lockdown_reason in include/linux/security.h).
+    kprobes and perf: enum lockdown_reason in include/linux/security.h). `otherwise` ends the
+    hint: what the command that runs can do without.
     """
     held = _effective_capabilities(files)
     needed = {"CAP_BPF": _CAP_BPF, "CAP_PERFMON": _CAP_PERFMON}
@@ -103,22 +112,22 @@ def require_trace_privilege(files: HostFiles = HOST) -> None:
         raise HostError(
             "Tracing the host needs root, or the capabilities CAP_BPF and CAP_PERFMON; "
             f"missing: {' and '.join(missing)}.",
-            f"Run it with sudo; {_NO_TRACE}.",
+            _ended("Run it with sudo" if os.geteuid() else _ROOT_LACKS, otherwise),
         )
     namespace = files.link("/proc/self/ns/user")
     if namespace not in (None, _INITIAL_USER_NAMESPACE):
         raise HostError(
             "Tracing the host needs its own privileges, and root in this user namespace has none.",
-            f"Run it on the host, or in a container that is not rootless; {_NO_TRACE}.",
+            _ended("Run it on the host, or in a container that is not rootless", otherwise),
         )
     if read_lockdown(files) == "confidentiality":
         raise HostError(
             "The kernel is locked down (confidentiality) and refuses to be traced.",
-            f"Boot with lockdown=integrity or none; {_NO_TRACE}.",
+            _ended("Boot with lockdown=integrity or none", otherwise),
         )
 
 
-def require_initial_pid_namespace(files: HostFiles = HOST) -> None:
+def require_initial_pid_namespace(files: HostFiles = HOST, *, otherwise: str = "") -> None:
     """Raise HostError in a pid namespace: BPF reports threads by their initial ids.
 
     A missing /proc/self/ns/pid means a kernel without pid namespaces, which is fine.
@@ -126,7 +135,7 @@ def require_initial_pid_namespace(files: HostFiles = HOST) -> None:
     if files.link("/proc/self/ns/pid") not in (None, _INITIAL_PID_NAMESPACE):
         raise HostError(
             "This process is in a pid namespace, where thread ids differ from those BPF reports.",
-            f"Run it on the host, or in a container started with --pid=host; {_NO_TRACE}.",
+            _ended("Run it on the host, or in a container started with --pid=host", otherwise),
         )
 
 
@@ -178,11 +187,7 @@ def _effective_capabilities(files: HostFiles) -> int:
 
 def _kvm_open_error(path: str, error: OSError, files: HostFiles) -> HostError:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return HostError(
-            f"No permission to open {path}.",
-            "Run it with sudo, or join the device's group: sudo usermod -aG kvm $USER, "
-            "then log in again.",
-        )
+        return HostError(f"No permission to open {path}.", how_to_open(path))
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return HostError(
             f"KVM is not available ({path}: {error.strerror}).", _how_to_get_kvm(files)
@@ -191,6 +196,50 @@ def _kvm_open_error(path: str, error: OSError, files: HostFiles) -> HostError:
         f"{path} cannot be opened ({error.strerror}).",
         "See the kernel log: dmesg | grep -i kvm",
     )
+
+
+def _ended(hint: str, otherwise: str) -> str:
+    return f"{hint}; {otherwise}." if otherwise else f"{hint}."
+
+
+def how_to_open(path: str) -> str:
+    """What a person can do who was refused a device, by whose it is."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return "Run it with sudo."
+    mode, gid = stat.S_IMODE(found.st_mode), found.st_gid
+    of_group = mode & _GROUP_MAY == _GROUP_MAY
+    ours = of_group and gid in {os.getegid(), *os.getgroups()}
+    if not os.geteuid() or ours or mode & _OTHERS_MAY == _OTHERS_MAY:
+        return (
+            f"Its mode ({mode:04o}) allows it: see what else forbids it, a container's rules for "
+            "devices or a security module."
+        )
+    if not of_group or not gid:  # to join root's group is no advice
+        return f"Run it with sudo: its mode is {mode:04o}, and it is {_names(found)}'s."
+    group = _name_of_group(gid)
+    if group is None:
+        return f"Run it with sudo; its group, {gid}, has no name here."
+    return (
+        f"Run it with sudo, or join its group: sudo usermod -aG {group} $USER, then log in again."
+    )
+
+
+def _names(found: os.stat_result) -> str:
+    """User and group: "root:root"."""
+    try:
+        user = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        user = str(found.st_uid)
+    return f"{user}:{_name_of_group(found.st_gid) or found.st_gid}"
+
+
+def _name_of_group(gid: int) -> str | None:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return None
 
 
 def _how_to_get_kvm(files: HostFiles) -> str:

@@ -69,6 +69,24 @@ class HostFiles:
         except (OSError, ValueError):
             return None
 
+    def refusal(self, path: str) -> OSError | None:
+        """Why a file cannot be opened and read, or a directory be listed; None where it can."""
+        try:
+            descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                os.read(descriptor, 1)
+            finally:
+                os.close(descriptor)
+        except IsADirectoryError:
+            try:
+                with os.scandir(self._at(path)) as entries:
+                    next(entries, None)
+            except OSError as error:
+                return error
+        except OSError as error:
+            return error
+        return None
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file, readable or not."""
         try:

@@ -83,7 +83,7 @@ _FAMILIES: Final = (
         "ipitrace_ipis_complete",
         "gauge",
         "1 when the evidence says that all IPIs were seen; 0 when they are a lower bound, or "
-        "nothing tells",
+        "too little was seen to tell (docs/watch.md)",
         lambda vm: [({}, float(vm.visibility.complete is True))],
     ),
     _Family(
@@ -93,6 +93,20 @@ _FAMILIES: Final = (
         lambda vm: [({}, vm.watched_s)],
     ),
 )
+_GONE: Final[Mapping[str, tuple[str, Callable[[Interval], int]]]] = {
+    "ipitrace_watch_ended_ipis": (
+        "IPIs that were seen in VMs that have ended",
+        lambda interval: interval.departed,
+    ),
+    "ipitrace_watch_unseen_sends": (
+        "at least so many sends by vCPUs before they were watched, or never watched",
+        lambda interval: interval.unseen.sends.total,
+    ),
+    "ipitrace_watch_unseen_vcpu_threads": (
+        "vCPU threads that came and went, and were never watched",
+        lambda interval: interval.unseen.threads.total,
+    ),
+}
 _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
     "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
@@ -128,6 +142,9 @@ def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
     )
     for (name, meaning), value in zip(_OWN.items(), own, strict=True):
         lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
+    for name, (meaning, count) in _GONE.items():
+        lines += [f"# TYPE {name} counter", f"# HELP {name} {meaning}"]
+        lines.append(f"{name}_total {count(interval)!r}")
     lines += [
         f"# TYPE {_FAILURES} counter",
         f"# HELP {_FAILURES} times this text could not be written, for instance to a full disk",

@@ -9,6 +9,7 @@ from typing import Final
 from tabulate import tabulate
 
 from ipitrace.foreign import plain, plain_values
+from ipitrace.render.watch_gone import ended_words, unseen_words
 from ipitrace.units import MIB, processes
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
 
@@ -39,7 +40,8 @@ def render_interval(
     head += _sight(interval.sight, width)
     if len(shown) < len(busiest):
         head.append(f"({len(busiest) - len(shown)} more VMs)")
-    tail = _below(interval, shown[: 1 if height is not None else len(shown)], width)
+    brief = height is not None
+    tail = _below(interval, shown[: 1 if brief else len(shown)], width, brief=brief)
     room = None if height is None else max(height - len(head) - len(tail) - 4, _FEWEST_PAIRS)
     lines = [*head, *_pairs(interval, shown, room), "", *tail]
     if height is not None:
@@ -132,7 +134,7 @@ def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> l
     return ["", *lines]
 
 
-def _below(interval: Interval, vms: Sequence[VmInterval], width: int) -> list[str]:
+def _below(interval: Interval, vms: Sequence[VmInterval], width: int, *, brief: bool) -> list[str]:
     lines: list[str] = []
     for vm in vms:
         prefix = f"{vm.name}: " if len(interval.vms) > 1 else ""
@@ -147,10 +149,10 @@ def _below(interval: Interval, vms: Sequence[VmInterval], width: int) -> list[st
     lines += _wrapped("late posts", _late_posts(interval), width)
     if interval.late_posts.elsewhere:
         lines += _wrapped("elsewhere", _elsewhere(interval.late_posts), width)
-    for text in interval.ended:
+    for text in ended_words(interval, brief=brief):
         lines += _wrapped("ended", text, width)
-    if interval.departed:
-        lines += _wrapped("ended", f"{interval.departed:,} IPIs in VMs that have ended", width)
+    for text in unseen_words(interval.unseen):
+        lines += _wrapped("unseen", text, width)
     own = interval.own
     lines += _wrapped(
         "own cost",

@@ -277,7 +277,7 @@ class LinuxGuest:
         if self.vm is not None and reason is not None:
             raise MeasurementError(
                 f"The VM {self.vm.name} is not what it was: {reason}.",
-                "What was finished until then is kept. See 'ipitrace list'.",
+                "See 'ipitrace list'.",
             )
 
     def _tscs(self) -> tuple[tuple[GuestTsc, ...] | None, str | None]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts what vCPUs do without recording it: what it costs does not grow with what they do."""
 
+import contextlib
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,13 +82,15 @@ class Counting:
         self._former_heads = np.zeros_like(heads)
         self._former = np.zeros(cells.shape, np.uint64)
         self._links: list[Probe] = []
+        self._notes_strangers = False
         self.left_out = left_out
 
     @classmethod
-    def load(cls, *, n_slots: int, n_cells: int) -> Self:
+    def load(cls, *, n_slots: int, n_cells: int, n_strangers: int = 0) -> Self:
         """Compile, load and attach; nothing is counted until a slot has a thread.
 
         `n_cells`, a power of two, bounds how many different things a slot tells apart.
+        `n_strangers` is for how many threads without a slot there is room; 0 notes none.
         Call it in the main thread before others start: where tracefs is not mounted
         this enters a private mount namespace (see tracefs.py).
 
@@ -104,7 +107,13 @@ class Counting:
         directory = resources.bpf_dir()
         bpf = compile_programs(
             source(planned, directory, WATCH_SOURCES),
-            watch_cflags(planned, directory, n_slots=n_slots, n_cells=n_cells),
+            watch_cflags(
+                planned,
+                directory,
+                n_slots=n_slots,
+                n_cells=n_cells,
+                n_strangers=n_strangers,
+            ),
             directory,
         )
         try:
@@ -116,6 +125,7 @@ class Counting:
             raise
         left_out = {**planned.left_out, **refused}
         counting = cls(bpf, accepted, heads, cells.reshape(n_slots, n_cells), left_out)
+        counting._notes_strangers = n_strangers > 0
         try:
             counting._attach()
         except BaseException:
@@ -180,6 +190,22 @@ class Counting:
         # Every program counts the event, or that it could not, before anything else (watch.bpf.c).
         grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
         return grown
+
+    def strangers(self) -> dict[tuple[int, int], int]:
+        """Times that vCPU threads without a slot asked KVM to send, by (process, thread).
+
+        Since the last call, those that asked for none included. Lower bounds: what comes
+        between reading and removing is lost, and so are the oldest of too many.
+        """
+        if not self._notes_strangers:
+            return {}
+        table = self._open_bpf()[b"strangers"]
+        found: dict[tuple[int, int], int] = {}
+        for key in list(table.keys()):
+            with contextlib.suppress(KeyError):  # the kernel dropped it
+                found[key.value >> 32, key.value & 0xFFFFFFFF] = table[key].value
+                del table[key]
+        return found
 
     def recursion_misses(self) -> dict[str, int | None]:
         """Events of the whole host that the kernel turned away, by event, since load.

@@ -211,9 +211,13 @@ def cflags(
     return flags + hook_flags(planned)
 
 
-def watch_cflags(planned: Plan, directory: Path, *, n_slots: int, n_cells: int) -> list[str]:
+def watch_cflags(
+    planned: Plan, directory: Path, *, n_slots: int, n_cells: int, n_strangers: int
+) -> list[str]:
     """The flags that configure the programs that only count."""
     flags = [f"-I{directory}", f"-DN_SLOTS={n_slots}", f"-DN_CELLS={n_cells}"]
+    if n_strangers:
+        flags.append(f"-DN_STRANGERS={n_strangers}")
     return flags + hook_flags(planned)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 MOUNT_POINTS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 DEBUGFS: Final = Path("/sys/kernel/debug")
-MOUNT_HINT: Final = "mount it with: mount -t tracefs tracefs /sys/kernel/tracing"
+SECURITYFS: Final = Path("/sys/kernel/security")
 
 _CLONE_NEWNS: Final = 0x00020000  # include/uapi/linux/sched.h
 _MS_REC: Final = 0x4000  # include/uapi/linux/mount.h
@@ -54,17 +54,29 @@ def ensure_tracefs() -> tuple[Path | None, str | None]:
     found = find_tracefs()
     if found is not None:
         return found, None
-    try:
-        return mount_privately(), None
-    except OSError as error:
-        return None, f"tracefs is not mounted and cannot be ({error.strerror}); {MOUNT_HINT}"
+    why = _ensure(MOUNT_POINTS[0], "tracefs")
+    return (MOUNT_POINTS[0], None) if why is None else (None, why)
 
 
 def ensure_debugfs() -> str | None:
-    """See that debugfs is mounted, privately if need be; None, or why it is not."""
+    """See that debugfs is mounted, privately if need be; None, or why it cannot be read."""
+    return _ensure(DEBUGFS, "debugfs")
+
+
+def ensure_securityfs() -> str | None:
+    """Likewise for securityfs."""
+    return _ensure(SECURITYFS, "securityfs")
+
+
+def _ensure(mount_point: Path, kind: str) -> str | None:
     try:
-        if not any(DEBUGFS.iterdir()):
-            mount_privately(DEBUGFS, "debugfs")
+        if any(mount_point.iterdir()):
+            return None
+    except OSError as error:  # mounted, and closed to us: its owner's alone is the default
+        return f"{kind} cannot be read ({error.strerror})"
+    try:
+        mount_privately(mount_point, kind)
     except OSError as error:
-        return f"debugfs is not mounted and cannot be ({error.strerror})"
+        how = f"mount it with: mount -t {kind} {kind} {mount_point}"
+        return f"{kind} is not mounted and cannot be ({error.strerror}); {how}"
     return None

@@ -45,9 +45,10 @@ def _hidden(found: Discovery) -> str:
     """What was not, or not wholly, looked at."""
     said = ""
     if found.unreadable_processes:
-        takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
-        said += f" {processes(found.unreadable_processes)} may not be looked into{takes}: run it "
-        said += "with sudo."
+        said += f" {processes(found.unreadable_processes)} may not be looked into"
+        if found.missing:
+            said += f" (that takes {' and '.join(found.missing)}): run it with sudo"
+        said += "."
     if found.unlisted is not None:
         said += f" {found.unlisted}."
     if found.odd:

@@ -4,13 +4,17 @@
 History of SCHEMA_VERSION (of a line that `watch --json` prints):
     1  first version.
     2  sight; a VM's uid.
+    3  ended_vms, ended_rest, unseen.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+MOST_ENDED = 32
+"""VMs that have ended and are kept with their pairs."""
+MOST_ENDED_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Visibility:
     """Whether the IPIs counted are all there were.
 
     `complete`: True when the evidence says that this VM's IPIs take exits, False when some
-    leave no trace on this host, None when nothing seen tells. `why` says it in words.
+    leave no trace on this host, None when too little was seen (evidence.py). `why` says it in
+    words.
     """
 
     complete: bool | None
@@ -139,6 +144,41 @@ class VmInterval:
 
 
 @dataclass(frozen=True)
+class EndedVm:
+    """What a VM that has ended did from when it was watched to its end, and why it has ended.
+
+    Each `delta` in `vm` is the `total`; its pairs are those with the most IPIs.
+    """
+
+    vm: VmInterval
+    why: str
+
+
+@dataclass(frozen=True)
+class EndedRest:
+    """VMs that have ended and are not listed."""
+
+    vms: int
+    ipis: int
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """vCPU threads that ran while nobody counted what they did; lower bounds.
+
+    Attributes:
+        sends: times they asked KVM to send, whatever the number of targets; before they were
+            watched, or without ever being.
+        threads: those that came and went, and were never watched.
+        gone_sends: those of `sends` that were these threads'.
+    """
+
+    sends: Count = Count(0, 0)
+    threads: Count = Count(0, 0)
+    gone_sends: Count = Count(0, 0)
+
+
+@dataclass(frozen=True)
 class CpuPosts:
     """One host CPU's late posts.
 
@@ -213,6 +253,10 @@ class Interval:
         departed: IPIs counted in all VMs that have ended.
         stopped: why the run cannot go on; None otherwise.
         sight: whether there may be VMs that could not be seen.
+        ended_vms: what those that ended in it did; in the summary, the MOST_ENDED with the most
+            IPIs of all that have ended, at most MOST_ENDED_PAIRS pairs of each.
+        ended_rest: those of them that are not listed.
+        unseen: what ran and was not watched, where all VMs are.
     """
 
     schema_version: int
@@ -228,6 +272,9 @@ class Interval:
     departed: int
     stopped: str | None
     sight: Sight = Sight()
+    ended_vms: tuple[EndedVm, ...] = ()
+    ended_rest: EndedRest = EndedRest(0, 0)
+    unseen: Unseen = Unseen()
 
     def to_dict(self) -> dict[str, object]:
         """The interval as types that json accepts (tuples become arrays)."""

@@ -120,6 +120,10 @@ class Roster:
         """The VMs that these slots are of."""
         return {self._owner[slot] for slot in slots if slot in self._owner}
 
+    def tids(self) -> set[int]:
+        """The threads that are watched."""
+        return {tid for watched in self.watched for tid in watched.tids}
+
     def without_directory(self, there: frozenset[str] | None) -> list[Watched]:
         """Those that had a directory in debugfs, which is not `there` any more."""
         if there is None:

@@ -69,7 +69,7 @@ class _Sums:
     """The counts of all VMs, added up."""
 
     def __init__(
-        self, counts: Counts, ends: Ints, vcpu_of_slot: Ints, *, exits_watched: bool
+        self, counts: Counts, ends: Ints, vcpu_of_slot: Ints, *, exits_silent: bool
     ) -> None:
         """VM i has the slots from `ends[i]` until `ends[i + 1]`."""
         n_vms = len(ends) - 1
@@ -80,8 +80,6 @@ class _Sums:
         ipis, others, exits, cpus = (
             rows.of(what == kind) for kind in (What.IPI, What.OTHER, What.EXIT, What.CPU)
         )
-        exits_fire = np.full(n_vms, not exits_watched)
-        exits_fire[exits.vm] = True
 
         self.heads_before = {name: _summed(counts.heads_before[name], ends) for name in _HEADS}
         self.heads = {name: _summed(counts.heads[name], ends) for name in _HEADS}
@@ -98,7 +96,7 @@ class _Sums:
         self.sender = vcpu_of_slot[ipis.slot]
         self.target, self.vector = target[order], vector[order]
         self.mode = _field(ipis.key, "MODE")
-        self.path = _paths(ipis.key, exits_fire[ipis.vm])
+        self.path = _paths(ipis.key, exits_silent=exits_silent)
 
         kind = self.vector | self.mode << 8 | self.path.astype(np.int64) << 11
         self.kinds = _grouped(kind, ipis, n_vms)
@@ -208,23 +206,26 @@ class Traffic:
         return {cpu - 1 for cpu in last if cpu} | {c for c, _ in self._sums.moved_to[self._vm]}
 
 
-def traffic(
-    counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_watched: bool
-) -> list[Traffic]:
+def traffic(counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_silent: bool) -> list[Traffic]:
     """What each VM did.
 
     Args:
         counts: the VMs' slots, one VM's after another's.
         vcpus: for each VM, KVM's vcpu_id of each of its slots.
-        exits_watched: kvm_exit was attached.
+        exits_silent: kvm_exit is attached and taken not to fire on this host.
     """
     ends = np.cumsum([0, *map(len, vcpus)])
     vcpu_of_slot = np.array([vcpu for of_vm in vcpus for vcpu in of_vm], np.int64)
-    sums = _Sums(counts, ends, vcpu_of_slot, exits_watched=exits_watched)
+    sums = _Sums(counts, ends, vcpu_of_slot, exits_silent=exits_silent)
     return [
         Traffic(sums, vm, of_vm, first)
         for vm, (of_vm, first) in enumerate(zip(vcpus, ends[:-1].tolist(), strict=True))
     ]
+
+
+def has_exits(counts: Counts) -> bool:
+    """Whether kvm_exit was seen among what was counted."""
+    return bool((_field(counts.key, "WHAT") == What.EXIT).any())
 
 
 def _summed(column: NDArray[np.uint64], ends: Ints) -> list[Any]:
@@ -250,17 +251,18 @@ def _grouped(keys: Ints, rows: _Rows, n_vms: int) -> _Grouped:
     return found
 
 
-def _paths(keys: NDArray[np.uint64], exits_fire: NDArray[np.bool_]) -> NDArray[np.int8]:
+def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
     """The Path of each IPI cell.
 
     What KVM's fastpath did is not told from any other exit for the ICR's MSR. Where
-    kvm_exit fires, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
-    only afterwards, until 2023.
+    kvm_exit may fire, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
+    only afterwards, until 2023, and the exit may have begun before it was watched.
     """
     isa = _field(keys, "ISA")
     reason = _field(keys, "REASON").astype(np.uint32)
     path = path_of_exits(isa, reason, np.full(len(keys), _ICR))
-    path[(isa == 0) & ~exits_fire] = Path.EMULATED
+    if exits_silent:
+        path[isa == 0] = Path.EMULATED
     via = _field(keys, "VIA")
     path[via == Via.HYPERCALL] = Path.PV_HYPERCALL
     path[via == Via.AVIC] = Path.AVIC_INCOMPLETE

@@ -6,11 +6,13 @@ virtualization, self-IPIs with virtual interrupt delivery, and experiments that 
 ICR to the guest. All of them need APICv or AVIC active for the vCPU. KVM tells whether it
 was, for every interrupt it delivers itself: kvm_apicv_accept_irq follows
 kvm_apic_accept_irq only then (vmx_deliver_interrupt() in arch/x86/kvm/vmx/vmx.c,
-svm_complete_interrupt_delivery() in arch/x86/kvm/svm/svm.c).
+svm_complete_interrupt_delivery() in arch/x86/kvm/svm/svm.c). One that was taken proves that
+it is active; that it never is, only many that were not (evidence.py).
 """
 
 from collections.abc import Mapping
 
+from ipitrace.watch.evidence import ENOUGH, NEEDED, bound_in_words
 from ipitrace.watch.model import Visibility
 
 # Those that can let an IPI through without an exit.
@@ -54,11 +56,16 @@ def visibility(
             why=f"APICv or AVIC is active (it took {seen:,} of {of:,} interrupts seen): "
             f"{_INVISIBLE}; what is counted is a lower bound{tail}",
         )
-    if accepted or others_accepted:
-        what = f"{accepted:,} IPIs" if accepted else f"{others_accepted:,} other interrupts"
+    seen = accepted + others_accepted
+    none = f"APICv or AVIC took none of {seen:,} interrupt{'' if seen == 1 else 's'} seen"
+    if seen >= ENOUGH:
         return Visibility(
-            complete=True,
-            why=f"every IPI of this VM takes an exit: APICv or AVIC took none of {what} seen",
+            complete=True, why=f"IPIs of this VM take exits: {none}, so {bound_in_words(seen)}"
+        )
+    if seen:
+        return Visibility(
+            complete=None,
+            why=f"too few to tell whether IPIs without exit are missing: {none}; {NEEDED}{tail}",
         )
     return Visibility(
         complete=None,

@@ -6,6 +6,7 @@
 arch/x86/include/asm/kvm_host.h.
 """
 
+import errno
 from collections.abc import Mapping
 
 from ipitrace.host.files import HOST, HostFiles
@@ -39,4 +40,8 @@ def read_vm_exits(directory: str | None, files: HostFiles = HOST) -> Mapping[str
         return known
     if TOTAL not in files.names(f"{KVM_DIR}/{directory}"):
         return "debugfs has no exit counters of this VM"
-    return "the kernel does not let its statistics in debugfs be read (lockdown)"
+    refusal = files.refusal(f"{KVM_DIR}/{directory}/{TOTAL}")
+    why = (refusal.strerror if refusal else None) or "no number"
+    if refusal is not None and refusal.errno == errno.EPERM:
+        why += "; see lockdown in 'ipitrace doctor'"
+    return f"KVM's statistics in debugfs cannot be read ({why})"

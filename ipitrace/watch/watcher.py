@@ -15,13 +15,18 @@ from ipitrace.host.files import HOST
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.interrupts import read_interrupts
 from ipitrace.tracer.counting import Counting, Counts
+from ipitrace.tracer.kernel import host_isa
 from ipitrace.tracer.tracefs import ensure_debugfs
 from ipitrace.vm import Discovery, VirtualMachine, changes, still_there, vm_directory_names
 from ipitrace.watch.arrivals import Arrivals
+from ipitrace.watch.ended import Ended, largest
+from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
+    MOST_ENDED_PAIRS,
     SCHEMA_VERSION,
     Count,
+    EndedVm,
     ExitReason,
     Exits,
     Interval,
@@ -31,7 +36,8 @@ from ipitrace.watch.model import (
 )
 from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, Watched, cells_for, slots_for
-from ipitrace.watch.traffic import Traffic, traffic
+from ipitrace.watch.traffic import Traffic, has_exits, traffic
+from ipitrace.watch.unseen import MOST_STRANGERS, Strangers
 from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
@@ -55,8 +61,11 @@ class Watcher:
         self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
         self._number = 0
         self._departed = 0
+        self._ended = Ended()
+        self._strangers = Strangers()
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
+        self._exit_evidence = ExitEvidence(host_isa())
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -84,6 +93,7 @@ class Watcher:
         counting = Counting.load(
             n_slots=slots_for(sum(sizes), all_vms=vm is None),
             n_cells=cells_for(max(largest, _LARGE_VM) if vm is None else largest),
+            n_strangers=MOST_STRANGERS if vm is None else 0,
         )
         watcher = cls(counting, all_vms=vm is None, top=top, sight=sight_of(found))
         for one in vms:
@@ -111,7 +121,7 @@ class Watcher:
         now_s, cpu_s = time.monotonic(), time.process_time()
         posts = read_interrupts()
         vms_on: dict[int, set[str]] = {}
-        ended: list[str] = []
+        lost: list[tuple[Watched, str]] = []
         vms = []
         # KVM removes a VM's directory with the VM, be it that its process lives on.
         there = vm_directory_names() if self._all_vms else None
@@ -119,6 +129,7 @@ class Watcher:
         activity = self._counting.activity()
         active = self._roster.owners(np.flatnonzero(activity != self._activity).tolist())
         self._activity = activity
+        self._exit_evidence.note(int(activity.sum()))
         # A program counts the event first and then what it is about, so that a VM's tables
         # are read once more after its last event.
         to_read = [w for w in self._roster.watched if w in active or w.shown is None]
@@ -140,8 +151,10 @@ class Watcher:
             vms.append(shown)
             why = gone.get(watched)
             if why is not None:
-                ended.append(f"{watched.vm.name} (pid {watched.vm.pid}): {why}")
-                self._lose(watched, shown, why)
+                lost.append((watched, why))
+        ended = [f"{watched.vm.name} (pid {watched.vm.pid}): {why}" for watched, why in lost]
+        listed, rest = largest(self._lose(lost, now_s))
+        unseen = self._strangers.look(self._counting.strangers(), self._roster.tids)
         interval = Interval(
             SCHEMA_VERSION,
             self._number,
@@ -156,6 +169,9 @@ class Watcher:
             self._departed,
             self._stopped,
             self._sight,
+            listed,
+            rest,
+            unseen,
         )
         self._number += 1
         self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
@@ -168,7 +184,8 @@ class Watcher:
     ) -> VmInterval:
         """The VM in this interval; what was shown last, brought up to date, where it was idle."""
         if done is not None:
-            return self._vm_interval(watched, done, now_s, cpus, watched.exits_former)
+            before = watched.exits_former
+            return self._vm_interval(watched, done, now_s, cpus, before, top=self._top)
         if watched.shown is None:
             raise ValueError("nothing was read of a VM that was not shown yet")
         exits = watched.shown.exits
@@ -185,7 +202,10 @@ class Watcher:
         whole = self._traffic(all_watched, self._counting.as_read(slots))
         for watched, done in zip(all_watched, whole, strict=True):
             cpus = {cpu for cpu, names in self._cpus.items() if watched.vm.name in names}
-            vms.append(self._vm_interval(watched, done, self._former_s, cpus, watched.exits_first))
+            before = watched.exits_first
+            vms.append(
+                self._vm_interval(watched, done, self._former_s, cpus, before, top=self._top)
+            )
         return Interval(
             SCHEMA_VERSION,
             None,
@@ -200,6 +220,9 @@ class Watcher:
             self._departed,
             self._stopped,
             self._sight,
+            self._ended.kept,
+            self._ended.rest,
+            self._strangers.whole(),
         )
 
     def close(self) -> None:
@@ -213,18 +236,33 @@ class Watcher:
         self._activity[list(watched.slots)] = 0  # another VM may have had them
         self._presence.add(watched, vm)
 
-    def _lose(self, watched: Watched, shown: VmInterval, why: str) -> None:
-        """A VM has ended: of the only one keep what it did, of others make room."""
-        if self._all_vms:
-            self._departed += shown.ipis.total
+    def _lose(self, lost: Collection[tuple[Watched, str]], now_s: float) -> list[EndedVm]:
+        """VMs have ended: of the only one keep what it did, of others make room.
+
+        What they did is answered, as it was read last: of the largest it is kept.
+        """
+        if not self._all_vms:
+            self._stopped = next((why for _, why in lost), self._stopped)
+            return []
+        if not lost:
+            return []
+        of = [watched for watched, _ in lost]
+        whole = self._traffic(of, self._counting.as_read([s for w in of for s in w.slots]))
+        ended = []
+        for (watched, why), done in zip(lost, whole, strict=True):
+            name = watched.vm.name
+            cpus = {cpu for cpu, names in self._cpus.items() if name in names}
+            top = min(self._top or MOST_ENDED_PAIRS, MOST_ENDED_PAIRS)
+            vm = self._vm_interval(watched, done, now_s, cpus, watched.exits_first, top=top)
+            ended.append(EndedVm(vm, why))
+            self._departed += vm.ipis.total
             self._roster.remove(watched)
             self._presence.remove(watched)
-            for names in self._cpus.values():
-                if watched.vm.name in names:  # else they would add up for days
-                    names.remove(watched.vm.name)
-                    names.add(_ENDED)
-        else:
-            self._stopped = why
+            for cpu in cpus:  # else they would add up for days
+                self._cpus[cpu].discard(name)  # another may have had the same
+                self._cpus[cpu].add(_ENDED)
+        self._ended.add(ended)
+        return ended
 
     def _look_for_vms(self, there: frozenset[str] | None) -> None:
         """Take up VMs that have started."""
@@ -247,7 +285,13 @@ class Watcher:
     def _traffic(self, of: Collection[Watched], counts: Counts) -> list[Traffic]:
         """What these VMs did, whose slots' counts these are."""
         vcpus = [watched.vcpus for watched in of]
-        return traffic(counts, vcpus, exits_watched="kvm_exit" in self._events)
+        if not self._exit_evidence.fired:
+            self._exit_evidence.fired = has_exits(counts)
+        return traffic(counts, vcpus, exits_silent=self._exits_silent)
+
+    @property
+    def _exits_silent(self) -> bool:
+        return "kvm_exit" in self._events and self._exit_evidence.silent
 
     def _vm_interval(
         self,
@@ -256,8 +300,10 @@ class Watcher:
         now_s: float,
         cpus: set[int],
         exits_before: Mapping[str, int] | None,
+        *,
+        top: int,
     ) -> VmInterval:
-        pairs, left_out = done.pairs(self._top)
+        pairs, left_out = done.pairs(top)
         return VmInterval(
             name=watched.vm.name,
             pid=watched.vm.pid,
@@ -296,6 +342,8 @@ class Watcher:
         why = self._counting.left_out.get("kvm_exit")
         if why is None and not done.head("events").total:
             return Exits(None, None, "nothing was seen of this VM yet")
+        if why is None and not self._exits_silent:
+            return Exits(None, None, "no exit of this VM was seen yet")
         why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
         return self._exits_of_statistics(watched, before, Exits(None, None, why))
 

@@ -2,12 +2,14 @@
 """`ipitrace doctor` on the machine the tests run on."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from guests import micro_guest
+from least_rights import LOOK, NOT_MOUNTED, TRACE, run
 
 from ipitrace.tracer.events import EVENTS
 
@@ -45,7 +47,7 @@ def test_a_vm_has_lines_of_its_own() -> None:
     assert [vcpu["tid"] for vcpu in report["vm"]["vcpus"]] == list(guest.tids)
     checks = {check["name"]: check for check in report["checks"]}
     assert len(checks) == len(report["checks"])
-    assert checks["x2APIC"]["says"].endswith("x2apic")
+    assert checks["x2APIC"]["says"].endswith("guest: x2apic")
     assert checks["guest TSC"]["status"] == "ok"
     loaded = int(checks["events"]["says"].split()[0])
     assert 0 < loaded <= len(EVENTS)
@@ -68,3 +70,47 @@ def test_an_ordinary_user_learns_what_is_missing() -> None:
     assert lines["rights"] == lines["BPF"] == "missing"
     assert lines["events"] == "unknown"
     assert done.stdout.rstrip().rsplit("\n", 1)[-1].startswith("'ipitrace run' cannot trace here")
+
+
+# As root, in a mount namespace of its own: what the kernel says, and what it does.
+_LOCKDOWN = """
+mount --make-rprivate / && mount -t debugfs none /sys/kernel/debug
+mount -t securityfs none /sys/kernel/security || true
+cat /sys/kernel/security/lockdown || echo
+cat /sys/kernel/debug/kvm/exits
+"""
+
+
+def test_lockdown_is_told_by_what_it_closes() -> None:
+    tried = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", _LOCKDOWN], capture_output=True, text=True, check=False
+    )
+    state = re.search(r"\[(\w+)\]", tried.stdout)
+    checks = {check["name"]: check for check in json.loads(run_doctor("--json").stdout)["checks"]}
+    found = checks["lockdown"]
+    assert (state[1] if state else "cannot be read") in found["says"]
+    if tried.returncode:
+        assert "Operation not permitted" in tried.stderr
+        assert found["status"] == "warn"
+        assert "KVM's statistics in debugfs are refused (Operation not permitted)" in found["says"]
+    else:
+        assert found["status"] == "ok"
+        assert "can be read" in found["says"]
+
+
+def test_what_cannot_be_tried_is_not_ok() -> None:
+    done = run("doctor", "--json", capabilities=(*TRACE, *LOOK), more=NOT_MOUNTED)
+    assert done.stdout, done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["lockdown"]["status"] == "unknown"
+    assert "was not tried" in checks["lockdown"]["says"]
+    assert checks["tracefs"]["status"] == "warn"
+    assert "tracefs is not mounted and cannot be" in checks["tracefs"]["says"]
+    done = run("doctor", "--json", capabilities=TRACE)  # mounted, and their owner's alone
+    assert done.stdout, done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert "debugfs cannot be read (Permission denied)" in checks["tracefs"]["says"]
+    assert "not mounted" not in checks["tracefs"]["says"]
+    # Its processes are others', so that nobody knows who traces.
+    assert checks["tracers"]["status"] == "unknown"
+    assert checks["VMs"]["status"] in ("unknown", "warn")

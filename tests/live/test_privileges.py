@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import ipi
 from guests import Guest, micro_guest, until
 from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
 
@@ -52,6 +53,56 @@ def test_what_is_missing_to_look_is_named(guest: Guest, name: str, words: tuple[
     assert re.search("process(es)? may not be looked into", said)
     assert f"(that takes CAP_{name.upper()})" in said
     assert f"pid:{guest.pid}" not in said
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "hint"),
+    [
+        ("0:0", "600", "Run it with sudo: its mode is 0600, and it is root:root's."),
+        ("0:0", "660", "Run it with sudo: its mode is 0660, and it is root:root's."),
+        ("0:1", "600", "Run it with sudo: its mode is 0600, and it is root:daemon's."),
+        ("0:1", "660", "join its group: sudo usermod -aG daemon $USER, then log in again."),
+        ("0:4242", "660", "Run it with sudo; its group, 4242, has no name here."),
+    ],
+)
+def test_the_hint_about_the_device_is_what_would_help(
+    owner: str, mode: str, hint: str, everybodys: Path
+) -> None:
+    of = f"chown {owner} /mnt/kvm && chmod {mode} /mnt/kvm\n"
+    words = ("run", "--no-trace", "--scenario", "self", "-q", "-o", str(everybodys / "r"))
+    for command in (words, ("doctor",)):
+        done = run(*command, capabilities=(), more=of)
+        assert done.returncode == 3, done.stderr
+        said = " ".join((done.stdout + done.stderr).replace("\n", " ").split())
+        assert "No permission to open /dev/kvm." in said
+        assert hint in said
+        assert ("usermod" in said) == ("usermod" in hint)
+
+
+def test_the_hint_about_rights_is_of_the_command_that_runs(everybodys: Path) -> None:
+    done = run("watch", capabilities=LOOK)
+    assert done.returncode == 3
+    assert "Run it with sudo.\n" in done.stderr
+    assert "--" not in done.stderr
+    words = ("run", "--scenario", "self", "--count", "100", "--repeat", "1", "-q")
+    done = run(*words, "-o", str(everybodys / "r"), capabilities=LOOK)
+    assert done.returncode == 3
+    assert "Run it with sudo; --no-trace measures without" in " ".join(done.stderr.split())
+    done = run(*words, "--no-trace", "-o", str(everybodys / "r"), capabilities=LOOK)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_hint_about_a_vm_is_of_the_command_that_runs(tmp_path: Path) -> None:
+    for words, lacks in (
+        (("guest", "status", "--vm", "no-such-vm"), "--no-trace"),
+        (("watch", "--vm", "no-such-vm"), "--"),
+    ):
+        done = ipi(*words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "There is no VM 'no-such-vm'" in done.stderr
+        assert lacks not in done.stderr
+    done = ipi("run", "--vm", "no-such-vm", cwd=tmp_path)
+    assert "with --via and --no-trace" in " ".join(done.stderr.split())
 
 
 def test_hidden_processes_are_told(guest: Guest) -> None:

@@ -161,7 +161,29 @@ def test_every_ipi_of_a_storm_is_counted(
     assert sent == {0: count * len(pairs)} | dict.fromkeys(range(1, n_vcpus), 0)
     woken = {v["vcpu"]: v["wakeups"]["total"] for v in vm["vcpus"]}
     assert (woken[1] > 0) == (scenario == "unicast-blocked")
+    assert vm["visibility"]["complete"] is True
     assert vm["exits"]["absent"] if vm["exits"]["reasons"] is None else vm["exits"]["source"]
+
+
+def test_one_interrupt_is_not_enough_for_a_claim() -> None:
+    with (
+        stepped_guest("unicast-running", 2, 1) as guest,
+        watching("--vm", guest.name, "--interval", 0.2) as watch,
+    ):
+        assert watch.stdout is not None
+        assert "ipitrace watch" in watch.stdout.readline()  # it is attached
+        guest.go_on()
+        guest.wait()
+        time.sleep(0.5)
+        watch.send_signal(signal.SIGINT)
+        said, complained = watch.communicate(timeout=60)
+        guest.go_on()
+    assert complained == ""
+    summary = " ".join(said.partition("whole run")[2].split())
+    assert "too few to tell whether IPIs without exit are missing" in summary
+    assert "took none of 1 interrupt seen; 299 would show that it is less than 1 %" in summary
+    assert "take exits" not in summary
+    assert ">=1 " in summary
 
 
 def test_a_full_table_still_counts_everything() -> None:
@@ -287,7 +309,8 @@ def test_openmetrics_never_falls_and_is_whole_at_any_time(tmp_path: Path) -> Non
     assert {path.name} == {p.name for p in tmp_path.iterdir()}, "no temporary file is left"
     # What node_exporter reads is the older text format.
     samples = {s.name: s.value for family in parse_text(text) for s in family.samples}
-    assert samples["ipitrace_ipis_complete"] == 1
+    complete = seen["vms"][0]["visibility"]["complete"]
+    assert samples["ipitrace_ipis_complete"] == (complete is True) == (counted >= 299)
 
 
 def test_nothing_is_left_behind() -> None:

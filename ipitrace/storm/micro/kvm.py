@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from ipitrace.errors import HostError
+from ipitrace.host.access import how_to_open
 from ipitrace.storm.micro.passthrough import (
     CAP_X86_PASSTHROUGH_IPI,
     KVM_CPUID_FEATURES,
@@ -337,8 +338,7 @@ def _open_kvm() -> int:
         ) from None
     except PermissionError:
         raise HostError(
-            "/dev/kvm may not be opened by this user.",
-            "Run with sudo, or join the group that owns /dev/kvm.",
+            "/dev/kvm may not be opened by this user.", how_to_open("/dev/kvm")
         ) from None
     except OSError as error:
         raise HostError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from ipitrace.host.fingerprint import HostFingerprint, read_fingerprint
 from ipitrace.host.kvm_features import KvmFeatures
 from ipitrace.render.doctor import render_examination
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
+from ipitrace.vm.model import OddProcess
 
 Make = Callable[[Mapping[str, str]], HostFiles]
 Captured = Callable[[str], HostFiles]
@@ -102,12 +104,35 @@ def test_other_backends(captured: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "status"), [("x2apic", "ok"), ("xapic", "warn"), (None, "unknown")]
+    ("mode", "host", "status"),
+    [
+        ("x2apic", "x2apic", "ok"),
+        ("x2apic", "xapic", "warn"),
+        ("x2apic", None, "unknown"),
+        ("xapic", "x2apic", "warn"),
+        (None, "x2apic", "unknown"),
+    ],
 )
-def test_the_guests_apic_mode(captured: Captured, mode: str | None, status: str) -> None:
+def test_the_guests_apic_mode(
+    captured: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    mode: str | None,
+    host: str | None,
+    status: str,
+) -> None:
+    """A host whose own mode is not known is not called ok, whatever the guest's is."""
     files = captured("intel-laptop")
-    vm = replace(VM, apic_mode=mode)
-    assert kvm(read_fingerprint(files), files, vm)["x2APIC"].status == status
+    msr = tmp_path / "msr"
+    if host is not None:
+        msr.write_bytes(bytes(0x1B) + (0xC00 if host == "x2apic" else 0x800).to_bytes(8, "little"))
+    monkeypatch.setattr("ipitrace.doctor.kvm._MSR", str(msr))
+    check = kvm(read_fingerprint(files), files, replace(VM, apic_mode=mode))["x2APIC"]
+    assert check.status == status, check
+    alone = kvm(read_fingerprint(files), files)["x2APIC"]
+    assert alone.status == {"x2apic": "ok", "xapic": "warn", None: "unknown"}[host]
+    assert (alone.todo == "modprobe msr") == (host is None)
 
 
 def test_a_server(captured: Captured) -> None:
@@ -158,8 +183,13 @@ def test_the_guests_tsc(
     assert (check.status, says in check.says) == (status, True), check.says
 
 
+SIBLINGS = "topology/thread_siblings_list"
+CPUS = "/sys/devices/system/cpu"
+OWN_CORES = {f"{CPUS}/cpu{i}/{SIBLINGS}": f"{i}" for i in (1, 2)}
+
+
 def test_overcommit_and_pinning(make_files: Make) -> None:
-    files = make_files({})
+    files = make_files(OWN_CORES)
     other = replace(VM, pid=800, name="db", aliases=("db", "pid:800"))
     found = Discovery((VM, other), 0, None)
     roomy = by_name(check_load(found, VM, 4, files))
@@ -200,6 +230,9 @@ def test_statistics_of_bpf_cost(make_files: Make) -> None:
     assert "sysctl -w kernel.bpf_stats_enabled=0" in check.todo
 
 
+LOCKDOWN = "/sys/kernel/security/lockdown"
+STATISTICS = {"/sys/kernel/debug/kvm/exits": "7"}
+TRACEFS = "/sys/kernel/tracing"
 ROOT = {
     "/proc/self/status": "CapEff:\t000001ffffffffff\n",
     "/proc/self/ns/user": "-> user:[4026531837]",
@@ -213,15 +246,21 @@ ROOT = {
         ({}, "rights", "ok"),
         ({"/proc/self/status": "CapEff:\t0000000000000000\n"}, "rights", "missing"),
         ({"/proc/self/ns/pid": "-> pid:[4026532201]"}, "rights", "missing"),
-        (
-            {"/sys/kernel/security/lockdown": "none integrity [confidentiality]"},
-            "rights",
-            "missing",
-        ),
-        ({"/sys/kernel/security/lockdown": "none [integrity] confidentiality"}, "lockdown", "ok"),
-        ({"/sys/kernel/security/lockdown": "none [integrity] confidentiality"}, "rights", "ok"),
+        ({LOCKDOWN: "none integrity [confidentiality]"}, "rights", "missing"),
+        ({}, "lockdown", "unknown"),
+        (STATISTICS, "lockdown", "ok"),
+        ({LOCKDOWN: "[none] integrity confidentiality"}, "lockdown", "ok"),
+        ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "unknown"),
+        ({LOCKDOWN: "none [integrity] confidentiality", **STATISTICS}, "lockdown", "ok"),
+        ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "missing"),
+        ({"/proc/self/ns/user": "", "/proc/self/ns/pid": ""}, "rights", "unknown"),
+        ({}, "tracefs", "warn"),
+        (STATISTICS, "tracefs", "warn"),
+        ({**STATISTICS, f"{TRACEFS}/events/kvm/enable": "0"}, "tracefs", "ok"),
+        ({LOCKDOWN: "none [integrity] confidentiality"}, "rights", "ok"),
         ({}, "BTF", "warn"),
-        ({"/sys/kernel/btf/vmlinux": ""}, "BTF", "ok"),
+        ({"/sys/kernel/btf/vmlinux": ""}, "BTF", "unknown"),
+        ({"/sys/kernel/btf/vmlinux": "", "/sys/module/kvm/uevent": ""}, "BTF", "ok"),
         ({"/sys/kernel/btf/vmlinux": "", "/sys/module/kvm/refcnt": "1"}, "BTF", "warn"),
     ],
 )
@@ -247,15 +286,42 @@ def test_the_text_fits_80_columns_and_ends_with_the_verdict() -> None:
     assert render_examination(broken).endswith("'ipitrace run' cannot trace here: bcc.\n")
 
 
-def test_what_may_not_be_mounted_is_not_promised(make_files: Make) -> None:
-    def tracefs(capabilities: str) -> Check:
-        files = make_files({"/proc/self/status": f"CapEff:\t{capabilities}\n"})
-        return next(check for check in check_access(files) if check.name == "tracefs")
+def test_what_is_not_known_is_not_ok(captured: Captured, make_files: Make) -> None:
+    files = captured("amd-server")
+    fingerprint = read_fingerprint(files)
 
-    assert tracefs("0000000000200000").status == "ok"
-    without = tracefs("000000c000080004")
-    assert without.status == "warn"
-    assert "CAP_DAC_READ_SEARCH" in without.says
+    def machine(**changes: object) -> dict[str, Check]:
+        changed = replace(fingerprint, **changes)  # type: ignore[arg-type]
+        return by_name(check_machine(changed, None, None, files))
+
+    assert machine(governor="performance", turbo=False)["frequency"].status == "ok"
+    assert machine(governor="performance", turbo=None)["frequency"].status == "unknown"
+    assert machine(mitigations={"mds": "Not affected"})["mitigations"].status == "ok"
+    assert machine(mitigations={"mds": "Unknown: x"})["mitigations"].status == "unknown"
+    assert machine(mitigations={})["mitigations"].status == "unknown"
+    tickless = replace(fingerprint, nohz_full_cpus=None)
+    hidden = make_files({f"{CPUS}/nohz_full": "x"})
+    found = by_name(check_machine(tickless, None, None, hidden))["isolation"]
+    assert found.status == "unknown"
+    assert kvm(replace(fingerprint, virtualised=None), files)["KVM"].status == "unknown"
+    assert kvm(replace(fingerprint, x2apic=None), files)["x2APIC"].status == "unknown"
+    odd = Discovery((VM,), 0, None, odd=(OddProcess(7, "x", 9, ("it holds too much",)),))
+    load = by_name(check_load(odd, VM, 4, make_files({})))
+    assert load["VMs"].status == load["overcommit"].status == load["pinning"].status == "unknown"
+    assert "1 process may hold more" in load["VMs"].says
+    # Neither tracefs nor processes can be looked into.
+    assert load["tracers"].status == "unknown"
+
+
+def test_sudo_is_advised_only_where_a_right_is_missing(make_files: Make) -> None:
+    def todo(missing: tuple[str, ...], vm: VirtualMachine | None = None) -> str:
+        found = Discovery(() if vm is None else (vm,), 7, None, missing=missing)
+        return by_name(check_load(found, vm, 4, make_files({})))["overcommit"].todo
+
+    assert todo(()) == ""
+    assert todo(("CAP_SYS_PTRACE",)) == "sudo ipitrace doctor"
+    odd = replace(VM, name="my vm")
+    assert todo(("CAP_SYS_PTRACE",), odd) == "sudo ipitrace doctor --vm 'my vm'"
 
 
 def test_a_name_without_an_end_does_not_widen_the_report() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from ipitrace.errors import ExitCode, HostError
 from ipitrace.host.access import (
+    NO_TRACE,
     read_lockdown,
     require_initial_pid_namespace,
     require_kvm,
@@ -86,9 +87,13 @@ def test_enough_privilege(make_files: Make, effective: str) -> None:
     ],
 )
 def test_too_little_privilege(make_files: Make, status: str) -> None:
+    files = make_files(INITIAL | {"/proc/self/status": status})
     with pytest.raises(HostError, match="CAP_BPF and CAP_PERFMON") as caught:
-        require_trace_privilege(make_files(INITIAL | {"/proc/self/status": status}))
-    assert "--no-trace" in caught.value.hint
+        require_trace_privilege(files)
+    assert "--no-trace" not in caught.value.hint, "most commands lack it"
+    with pytest.raises(HostError, match="CAP_BPF and CAP_PERFMON") as caught:
+        require_trace_privilege(files, otherwise=NO_TRACE)
+    assert caught.value.hint.endswith(f"; {NO_TRACE}.")
 
 
 ROOT = {"/proc/self/status": "CapEff:\t000001ffffffffff\n"}

@@ -27,6 +27,7 @@ from ipitrace.watch.model import (
     Visibility,
     VmInterval,
 )
+from ipitrace.watch.visibility import visibility
 
 NONE = Count(0, 0)
 
@@ -130,8 +131,15 @@ def test_it_fits_the_terminal(width: int, height: int, n_vms: int) -> None:
 
 
 def test_at_80_by_24_nothing_of_one_vm_is_cut_off() -> None:
-    long = "every IPI of this VM takes an exit: APICv or AVIC took none of 1,769,000 IPIs seen"
-    big = replace(vm(n_pairs=60), visibility=Visibility(complete=True, why=long))
+    long = visibility(
+        accepted=1_769_000,
+        taken=0,
+        others_accepted=0,
+        others_taken=0,
+        watched=True,
+        hint="",
+    )
+    big = replace(vm(n_pairs=60), visibility=long)
     lines = render_interval(interval(big), width=80, height=24).splitlines()
     assert lines[2].split()[-1] == "others/s"
     assert any("60 more" in line or "more:" in line for line in lines)

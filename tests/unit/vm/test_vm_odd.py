@@ -160,3 +160,11 @@ def test_a_vcpu_that_has_not_run_is_not_searched_for(make_files: Make) -> None:
     [vm] = discover(files, mode, dict).vms
     assert [vcpu.tid for vcpu in vm.vcpus] == [None, 703]
     assert not [path for path in files.looked_at if path.endswith("/syscall")]
+
+
+def test_sudo_is_no_advice_to_who_lacks_no_right() -> None:
+    for missing, advised in (((), False), (("CAP_SYS_PTRACE",), True)):
+        with pytest.raises(UsageError) as caught:
+            pick(Discovery((), 1, None, missing=missing), "web")
+        assert "1 process may not be looked into" in caught.value.hint
+        assert ("sudo" in caught.value.hint) == advised

@@ -4,9 +4,11 @@
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from ipitrace.host.files import HostFiles
 from ipitrace.host.interrupts import parse_interrupts
+from ipitrace.watch.evidence import CONFIDENCE, ENOUGH, MOST_SHARE, most_share
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import CpuPosts, Visibility
 from ipitrace.watch.roster import cells_for, slots_for
@@ -31,17 +33,40 @@ def judged(
     ("found", "complete"),
     [
         (judged(), None),
-        (judged(10), True),
-        (judged(others=(3, 0)), True),
+        (judged(1), None),
+        (judged(298), None),
+        (judged(299), True),
+        (judged(others=(298, 0)), None),
+        (judged(others=(299, 0)), True),
+        (judged(150, others=(149, 0)), True),
         (judged(10, 1), False),
+        (judged(1, 1), False),
+        (judged(10_000, 1), False),
         (judged(10, 10), False),
         (judged(0, 0, (5, 5)), False),
-        (judged(10, watched=False), None),
+        (judged(1_000, watched=False), None),
     ],
 )
 def test_evidence_decides(found: Visibility, complete: bool | None) -> None:  # noqa: FBT001
     assert found.complete is complete
     assert ("hint, not evidence" in found.why) == (complete is not True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 298, 299, 300, 10_000, 1_000_000])
+def test_the_bound_is_that_of_clopper_and_pearson(n: int) -> None:
+    """With a share as large as the bound, n without one are as rare as the confidence says."""
+    assert (1 - most_share(n)) ** n == pytest.approx(1 - CONFIDENCE)
+    assert most_share(n) == pytest.approx(binomtest(0, n).proportion_ci(0.9).high)
+    assert (most_share(n) <= MOST_SHARE) == (n >= ENOUGH)
+
+
+def test_the_evidence_and_its_bound_are_told() -> None:
+    said = judged(299).why
+    assert "took none of 299 interrupts seen, so at most 1.00 % of all (95 % confidence)" in said
+    assert "at most 0.01 % of all" in judged(10**9).why, "never less than it is"
+    said = judged(1).why
+    assert "too few to tell" in said
+    assert "none of 1 interrupt seen; 299 would show that it is less than 1 %" in said
 
 
 def test_parameters_are_a_hint() -> None:
@@ -98,7 +123,7 @@ def test_a_foreign_vms_exits(tmp_path: Path) -> None:
     (vm / "exits").unlink()
     (vm / "halt_exits").unlink()
     (vm / "exits").mkdir()  # there, and cannot be read
-    assert "does not let" in str(read_vm_exits("12-8", files))
+    assert "cannot be read (no number)" in str(read_vm_exits("12-8", files))
 
 
 def test_room_grows_with_the_vm_and_has_an_end() -> None:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ipitrace.layout import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
 from ipitrace.tracer.counting import Counts
+from ipitrace.watch.evidence import ENOUGH, ExitEvidence
 from ipitrace.watch.model import Count
-from ipitrace.watch.traffic import Traffic
+from ipitrace.watch.traffic import Traffic, has_exits
 from ipitrace.watch.traffic import traffic as traffic_of_vms
 
 N_CELLS = 16
@@ -55,17 +56,15 @@ def read(before: Tables, after: Tables) -> Counts:
     return Counts(before.heads, after.heads, slot, cells["key"], former, cells["count"])
 
 
-def traffic(before: Tables, after: Tables, *, exits_watched: bool = True) -> Traffic:
+def traffic(before: Tables, after: Tables, *, exits_silent: bool = False) -> Traffic:
     """Of one VM that has all slots."""
     vcpus = list(range(len(after.heads)))
-    (found,) = traffic_of_vms(read(before, after), [vcpus], exits_watched=exits_watched)
+    (found,) = traffic_of_vms(read(before, after), [vcpus], exits_silent=exits_silent)
     return found
 
 
-def since_zero(*slots: dict[int, int], exits_watched: bool = True, **heads: int) -> Traffic:
-    return traffic(
-        counts(*({} for _ in slots)), counts(*slots, **heads), exits_watched=exits_watched
-    )
+def since_zero(*slots: dict[int, int], exits_silent: bool = False, **heads: int) -> Traffic:
+    return traffic(counts(*({} for _ in slots)), counts(*slots, **heads), exits_silent=exits_silent)
 
 
 def test_pairs_are_named_and_ordered_by_what_happened_lately() -> None:
@@ -100,10 +99,25 @@ def test_the_exit_proves_the_path(fields: dict[str, int], path: str) -> None:
     assert pair.path == path
 
 
-def test_where_kvm_exit_never_fires_a_send_is_emulated_and_not_where_nobody_looked() -> None:
-    (watched,), _ = since_zero({ipi(1): 1}).pairs(0)
-    (unwatched,), _ = since_zero({ipi(1): 1}, exits_watched=False).pairs(0)
-    assert (watched.path, unwatched.path) == ("emulated", "unknown")
+def test_a_send_without_an_exit_is_emulated_only_where_kvm_exit_never_fires() -> None:
+    (silent,), _ = since_zero({ipi(1): 1}, exits_silent=True).pairs(0)
+    (other,), _ = since_zero({ipi(1): 1}).pairs(0)
+    assert (silent.path, other.path) == ("emulated", "unknown")
+
+
+def test_that_kvm_exit_never_fires_takes_many_events_without_it() -> None:
+    """Those of one send whose exit began before it was watched are no evidence."""
+    vmx, neither = ExitEvidence(VMX), ExitEvidence(0)
+    assert (vmx.silent, neither.silent) == (False, True)
+    vmx.note(ENOUGH - 1)
+    assert not vmx.silent
+    vmx.note(ENOUGH)
+    vmx.note(3)  # a VM has ended, and what it did is forgotten
+    assert vmx.silent
+    for evidence in (vmx, neither):
+        evidence.fired = has_exits(read(counts({}), counts({key(What.EXIT, isa=VMX) | 32: 1})))
+        assert not evidence.silent
+    assert not has_exits(read(counts({}), counts({ipi(1): 1})))
 
 
 def test_an_unknown_target_is_none_and_nobodys() -> None:
@@ -157,20 +171,20 @@ def test_vms_are_told_apart() -> None:
     of_vms = [[0, 1], [], [0, 5, 2]]
     whole = counts(*slots, wakeups=3, sends=4)
     nothing = counts(*({} for _ in slots))
-    together = traffic_of_vms(read(nothing, whole), of_vms, exits_watched=True)
+    together = traffic_of_vms(read(nothing, whole), of_vms, exits_silent=False)
     first = 0
     for found, vcpus in zip(together, of_vms, strict=True):
         here = slice(first, first + len(vcpus))
         first = here.stop
         before, after = (Tables(t.heads[here], t.cells[here]) for t in (nothing, whole))
-        (alone,) = traffic_of_vms(read(before, after), [vcpus], exits_watched=True)
+        (alone,) = traffic_of_vms(read(before, after), [vcpus], exits_silent=False)
         for view in ("ipis", "kinds", "others", "exits", "vcpus", "unplaced", "cpus"):
             assert getattr(found, view)() == getattr(alone, view)(), view
         assert found.pairs(1) == alone.pairs(1)
         assert found.head("sends") == alone.head("sends")
     assert [found.ipis().total for found in together] == [12, 0, 12]
     assert [{pair.path for pair in found.pairs(0)[0]} for found in together] == [
-        {"emulated"},
+        {"unknown"},
         set(),
         {"unknown"},
     ]

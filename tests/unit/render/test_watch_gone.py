@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of VMs that have ended, and of vCPUs that nobody watched."""
+
+from dataclasses import replace
+
+from hostile import SAMPLES
+from test_watch_text import interval, vm
+
+from ipitrace.render.watch_gone import ended_words
+from ipitrace.render.watch_openmetrics import render_openmetrics
+from ipitrace.render.watch_text import render_interval
+from ipitrace.watch.ended import Ended
+from ipitrace.watch.model import MOST_ENDED, Count, EndedRest, EndedVm, Unseen
+from ipitrace.watch.unseen import MOST_STRANGERS, Strangers
+
+
+def ended_vm(name: str, ipis: int) -> EndedVm:
+    return EndedVm(replace(vm(name), ipis=Count(ipis, ipis)), "its process has ended")
+
+
+def test_the_largest_are_kept_and_the_others_are_a_sum() -> None:
+    ended, n = Ended(), 500
+    for i in range(n):
+        ended.add([ended_vm(f"guest{i}", i), ended_vm(f"idle{i}", 0)])
+    kept = [one.vm.ipis.total for one in ended.kept]
+    assert kept == list(range(n - 1, n - 1 - MOST_ENDED, -1))
+    assert ended.rest.vms == 2 * n - MOST_ENDED
+    assert sum(kept) + ended.rest.ipis == sum(range(n))
+
+
+def test_a_thread_is_gone_watched_or_waited_for() -> None:
+    living = {(7, 70), (8, 80)}
+    strangers = Strangers(living.__contains__)
+    seen = strangers.look({(7, 70): 5, (8, 80): 3, (9, 90): 100, (9, 91): 0}, lambda: ())
+    assert seen == Unseen(Count(108, 108), Count(2, 2), Count(100, 100))
+    living.remove((7, 70))
+    assert strangers.look({}, lambda: {80}) == Unseen(Count(0, 108), Count(1, 3), Count(5, 105))
+    living.clear()  # the other was watched by then, so nothing of it is lost
+    assert strangers.look({}, lambda: ()) == Unseen(Count(0, 108), Count(0, 3), Count(0, 105))
+    assert strangers.whole() == Unseen(Count(108, 108), Count(3, 3), Count(105, 105))
+
+
+def test_threads_without_an_end_take_bounded_memory() -> None:
+    strangers = Strangers(lambda _thread: True)
+    for i in range(3):
+        strangers.look({(1, i * MOST_STRANGERS + n): 1 for n in range(MOST_STRANGERS)}, set)
+    assert len(strangers._waiting) == MOST_STRANGERS
+    assert strangers.whole().sends.total == 3 * MOST_STRANGERS
+
+
+def test_what_ended_and_what_was_not_seen_is_said() -> None:
+    gone = replace(
+        interval(),
+        ended=("guest1 (pid 4711): its process has ended",),
+        ended_vms=(ended_vm("guest1", 20_000),),
+        ended_rest=EndedRest(3, 12),
+        departed=20_012,
+        unseen=Unseen(Count(9, 900), Count(1, 1), Count(8, 800)),
+    )
+    text = " ".join(render_interval(gone).split())
+    assert "guest1 (pid 4711): its process has ended; watched for 7.0 s: 20,000 sends" in text
+    assert "0 -> 1 0xfd fixed msr-exit 10,000" in text
+    assert "3 more pairs 40" in text
+    assert "3 more VMs that have ended, 12 IPIs" in text
+    assert "20,012 IPIs in VMs that have ended" in text
+    assert "at least 900 sends by vCPUs before they were watched, or never watched" in text
+    assert "1 vCPU thread came and went between two looks" in text
+    screen = " ".join(render_interval(gone, width=80, height=24).split())
+    assert "guest1 (pid 4711): its process has ended" in screen
+    assert "the summary has their pairs" in screen
+    metrics = render_openmetrics(gone)
+    assert "ipitrace_watch_ended_ipis_total 20012\n" in metrics
+    assert "ipitrace_watch_unseen_sends_total 900\n" in metrics
+    assert "ipitrace_watch_unseen_vcpu_threads_total 1\n" in metrics
+    assert "unseen" not in render_interval(interval())
+
+
+def test_the_name_of_a_vm_that_has_ended_does_nothing() -> None:
+    for sample in SAMPLES:
+        one = replace(interval(), ended_vms=(ended_vm(sample, 1),))
+        for text in ended_words(one, brief=False):
+            assert text.isprintable(), sample
