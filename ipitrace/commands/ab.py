@@ -108,7 +108,6 @@ def ab(
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
-    from ipitrace.recording import RUN_FILE  # noqa: PLC0415
 
     shared = ComparisonOptions.taken_from(options)
     settings = settings_from(shared, interleaved=True)  # before hours of measuring
@@ -147,6 +146,8 @@ def _check_free(directory: Path) -> None:
 
 
 def _holds_recordings(directory: Path) -> bool:
+    from ipitrace.recording import RUN_FILE  # noqa: PLC0415 - late
+
     return any(directory.glob(f"[ab]/*/{RUN_FILE}"))
 
 
