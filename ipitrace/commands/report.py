@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipitrace.console import say, say_json, tell
+from ipitrace.console import output_width, say, say_json, tell
 from ipitrace.errors import UsageError
 from ipitrace.foreign import plain
 from ipitrace.recording_reader import computing_with, read_rows, read_run, read_run_text
@@ -50,7 +50,7 @@ def report(
         say(told, end="")
     else:
         with computing_with(recording):
-            told = render_run(run, verbose=verbose)
+            told = render_run(run, verbose=verbose, width=output_width())
         say(told)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ipitrace.console import say, say_json, tell
+from ipitrace.console import output_width, say, say_json, tell
 from ipitrace.errors import InterruptedRunError, MeasurementError, ReaderLeftError
 from ipitrace.foreign import plain
 from ipitrace.guests import MICRO, open_guest
@@ -234,4 +234,4 @@ def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> No
         if as_json:
             say_json(result.to_json())
         elif not quiet:
-            say(render_run(result, verbose=verbose))
+            say(render_run(result, verbose=verbose, width=output_width()))

@@ -3,7 +3,7 @@
 
 import click
 
-from ipitrace.console import say
+from ipitrace.console import output_width, say
 from ipitrace.render.tables import render_scenarios
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
@@ -13,4 +13,4 @@ from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 def scenarios() -> None:
     """List the scenarios, and which the micro-guest can run."""
     rows = [(scenario, unsupported(scenario)) for scenario in SCENARIOS]
-    say(render_scenarios(rows, DEFAULT_SCENARIOS))
+    say(render_scenarios(rows, DEFAULT_SCENARIOS, output_width()))
