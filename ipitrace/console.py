@@ -46,13 +46,21 @@ def tell(text: str) -> None:
     _try_error(plain_lines(text) + "\n")
 
 
+def on_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    try:
+        return sys.stdout.isatty()
+    except ValueError:  # closed
+        return False
+
+
 def output_width() -> int:
     """Columns that text on standard output is laid out for: the terminal's, at least 80."""
+    if not on_terminal():
+        return PIPE_WIDTH
     try:
-        if not sys.stdout.isatty():
-            return PIPE_WIDTH
         return max(os.get_terminal_size(sys.stdout.fileno()).columns, _LEAST_WIDTH)
-    except (OSError, ValueError):  # closed, or no file of the system's
+    except (OSError, ValueError):  # no file of the system's
         return PIPE_WIDTH
 
 

@@ -46,7 +46,7 @@ def report(
     elif ipi is not None:
         with computing_with(recording):
             timeline = _timeline(recording, run, ipi)
-            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator)
+            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator, output_width())
         say(told, end="")
     else:
         with computing_with(recording):

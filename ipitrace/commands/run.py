@@ -174,7 +174,7 @@ def run(
         if as_json:
             say_json(json.dumps(found.to_dict(), indent=2), end="\n")
         else:
-            say(render_preview(found).rstrip("\n"))
+            say(render_preview(found, output_width()).rstrip("\n"))
         return
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with (

@@ -19,6 +19,9 @@ _WORD_LIMITS: Final = (32, 24, 16, 8)  # a longer word may be broken; the first 
 _PUNCTUATION: Final = ".-_/:,>"
 _LEAST_PARAGRAPH: Final = 20
 
+TIE: Final = "\0"
+"""Stands for a space that no line is broken at; plain text has none."""
+
 Rows = Sequence[Sequence[str]]
 
 
@@ -68,7 +71,9 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
     indent = " " * len(first) if rest is None else rest
     room = max(width - max(len(first), len(indent)), _LEAST_PARAGRAPH)
     lines = wrapped(text, room)
-    return "\n".join(((indent if i else first) + line).rstrip() for i, line in enumerate(lines))
+    return "\n".join(
+        ((indent if i else first) + line).rstrip() for i, line in enumerate(lines)
+    ).replace(TIE, " ")
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -183,7 +188,7 @@ def _part(whole: Rows, widths: Sequence[int], text: Sequence[bool], *, ruled: bo
     # The names are rows like the others: tabulate makes their columns wider than they are.
     align = ["left" if left else "right" for left in text]
     shown = tabulate(lines, tablefmt="plain", colalign=align, disable_numparse=True)
-    return "\n".join(line.rstrip() for line in shown.split("\n"))
+    return "\n".join(line.rstrip() for line in shown.replace(TIE, " ").split("\n"))
 
 
 def _wrapped(text: str, width: int) -> list[str]:
