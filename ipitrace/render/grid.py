@@ -100,8 +100,21 @@ def _lines(row: Sequence[str], widths: Sequence[int]) -> list[Sequence[str]]:
     """A row as lines of cells that are no longer than their columns are wide."""
     if all(len(cell) <= width for cell, width in zip(row, widths, strict=True)):
         return [row]
-    cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
-    return list(itertools.zip_longest(*cells, fillvalue=""))
+    return list(itertools.zip_longest(*_wrapped_row(row, widths, " "), fillvalue=""))
+
+
+def _wrapped_row(row: Sequence[str], widths: Sequence[int], indent: str) -> list[list[str]]:
+    """Each cell's lines; in the first column `indent` begins all but a paragraph's first.
+
+    So a stranger's words never begin a line of the output.
+    """
+    first, *others = zip(row, widths, strict=True)
+    lines: list[str] = []
+    for paragraph in first[0].split("\n"):
+        fits = len(paragraph) <= first[1]
+        start, *rest = [paragraph] if fits else wrapped(paragraph, max(first[1] - 1, 1))
+        lines += [start, *(indent + line for line in rest)]
+    return [lines, *(wrapped(cell, width) for cell, width in others)]
 
 
 def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str:
@@ -111,9 +124,10 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
         text: whose line breaks are kept.
         width: of the terminal, in columns.
         first: begins the first line.
-        rest: begins the others; unless given, as many spaces as `first` is long.
+        rest: begins the others; unless given, as many spaces as `first` is long, or two: a
+            stranger's words never begin a line.
     """
-    indent = " " * len(first) if rest is None else rest
+    indent = " " * (len(first) or 2) if rest is None else rest
     room = max(width - max(len(first), len(indent)), _LEAST_PARAGRAPH)
     lines = wrapped(text, room)
     return "\n".join(
@@ -177,6 +191,7 @@ def _parts(
             _least([row[i] for row in whole], wraps=i in text, headed=headed, limit=limit)
             for i in range(n)
         ]
+        least[0] = min(least[0] + 1, wanted[0])  # for its indent
         parts = _split(wanted, least, units, width)
         if parts is not None:
             return parts
@@ -217,7 +232,7 @@ def _least(cells: Sequence[str], *, wraps: bool, headed: bool, limit: int) -> in
 def _part(whole: Rows, widths: Sequence[int], text: Sequence[bool], *, ruled: bool) -> str:
     lines: list[list[str]] = []
     for n, row in enumerate(whole):
-        cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        cells = _wrapped_row(row, widths, TIE)
         height = max(map(len, cells))
         # A column's name stands on its line, a cell at the top of its row.
         above = [height - len(cell) if ruled and n == 0 else 0 for cell in cells]

@@ -27,7 +27,7 @@ def render_list(found: Discovery, width: int = PIPE_WIDTH) -> str:
         sections.append(f"Threads by vCPU\n{table((), threads, text=(0, 1), width=width)}")
     else:
         sections.append("No KVM VM is to be seen.")
-    sections.append("\n".join(fill(remark, width, "", "  ") for remark in _remarks(found)))
+    sections.append("\n".join(fill(remark, width) for remark in _remarks(found)))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

@@ -121,7 +121,7 @@ def render_timeline(
     sections = [
         fill(_header(span), width),
         table(headers, cells, text=(4, 5), width=width),
-        *(fill(aside, width, "", "  ") for aside in asides),
+        *(fill(aside, width) for aside in asides),
     ]
     return "\n".join(sections) + "\n"
 
