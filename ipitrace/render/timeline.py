@@ -169,7 +169,9 @@ def _detail(event: Row) -> str:
     arg, word, detail = event["arg"], event["word"], event["detail"]
     match event["kind"]:
         case "kvm_exit":
-            return f"{reason_name(detail, word)}, info {arg:#x}"
+            return f"{reason_name(detail or 0, word)}, info {arg:#x}"
+        case _ if detail is None:
+            return f"arg {arg:#x}, word {word:#x}, vector not known"
         case "kvm_eoi":
             return "nothing in service" if detail == _NO_VECTOR else f"vector {detail:#x}"
         case "sched_switch":
