@@ -74,6 +74,11 @@ def _say_line(text: str) -> None:
 
 
 def _tell_status(status: HelperStatus) -> None:
+    say(status_text(status, output_width()))
+
+
+def status_text(status: HelperStatus, width: int) -> str:
+    """What is in the guest, as text of `width` columns."""
     status = plain_values(status)
     module = status.module
     version = f"{module.version}, srcversion {module.srcversion}" if module.loaded else "not loaded"
@@ -87,6 +92,4 @@ def _tell_status(status: HelperStatus) -> None:
         khz = f"{status.tsc_khz / 1000:.3f} MHz" if status.tsc_khz else "of unknown rate"
         lines.append(("", f"APICs in {status.apic_mode} mode, TSC {khz}"))
     lines += [("cannot", f"{name}: {reason}") for name, reason in status.unsupported.items()]
-    width = output_width()
-    for label, text in lines:
-        say(fill(text, width, f"{label:<9}"))
+    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)

@@ -255,6 +255,22 @@ def test_kvm_exit_events_outrank_the_statistics() -> None:
     assert list(row.exits.target)[:2] == ["exits", "EXTERNAL_INTERRUPT"]
 
 
+def test_a_repetition_without_a_common_clock_has_no_part_in_what_exits_cover() -> None:
+    """Nothing of its D can be covered: its D is not divided by, either."""
+    found = recorded(PLAIN, (1,), exits=[(1001, 0, int(Isa.VMX), 32)])
+    assert found.watched is not None
+    exits = [
+        replace(table, in_deliver_cycles=np.full(len(table.reason), 12))
+        for table in found.watched.exits
+    ]
+    found = replace(found, watched=replace(found.watched, exits=exits))
+    alone = row_of("unicast-running", found).exit_times
+    both = row_of("unicast-running", found, replace(found, watched=None)).exit_times
+    assert alone is not None
+    assert alone == both
+    assert alone[0].share_of_deliver > 0
+
+
 def test_the_same_number_means_another_reason_on_amd() -> None:
     svm = int(Isa.SVM)
     exits = [(at, 0, svm, 0x7C) for at in (1001, 2001, 3001)]
