@@ -25,8 +25,9 @@ _HEADERS = (
 )
 _TEXT = (0, 4)
 _CHANGE = (
-    "change: the median of what each value of one side makes of each of the other, not the "
-    "quotient or difference of the medians beside it (docs/statistics.md)"
+    "change: the median of all quotients of a value of one side and one of the other less 1, or "
+    "of all their differences where it has no %; not those of the medians beside it "
+    "(docs/statistics.md)"
 )
 _ONE_EACH = (
     "note: between one recording of each side what differs from run to run is part of every "

@@ -186,13 +186,17 @@ def _parts(
     """For each table that it takes: which columns, and how wide each is."""
     n = len(whole[0])
     wanted = [max(len(line) for row in whole for line in row[i].split("\n")) for i in range(n)]
-    for limit in _WORD_LIMITS:
+    columns = [[row[i] for row in whole] for i in range(n)]
+    undivided = [[i for unit in units for i in unit]]
+    tried = [(undivided, limit) for limit in _WORD_LIMITS[:2]]  # rather than two tables
+    tried += [(list(map(list, units)), limit) for limit in _WORD_LIMITS]
+    for groups, limit in tried:
         least = [
-            _least([row[i] for row in whole], wraps=i in text, headed=headed, limit=limit)
-            for i in range(n)
+            _least(column, wraps=i in text, headed=headed, limit=limit)
+            for i, column in enumerate(columns)
         ]
         least[0] = min(least[0] + 1, wanted[0])  # for its indent
-        parts = _split(wanted, least, units, width)
+        parts = _split(wanted, least, groups, width)
         if parts is not None:
             return parts
     each = max((width - _GAP * (n - 1)) // n, 1)  # a stranger's making: everything is broken
