@@ -303,7 +303,7 @@ def test_notes_say_where_the_target_was_not_as_asked() -> None:
     assert "in HLT for only 33%" in halted(0, 1, 1)[0]
     assert "slept for only 0%" in halted(3, 0, 3, "unicast-blocked")[0]
     assert halted(0, 3, 3, "unicast-blocked") == (
-        "host found the target by polling 0%, asleep 100%",
+        "host found the target by polling for 0% of the IPIs, asleep for 100%",
     )
     assert "should have been running" in halted(0, 0, 3, "unicast-running")[0]
     assert halted(0, 0, 0, "unicast-running") == ()
