@@ -2,13 +2,20 @@
 # Short names for script/*; those work on machines without make, too.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo test faults soak lint bench fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
+.PHONY: help demo install uninstall test faults soak lint bench fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
 
 help: ## say what there is
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## set up, then measure IPIs in the built-in guest (as root)
 	@script/demo $(ARGS)
+
+PREFIX ?= /usr/local
+install: ## set up, then install for everyone: PREFIX/bin/ipitrace and PREFIX/lib/ipitrace (as root)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' script/install
+
+uninstall: ## remove what install wrote (as root)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' script/install --remove
 
 test: ## set up, then run all tests (as root, or the live ones are skipped)
 	@script/test $(ARGS)

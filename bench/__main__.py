@@ -16,6 +16,7 @@ from bench.peers import peers
 from bench.programs import in_guest, on_host
 from bench.report import Report, write_json
 from bench.rings import rings
+from bench.starting import starting
 from bench.watching import watching
 from ipitrace.errors import IpitraceError
 from ipitrace.host.fingerprint import one_line, read_fingerprint
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], Report]] = {
     "switches": on_host,
     "rings": rings,
     "loading": loading,
+    "starting": starting,
     "correlator": correlator,
     "peers": peers,
     "watching": watching,

@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from ipitrace import defects, signals
@@ -15,6 +16,7 @@ from ipitrace.console import reader_left, settle, tell
 from ipitrace.errors import ExitCode, HostError
 
 _MOST_CHARS: Final = 4000  # of a message, whatever a guest put into it
+_ALIKE: Final = 3  # characters that a guess at what was meant begins with
 _WORLD_WRITABLE: Final = 0o002
 _COMPLETION_VARIABLE: Final = "_IPITRACE_COMPLETE"  # click's, for shells
 
@@ -112,8 +114,16 @@ def _run() -> int:
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "ipitrace"
-        _tell(error.format_message(), f"See '{path} --help'.")
+        known = getattr(error, "possibilities", None)  # instead of an unknown option or command
+        message = error.message if known else error.format_message()
+        _tell(message, f"{_guess(message, known or ())}See '{path} --help'.")
         return ExitCode.USAGE
+
+
+def _guess(message: str, names: Sequence[str]) -> str:
+    """Those of click's guesses that begin as what was typed, which the message quotes."""
+    close = [name for name in names if f"'{name[:_ALIKE]}" in message]
+    return f"Did you mean {' or '.join(close)}? " if close else ""
 
 
 def _tell(message: str, hint: str) -> None:

@@ -4,7 +4,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from ipitrace.errors import UsageError
 from ipitrace.host.access import require_kvm
 from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
+from ipitrace.model import Scenario
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
@@ -136,6 +137,26 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     return _way(machine, vm, via).open()
 
 
+def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str, str]:
+    """The names of those scenarios that a guest cannot run, and why; partly in its own words.
+
+    Needs neither KVM nor root for the built-in guest, and of another no more than the way in.
+
+    Raises:
+        UsageError, HostError: see open_guest().
+    """
+    with contextlib.ExitStack() as stack:
+        if is_micro(vm, via):
+            n_vcpus = _checked_vcpus(vcpus_of(vm))
+            pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
+            unsupported = MicroGuest.prepare(n_vcpus, pinning.cpus).unsupported
+        else:
+            shell = stack.enter_context(open_way(vm, via))
+            unsupported = LinuxGuest.prepare(shell, None).unsupported
+        found = {scenario.name: unsupported(scenario) for scenario in scenarios}
+    return {name: why for name, why in found.items() if why is not None}
+
+
 def check_names(vm: str, via: str | None) -> None:
     """See that a guest and a way into it go together.
 
@@ -190,11 +211,7 @@ def micro_guest(n_vcpus: int) -> Guest:
         UsageError: it cannot have so many vCPUs.
         HostError: no KVM, or the payload was not built.
     """
-    if not MIN_VCPUS <= n_vcpus <= MAX_VCPUS:
-        raise UsageError(
-            f"The micro-guest cannot have {n_vcpus} vCPUs.",
-            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm {MICRO}:4.",
-        )
+    _checked_vcpus(n_vcpus)
     require_kvm()
     pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
     own = os.getpid()
@@ -207,6 +224,20 @@ def micro_guest(n_vcpus: int) -> Guest:
         tsc_stated_by="KVM_GET_TSC_KHZ",
         ours=True,
     )
+
+
+def _checked_vcpus(n_vcpus: int) -> int:
+    """As many vCPUs, if the built-in guest can have them.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not MIN_VCPUS <= n_vcpus <= MAX_VCPUS:
+        raise UsageError(
+            f"The micro-guest cannot have {n_vcpus} vCPUs.",
+            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm {MICRO}:4.",
+        )
+    return n_vcpus
 
 
 def vcpus_of(vm: str) -> int:

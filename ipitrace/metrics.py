@@ -44,8 +44,21 @@ _CYCLES: Final = {
 }
 _SIDES: Final = {"sender": "the sender's, per send", "target": "the targets', per delivery"}
 TOTAL_EXITS: Final = "exits"
-_FEWER_EXITS: Final = {"exitless", "msr-fastpath"}
-_UNDECIDED: Final = {"unknown"}
+
+PATH_RANKS: Final = {
+    "exitless": 0,  # the sender does not exit
+    "msr-fastpath": 1,  # it exits, and KVM's fastpath handles that
+    "msr-exit": 2,  # from here on KVM's usual way of handling an exit
+    "apic-write": 2,
+    "mmio": 2,
+    "pv-hypercall": 2,
+    "avic-incomplete": 2,
+    "emulated": 2,
+}
+"""What an IPI's path costs the sender in exits: less is better. `unknown` has no rank."""
+
+_BEST_RANK: Final = min(PATH_RANKS.values())
+_WORST_RANK: Final = max(PATH_RANKS.values())
 
 
 def cycles_metric(kind: str, percentile: str) -> Metric:
@@ -63,8 +76,11 @@ def exits_metric(side: str, reason: str) -> Metric:
 
 
 def path_metric(path: str) -> Metric:
-    """The share of IPIs that took a path: `path.exitless`."""
-    better = 0 if path in _UNDECIDED else 1 if path in _FEWER_EXITS else -1
+    """The share of IPIs that took a path: `path.exitless`.
+
+    Of a path between the best and the worst neither more nor less is better by itself.
+    """
+    better = {_BEST_RANK: 1, _WORST_RANK: -1}.get(PATH_RANKS.get(path, -1), 0)
     return Metric(
         f"path.{path}",
         "share",
@@ -73,6 +89,11 @@ def path_metric(path: str) -> Metric:
         headline=False,
         about=f"IPIs on path {path}",
     )
+
+
+def path_of(metric: Metric) -> str | None:
+    """The path whose share the metric is; None of any other metric."""
+    return metric.name.removeprefix("path.") if metric.name.startswith("path.") else None
 
 
 def metric_of(name: str) -> Metric:

@@ -49,6 +49,7 @@ from ipitrace.signals import finish_undisturbed
 from ipitrace.stats import interval_confidence
 from ipitrace.steadiness import cpus_of, silence, told
 from ipitrace.storm.driver import Driver
+from ipitrace.storm.scenarios import SCENARIOS
 from ipitrace.summary import (
     SENDER,
     Measured,
@@ -264,11 +265,7 @@ def run(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     started_s = time.monotonic()
     if all(driver.unsupported(scenario) for scenario in request.scenarios):
-        first = request.scenarios[0]
-        raise HostError(
-            f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
-            "See 'ipitrace scenarios' for those that can.",
-        )
+        raise _nothing_can_run(request, driver)
     limits = limits_of(request, ours=guest.ours)
     tsc_hz = driver.tsc_khz * 1000.0 if driver.tsc_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
     _check_time(request, guest, limits, tsc_hz)
@@ -333,6 +330,16 @@ def run(
         limits=limits,
     )
     return result, gathered.failure
+
+
+def _nothing_can_run(request: RunRequest, driver: Driver) -> HostError:
+    first = request.scenarios[0]
+    able = [s.name for s in SCENARIOS if driver.unsupported(s) is None]
+    can = f"These can: {', '.join(able)}." if able else "None can."
+    return HostError(
+        f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
+        f"{can} 'ipitrace scenarios' with the same --vm and --via says why others cannot.",
+    )
 
 
 def _check_time(request: RunRequest, guest: Guest, limits: RunLimits | None, tsc_hz: float) -> None:

@@ -39,37 +39,32 @@ _DECODER: Final = (
 )
 
 
-def read_run(directory: Path) -> RunResult:
-    """What a recording says of its run.
+def recording_of(path: Path) -> Path:
+    """The recording that a person means by `path`: its directory, or its run.json.
+
+    A run.json without the rest of its recording is answered as it is; so is what is neither.
+    """
+    whole = path.name == RUN_FILE and not path.is_dir() and (path.parent / CHECKSUM_FILE).exists()
+    return path.parent if whole else path
+
+
+def read_run(path: Path) -> RunResult:
+    """What a recording, or a run.json without the rest, says of its run.
 
     Raises:
-        UsageError: it is no recording, not whole, damaged, or newer than this program.
+        UsageError: it is neither, not whole, damaged, or newer than this program.
     """
-    return _run_of(directory / RUN_FILE, _read_checked(directory)[1])
+    place = recording_of(path)
+    return _run_of(place / RUN_FILE if place.is_dir() else place, _read_checked(place)[1])
 
 
-def read_run_text(directory: Path) -> str:
-    """run.json as it is, found to be undamaged and of a known version.
+def read_run_text(path: Path) -> str:
+    """run.json as it is, of a known version; undamaged, where the rest is there.
 
     Raises:
         UsageError: see read_run().
     """
-    return _read_checked(directory)[0]
-
-
-def read_run_file(path: Path) -> RunResult:
-    """A run.json without the rest of its recording.
-
-    Raises:
-        UsageError: it is none, or newer than this program.
-    """
-    hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
-    try:
-        data = parse_json(read_bounded(path, MOST_RUN_BYTES))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The file {path} is not a run.json: {_why(error)}.", hint) from error
-    _check_version(data, f"The file {path}", "is not a run.json", hint)
-    return _run_of(path, data)
+    return _read_checked(recording_of(path))[0]
 
 
 def read_rows(
@@ -87,7 +82,7 @@ def read_rows(
     with the table.
 
     Args:
-        directory: the recording.
+        directory: the recording, or its run.json.
         run: what read_run() answered.
         table: one of TABLES.
         columns: those to read; None reads all.
@@ -101,6 +96,12 @@ def read_rows(
         raise UsageError(
             f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
             "Record again with 'ipitrace run', without --no-trace.",
+        )
+    directory = recording_of(directory)
+    if not directory.is_dir():
+        raise UsageError(
+            f"{directory} is a run.json without its recording's tables.",
+            "Give the directory that 'ipitrace run' wrote.",
         )
     path = directory / file_of(table)
     question = Question(table, run.tables[table].rows, columns, between or {}, equal or {})
@@ -181,7 +182,9 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
 
 
 def _read_checked(directory: Path) -> tuple[str, Any]:
-    """run.json's text, and what it says."""
+    """run.json's text, and what it says; `directory` is as recording_of() answers."""
+    if directory.exists() and not directory.is_dir():
+        return _read_alone(directory)
     path = directory / RUN_FILE
     if not path.exists():
         raise UsageError(
@@ -206,6 +209,20 @@ def _read_checked(directory: Path) -> tuple[str, Any]:
     _check_version(
         data, str(directory), f"is not a recording: its {RUN_FILE} is something else", hint
     )
+    return content.decode(), data
+
+
+def _read_alone(path: Path) -> tuple[str, Any]:
+    """The same of a run.json without the rest."""
+    hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
+    try:
+        content = read_bounded(path, MOST_RUN_BYTES)
+        data = parse_json(content)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The file {path} is not a run.json: {_why(error)}.", hint) from error
+    _check_version(data, f"The file {path}", "is not a run.json", hint)
+    if _is_unfinished(data):
+        raise _not_whole(path.parent, content)
     return content.decode(), data
 
 
@@ -249,14 +266,19 @@ def _not_whole(directory: Path, content: bytes) -> UsageError:
         data = parse_json(content)
     except ValueError:
         data = None
-    head = {"schema_version", "ipitrace_version", "complete"}
-    if isinstance(data, dict) and data.keys() == head:
+    if _is_unfinished(data):
         return UsageError(
             f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
             "still going on.",
             "If it was killed, the next run beside it removes what it left.",
         )
     return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
+
+
+def _is_unfinished(data: Any) -> bool:  # noqa: ANN401 - JSON
+    """It is the head that a run writes when it begins."""
+    head = {"schema_version", "ipitrace_version", "complete"}
+    return isinstance(data, dict) and data.keys() == head
 
 
 def _expected_checksum(directory: Path, name: str) -> str | None:

@@ -4,6 +4,7 @@
 KIB = 1024
 MIB = 1024 * KIB
 NS_PER_S = 1_000_000_000
+_TOO_MANY = 100  # of a unit: the next one is better
 
 
 def cycles_to_ns(cycles: float, tsc_hz: float) -> float:
@@ -14,6 +15,14 @@ def cycles_to_ns(cycles: float, tsc_hz: float) -> float:
 def ns_to_cycles(ns: float, tsc_hz: float) -> int:
     """Convert nanoseconds to whole TSC cycles at `tsc_hz` cycles per second."""
     return round(ns * tsc_hz / NS_PER_S)
+
+
+def spell_time(seconds: float) -> str:
+    """A time that somebody waits: "40 s", "12 min", "1.5 h"."""
+    if seconds < _TOO_MANY:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < _TOO_MANY else f"{minutes / 60:.1f} h"
 
 
 def processes(n: int) -> str:

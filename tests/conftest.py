@@ -84,8 +84,9 @@ def _needs(item: pytest.Item) -> set[str]:
 
 def pytest_configure() -> None:
     _required()
-    # Whoever starts us in the background may have SIGINT ignored, and our children with us.
+    # Whoever starts us in the background may have these ignored, and our children with us.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,11 @@ import ipitrace
 LOOK = ("sys_ptrace", "dac_read_search")
 TRACE = ("bpf", "perfmon")
 # debugfs and tracefs are mounted, as on any host with systemd, and /dev/kvm is a group's.
+# They may be mounted already: by the host, or by what ipitrace did in the process of the tests.
 _MOUNTED = """
-mount --make-rprivate / && mount -t debugfs none /sys/kernel/debug
-mount -t tracefs none /sys/kernel/tracing
+mount --make-rprivate /
+mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
+mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing
 mount -t tmpfs none /mnt && mknod /mnt/kvm c 10 232 && chown {uid} /mnt/kvm
 mount --bind /mnt/kvm /dev/kvm
 """
@@ -27,7 +29,7 @@ exec setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps={caps} \
     --ambient-caps={caps} --bounding-set={caps} "$@"
 """
 NOT_MOUNTED = """
-umount /sys/kernel/tracing /sys/kernel/debug
+umount -R /sys/kernel/tracing /sys/kernel/debug
 """
 
 

@@ -46,14 +46,21 @@ sys.stdin.readline()
 
 @contextlib.contextmanager
 def vmm(
-    *argv: str, uid: int = NOBODY, odd: str = "", program: Path | None = None, cwd: str = "/"
+    *argv: str,
+    uid: int = NOBODY,
+    odd: str = "",
+    program: Path | None = None,
+    cwd: str = "/",
+    started_by: Sequence[str] = (),
 ) -> Iterator["subprocess.Popen[str]"]:
     """A VMM of user `uid`; `argv` is what its command line goes on with, `odd` what else it does.
+
+    `started_by` is a command that becomes the VMM by execve(2) at last.
 
     `program` is a link to Python by another name, which /proc/PID/exe does not show, so what
     reads the name takes a copy (see python_named()).
     """
-    words = [str(program or sys.executable), "-S", "-c", _VMM, str(uid), *argv]
+    words = [*started_by, str(program or sys.executable), "-S", "-c", _VMM, str(uid), *argv]
     with subprocess.Popen(
         words,
         stdin=subprocess.PIPE,

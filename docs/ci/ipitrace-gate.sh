@@ -5,7 +5,7 @@
 #
 # Usage: ipitrace-gate.sh [--self-test]
 #
-#   IPITRACE    how to call it                       (ipitrace)
+#   IPITRACE    how to call it                       (ipitrace, else this checkout's .venv/bin/ipitrace)
 #   OUT         where recordings and reports go      (ipitrace-gate)
 #   SET_UP_A    shell command that sets up the base  (true)
 #   SET_UP_B    and the one to be judged             (true)
@@ -13,19 +13,41 @@
 #   COMPARE     options of 'ipitrace compare'        (--strict)
 #   ROUNDS      how often each is measured           (10)
 #
+# RUN comes after --repeat 1 --count 1000, which 'ipitrace ab' gives each measurement: one fresh
+# guest, one value, in seconds. More ROUNDS tell more than a larger --count (docs/statistics.md).
+# COMPARE may hold gates. Worse by 5 % at most: --fail-on deliver.p50:+5%. Better by 30 % at
+# least: --require deliver.p50:-30%. Both from a file: --gates FILE. With --strict what could not
+# be decided fails, too.
+#
+# Each round, the time left, and where everything goes are told on standard error.
+#
 # --self-test measures a known truth instead of SET_UP_A and SET_UP_B: nothing against nothing
 # must be the same, and handlers that burn BURN cycles (200000) must be worse in the round
 # trip by about as much, and in the round trip alone.
 set -eu
 
-: "${IPITRACE:=ipitrace}" "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
+: "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
 : "${SET_UP_A:=true}" "${SET_UP_B:=true}"
 : "${RUN=--scenario unicast-running}" "${COMPARE=--strict}"
+
+# Without ipitrace nothing is measured: no verdict, and exit code 3 as ipitrace has it.
+find_ipitrace() {
+	here=$(dirname "$(readlink -f "$0")")/../../.venv/bin/ipitrace
+	if [ -z "${IPITRACE-}" ]; then
+		IPITRACE=ipitrace
+		command -v ipitrace >/dev/null || [ ! -x "$here" ] || IPITRACE=$here
+	fi
+	command -v "${IPITRACE%% *}" >/dev/null && return
+	echo "$0: There is no program ${IPITRACE%% *}." >&2
+	echo "Install it in a checkout of ipitrace (sudo make install), or say in IPITRACE how to call it." >&2
+	exit 3
+}
 
 # shellcheck disable=SC2086 # RUN and COMPARE are lists of words
 ab() {
 	where=$1 set_up_b=$2
 	shift 2
+	echo "$0: the report goes to $OUT/$where.json" >&2
 	$IPITRACE ab --a "$SET_UP_A" --b "$set_up_b" --rounds "$ROUNDS" -o "$OUT/$where" \
 		--format json --output "$OUT/$where.json" $COMPARE "$@" -- $RUN
 }
@@ -94,6 +116,7 @@ self_test() {
 	fi
 }
 
+find_ipitrace
 mkdir -p "$OUT"
 case ${1-} in
 --self-test) self_test ;;

@@ -6,14 +6,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
+from ipitrace.commands.comparison_options import EPILOG, ComparisonOptions, comparison_options
+from ipitrace.commands.turns import Turns
 from ipitrace.console import tell
 from ipitrace.defects import DefectError
 from ipitrace.errors import (
@@ -34,11 +35,11 @@ _ENDING_S = 60.0  # for an interrupted run to keep what it has finished
 
 # Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
 # gives after these replaces them.
-_OF_A_VISIT = ("--repeat", "1", "--count", "1000")
+_OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says why
 
 
 @click.command(
-    short_help="Measure two configurations in turn (A B B A ...) and compare them.",
+    epilog=EPILOG,
     context_settings={"ignore_unknown_options": True},
 )
 @click.option(
@@ -97,6 +98,12 @@ def ab(
     with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. In
     the end A is set up, also after an error. DIR/a and DIR/b then hold the recordings, and
     'ipitrace compare DIR/a DIR/b' compares them again. Exit codes are those of 'ipitrace compare'.
+
+    Unless RUN OPTIONS say otherwise a measurement is '--repeat 1 --count 1000': one fresh guest of
+    each scenario, so that it takes seconds and the sides change often. It counts as one value
+    however many IPIs it has, so more --rounds tell more than a larger --count.
+
+    Where it is, and where the recordings go, is told on standard error.
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
@@ -109,13 +116,20 @@ def ab(
         "a": (command_a, [*run_options, *_words(a_run)]),
         "b": (command_b, [*run_options, *_words(b_run)]),
     }
+    times = "round" if rounds == 1 else "rounds"
+    tell(f"ipitrace: A and B are measured in {rounds} {times}; the recordings go to {directory}")
+    kept = f"What was measured until then is kept in {directory}."
     try:
         _take_turns(sides, rounds, directory, retries)
+    except IpitraceError as error:
+        if directory.exists():
+            error.hint = f"{kept} {error.hint}"
+        raise
     except KeyboardInterrupt:
-        kept = f"What was measured until then is kept in {directory}."
         hint = kept if directory.exists() else "Nothing was measured yet."
         raise InterruptedRunError("Interrupted.", hint) from None
-
+    again = shlex.join(["ipitrace", "compare", str(directory / "a"), str(directory / "b")])
+    tell(f"ipitrace: all rounds are measured; {again} compares them again")
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
     return compare_and_tell(base, [patched], settings, shared)
 
@@ -140,11 +154,14 @@ def _take_turns(
     """
     now = "a"
     try:
-        for i in range(rounds):
-            for now in ("ab", "ba")[i % 2]:
-                command, extra = sides[now]
-                _set_up(now, command)
-                _measure(directory / now / f"{i + 1:03}", extra, retries)
+        with Turns(rounds) as turns:
+            for i in range(rounds):
+                for now in ("ab", "ba")[i % 2]:
+                    command, extra = sides[now]
+                    _set_up(now, command)
+                    turns.starts(i + 1, now)
+                    _measure(directory / now / f"{i + 1:03}", extra, retries, turns)
+                    turns.ended(i + 1)
     finally:
         if now == "b":
             _set_up("a", sides["a"][0])
@@ -175,11 +192,11 @@ def _set_up(name: str, command: str) -> None:
     if done.returncode:
         raise HostError(
             f"The command that sets up {name.upper()} failed, code {done.returncode}: {command}",
-            "Try it by itself; what was measured so far is kept.",
+            "Try it by itself.",
         )
 
 
-def _measure(place: Path, extra: Sequence[str], retries: int) -> None:
+def _measure(place: Path, extra: Sequence[str], retries: int, turns: Turns) -> None:
     """One run, and others instead while it is not to be trusted.
 
     Raises:
@@ -187,17 +204,22 @@ def _measure(place: Path, extra: Sequence[str], retries: int) -> None:
     """
     for left in reversed(range(retries + 1)):
         try:
-            _run(place, extra)
+            _run(place, extra, turns.goes_on)
         except MeasurementError as error:
             if not left:
                 raise
-            tell(f"ipitrace: {error.message} It is repeated.")
+            turns.says(f"ipitrace: {error.message} It is repeated.")
         else:
             return
 
 
-def _run(place: Path, extra: Sequence[str]) -> None:
+def _run(place: Path, extra: Sequence[str], tick: Callable[[], None]) -> None:
     """One run in a process of its own, so that no visit inherits another's state.
+
+    Args:
+        place: where the recording goes.
+        extra: options of the run.
+        tick: is called now and then meanwhile.
 
     Raises:
         UsageError, HostError, MeasurementError, InterruptedRunError: as that run ended.
@@ -219,7 +241,7 @@ def _run(place: Path, extra: Sequence[str]) -> None:
     )
     with child:
         try:
-            status = child.finish(math.inf, pause_s=_LOOK_S)
+            status = child.finish(math.inf, tick, pause_s=_LOOK_S)
         except KeyboardInterrupt:
             child.end(signal.SIGINT, _ENDING_S)
             raise

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from ipitrace.commands.comparison_options import ComparisonOptions, comparison_options
+from ipitrace.commands.comparison_options import EPILOG, ComparisonOptions, comparison_options
 from ipitrace.errors import ExitCode
 
 _RUN = click.Path(path_type=Path)
 
 
-@click.command(short_help="Tell whether one recording is better than another, and by how much.")
+@click.command(epilog=EPILOG)
 @click.argument("base", type=_RUN)
 @click.argument("patched", type=_RUN, nargs=-1, required=True, metavar="PATCHED [MORE]...")
 @click.option(
@@ -44,8 +44,8 @@ def compare(
     Each is a recording, a run.json, or a directory of several recordings of one configuration:
     then what differs from run to run is part of every interval (docs/statistics.md).
 
-    Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on broke), 3 the runs
-    are not comparable, 4 a run is not to be trusted, or --strict and undecided.
+    Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on or --require broke),
+    3 the runs are not comparable, 4 a run is not to be trusted, or --strict and undecided.
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415

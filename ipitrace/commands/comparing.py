@@ -13,7 +13,7 @@ from ipitrace.compare import Recordings, Settings, compare, exit_code
 from ipitrace.compare.anchors import Anchor, read_anchors
 from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
-from ipitrace.compare.model import Comparison, MinimumEffect, to_json
+from ipitrace.compare.model import Comparison, GateKind, GateResult, MinimumEffect, to_json
 from ipitrace.compare.versus import parse_pair
 from ipitrace.console import PIPE_WIDTH, on_terminal, output_width, say, say_json
 from ipitrace.errors import ExitCode, HostError, ReaderLeftError, UsageError
@@ -44,7 +44,10 @@ def settings_from(
         UsageError: they say nothing that can be done.
     """
     from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
-    gates = tuple(map(parse_gate, (*from_file.fail_on, *options.fail_on)))
+    gates = (
+        *(parse_gate(spec) for spec in (*from_file.fail_on, *options.fail_on)),
+        *(parse_gate(spec, GateKind.REQUIRE) for spec in (*from_file.require, *options.require)),
+    )
     named_counts(gates)
     allow = frozenset((*from_file.allow, *options.allow))
     check_allowed(allow)
@@ -74,8 +77,10 @@ def compare_and_tell(
     """
     comparisons = tuple(compare(base[1], side, (base[0], name), settings) for name, side in others)
     anchors = read_anchors() if options.anchors else ()
-    runs = [recording for _name, side in (base, *others) for recording in side]
-    text = _text(comparisons, runs, anchors, options, strict=settings.strict)
+    if options.output_format == "csv":
+        text = _csv(base, others, comparisons)
+    else:
+        text = _text(comparisons, anchors, options, strict=settings.strict)
     if options.output_file is None:
         _say(text, as_json=options.output_format == "json")
     else:
@@ -116,9 +121,18 @@ def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
     return minimum
 
 
+def _csv(base: NamedSide, others: Sequence[NamedSide], comparisons: Sequence[Comparison]) -> str:
+    """All recordings of all sides; those of a side that was judged with its gates."""
+    runs = list(base[1])
+    gates: list[tuple[GateResult, ...]] = [()] * len(runs)
+    for (_name, side), comparison in zip(others, comparisons, strict=True):
+        runs += side
+        gates += [comparison.gates] * len(side)
+    return render_csv(runs, gates)
+
+
 def _text(
     comparisons: tuple[Comparison, ...],
-    runs: Recordings,
     anchors: tuple[Anchor, ...],
     options: ComparisonOptions,
     *,
@@ -130,8 +144,6 @@ def _text(
         return render_junit(comparisons, strict=strict)
     if options.output_format == "openmetrics":
         return render_openmetrics(comparisons)
-    if options.output_format == "csv":
-        return render_csv(runs)
     return _tables(comparisons, anchors, options)
 
 

@@ -10,6 +10,19 @@ import click
 
 FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
 
+GATES_EXAMPLE = """\
+fail-on = ["deliver.p50:+5%", "exits:+0.1"]      # may get worse by this much
+require = ["unicast-running:send.p50:-30%"]      # must get better by this much
+allow = ["microcode"]                            # may differ
+strict = true                                    # undecided is exit code 4
+"""
+"""All that a file of gates can say."""
+
+EPILOG = "\b\nA file of gates, for --gates:\n" + "".join(
+    f"  {line}\n" for line in GATES_EXAMPLE.splitlines()
+)
+"""Ends the help of a command that takes --gates."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -18,6 +31,7 @@ class ComparisonOptions:
     """Their values, by the names click gives them."""
 
     fail_on: tuple[str, ...]
+    require: tuple[str, ...]
     gates_file: Path | None
     strict: bool
     allow: tuple[str, ...]
@@ -40,15 +54,23 @@ _OPTIONS = (
         multiple=True,
         metavar="GATE",
         help="Exit 1 when a metric gets worse by more than this: [SCENARIO:]METRIC:LIMIT, for "
-        "instance deliver.p50:+5% or exits:+0.1. May be repeated. Without any, a worse "
+        "instance deliver.p50:+5% or exits:+0.1. May be repeated. Without any gate, a worse "
         "headline metric is enough.",
+    ),
+    click.option(
+        "--require",
+        multiple=True,
+        metavar="GATE",
+        help="Exit 1 when a metric does not get better by at least this: deliver.p50:-30%, "
+        "exits.sender:-0.5 or path.exitless:+0.9. What cannot be decided fails with --strict "
+        "only. May be repeated.",
     ),
     click.option(
         "--gates",
         "gates_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A TOML file of the same: fail-on, allow, strict.",
+        help="A TOML file of fail-on, require, allow and strict; an example is below.",
     ),
     click.option("--strict", is_flag=True, help="Exit 4 when something could not be decided."),
     click.option(

@@ -11,7 +11,7 @@ from ipitrace.errors import ExitCode
 from ipitrace.render.doctor import render_examination
 
 
-@click.command(short_help="Say what speaks against measuring here, and what to do about it.")
+@click.command()
 @click.option(
     "--vm", "vm_name", metavar="VM", help="Look at this VM, too: a name from 'ipitrace list'."
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace guest`: put the storm module into a running guest, look at it, take it out."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from ipitrace.console import output_width, say
 from ipitrace.foreign import plain, plain_values
 from ipitrace.guests import open_way
 from ipitrace.render.grid import fill
+from ipitrace.render.progress import Steps
 from ipitrace.storm.install import install, remove
 from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
 from ipitrace.storm.via import FORMS
 
 
-@click.group(short_help="Put the storm module into a running guest, or take it out again.")
+@click.group()
 def guest() -> None:
     """Put the storm module into a running guest, look at it, take it out again.
 
@@ -47,10 +49,15 @@ def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
     """Copy the module's sources and the helper into the guest, build, and load.
 
     The guest needs make, gcc and its kernel's headers, or --module. Everything goes to
-    /var/lib/ipitrace. What is there already is not done again.
+    /var/lib/ipitrace. What is there already is not done again. What is being done is told on
+    standard error.
     """
-    with open_way(vm, via) as shell:
-        _tell_status(install(shell, _say_line, module))
+    steps = Steps()
+    with contextlib.ExitStack() as stack:
+        with steps.step(f"connecting to {vm}"):
+            shell = stack.enter_context(open_way(vm, via))
+        status = install(shell, _say_line, steps.step, module)
+    _tell_status(status)
 
 
 @guest.command("status", short_help="What is there, and what it can do.")

@@ -10,7 +10,7 @@ from ipitrace.render.list import render_list
 from ipitrace.vm import discover
 
 
-@click.command("list", short_help="List the KVM VMs of this host, whatever runs them.")
+@click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def list_vms(*, as_json: bool) -> None:
     """List the KVM VMs of this host, their vCPU threads and the CPUs these may run on.

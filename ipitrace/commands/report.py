@@ -18,7 +18,7 @@ from ipitrace.result import RunResult
 _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 
 
-@click.command(short_help="Print a recording as 'run' printed it, or one of its IPIs.")
+@click.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR", required=False)
 @click.option("--example", is_flag=True, help="Use the recording that comes with ipitrace.")
 @click.option(
@@ -32,7 +32,10 @@ _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 def report(
     *, directory: Path | None, example: bool, ipi: int | None, as_json: bool, verbose: bool
 ) -> None:
-    """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege."""
+    """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege.
+
+    DIR/run.json means the same.
+    """
     if (directory is None) != example:
         raise UsageError(
             "Which recording?", "Give either the directory of a recording, or --example."

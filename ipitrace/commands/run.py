@@ -48,7 +48,7 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
         raise click.BadParameter(f"{value!r} is neither a number nor 'unlimited'") from None
 
 
-@click.command(short_help="Fire IPI storms in a guest and print what each IPI cost.")
+@click.command()
 @click.option(
     "--vm",
     default=MICRO,

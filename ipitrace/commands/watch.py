@@ -25,7 +25,7 @@ from ipitrace.watch import Interval, Watcher
 _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 
 
-@click.command(short_help="Show the IPIs of running VMs as the host sees them.")
+@click.command()
 @click.option(
     "--vm",
     "name",

@@ -12,13 +12,14 @@ from ipitrace.compare.gates import Gate, check_gates, named_counts
 from ipitrace.compare.judging import judge
 from ipitrace.compare.model import (
     Comparison,
-    Held,
+    GateState,
     MinimumEffect,
     Missing,
     Row,
     Side,
     Verdict,
 )
+from ipitrace.compare.moves import moves
 from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.compare.versus import differing_on_purpose, under_pairs
@@ -83,9 +84,10 @@ def compare(
         raise MeasurementError(
             f"{names[0]} and {names[1]} have no metric in common.", "Measure both again."
         )
+    moved = moves(found)
     rows = (
-        *judge([p for p in found if p.metric.headline], settings.minimum),
-        *judge([p for p in found if not p.metric.headline], settings.minimum),
+        *judge([p for p in found if p.metric.headline], settings.minimum, moved),
+        *judge([p for p in found if not p.metric.headline], settings.minimum, moved),
     )
     places = {(p.scenario, p.metric.name): i for i, p in enumerate(found)}
     rows = tuple(sorted(rows, key=lambda row: places[row.scenario, row.metric]))
@@ -94,8 +96,8 @@ def compare(
     sides = (_side(base, names[0]), _side(patched, names[1]))
     gates = check_gates(settings.gates, rows)
     said = (
+        gates_in_words(gates),  # first, for they decide
         sentence(verdict, headline, names, settings.minimum),
-        gates_in_words(gates),
         *_caveats(*sides, interleaved=settings.interleaved),
     )
     return Comparison(
@@ -119,12 +121,12 @@ def exit_code(comparisons: Iterable[Comparison], *, strict: bool) -> ExitCode:
     """
     found = list(comparisons)
     gated = any(c.gates for c in found)
-    held = [g.held for c in found for g in c.gates]
-    failed = Held.BROKEN in held if gated else any(c.verdict == Verdict.WORSE for c in found)
+    states = [g.state for c in found for g in c.gates]
+    failed = GateState.BROKEN in states if gated else any(c.verdict == Verdict.WORSE for c in found)
     if failed:
         return ExitCode.REGRESSION
     undecided = (
-        Held.OPEN in held if gated else any(c.verdict == Verdict.INCONCLUSIVE for c in found)
+        GateState.OPEN in states if gated else any(c.verdict == Verdict.INCONCLUSIVE for c in found)
     )
     return ExitCode.UNTRUSTWORTHY if strict and undecided else ExitCode.OK
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates: how much worse a metric may get before the comparison fails."""
+"""Gates: how much worse a metric may get, or how much better it must, for a comparison to pass."""
 
 import math
 import re
@@ -10,34 +10,38 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ipitrace.compare.model import GateResult, Held, Row
+from ipitrace.compare.model import GateKind, GateResult, GateState, Row
 from ipitrace.compare.statistics import ALPHA, fewest, holm
 from ipitrace.correlate.paths import Path as IpiPath
 from ipitrace.errors import UsageError
+from ipitrace.foreign import plain
 from ipitrace.host.exit_reasons import SVM_REASONS, VMX_REASONS
-from ipitrace.metrics import Scale, expand, scale_of
+from ipitrace.metrics import Scale, expand, metric_of, scale_of
 from ipitrace.untrusted import read_bounded
 
 _SPEC = re.compile(
-    r"(?:(?P<scenario>[a-z0-9-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d{1,9}(?:\.\d{1,9})?)(?P<unit>%?)"
+    r"(?:(?P<scenario>[a-z0-9=-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d{1,9}(?:\.\d{1,9})?)(?P<unit>%?)"
 )
 _MOST_FILE_BYTES = 64 << 10  # a thousand gates
+_ARRAYS = ("fail-on", "require", "allow")
 _HINT = (
     "A gate is [SCENARIO:]METRIC:LIMIT, for instance deliver.p50:+5%, "
     "unicast-running:round_trip.p99:+10%, exits:+0.1 or path.exitless:-0.01."
 )
+_ROUNDING = 1e-9  # 1.2 - 1.1 is not quite 0.1
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Fail when a metric moves further than `limit` in the limit's direction.
+    """Fail when a metric moves further than `limit`, or not as far, in the limit's direction.
 
     Attributes:
         spec: as the person wrote it.
         scenario: None is every scenario.
         metrics: full names.
         limit: a share of the base for cycles, else in the metric's unit; never negative.
-        sign: 1 when the metric may not grow by more, -1 when it may not fall by more.
+        sign: 1 when the limit is on growing, -1 when it is on falling: towards the worse for
+            fail-on, towards the better for require.
     """
 
     spec: str
@@ -45,6 +49,7 @@ class Gate:
     metrics: tuple[str, ...]
     limit: float
     sign: int
+    kind: GateKind = GateKind.FAIL_ON
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,16 @@ class GateFile:
     """What a gates file says."""
 
     fail_on: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     strict: bool = False
 
 
-def parse_gate(spec: str) -> Gate:
+def parse_gate(spec: str, kind: GateKind = GateKind.FAIL_ON) -> Gate:
     """Read one gate.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or its limit is on the wrong side.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -72,28 +78,66 @@ def parse_gate(spec: str) -> Gate:
         raise UsageError(f"The limit of {spec[:60]!r} should be {wants}.", _HINT)
     value = float(match["limit"]) / (100 if relative else 1)
     sign = -1 if match["limit"].startswith("-") else 1
-    return Gate(spec, match["scenario"], metrics, abs(value), sign)
+    gate = Gate(spec, match["scenario"], metrics, abs(value), sign, kind)
+    _check_direction(gate, match["limit"] + match["unit"])
+    return gate
+
+
+def _check_direction(gate: Gate, limit: str) -> None:
+    """A limit is towards the worse for fail-on, and towards the better for require.
+
+    Of a metric where neither way is better, any is.
+
+    Raises:
+        UsageError: it is not, or nobody could meet it.
+    """
+    better = metric_of(gate.metrics[0]).better
+    required = gate.kind == GateKind.REQUIRE
+    if better and (gate.sign == better) != required:
+        spec = plain(gate.spec, 60)
+        turned = f"{spec.removesuffix(limit)}{'-' if gate.sign > 0 else '+'}{limit[1:]}"
+        no_worse, at_least = (turned, spec) if gate.sign == better else (spec, turned)
+        direction = "for the better" if gate.sign == better else "for the worse"
+        raise UsageError(
+            f"--{gate.kind} {spec}: {'less' if better < 0 else 'more'} is better there, so that "
+            f"limit is on a change {direction}.",
+            f"Better by at least the limit is --require {at_least}; worse by no more than the "
+            f"limit is --fail-on {no_worse}. In a file of gates: require, fail-on.",
+        )
+    if required and not gate.limit:
+        raise UsageError(
+            f"--require {plain(gate.spec, 60)} asks for nothing.", "Give a limit that is not 0."
+        )
+    if required and gate.limit >= 1 and scale_of(gate.metrics[0]) == Scale.RELATIVE:
+        raise UsageError(
+            f"--require {plain(gate.spec, 60)}: cycles cannot fall by so much.",
+            "Half of the cycles is -50%.",
+        )
 
 
 def read_gates(path: Path) -> GateFile:
-    """Read a TOML file of `fail-on`, `allow` (both arrays of strings) and `strict`.
+    """Read a TOML file of `fail-on`, `require`, `allow` (arrays of strings) and `strict`.
 
     Raises:
         UsageError: it cannot be read, or says something else.
     """
-    hint = 'For instance: fail-on = ["deliver.p50:+5%", "exits:+0.1"]'
+    hint = (
+        'For instance: fail-on = ["deliver.p50:+5%", "exits:+0.1"]; \'ipitrace compare --help\' '
+        "shows a whole file."
+    )
     try:
         data = tomllib.loads(read_bounded(path, _MOST_FILE_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:
         why = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UsageError(f"The gates in {path} cannot be read: {why}.", hint) from error
-    unknown = sorted(data.keys() - {"fail-on", "allow", "strict"})
+    unknown = sorted(data.keys() - {*_ARRAYS, "strict"})
     if unknown:
         raise UsageError(f"{path} has the unknown key {unknown[0][:60]!r}.", hint)
     strict = data.get("strict", False)
     if not isinstance(strict, bool):
         raise UsageError(f"strict in {path} is neither true nor false.", hint)
-    return GateFile(_strings(data, "fail-on", path), _strings(data, "allow", path), strict)
+    fail_on, require, allow = (_strings(data, key, path) for key in _ARRAYS)
+    return GateFile(fail_on, require, allow, strict)
 
 
 def _strings(data: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
@@ -154,22 +198,32 @@ def _is_about(gate: Gate, row: Row) -> bool:
 
 
 def _check(gate: Gate, row: Row, p: float, family: int) -> GateResult:
+    """The gate's state, from the change and its interval in the limit's direction."""
     change = gate.sign * row.change
-    bounds = (row.change_low, row.change_high)
-    least, most = (-math.inf, math.inf)
-    if bounds[0] is not None and bounds[1] is not None:
-        least, most = sorted(gate.sign * bound for bound in (bounds[0], bounds[1]))
-    if p <= ALPHA and least > 0 and change > gate.limit:
-        held, why = Held.BROKEN, "the change is real and beyond the limit"
-    elif most <= gate.limit:
-        held, why = Held.HELD, "the whole interval of the change is within the limit"
-    else:
-        held, why = Held.OPEN, _why_open(row, family)
-    return GateResult(gate.spec, row.scenario, row.metric, p, held, why)
+    least, most = -math.inf, math.inf
+    if row.change_low is not None and row.change_high is not None:
+        least, most = sorted((gate.sign * row.change_low, gate.sign * row.change_high))
+    state, why = GateState.OPEN, ""
+    real = p <= ALPHA and least > 0
+    if gate.kind == GateKind.REQUIRE:
+        if real and least >= gate.limit - _ROUNDING:
+            state, why = GateState.HELD, "the whole interval of the change is beyond the limit"
+        elif most < gate.limit - _ROUNDING:
+            state, why = GateState.BROKEN, "the whole interval of the change is short of the limit"
+    elif real and change > gate.limit + _ROUNDING:
+        state, why = GateState.BROKEN, "the change is real and beyond the limit"
+    elif most <= gate.limit + _ROUNDING:
+        state, why = GateState.HELD, "the whole interval of the change is within the limit"
+    why = why or _why_open(gate, row, least, family)
+    return GateResult(gate.spec, gate.kind, row.scenario, row.metric, p, state, why)
 
 
-def _why_open(row: Row, family: int) -> str:
-    least = fewest(family)
-    if row.between_recordings is None and min(row.base.n, row.patched.n) < least:
-        return f"too few repetitions: with {family} gated metrics it takes {least} a side"
-    return "the interval of the change reaches beyond the limit"
+def _why_open(gate: Gate, row: Row, least: float, family: int) -> str:
+    fewest_units = fewest(family)
+    if row.between_recordings is None and min(row.base.n, row.patched.n) < fewest_units:
+        return f"too few repetitions: with {family} gated metrics it takes {fewest_units} a side"
+    if gate.kind == GateKind.FAIL_ON:
+        return "the interval of the change reaches beyond the limit"
+    if least < gate.limit - _ROUNDING:
+        return "the interval of the change does not lie beyond the limit as a whole"
+    return f"with {family} gated metrics the change may be chance"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From pairs of samples to rows: the change, whether it is real, and the verdict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,16 @@ class _Found:
     p: float
 
 
-def judge(family: Sequence[Pair], minimum: MinimumEffect) -> tuple[Row, ...]:
-    """The rows of metrics whose p values are corrected together."""
+def judge(
+    family: Sequence[Pair], minimum: MinimumEffect, moves: Mapping[tuple[str, str], Pair]
+) -> tuple[Row, ...]:
+    """The rows of metrics whose p values are corrected together; `moves` as moves() has them."""
     found = [_test(pair, len(family)) for pair in family]
+    moved = [moves.get((pair.scenario, pair.metric.name)) for pair in family]
     corrected = holm([f.p for f in found])
     return tuple(
-        _row(pair, result, p, _minimum(pair.metric, minimum), len(family))
-        for pair, result, p in zip(family, found, corrected, strict=True)
+        _row(pair, result, p, _minimum(pair.metric, minimum), len(family), move=move)
+        for pair, result, p, move in zip(family, found, corrected, moved, strict=True)
     )
 
 
@@ -82,13 +85,17 @@ def _minimum(metric: Metric, minimum: MinimumEffect) -> float:
     return minimum.exits if metric.name.startswith("exits.") else minimum.paths
 
 
-def _row(pair: Pair, found: _Found, corrected: float, minimum: float, family: int) -> Row:
+def _row(
+    pair: Pair, found: _Found, corrected: float, minimum: float, family: int, *, move: Pair | None
+) -> Row:
     low, high = (
         None if bound is None else _told(pair.metric, bound)
         for bound in (found.change.low, found.change.high)
     )
     change = Interval(_told(pair.metric, found.change.value), low, high)
     verdict = _verdict(pair.metric, change, corrected, minimum)
+    if move is not None and verdict not in {Verdict.SAME, Verdict.INCONCLUSIVE}:
+        verdict = _by_move(change.value, _test(move, family).change)
     why, more = None, None
     if verdict == Verdict.INCONCLUSIVE:
         least = 0.0 if low is None or high is None else max(low, -high)  # that the interval allows
@@ -139,6 +146,14 @@ def _verdict(metric: Metric, change: Interval, corrected: float, minimum: float)
     if -minimum < change.low and change.high < minimum:
         return Verdict.SAME
     return Verdict.INCONCLUSIVE
+
+
+def _by_move(change: float, towards_better: Interval) -> Verdict:
+    """The verdict on a path whose share changed: where did the most of that go, or come from?"""
+    low, high = towards_better.low, towards_better.high
+    if low is None or high is None or abs(towards_better.value) < abs(change) / 2:
+        return Verdict.CHANGED
+    return Verdict.BETTER if low > 0 else Verdict.WORSE if high < 0 else Verdict.CHANGED
 
 
 def _lacking(pair: Pair, change: float, family: int) -> tuple[str, int]:

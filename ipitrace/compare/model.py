@@ -7,8 +7,13 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
-"""History: 1 first version. Described by schemas/compare.schema.json."""
+SCHEMA_VERSION = 2
+"""Described by schemas/compare.schema.json.
+
+History:
+    1  first version.
+    2  a gate's `held` is `state`, and it has a `kind`.
+"""
 
 
 class Verdict(StrEnum):
@@ -21,7 +26,14 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-class Held(StrEnum):
+class GateKind(StrEnum):
+    """What a gate asks for, spelled as its option is."""
+
+    FAIL_ON = "fail-on"  # worse by no more than the limit
+    REQUIRE = "require"  # better by the limit at least
+
+
+class GateState(StrEnum):
     """What can be said of a gate."""
 
     HELD = "held"
@@ -144,14 +156,16 @@ class GateResult:
     """One gate on one metric of one scenario.
 
     Attributes:
+        gate: as the person wrote it.
         p_corrected: Holm's, within the metrics that have a gate.
     """
 
     gate: str
+    kind: GateKind
     scenario: str
     metric: str
     p_corrected: float
-    held: Held
+    state: GateState
     why: str
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ipitrace.compare.fingerprint import Named
 from ipitrace.errors import UsageError
 from ipitrace.recording import MOST_RUN_BYTES, RUN_FILE
-from ipitrace.recording_reader import read_run, read_run_file
+from ipitrace.recording_reader import read_run
 from ipitrace.result import RunResult, ScenarioResult
 from ipitrace.units import MIB
 
@@ -23,8 +23,7 @@ def read(path: Path) -> RunResult:
     Raises:
         UsageError: it is neither, damaged, or newer than this program.
     """
-    whole = path.is_dir() or not path.exists()
-    return _checked(path, read_run(path) if whole else read_run_file(path))
+    return _checked(path, read_run(path))
 
 
 def _checked(path: Path, run: RunResult) -> RunResult:

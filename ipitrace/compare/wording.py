@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from ipitrace.compare.model import GateResult, Held, MinimumEffect, Row, Verdict
+from ipitrace.compare.model import GateResult, GateState, MinimumEffect, Row, Verdict
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.metrics import Scale
 
@@ -52,14 +52,14 @@ def how_many(wanted: int | None) -> str:
 
 def gates_in_words(gates: Sequence[GateResult]) -> str:
     """How many broke, and which, are open and held; nothing where there are none."""
-    of = {held: [g for g in gates if g.held == held] for held in Held}
-    broken = of[Held.BROKEN]
+    of = {state: [g for g in gates if g.state == state] for state in GateState}
+    broken = of[GateState.BROKEN]
     named = [f"{g.metric} of {g.scenario}" for g in broken[:_NAMED]]
     which = ", ".join([*named, "..."] if len(broken) > len(named) else named)
     told = [
-        f"{len(of[held])} {held}" + (f" ({which})" if held == Held.BROKEN else "")
-        for held in (Held.BROKEN, Held.OPEN, Held.HELD)
-        if of[held]
+        f"{len(of[state])} {state}" + (f" ({which})" if state == GateState.BROKEN else "")
+        for state in (GateState.BROKEN, GateState.OPEN, GateState.HELD)
+        if of[state]
     ]
     return f"Gates: {', '.join(told)}." if told else ""
 

@@ -14,20 +14,32 @@ from datetime import datetime
 
 import numpy as np
 
+from ipitrace.compare.model import GateResult
 from ipitrace.compare.samples import samples
+from ipitrace.compare.wording import gates_in_words
 from ipitrace.foreign import plain
 from ipitrace.result import RunResult
 
 # A spreadsheet takes what begins so for a formula, of full width, too, and runs it.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 _MOST_CHARS = 1000
-_ATTRIBUTES = ("run", "kernel", "ipitrace_version", "emulated")
+_ATTRIBUTES = ("run", "kernel", "ipitrace_version", "emulated", "gates")
 
 
-def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
-    """The runs, each with what the person calls it, oldest first."""
+def render_csv(
+    runs: Sequence[tuple[str, RunResult]], gates: Sequence[Sequence[GateResult]] = ()
+) -> str:
+    """The runs, each with what the person calls it, oldest first.
+
+    Args:
+        runs: those of all sides.
+        gates: for each run those of the comparison in which it was judged; none of the base's.
+    """
     rows = []
-    for name, run in sorted(runs, key=lambda pair: datetime.fromisoformat(pair[1].started_at)):
+    judged = zip(runs, gates or [()] * len(runs), strict=True)
+    for (name, run), held in sorted(
+        judged, key=lambda pair: datetime.fromisoformat(pair[0][1].started_at)
+    ):
         kernel = (run.host.get("fingerprint") or {}).get("kernel_release") or ""
         emulated = run.emulator or ""
         when = datetime.fromisoformat(run.started_at).strftime("%Y-%m-%d %H:%M:%S %z")
@@ -37,6 +49,7 @@ def render_csv(runs: Sequence[tuple[str, RunResult]]) -> str:
             "kernel": kernel,
             "ipitrace_version": run.ipitrace_version,
             "emulated": emulated,  # then cycles are not real time
+            "gates": gates_in_words(held).removeprefix("Gates: "),
         }
         for row in run.scenarios:
             for metric, sample in samples(row).items():

@@ -222,14 +222,14 @@ def _undecided(rows: Sequence[Row]) -> Iterable[str]:
 def _gates(comparison: Comparison, *, markdown: bool, width: int) -> str:
     if not comparison.gates:
         return ""
-    headers = ("gate", "scenario", "metric", "p", "held", "why")
+    headers = ("gate", "kind", "scenario", "metric", "p", "state", "why")
     lines = [
-        (g.gate, g.scenario, g.metric, spell_p(g.p_corrected), g.held, g.why)
+        (g.gate, g.kind, g.scenario, g.metric, spell_p(g.p_corrected), g.state, g.why)
         for g in comparison.gates
     ]
     if markdown:
         return _markdown(headers, lines, range(len(headers)))
-    return table(headers, lines, text=(0, 1, 2, 4, 5), width=width)
+    return table(headers, lines, text=(0, 1, 2, 3, 5, 6), width=width)
 
 
 def _markdown(

@@ -59,7 +59,7 @@ def render_scenarios(
     lines = [
         (
             scenario.name,
-            "default" if scenario.name in default else "yes" if reason is None else "no",
+            "no" if reason is not None else "default" if scenario.name in default else "yes",
             scenario.about if reason is None else f"{scenario.about} ({reason})",
         )
         for scenario, reason in rows
@@ -187,8 +187,16 @@ def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
             if side is not None:
                 cells = (_per_ipi(side.get(name, 0.0)) for name in names)
                 lines.append((row.name, label, *cells))
-    sources = _ordered(row.exits.source or "nothing here" for row in rows if row.exits)
+    sources = _ordered(row.exits.source for row in rows if row.exits and row.exits.source)
+    uncounted = [row for row in rows if not (row.exits and row.exits.source)]
+    unknown = "no source of counts is known"
+    reasons = _ordered((row.absent or {}).get("exits.source", unknown) for row in uncounted)
+    if not sources:
+        return f"VM exits per IPI: not counted, {'; '.join(reasons)}"
     title = f"VM exits per IPI (source: {', '.join(sources)})"
+    if uncounted:
+        title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
+        title += "; ".join(reasons)
     if not names:
         return _titled(title, "none were counted", width)
     return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)

@@ -5,6 +5,7 @@ Everything that is put there lies in one folder, ipistorm.INSTALLED; the module 
 from it. So an install that was interrupted can be repeated, or removed.
 """
 
+import contextlib
 import hashlib
 import io
 import re
@@ -26,6 +27,9 @@ from ipitrace.storm.shell import Finished, Shell
 
 Tell = Callable[[str], None]
 """Gets a line for each thing that was done."""
+
+Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
+"""Is entered for each thing that takes its time; what it answers is called meanwhile."""
 
 _MODULE: Final = "ipistorm"
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
@@ -77,19 +81,21 @@ cat {_STAMP_PATH} 2>/dev/null || echo none
 """
 
 
-def install(shell: Shell, tell: Tell, module: Path | None = None) -> HelperStatus:
+def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) -> HelperStatus:
     """Copy, build, load; what is there already is not done again.
 
     Args:
         shell: the way into the guest.
         tell: is told what was done.
+        step: is told what is being done.
         module: built elsewhere for the guest's kernel; None builds it in the guest.
 
     Raises:
         HostError: it cannot be built or loaded there; what was copied stays for another try,
             and `remove` takes it away.
     """
-    guest = _look(shell)
+    with step("looking at the guest"):
+        guest = _look(shell)
     files = _files(module)
     stamp = f"{guest.kernel} {_digest(files)}"
     if guest.stamp == stamp:
@@ -102,17 +108,20 @@ def install(shell: Shell, tell: Tell, module: Path | None = None) -> HelperStatu
             guest = _look(shell)
         _checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
         unpack = ["sh", "-c", f"umask 022; mkdir -p {INSTALLED} && tar -x -C {INSTALLED}"]
-        _checked(shell.run(unpack, stdin=_archive(files)), "copying to the guest")
+        with step(f"copying {len(files)} files to the guest") as tick:
+            _checked(shell.run(unpack, stdin=_archive(files), tick=tick), "copying to the guest")
         tell(f"copied {len(files)} files to {INSTALLED}")
         if module is None:
-            _build(shell, guest.kernel)
+            with step(f"building {_MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
+                _build(shell, guest.kernel, tick)
             tell(f"built {_MODULE}.ko for Linux {guest.kernel}")
         write = ["sh", "-c", f'echo "$1" >{_STAMP_PATH}', "sh", stamp]
         _checked(shell.run(write), f"writing {_STAMP_PATH}")
     if guest.loaded:
         tell(f"{_MODULE} is loaded")
     else:
-        _load(shell)
+        with step(f"loading {_MODULE}"):
+            _load(shell)
         tell(f"loaded {_MODULE}")
     return read_status(shell, _HELPER_PATH)
 
@@ -207,9 +216,9 @@ def _bytes_of(path: Path) -> bytes:
         raise HostError(f"{path} cannot be read: {error.strerror}.", "") from error
 
 
-def _build(shell: Shell, kernel: str) -> None:
+def _build(shell: Shell, kernel: str, tick: Callable[[], None]) -> None:
     command = ["make", "-C", f"/lib/modules/{kernel}/build", f"M={INSTALLED}/src", "modules"]
-    done = shell.run(command, timeout_s=_BUILD_S)
+    done = shell.run(command, timeout_s=_BUILD_S, tick=tick)
     if done.status != 0:
         lines = (done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:]
         tail = "\n".join(plain(line) for line in lines)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A hostile guest behind its agent's socket, driven through the real commands."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -293,8 +294,9 @@ MODES: Final = (
 )
 
 
-def play(mode: Mode) -> Outcome:
-    """Run ipitrace against a fake agent in this mode."""
+@contextlib.contextmanager
+def answering(mode: Mode) -> Iterator[Path]:
+    """A folder in which a fake agent in this mode listens at `agent.sock`."""
     with tempfile.TemporaryDirectory(prefix="agent-", dir="/tmp") as name:
         folder = Path(name)
         told = {"at": mode.at, "actions": mode.actions, "codes": mode.codes, "signs": SIGNS}
@@ -310,14 +312,20 @@ def play(mode: Mode) -> Outcome:
             while not socket.exists():
                 assert time.monotonic() < until_s, "the fake agent does not start"
                 time.sleep(0.01)
-            module = str(folder / "module.ko")
-            words = [module if word == "module.ko" else word for word in mode.words]
-            return harness.run_ipitrace(
-                [*words, "--vm", "hostile", "--via", f"qga://{socket}"], limit_s=LIMIT_S
-            )
+            yield folder
         finally:
             agent.kill()
             agent.wait()
+
+
+def play(mode: Mode) -> Outcome:
+    """Run ipitrace against a fake agent in this mode."""
+    with answering(mode) as folder:
+        module = str(folder / "module.ko")
+        words = [module if word == "module.ko" else word for word in mode.words]
+        return harness.run_ipitrace(
+            [*words, "--vm", "hostile", "--via", f"qga://{folder}/agent.sock"], limit_s=LIMIT_S
+        )
 
 
 @pytest.fixture(scope="module")

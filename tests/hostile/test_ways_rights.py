@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,20 @@ def serve():
 threading.Thread(target=serve, daemon=True).start()
 while not os.path.exists({socket!r}):
     time.sleep(0.01)
+"""
+
+# A root directory of its own, as libvirt's sandboxes give one. The socket's folder is there only.
+_ELSEWHERE = """
+mount --make-rprivate / && mount -t tmpfs none /mnt
+for place in /*; do
+    test "$place" = /mnt || ! test -d "$place" && continue
+    mkdir "/mnt$place"
+    test -L "$place" || mount --rbind "$place" "/mnt$place"
+done
+for place in bin lib lib64; do test ! -L /$place || { rmdir /mnt/$place; cp -P /$place /mnt; }; done
+cp -a "$1" /mnt/only-here
+shift
+exec chroot /mnt "$@"
 """
 
 
@@ -150,19 +164,9 @@ def test_run_by_an_agent_s_socket_with_just_these(guest: Guest, theirs: Path) ->
 @pytest.mark.parametrize("fewer", ["", "setuid", "setgid"])
 def test_run_by_the_vm_s_own_agent(fewer: str, tmp_path: Path, theirs: Path) -> None:
     """Another user's VM: ipitrace becomes that user for an instant."""
-    place = theirs.parent / "vm"
-    place.mkdir()
-    os.chown(place, OTHER, OTHER)
-    play(place)
-    socket = place / "agent.sock"
-    serving = _AGENT.format(
-        socket=str(socket), folder=str(place), program=str(HERE / "fake_agent.py")
-    )
-    qemu = python_named(tmp_path, "qemu-system-x86_64")
-    chardev = f"socket,path={socket},server=on,id=agent"
-    words = ("-name", "pid:1", "-chardev", chardev, "-device", PORT)
     needed = (*TRACE, *LOOK, "setuid", "setgid")
-    with vmm(*words, program=qemu, uid=OTHER, odd=serving) as process:
+    place = place_of_agent(theirs)
+    with vmm_with_agent(tmp_path, place) as process:
         asked = (*STORM, "--vm", f"pid:{process.pid}", "-o", str(theirs / "r"))
         done = run(*asked, capabilities=without(needed, fewer))
         if fewer:
@@ -174,3 +178,40 @@ def test_run_by_the_vm_s_own_agent(fewer: str, tmp_path: Path, theirs: Path) -> 
         assert f"odd: pid {process.pid}" in done.stderr
         dry = run(*asked, "--dry-run", capabilities=needed)
         assert f"odd: pid {process.pid}" in dry.stdout
+
+
+def test_run_by_the_agent_of_a_vm_that_has_a_root_of_its_own(tmp_path: Path, theirs: Path) -> None:
+    needed = (*TRACE, *LOOK, "setuid", "setgid", "sys_chroot")
+    place = place_of_agent(theirs)
+    started_by = ("unshare", "--mount", "sh", "-ec", _ELSEWHERE, "sh", str(place))
+    with vmm_with_agent(tmp_path, Path("/only-here"), started_by) as process:
+        asked = (*STORM, "--vm", f"pid:{process.pid}", "-o", str(theirs / "r"))
+        done = run(*asked, capabilities=without(needed, "sys_chroot"))
+        assert done.returncode == 3
+        assert "missing: CAP_SYS_CHROOT." in " ".join(done.stderr.split())
+        finished(run(*asked, capabilities=needed), traced=True)
+
+
+def place_of_agent(theirs: Path) -> Path:
+    """A folder of the VM's owner, with what its agent answers."""
+    place = theirs.parent / "vm"
+    place.mkdir()
+    os.chown(place, OTHER, OTHER)
+    play(place)
+    return place
+
+
+@contextlib.contextmanager
+def vmm_with_agent(
+    programs: Path, place: Path, started_by: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[str]"]:
+    """A VMM of user OTHER, whose agent listens in `place`."""
+    socket = place / "agent.sock"
+    serving = _AGENT.format(
+        socket=str(socket), folder=str(place), program=str(HERE / "fake_agent.py")
+    )
+    qemu = python_named(programs, "qemu-system-x86_64")
+    chardev = f"socket,path={socket},server=on,id=agent"
+    words = ("-name", "pid:1", "-chardev", chardev, "-device", PORT)
+    with vmm(*words, program=qemu, uid=OTHER, odd=serving, started_by=started_by) as process:
+        yield process

@@ -116,6 +116,28 @@ def test_run_says_what_tracing_lacks(name: str, everybodys: Path) -> None:
     assert f"missing: CAP_{name.upper()}" in done.stderr
 
 
+AB = ("ab", "--a", "true", "--b", "true", "--rounds", "2", "--format", "json")
+
+
+def test_ab_with_just_these(everybodys: Path) -> None:
+    words = (*AB, "-o", str(everybodys / "r"), "--", *_RUN[1:-1])
+    done = run(*words, capabilities=(*TRACE, *LOOK))
+    # Too few rounds to decide anything, which is not asked here.
+    assert done.returncode in (0, 1, 4), done.stderr
+    assert json.loads(done.stdout)["comparisons"], done.stderr
+    for side in ("a", "b"):
+        for recording in (everybodys / "r" / side).iterdir():
+            assert json.loads((recording / "run.json").read_text())["observer"]["hooks"]
+
+
+@pytest.mark.parametrize("name", TRACE)
+def test_ab_says_what_tracing_lacks(name: str, everybodys: Path) -> None:
+    words = (*AB, "-o", str(everybodys / "r"), "--", *_RUN[1:-1])
+    done = run(*words, capabilities=(*without(TRACE, name), *LOOK))
+    assert done.returncode == 3
+    assert f"missing: CAP_{name.upper()}" in done.stderr
+
+
 PREEMPT = ("run", "--scenario", "unicast-preempted", "--count", "60", "--repeat", "1", "--json")
 
 

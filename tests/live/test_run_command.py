@@ -272,7 +272,13 @@ def test_an_unknown_verb(tmp_path: Path) -> None:
 @pytest.mark.live("kvm")
 def test_a_scenario_that_cannot_run_here(tmp_path: Path) -> None:
     done = ipi("run", "--no-trace", "--scenario", "ring", cwd=tmp_path)
-    assert_told(done, ExitCode.ENVIRONMENT, "'ring' cannot run here", "ipitrace scenarios")
+    assert_told(
+        done,
+        ExitCode.ENVIRONMENT,
+        "'ring' cannot run here",
+        "These can: unicast-running, unicast-halted, ",
+        "ipitrace scenarios",
+    )
 
 
 # Where the recording goes.

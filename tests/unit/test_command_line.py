@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from commands import ENVIRONMENT, IPITRACE, ipi, python
 
+from ipitrace.commands.group import ipitrace_group
 from ipitrace.errors import ExitCode
 from ipitrace.resources import example_dir
 
@@ -180,7 +182,8 @@ def test_a_module_that_cannot_be_loaded(tmp_path: Path, module: str) -> None:
     """As an interrupted upgrade leaves it: a package that fails when it is imported."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('lib.so: file too short')\n")
     path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
-    done = ipi("compare", EXAMPLE, EXAMPLE, env=ENVIRONMENT | {"PYTHONPATH": path})
+    words = ("watch", "--help") if module == "rich" else ("compare", EXAMPLE, EXAMPLE)
+    done = ipi(*words, env=ENVIRONMENT | {"PYTHONPATH": path})
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
     assert "cannot be loaded: lib.so: file too short" in done.stderr
     assert "Traceback" not in done.stderr
@@ -209,6 +212,55 @@ def test_just_enough_memory() -> None:
     mib = 1024 + 64 * min(os.cpu_count() or 1, 64)
     done = ipi("compare", EXAMPLE, EXAMPLE, before=limited(resource.RLIMIT_AS, mib << 20))
     assert done.returncode == ExitCode.OK, done.stderr
+
+
+def test_the_help_loads_no_command() -> None:
+    """What each needs takes longer than the help itself."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ipitrace", "--help"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "ipitrace.commands.group" in loaded
+    late = ("ipitrace.commands.", "ipitrace.render", "ipitrace.storm", "ipitrace.tracer")
+    heavy = {"numpy", "pyarrow", "rich", "scipy", "psutil", "tabulate", "json", "subprocess"}
+    assert heavy & loaded == set()
+    assert [name for name in loaded if name.startswith(late)] == ["ipitrace.commands.group"]
+
+
+def test_each_command_of_the_help_is_there() -> None:
+    told = ipi("--help").stdout.partition("Commands:\n")[2].splitlines()
+    names = [line.split()[0] for line in told if line.startswith("  ") and line[2] != " "]
+    assert {words[0] for words in COMMANDS} == set(names)
+    context = click.Context(ipitrace_group)
+    for name in names:
+        command = ipitrace_group.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "guess"),
+    [
+        (("wach",), "There is no command 'wach'.", "Did you mean watch? Known: ab, compare, "),
+        (("xyzzy",), "There is no command 'xyzzy'.", "Known: ab, compare, "),
+        (("run", "--scenrio", "x"), "No such option '--scenrio'.", "Did you mean --scenario? See "),
+        (("run", "--max"), "No such option '--max'.", "Did you mean --max-time or --max-rate? See"),
+        (("guest", "instal"), "No such command 'instal'.", "Did you mean install? See 'ipitrace g"),
+        (("run", "--zzzzzz"), "No such option '--zzzzzz'.", "See 'ipitrace run --help'."),
+    ],
+)
+def test_what_is_not_known_is_told_in_our_words(
+    words: tuple[str, ...], said: str, guess: str
+) -> None:
+    done = ipi(*words)
+    assert done.returncode == ExitCode.USAGE
+    first, second = done.stderr.splitlines()
+    assert first == f"ipitrace: {said}"
+    assert second.strip().startswith(guess)
 
 
 WAITING = """

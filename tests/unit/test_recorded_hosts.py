@@ -24,6 +24,7 @@ from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
+from ipitrace.errors import ExitCode
 from ipitrace.layout import Kind
 from ipitrace.recording_reader import read_run
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
@@ -205,13 +206,26 @@ def test_a_passthrough_with_an_exit_at_the_sender_is_not_exitless() -> None:
     assert set(np.delete(path, victim)) == {paths.Path.EXITLESS}
 
 
-def compared(*more: str) -> dict[str, dict[str, Any]]:
-    """The rows of off against on, by scenario and metric."""
+def comparison(*more: str) -> dict[str, Any]:
+    """Off against on, and the exit code as `code`."""
     pairs = [word for pair in PAIRS for word in ("--pair", "=".join(pair))]
     sides = [str(PASSTHROUGH_OFF), str(PASSTHROUGH_ON)]
-    done = CliRunner().invoke(compare, [*pairs, *more, "--all", "--format", "json", *sides])
-    assert done.exit_code == 0, done.output
+    words = [*pairs, *more, "--all", "--format", "json", *sides]
+    done = CliRunner().invoke(compare, words, standalone_mode=False)
+    assert done.exception is None, done.exception
     (found,) = json.loads(done.output)["comparisons"]
+    return {"code": done.return_value, **found}
+
+
+def compared_gates(*gates: str) -> list[dict[str, Any]]:
+    found = comparison(*gates)
+    assert found["code"] == ExitCode.OK
+    return list(found["gates"])
+
+
+def compared(*more: str) -> dict[str, dict[str, Any]]:
+    """The rows of off against on, by scenario and metric."""
+    found = comparison(*more)
     rows: dict[str, dict[str, Any]] = {}
     for row in found["rows"]:
         rows.setdefault(row["scenario"].partition("=")[0], {})[row["metric"]] = row
@@ -229,8 +243,12 @@ def test_passthrough_takes_the_senders_exit_away_and_adds_none_to_the_target() -
         assert metrics["path.exitless"]["patched"]["median"] == 1
 
 
-def test_a_gate_on_the_senders_exits_holds() -> None:
-    compared("--fail-on", "exits.sender:-0.5", "--strict")
+def test_gates_on_the_senders_exits_hold() -> None:
+    pairs = ["=".join(pair) for pair in PAIRS if pair[0] != "self"]
+    required = [word for pair in pairs for word in ("--require", f"{pair}:exits.sender:-0.5")]
+    gates = compared_gates("--fail-on", "exits:+0.1", *required, "--strict")
+    assert len(gates) > 2 * len(pairs)
+    assert {gate["state"] for gate in gates} == {"held"}
 
 
 @pytest.mark.parametrize(

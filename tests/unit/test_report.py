@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,38 @@ def test_it_prints_what_run_prints(tmp_path: Path, options: tuple[str, ...]) -> 
 def test_json_is_the_file_as_it_is(tmp_path: Path) -> None:
     make_recording(tmp_path / "r")
     assert invoke(tmp_path / "r", "--json").stdout_bytes == (tmp_path / "r" / RUN_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("options", [(), ("-v",), ("--json",), ("--ipi", 4)])
+def test_its_run_json_is_as_good_as_its_directory(
+    tmp_path: Path, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` ends with "Wrote DIR/run.json"."""
+    make_recording(tmp_path / "r", run=some_run())
+    wanted = invoke(tmp_path / "r", *options)
+    assert wanted.exit_code == 0
+    assert invoke(tmp_path / "r" / RUN_FILE, *options).stdout == wanted.stdout
+    monkeypatch.chdir(tmp_path / "r")
+    assert invoke(RUN_FILE, *options).stdout == wanted.stdout
+
+
+def test_its_run_json_is_not_taken_when_it_was_changed(tmp_path: Path) -> None:
+    make_recording(tmp_path / "r", run=some_run())
+    path = tmp_path / "r" / RUN_FILE
+    path.write_text(path.read_text() + " ")
+    assert "was changed after it was made" in refusal(path).message
+
+
+def test_a_run_json_without_the_rest(tmp_path: Path) -> None:
+    make_recording(tmp_path / "r", run=some_run())
+    (tmp_path / "r" / RUN_FILE).rename(tmp_path / "alone.json")
+    assert invoke(tmp_path / "alone.json").stdout == render_run(some_run()) + "\n"
+    error = refusal(tmp_path / "alone.json", "--ipi", 4)
+    assert error.message == f"{tmp_path}/alone.json is a run.json without its recording's tables."
+    head = {"schema_version": 1, "ipitrace_version": "0", "complete": False}
+    (tmp_path / "r" / RUN_FILE).write_text(json.dumps(head))
+    (tmp_path / "r" / "SHA256SUMS").unlink()
+    assert "is an unfinished recording" in refusal(tmp_path / "r" / RUN_FILE).message
 
 
 def test_a_partial_recording_says_so_beside_its_output(tmp_path: Path) -> None:

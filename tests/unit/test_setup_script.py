@@ -97,7 +97,9 @@ def copy() -> Iterator[Copy]:
 def test_an_unknown_group_is_a_usage_error(copy: Copy) -> None:
     result = copy.setup("everything")
     assert result.returncode == 2
-    assert "no group 'everything'; choose runtime, test, dev, lab or supply" in result.stderr
+    assert (
+        "no group 'everything'; choose runtime, install, test, dev, lab or supply" in result.stderr
+    )
 
 
 def test_an_unknown_distribution_gets_the_list_of_what_is_needed(copy: Copy) -> None:

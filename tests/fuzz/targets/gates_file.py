@@ -5,6 +5,7 @@ import contextlib
 
 from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import named_counts, parse_gate, read_gates
+from ipitrace.compare.model import GateKind
 from ipitrace.errors import UsageError
 
 from ..files import one_sentence, place
@@ -16,3 +17,4 @@ def fuzz(data: bytes) -> None:
         gates = read_gates(path)
         check_allowed(gates.allow)
         named_counts(tuple(map(parse_gate, gates.fail_on)))
+        named_counts([parse_gate(spec, GateKind.REQUIRE) for spec in gates.require])

@@ -6,7 +6,7 @@ the last of them and all later ones end.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -41,7 +41,13 @@ def fuzz(data: bytes) -> None:
 
 def _install(shell: SayingShell, tell: install.Tell) -> None:
     with mock.patch.object(install, "_files", return_value={"a": Path(__file__)}):
-        install.install(shell, tell)
+        install.install(shell, tell, _step)
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Iterator[Callable[[], None]]:
+    assert plain_lines(what) == what
+    yield lambda: None
 
 
 def _tell(line: str) -> None:

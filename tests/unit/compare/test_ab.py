@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace ab` without a guest: what it starts, in which order, and how it ends."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +111,31 @@ def test_b_is_compared_with_a(host: Host, tmp_path: Path) -> None:
     assert "One recording" not in done.stdout
 
 
+@pytest.mark.usefixtures("host")
+def test_a_log_gets_a_line_a_round_and_where_the_recordings_are(tmp_path: Path) -> None:
+    place = tmp_path / "ab"
+    again = f"ipitrace compare {place}/a {place}/b"
+    done = invoke(tmp_path, "--a", "true", "--b", "true", "--rounds", "3", "--format", "json")
+    assert json.loads(done.stdout), "which has nothing else in it"
+    assert re.sub(r"about \d+ s", "about N s", done.stderr).splitlines() == [
+        f"ipitrace: A and B are measured in 3 rounds; the recordings go to {place}",
+        "ipitrace: round 1 of 3 is measured, about N s left",
+        "ipitrace: round 2 of 3 is measured, about N s left",
+        "ipitrace: round 3 of 3 is measured",
+        f"ipitrace: all rounds are measured; {again} compares them again",
+    ]
+
+
+@pytest.mark.usefixtures("host")
+def test_a_required_gate_decides(tmp_path: Path) -> None:
+    words = ("--a", "slow", "--b", "fast", "--require")
+    assert invoke(tmp_path / "1", *words, "round_trip:-10%").return_value == ExitCode.OK
+    assert invoke(tmp_path / "2", *words, "round_trip:-30%").return_value == ExitCode.REGRESSION
+    error = invoke(tmp_path / "3", *words, "round_trip:+10%").exception
+    assert isinstance(error, UsageError)
+    assert not (tmp_path / "3").exists()
+
+
 def test_nothing_changed_is_the_same(host: Host, tmp_path: Path) -> None:
     done = invoke(tmp_path, "--a", "true", "--b", "true", "--strict")
     assert done.return_value == ExitCode.OK
@@ -148,6 +175,7 @@ def test_a_run_that_fails_ends_it_with_the_same_code(
     assert error.exit_code == code
     assert "It went wrong." in error.message
     assert "b/001" in error.message
+    assert f"is kept in {tmp_path / 'ab'}" in error.hint
     assert host.said == ["true", "a/001", "true", "b/001", "true"]
 
 
@@ -179,6 +207,8 @@ def test_after_an_error_a_is_set_up(host: Host, code: int, tmp_path: Path) -> No
     [
         ("--fail-on", "deliver:+5"),
         ("--fail-on", "exits.sender.MSR_WRIT:+1"),
+        ("--fail-on", "round_trip.p50:-30%"),
+        ("--require", "round_trip.p50:+30%"),
         ("--min-effect", "5"),
         ("--allow", "microcod"),
         ("--gates", "nowhere.toml"),

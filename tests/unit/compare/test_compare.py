@@ -8,8 +8,10 @@ from comparisons import TRUTH, exits_of, held_against, noisy, row_of, run_of, st
 
 from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
-from ipitrace.compare.model import Comparison, MinimumEffect, Row, Verdict
+from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict
+from ipitrace.correlate.paths import Path
 from ipitrace.errors import ExitCode, HostError, MeasurementError, UsageError
+from ipitrace.metrics import PATH_RANKS
 from ipitrace.result import Exits, RunResult
 
 
@@ -101,6 +103,39 @@ def test_a_path_of_no_merit_only_changes() -> None:
     assert row(found, "path.unknown").verdict == Verdict.CHANGED
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "verdicts"),
+    [
+        ({"msr-fastpath": 1}, {"exitless": 1}, {"msr-fastpath": "better", "exitless": "better"}),
+        ({"exitless": 1}, {"msr-fastpath": 1}, {"msr-fastpath": "worse", "exitless": "worse"}),
+        ({"msr-exit": 1}, {"msr-fastpath": 1}, {"msr-fastpath": "better", "msr-exit": "better"}),
+        ({"msr-fastpath": 1}, {"mmio": 1}, {"msr-fastpath": "worse", "mmio": "worse"}),
+        ({"mmio": 1}, {"msr-exit": 1}, {"mmio": "changed", "msr-exit": "changed"}),
+        ({"msr-fastpath": 1}, {"unknown": 1}, {"msr-fastpath": "changed", "unknown": "changed"}),
+        (
+            {"msr-fastpath": 1},
+            {"exitless": 0.5, "msr-exit": 0.5},
+            {"msr-fastpath": "changed", "exitless": "better", "msr-exit": "worse"},
+        ),
+        (
+            {"msr-fastpath": 0.5, "msr-exit": 0.5},
+            {"msr-fastpath": 0.9, "exitless": 0.1},
+            {"msr-fastpath": "better", "exitless": "better", "msr-exit": "better"},
+        ),
+    ],
+)
+def test_a_path_is_judged_by_where_its_share_went(
+    before: dict[str, float], after: dict[str, float], verdicts: dict[str, str]
+) -> None:
+    found = held_against(steady(paths=[before] * 8), steady(paths=[after] * 8))
+    assert {path: row(found, f"path.{path}").verdict for path in verdicts} == verdicts
+    assert found.verdict == Verdict.SAME, "paths are no headline"
+
+
+def test_every_path_but_unknown_has_a_rank() -> None:
+    assert {path.text for path in Path} - PATH_RANKS.keys() == {"unknown"}
+
+
 def test_a_reason_that_one_side_never_saw_counts_as_zero() -> None:
     only_total = Exits("kvm_exit", {"exits": 0.5}, {"exits": 0.0})
     found = held_against(steady(exits=[only_total] * 8), steady(exits=[exits_of(0.5)] * 8))
@@ -135,20 +170,76 @@ def test_a_run_without_tracing_compares_cycles_and_what_was_counted() -> None:
         ("deliver:+5%", 1.06, "broken", ExitCode.REGRESSION),
         ("deliver.p99:+5%", 1.06, "broken", ExitCode.REGRESSION),
         ("unicast-running:deliver.p50:+0%", 1.01, "broken", ExitCode.REGRESSION),
-        ("deliver:-5%", 0.9, "broken", ExitCode.REGRESSION),
-        ("deliver:-5%", 1.5, "held", ExitCode.OK),
     ],
 )
 def test_gates(gate: str, factor: float, held: str, code: ExitCode) -> None:
     found = held_against(steady(), steady(factor=factor), gates=(parse_gate(gate),))
-    assert [g.held for g in found.gates] == [held]
+    assert [g.state for g in found.gates] == [held]
     assert exit_code([found], strict=True) == code
+
+
+@pytest.mark.parametrize(
+    ("gate", "factor", "state", "code"),
+    [
+        ("deliver:-30%", 0.69, "held", ExitCode.OK),
+        ("deliver:-30%", 0.71, "broken", ExitCode.REGRESSION),
+        ("deliver:-30%", 1.0, "broken", ExitCode.REGRESSION),
+        ("deliver:-30%", 1.5, "broken", ExitCode.REGRESSION),
+        ("unicast-running:deliver.p99:-0.1%", 0.9, "held", ExitCode.OK),
+    ],
+)
+def test_required_gates(gate: str, factor: float, state: str, code: ExitCode) -> None:
+    gates = (parse_gate(gate, GateKind.REQUIRE),)
+    found = held_against(steady(), steady(factor=factor), gates=gates)
+    assert [g.state for g in found.gates] == [state]
+    assert exit_code([found], strict=True) == code
+
+
+@pytest.mark.parametrize(
+    ("gate", "share", "state"),
+    [
+        ("path.exitless:+0.3", 0.6, "held"),
+        ("path.exitless:+0.3", 0.2, "broken"),
+        ("path.msr-exit:-0.3", 0.6, "held"),
+        ("exits.sender:-0.1", 0.1, "held"),
+        ("exits.sender:-0.11", 0.1, "broken"),
+    ],
+)
+def test_more_of_a_share_or_less_of_a_count_can_be_required(
+    gate: str, share: float, state: str
+) -> None:
+    """1.1 exits less 0.1 are 1 exit and a rounding error: that is no reason to break."""
+    base = steady(exits=[exits_of(1.1)] * 8)
+    moved = [{"exitless": share, "msr-exit": 1 - share}] * 8
+    patched = steady(exits=[exits_of(1.1 - share)] * 8, paths=moved)
+    found = held_against(base, patched, gates=(parse_gate(gate, GateKind.REQUIRE),))
+    assert [g.state for g in found.gates] == [state]
+
+
+def test_a_requirement_is_met_only_if_the_whole_interval_lies_beyond_it() -> None:
+    """The estimate is beyond the limit, and the change is real; the interval has both sides."""
+    rng = np.random.default_rng(3)
+    base, patched = (run_of(row_of("self", noisy(rng, 12, 0.1, f))) for f in (1.0, 0.65))
+    gates = tuple(parse_gate(f"deliver:-{share}%", GateKind.REQUIRE) for share in (10, 30, 60))
+    found = held_against(base, patched, gates=gates)
+    deliver = row(found, "deliver.p50")
+    assert deliver.change_low is not None
+    assert deliver.change_high is not None
+    assert deliver.change_low < deliver.change < -0.3 < deliver.change_high < -0.1
+    assert [g.state for g in found.gates] == ["held", "open", "broken"]
+    assert "does not lie beyond the limit as a whole" in found.gates[1].why
+    undecided = held_against(base, patched, gates=gates[1:2])
+    assert exit_code([undecided], strict=False) == ExitCode.OK
+    assert exit_code([undecided], strict=True) == ExitCode.UNTRUSTWORTHY
+    few = held_against(steady(3), steady(3, factor=0.5), gates=gates[:1])
+    assert [g.state for g in few.gates] == ["open"]
+    assert few.gates[0].why == "too few repetitions: with 1 gated metrics it takes 4 a side"
 
 
 def test_a_gate_on_exits_is_on_both_sides() -> None:
     patched = steady(exits=[exits_of(1.2, 0.05)] * 8)
     found = held_against(steady(), patched, gates=(parse_gate("exits:+0.1"),))
-    assert {(g.metric, g.held) for g in found.gates} == {
+    assert {(g.metric, g.state) for g in found.gates} == {
         ("exits.sender", "broken"),
         ("exits.target", "held"),
     }
@@ -158,7 +249,7 @@ def test_an_open_gate_fails_only_when_strict() -> None:
     rng = np.random.default_rng(3)
     base, patched = (run_of(row_of("self", noisy(rng, 8, 0.1))) for _ in range(2))
     found = held_against(base, patched, gates=(parse_gate("deliver:+1%"),))
-    assert [g.held for g in found.gates] == ["open"]
+    assert [g.state for g in found.gates] == ["open"]
     assert exit_code([found], strict=False) == ExitCode.OK
     assert exit_code([found], strict=True) == ExitCode.UNTRUSTWORTHY
 
@@ -182,7 +273,7 @@ def test_a_gate_on_nothing_is_refused(gate: str, said: str) -> None:
 )
 def test_a_gate_holds_where_what_it_names_never_happens(gate: str) -> None:
     found = held_against(steady(), steady(), gates=(parse_gate(gate),))
-    assert [g.held for g in found.gates] == ["held"]
+    assert [g.state for g in found.gates] == ["held"]
     assert row(found, found.gates[0].metric).patched.median == 0
 
 
@@ -198,11 +289,11 @@ def test_a_gate_on_what_nobody_counted_is_refused() -> None:
 def test_gated_metrics_are_a_family_of_their_own() -> None:
     """Six repetitions cannot prove anything among dozens of details, but one that was named."""
     gated = held_against(steady(6), steady(6, factor=2), gates=(parse_gate("deliver.p99:+5%"),))
-    assert [g.held for g in gated.gates] == ["broken"]
+    assert [g.state for g in gated.gates] == ["broken"]
     assert gated.gates[0].p_corrected == row(gated, "deliver.p99").p == pytest.approx(2 / 924)
     assert row(gated, "deliver.p99").p_corrected > gated.gates[0].p_corrected
     few = held_against(steady(3), steady(3, factor=2), gates=(parse_gate("deliver.p99:+5%"),))
-    assert [g.held for g in few.gates] == ["open"]
+    assert [g.state for g in few.gates] == ["open"]
     assert few.gates[0].why == "too few repetitions: with 1 gated metrics it takes 4 a side"
 
 

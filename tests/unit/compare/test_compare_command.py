@@ -7,10 +7,13 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -19,13 +22,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import click
+import numpy as np
 import pytest
 import xmlschema
 from click.testing import CliRunner, Result
-from comparisons import exits_of, run_of, steady
+from comparisons import exits_of, noisy, row_of, run_of, steady
 from jsonschema import Draft202012Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
 from ipitrace.console import PIPE_WIDTH
@@ -34,6 +40,7 @@ from ipitrace.recording import RecordingWriter
 from ipitrace.result import Exits, RunResult
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
+DOCS = Path(__file__).parents[3] / "docs"
 FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
 
 
@@ -51,7 +58,11 @@ def host(run: RunResult, **fingerprint: object) -> RunResult:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Recordings of a steady host: base, as it was again, and patched ones."""
     root = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(3)
+    through = {"exits": [exits_of(0.0)] * 8, "paths": [{"exitless": 1.0}] * 8}
     runs = {
+        "noise": host(run_of(row_of("unicast-running", noisy(rng, 8, 0.1)))),
+        "exitless": host(steady(**through), kernel_release="6.1"),
         "base": host(steady(), kernel_release="6.1"),
         "same": host(steady(), kernel_release="6.1"),
         "slow": host(steady(factor=1.1), kernel_release="6.2"),
@@ -86,6 +97,20 @@ def code_of(done: Result) -> ExitCode:
         (("base", "slow", "--fail-on", "deliver:+20%"), 0),
         (("base", "slow", "--fail-on", "deliver:+5%"), 1),
         (("base", "slow", "--min-effect", "20%"), 0),
+        (("base", "fast", "--require", "deliver:-30%"), 0),
+        (("base", "same", "--require", "deliver:-30%"), 1),
+        (("base", "slow", "--require", "deliver:-5%"), 1),
+        (("few", "few", "--require", "deliver:-30%"), 0),
+        (("few", "few", "--require", "deliver:-30%", "--strict"), 4),
+        (("base", "fast", "--require", "deliver:-30%", "--fail-on", "exits:+0.1"), 0),
+        (("base", "fast", "--require", "deliver:+30%"), 2),
+        (("base", "fast", "--fail-on", "round_trip.p50:-30%"), 2),
+        (("base", "same", "--fail-on", "round_trip.p50:-30%"), 2),
+        (("base", "exitless", "--fail-on", "path.exitless:-0.1"), 0),
+        (("exitless", "base", "--fail-on", "path.exitless:-0.1"), 1),
+        (("base", "exitless", "--fail-on", "path.exitless:+0.1"), 2),
+        (("base", "exitless", "--require", "path.exitless:+0.9"), 0),
+        (("exitless", "base", "--require", "path.exitless:+0.9"), 1),
         (("base", "other"), 3),
         (("base", "other", "--allow", "smt"), 0),
         (("base", "other", "--allow", "smpt"), 2),
@@ -106,6 +131,26 @@ def test_gates_from_a_file(places: Mapping[str, Path], tmp_path: Path) -> None:
     gates.write_text('fail-on = ["deliver:+5%"]\nallow = ["smt"]\nstrict = true\n')
     assert code_of(invoke(places, "base", "slow", "--gates", gates)) == ExitCode.REGRESSION
     assert code_of(invoke(places, "base", "other", "--gates", gates)) == ExitCode.OK
+    gates.write_text('require = ["deliver:-30%"]\n')
+    assert code_of(invoke(places, "base", "fast", "--gates", gates)) == ExitCode.OK
+    assert code_of(invoke(places, "base", "slow", "--gates", gates)) == ExitCode.REGRESSION
+    gates.write_text('fail-on = ["deliver:-30%"]\n')
+    assert code_of(invoke(places, "base", "fast", "--gates", gates)) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("command", [compare, ab])
+def test_the_help_shows_a_file_of_gates(
+    places: Mapping[str, Path], command: click.Command, tmp_path: Path
+) -> None:
+    text = CliRunner().invoke(command, ["--help"]).stdout
+    shown = text.partition("A file of gates, for --gates:\n")[2]
+    gates = tmp_path / "gates.toml"
+    gates.write_text(shown)
+    keys = tomllib.loads(shown)
+    assert keys.keys() == {"fail-on", "require", "allow", "strict"}
+    assert code_of(invoke(places, "base", "fast", "--gates", gates)) == ExitCode.OK
+    assert code_of(invoke(places, "base", "slow", "--gates", gates)) == ExitCode.REGRESSION
+    assert textwrap.indent(textwrap.dedent(shown), " " * 4) in (DOCS / "statistics.md").read_text()
 
 
 def test_the_last_line_is_the_verdict(places: Mapping[str, Path]) -> None:
@@ -123,6 +168,56 @@ def test_the_last_line_tells_of_gates(places: Mapping[str, Path]) -> None:
     last = invoke(places, "base", "slow", *gates).stdout.splitlines()[-1]
     assert "Gates: 1 broken (send.p50 of unicast-running), 3 held." in last
     assert "Gates" not in invoke(places, "base", "slow").stdout
+
+
+@pytest.mark.parametrize(("style", "first"), [("table", ""), ("markdown", "**")])
+def test_gates_speak_first(places: Mapping[str, Path], style: str, first: str) -> None:
+    """All are held, which is what the exit code says; the verdict alone is another matter."""
+    words = ("noise", "noise", "--fail-on", "deliver:+90%", "--format", style)
+    done = invoke(places, *words)
+    assert code_of(done) == ExitCode.OK
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"{first}Gates: 1 held. Inconclusive: ")
+
+
+@pytest.mark.parametrize("style", ["table", "markdown"])
+def test_a_table_of_gates_says_what_each_asks_for(places: Mapping[str, Path], style: str) -> None:
+    gates = ("--fail-on", "deliver:+5%", "--require", "send:-30%")
+    said = invoke(places, "base", "slow", *gates, "--format", style).stdout
+    lines = said[said.index("gate ") :].splitlines()
+    head = " ".join(lines[:2])
+    assert "state" in head
+    assert "held" not in head
+    assert "fail-on" in said
+    assert "require" in said
+
+
+def test_every_format_tells_what_was_required(places: Mapping[str, Path]) -> None:
+    said = {
+        style: invoke(
+            *(places, "base", "slow", "--require", "deliver:-30%", "--format", style)
+        ).stdout
+        for style in FORMATS
+    }
+    (found,) = json.loads(said["json"])["comparisons"]
+    (gate,) = found["gates"]
+    assert (gate["gate"], gate["kind"], gate["state"]) == ("deliver:-30%", "require", "broken")
+    root = ET.fromstring(said["junit"])  # noqa: S314 - our own
+    (case,) = root.iter("testcase")
+    assert case.get("name") == "deliver.p50 (require deliver:-30%)"
+    (failure,) = case.iter("failure")
+    assert "the whole interval of the change is short of the limit" in failure.get("message", "")
+    for style in ("table", "markdown"):
+        assert "Gates: 1 broken (deliver.p50 of unicast-running)." in said[style]
+    rows = list(csv.DictReader(io.StringIO(said["csv"])))
+    assert [row["gates"] for row in rows] == ["", "1 broken (deliver.p50 of unicast-running)."]
+    states = {
+        sample.labels["state"]: sample.value
+        for family in text_string_to_metric_families(said["openmetrics"])
+        for sample in family.samples
+        if family.name == "ipitrace_gate" and sample.labels["kind"] == "require"
+    }
+    assert states == {"broken": 1.0, "held": 0.0, "open": 0.0}
 
 
 def test_a_table_shows_what_moved_and_with_all_everything(places: Mapping[str, Path]) -> None:
@@ -161,7 +256,10 @@ def schema() -> Draft202012Validator:
     )
 
 
-@pytest.mark.parametrize("more", [(), ("--anchors",), ("--fail-on", "deliver:+5%")])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--anchors",), ("--fail-on", "deliver:+5%", "--require", "send:-5%")],
+)
 def test_json_follows_its_schema(places: Mapping[str, Path], more: tuple[str, ...]) -> None:
     for other in ("same", "slow", "fast", "few"):
         document = json.loads(invoke(places, "base", other, *more, "--format", "json").stdout)
@@ -243,6 +341,55 @@ def test_junit_is_valid_and_counts_right(
     assert len(list(root.iter("skipped"))) == skipped
 
 
+def test_junit_names_do_not_depend_on_where_recordings_lie(
+    places: Mapping[str, Path], tmp_path: Path
+) -> None:
+    def names(base: Path, *others: Path) -> list[tuple[str | None, ...]]:
+        text = invoke({}, base, *others, "--format", "junit").stdout
+        root = ET.fromstring(text)  # noqa: S314 - our own
+        return [
+            (suite.get("name"), case.get("classname"), case.get("name"))
+            for suite in root.iter("testsuite")
+            for case in suite.iter("testcase")
+        ]
+
+    here = [places[name] for name in ("base", "same", "slow")]
+    there = [shutil.copytree(place, tmp_path / f"build-{i}") for i, place in enumerate(here)]
+    assert names(*here) == names(*there)
+    assert names(*here[:2]) == names(*here)[:5], "another comparison renames no case"
+    assert len(set(names(*here))) == len(names(*here))
+    suite, case, name = names(*here)[0]
+    assert (suite, case) == ("ipitrace.unicast-running",) * 2
+    assert name == "send.p50"
+
+
+def test_openmetrics_names_kernels_and_gates(places: Mapping[str, Path]) -> None:
+    gates = ("--fail-on", "deliver:+5%", "--fail-on", "exits:+0.1")
+    text = invoke(places, "base", "slow", *gates, "--format", "openmetrics").stdout
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    kernels = {
+        sample.labels["run"]: sample.labels["kernel"]
+        for sample in families["ipitrace_median"].samples
+    }
+    assert kernels == {str(places["base"]): "6.1", str(places["slow"]): "6.2"}
+    for family in ("ipitrace_change", "ipitrace_verdict", "ipitrace_gate"):
+        for sample in families[family].samples:
+            assert sample.labels["base_kernel"] == "6.1", family
+            assert sample.labels["patched_kernel"] == "6.2", family
+    found = {
+        (sample.labels["gate"], sample.labels["metric"]): sample.labels["state"]
+        for sample in families["ipitrace_gate"].samples
+        if sample.value == 1.0
+    }
+    assert found == {
+        ("deliver:+5%", "deliver.p50"): "broken",
+        ("exits:+0.1", "exits.sender"): "held",
+        ("exits:+0.1", "exits.target"): "held",
+    }
+    ungated = invoke(places, "base", "slow", "--format", "openmetrics").stdout
+    assert "ipitrace_gate" not in ungated
+
+
 def test_openmetrics_is_read_by_a_real_parser(places: Mapping[str, Path]) -> None:
     text = invoke(places, "base", "fast", "--format", "openmetrics").stdout
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -291,6 +438,23 @@ def test_a_file_gets_the_format_and_the_terminal_the_verdict(
     assert "worse in" in done.stdout
     failed = invoke(places, "base", "slow", "--format", style, "--output", tmp_path / "no" / "x")
     assert isinstance(failed.exception, HostError)
+
+
+def test_a_recordings_run_json_is_the_recording(places: Mapping[str, Path], tmp_path: Path) -> None:
+    """Its checksum is looked at, as that of the directory is."""
+    whole = tmp_path / "whole"
+    shutil.copytree(places["slow"], whole)
+    rows = [
+        json.loads(invoke(places, "base", name, "--format", "json").stdout)["comparisons"][0][
+            "rows"
+        ]
+        for name in (whole / "run.json", whole)
+    ]
+    assert rows[0] == rows[1]
+    (whole / "run.json").write_text((whole / "run.json").read_text() + " ")
+    refused = invoke(places, "base", whole / "run.json").exception
+    assert isinstance(refused, UsageError)
+    assert "was changed after it was made" in refused.message
 
 
 def test_a_run_json_alone_is_enough(places: Mapping[str, Path], tmp_path: Path) -> None:
@@ -454,7 +618,7 @@ def test_every_output_says_that_a_host_is_emulated(tmp_path: Path) -> None:
         "junit": "Emulated host: cycles are not real time.",
         "json": '"emulated": "Bochs"',
         "csv": ",Bochs,",
-        "openmetrics": f'ipitrace_emulated{{run="{recording}"}} 1.0',
+        "openmetrics": f'ipitrace_emulated{{run="{recording}",kernel=""}} 1.0',
     }.items():
         assert mark in invoke({}, recording, recording, "--format", style).stdout, style
 

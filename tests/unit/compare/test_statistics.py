@@ -198,7 +198,7 @@ def test_what_differs_from_run_to_run_raises_few_false_alarms(
             Pair("self", metric, base, patched)
             for metric, base, patched in zip(metrics, side(n_base), side(n_patched), strict=True)
         ]
-        rows = judge(family, MinimumEffect())
+        rows = judge(family, MinimumEffect(), {})
         alarms += any(row.verdict in {Verdict.BETTER, Verdict.WORSE} for row in rows)
     assert alarms <= 25
 
@@ -269,6 +269,6 @@ def test_the_self_test_of_docs_ci_does_not_fail_by_chance(
     tries, failed = 300, 0
     for _ in range(tries):
         pair = Pair("unicast-running", CYCLES_METRICS[0], visits(), visits())
-        (row,) = judge([pair], MinimumEffect(cycles=0.4))
+        (row,) = judge([pair], MinimumEffect(cycles=0.4), {})
         failed += row.verdict != Verdict.SAME
     assert least <= failed / tries <= most

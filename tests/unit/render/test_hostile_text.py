@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
 from ipitrace.commands.guest import _say_line, _tell_status
-from ipitrace.compare.model import Comparison, GateResult, Held
+from ipitrace.compare.model import Comparison, GateKind, GateResult, GateState
 from ipitrace.doctor.model import Check, Examination
 from ipitrace.foreign import plain
 from ipitrace.render.compare_csv import render_csv
@@ -152,8 +152,9 @@ def a_run() -> RunResult:
 def a_comparison() -> Comparison:
     comparison = held_against(steady(), steady(factor=1.2))
     row = comparison.rows[0]
-    gate = GateResult("deliver.p50:+5%", row.scenario, row.metric, 0.01, Held.BROKEN, "so")
-    return replace(comparison, gates=(gate,))
+    about = (row.scenario, row.metric, 0.01, GateState.BROKEN, "so")
+    gates = (GateResult("deliver.p50:+5%", kind, *about) for kind in GateKind)
+    return replace(comparison, gates=tuple(gates))
 
 
 RUN, COMPARISON = a_run(), a_comparison()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ipitrace.render.progress import ProgressBar
+from ipitrace.render.progress import ProgressBar, Steps
 
 
 class Terminal(io.StringIO):
@@ -75,3 +75,24 @@ def test_never_in_a_pipe_and_never_when_quiet(now: list[float], enabled: bool) -
         now[0] += 5
         bar.show("self", 0.5)
     assert stream.getvalue() == ""
+
+
+def test_a_step_counts_its_seconds_and_is_wiped_away(now: list[float]) -> None:
+    terminal = Terminal()
+    with Steps(terminal).step("building") as tick:
+        assert terminal.getvalue().endswith("building, 0 s")
+        now[0] += 0.9
+        tick()
+        assert terminal.getvalue().endswith("building, 0 s")
+        now[0] += 2.2
+        tick()
+        tick()
+    assert terminal.getvalue().count("building, 3 s") == 1
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_in_a_pipe_a_step_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Steps(io.StringIO()).step("building") as tick:
+        assert capsys.readouterr().err == "building\n"
+        tick()
+    assert capsys.readouterr().err == ""

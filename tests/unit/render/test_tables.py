@@ -9,7 +9,7 @@ from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
 from ipitrace.render.tables import render_run, render_scenarios
-from ipitrace.result import Disturbance, Losses, RunLimits, RunResult
+from ipitrace.result import Disturbance, Exits, Losses, RunLimits, RunResult
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 
@@ -76,6 +76,21 @@ def test_without_tracing() -> None:
     assert "not counted, nothing was traced (--no-trace)" in text
     assert "Observer cost" not in text
     assert "ring overruns" not in text
+
+
+def test_exits_that_nobody_counted_have_a_reason_and_no_source() -> None:
+    why = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
+    counted = measured_row()
+    blind = replace(
+        measured_row("unicast-halted"), exits=Exits(None, None, None), absent={"exits.source": why}
+    )
+    text = render_run(made_run(scenarios=(blind,)))
+    assert f"VM exits per IPI: not counted, {why}\n" in text
+    assert "source:" not in text
+    text = render_run(made_run(scenarios=(counted, blind)))
+    assert "VM exits per IPI (source: kvm_exit tracepoint);\n" in text
+    assert f"not counted in unicast-halted: {why}\n" in text
+    assert line_of(text, "unicast-running", "sender")
 
 
 def test_self_has_one_line_of_exits() -> None:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far `ipitrace ab` is: a bar on a terminal, a line a round anywhere else."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from ipitrace.console import tell
+from ipitrace.render.progress import ProgressBar
+from ipitrace.units import spell_time
+
+_SIDES = 2
+
+
+class Turns:
+    """Tells on standard error; a context manager that takes the bar away at its end."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._done = 0
+        self._from_s = time.monotonic()
+        self._bar = ProgressBar()
+        self._now = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._bar.clear()
+
+    def starts(self, number: int, side: str) -> None:
+        """Say that this side (`a` or `b`) is measured in round `number`, from 1."""
+        self._now = f"round {number} of {self._rounds}, {side.upper()}{self._time_left()}"
+
+    def goes_on(self) -> None:
+        """Draw where we are; writes only what has changed."""
+        self._bar.show(self._now, self._done / (self._rounds * _SIDES))
+
+    def ended(self, number: int) -> None:
+        """Say that a side of round `number` is measured."""
+        self._done += 1
+        self._bar.clear()
+        if not self._bar.enabled and self._done == number * _SIDES:
+            tell(f"ipitrace: round {number} of {self._rounds} is measured{self._time_left()}")
+
+    def says(self, text: str) -> None:
+        """Print a line in place of the bar."""
+        self._bar.clear()
+        tell(text)
+
+    def _time_left(self) -> str:
+        """By what the sides measured so far took; nothing before the first, or after the last."""
+        left = self._rounds * _SIDES - self._done
+        if not self._done or not left:
+            return ""
+        each_s = (time.monotonic() - self._from_s) / self._done
+        return f", about {spell_time(each_s * left)} left"

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a path's share of the IPIs went, or came from: to better paths, or to worse ones."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ipitrace.compare.pairs import Pair
+from ipitrace.compare.statistics import Values
+from ipitrace.metrics import PATH_RANKS, path_of
+
+
+def moves(found: Iterable[Pair]) -> dict[tuple[str, str], Pair]:
+    """For each path with a rank: the shares of better paths less those of worse ones.
+
+    It grows when IPIs leave the path for a better one, or come to it from a worse one. What
+    goes to `unknown`, or to a path of the same rank, leaves it as it is.
+
+    Returns:
+        By scenario and metric, a pair of that metric with these values in place of its own.
+    """
+    by_scenario: dict[str, dict[str, Pair]] = {}
+    for pair in found:
+        path = path_of(pair.metric)
+        if path is not None and path in PATH_RANKS:
+            by_scenario.setdefault(pair.scenario, {})[path] = pair
+    return {
+        (pair.scenario, pair.metric.name): Pair(
+            pair.scenario,
+            pair.metric,
+            _towards_better(path, {other: one.base for other, one in paths.items()}),
+            _towards_better(path, {other: one.patched for other, one in paths.items()}),
+        )
+        for paths in by_scenario.values()
+        for path, pair in paths.items()
+    }
+
+
+def _towards_better(path: str, shares: Mapping[str, tuple[Values, ...]]) -> tuple[Values, ...]:
+    """Of one side's recordings, for each repetition."""
+    signs = [np.sign(PATH_RANKS[path] - PATH_RANKS[other]) for other in shares]
+    return tuple(
+        np.sum([sign * values for sign, values in zip(signs, of_paths, strict=True)], axis=0)
+        for of_paths in zip(*shares.values(), strict=True)
+    )
