@@ -41,7 +41,7 @@ struct ipitrace_head {
 
 /* ICRs: the interrupt command registers and the self-IPI register. */
 enum ipitrace_kind {
-	IPITRACE_KVM_EXIT = 0, /* word: reason, arg: info1, detail: isa (1 VMX, 2 SVM) */
+	IPITRACE_KVM_EXIT = 0, /* word: reason, arg: info1, detail: isa (1 VMX, 2 SVM, 0 unknown) */
 	IPITRACE_KVM_ENTRY = 1,
 	IPITRACE_KVM_APIC_IPI = 2, /* word: icr_low, arg: dest_id */
 	IPITRACE_KVM_APIC_ACCEPT_IRQ = 3, /* word: apicid, arg: dm, detail: vec */

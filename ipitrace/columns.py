@@ -50,6 +50,12 @@ HOST_EVENT_MEANINGS = {
     "detail": "see bpf/ipitrace_events.h",
 }
 
+# Their detail is 0 where the kernel does not tell: bpf/ipitrace_events.h.
+_ZERO_IS_UNKNOWN = (
+    Kind.KVM_EXIT,
+    Kind.VMX_DELIVER_INTERRUPT,
+    Kind.VMX_DELIVER_POSTED_INTERRUPT,
+)
 _KIND_NAMES = np.array([kind.name.lower() for kind in Kind], dtype=object)
 
 
@@ -66,7 +72,9 @@ def host_event_columns(place: Place, trace: StormTrace) -> Columns:
         "kind": _KIND_NAMES[events["kind"]],
         "arg": events["arg"],
         "word": events["word"],
-        "detail": events["detail"],
+        "detail": np.ma.masked_where(
+            np.isin(events["kind"], _ZERO_IS_UNKNOWN) & (events["detail"] == 0), events["detail"]
+        ),
     }
 
 
@@ -120,7 +128,8 @@ SPAN_MEANINGS = {
     "target": "the vCPU that it was for",
     "path": "how it travelled",
     "sequence": "the stages on its way, in order",
-    "sender_exits": "VM exits of the sender from this send to the next",
+    "sender_exits": "VM exits of the sender from this send to the next; null where no kvm_exit "
+    "fires",
     "target_exits": "VM exits of the target likewise",
     "suspect": "the guest's TSC offset changed around it",
     **{f"{spec.name}_tsc": f"guest TSC: {spec.meaning}" for spec in STAGES},
@@ -141,8 +150,8 @@ def span_columns(place: Place, spans: Spans, sender: int, first_ipi: int) -> Col
         "target": spans.target.astype(np.int16),
         "path": _PATH_NAMES[spans.path],
         "sequence": _sequences(spans),
-        "sender_exits": spans.sender_exits.astype(np.int32),
-        "target_exits": spans.target_exits.astype(np.int32),
+        "sender_exits": _masked(spans.sender_exits).astype(np.int32),
+        "target_exits": _masked(spans.target_exits).astype(np.int32),
         "suspect": spans.suspect,
         **{f"{spec.name}_tsc": _masked(spans.tsc[:, spec.stage]) for spec in STAGES},
     }
@@ -163,5 +172,5 @@ def _sequences(spans: Spans) -> NDArray[Any]:
 
 
 def _masked(stamps: NDArray[np.int64]) -> NDArray[Any]:
-    """Absent stamps become nulls."""
+    """Absent stamps and counts become nulls."""
     return np.ma.masked_equal(stamps, ABSENT)

@@ -15,6 +15,10 @@ from typing import Final, TextIO
 from ipitrace.errors import HostError, ReaderLeftError
 from ipitrace.foreign import plain, plain_json, plain_lines
 
+PIPE_WIDTH: Final = 100
+"""Columns of text that goes anywhere but to a terminal."""
+
+_LEAST_WIDTH: Final = 80  # what tables are laid out for where a terminal has less, or does not say
 _CLEAR_LINE: Final = "\r\x1b[K"  # ECMA-48: carriage return, erase to the end of the line
 
 
@@ -40,6 +44,24 @@ def say_json(document: str, *, end: str = "") -> None:
 def tell(text: str) -> None:
     """Write a line to standard error; where that cannot be written there is no one to tell."""
     _try_error(plain_lines(text) + "\n")
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    try:
+        return sys.stdout.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def output_width() -> int:
+    """Columns that text on standard output is laid out for: the terminal's, at least 80."""
+    if not on_terminal():
+        return PIPE_WIDTH
+    try:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, _LEAST_WIDTH)
+    except (OSError, ValueError):  # no file of the system's
+        return PIPE_WIDTH
 
 
 def redraw(line: str, stream: TextIO | None = None) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final, NoReturn
@@ -26,6 +26,7 @@ from ipitrace.untrusted import open_regular, parse_json, read_bounded
 _AGAIN: Final = "Copy the whole recording again, or make a new one with 'ipitrace run'."
 _MOST_CHECKSUM_BYTES: Final = 4096  # four lines
 _MOST_ANSWER_BYTES: Final = 16 * MIB
+_EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
 _MOST_SCENARIOS: Final = 1000
 # Decoding takes a second for 100 MiB; a file that keeps the decoder longer is no recording.
 _LEAST_CPU_S: Final = 10
@@ -108,7 +109,23 @@ def read_rows(
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if checksum != _expected_checksum(directory, path.name):
             _damaged(path)
-        return _rows_of(parse_json(_ask_decoder(file, question)))
+        rows = _rows_of(parse_json(_ask_decoder(file, question)))
+    return [_known(row, _uncounted(run)) for row in rows] if table == "spans" else rows
+
+
+def _uncounted(run: RunResult) -> set[str]:
+    """Scenarios whose exits are not kvm_exit's count."""
+    return {
+        row.name
+        for row in run.scenarios
+        if row.exits is None or not (row.exits.source or "").startswith("kvm_exit ")
+    }
+
+
+def _known(row: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
+    """A span without what it cannot know: where kvm_exit never fired, spans once said 0."""
+    unknown = {name: None for name in _EXIT_COUNTS if row.get(name) == 0}
+    return row | unknown if row.get("scenario") in uncounted else row
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, Holds]]] = {
     },
 }
 _STAMP: Final = re.compile(r"[a-z]{1,30}(_[a-z]{1,30}){0,4}_tsc")
-_MAY_LACK: Final = frozenset({"vcpu"})
+_MAY_LACK: Final = frozenset({"vcpu", "detail", "sender_exits", "target_exits"})
 
 
 def holds(table: str, column: str) -> Holds | None:

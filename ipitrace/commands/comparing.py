@@ -15,7 +15,7 @@ from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, GateKind, GateResult, MinimumEffect, to_json
 from ipitrace.compare.versus import parse_pair
-from ipitrace.console import say, say_json
+from ipitrace.console import PIPE_WIDTH, on_terminal, output_width, say, say_json
 from ipitrace.errors import ExitCode, HostError, ReaderLeftError, UsageError
 from ipitrace.foreign import plain
 from ipitrace.output import append_file, replace_file
@@ -152,8 +152,19 @@ def _tables(
 ) -> str:
     """Anchors first: the last line is the verdict."""
     markdown = options.output_format == "markdown"
-    parts = [render_anchors(anchors, markdown=markdown)] if anchors else []
-    parts += [render_comparison(c, every=options.every, markdown=markdown) for c in comparisons]
+    to_terminal = options.output_file is None and on_terminal()
+    width = output_width() if to_terminal else PIPE_WIDTH
+    parts = [render_anchors(anchors, markdown=markdown, width=width)] if anchors else []
+    parts += [
+        render_comparison(
+            c,
+            every=options.every,
+            markdown=markdown,
+            width=width,
+            whole_verdict=not to_terminal,
+        )
+        for c in comparisons
+    ]
     return "\n".join(parts)
 
 

@@ -5,7 +5,7 @@ import json
 
 import click
 
-from ipitrace.console import say, say_json
+from ipitrace.console import output_width, say, say_json
 from ipitrace.doctor import examine
 from ipitrace.errors import ExitCode
 from ipitrace.render.doctor import render_examination
@@ -25,5 +25,5 @@ def doctor(*, vm_name: str | None, as_json: bool) -> int:
     if as_json:
         say_json(json.dumps(examination.to_dict(), indent=2), end="\n")
     else:
-        say(render_examination(examination), end="")
+        say(render_examination(examination, output_width()), end="")
     return ExitCode.OK if examination.can_run else ExitCode.ENVIRONMENT

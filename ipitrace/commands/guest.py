@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ipitrace.console import say
+from ipitrace.console import output_width, say
 from ipitrace.foreign import plain, plain_values
 from ipitrace.guests import open_way
+from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
 from ipitrace.storm.install import install, remove
 from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
@@ -80,15 +81,22 @@ def _say_line(text: str) -> None:
 
 
 def _tell_status(status: HelperStatus) -> None:
+    say(status_text(status, output_width()))
+
+
+def status_text(status: HelperStatus, width: int) -> str:
+    """What is in the guest, as text of `width` columns."""
     status = plain_values(status)
     module = status.module
     version = f"{module.version}, srcversion {module.srcversion}" if module.loaded else "not loaded"
-    say(f"module   {version}")
-    say(f"helper   {status.helper_version}, storm interface {status.abi_version}")
+    lines = [
+        ("module", version),
+        ("helper", f"{status.helper_version}, storm interface {status.abi_version}"),
+    ]
     online = ", ".join(map(str, status.online))
-    say(f"guest    Linux {status.kernel}, CPUs {online} online of {status.n_cpus}")
+    lines.append(("guest", f"Linux {status.kernel}, CPUs {online} online of {status.n_cpus}"))
     if status.apic_mode is not None:
         khz = f"{status.tsc_khz / 1000:.3f} MHz" if status.tsc_khz else "of unknown rate"
-        say(f"         APICs in {status.apic_mode} mode, TSC {khz}")
-    for name, reason in status.unsupported.items():
-        say(f"cannot   {name}: {reason}")
+        lines.append(("", f"APICs in {status.apic_mode} mode, TSC {khz}"))
+    lines += [("cannot", f"{name}: {reason}") for name, reason in status.unsupported.items()]
+    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)

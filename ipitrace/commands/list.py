@@ -5,7 +5,7 @@ import json
 
 import click
 
-from ipitrace.console import say, say_json
+from ipitrace.console import output_width, say, say_json
 from ipitrace.render.list import render_list
 from ipitrace.vm import discover
 
@@ -21,4 +21,4 @@ def list_vms(*, as_json: bool) -> None:
     if as_json:
         say_json(json.dumps(found.to_dict(), indent=2), end="\n")
     else:
-        say(render_list(found), end="")
+        say(render_list(found, output_width()), end="")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipitrace.console import say, say_json, tell
+from ipitrace.console import output_width, say, say_json, tell
 from ipitrace.errors import UsageError
 from ipitrace.foreign import plain
 from ipitrace.recording_reader import computing_with, read_rows, read_run, read_run_text
@@ -49,11 +49,11 @@ def report(
     elif ipi is not None:
         with computing_with(recording):
             timeline = _timeline(recording, run, ipi)
-            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator)
+            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator, output_width())
         say(told, end="")
     else:
         with computing_with(recording):
-            told = render_run(run, verbose=verbose)
+            told = render_run(run, verbose=verbose, width=output_width())
         say(told)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ipitrace.console import say, say_json, tell
+from ipitrace.console import output_width, say, say_json, tell
 from ipitrace.errors import (
     NOTHING_WRITTEN,
     InterruptedRunError,
@@ -179,7 +179,7 @@ def run(
         if as_json:
             say_json(json.dumps(found.to_dict(), indent=2), end="\n")
         else:
-            say(render_preview(found).rstrip("\n"))
+            say(render_preview(found, output_width()).rstrip("\n"))
         return
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with (
@@ -241,4 +241,4 @@ def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> No
         if as_json:
             say_json(result.to_json())
         elif not quiet:
-            say(render_run(result, verbose=verbose))
+            say(render_run(result, verbose=verbose, width=output_width()))

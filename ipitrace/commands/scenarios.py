@@ -3,7 +3,7 @@
 
 import click
 
-from ipitrace.console import say
+from ipitrace.console import output_width, say
 from ipitrace.foreign import plain_values
 from ipitrace.guests import MICRO, why_not
 from ipitrace.render.tables import render_scenarios
@@ -30,4 +30,4 @@ def scenarios(*, vm: str, via: str | None) -> None:
     """
     reasons = plain_values(why_not(vm, via, SCENARIOS))
     rows = [(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]
-    say(render_scenarios(rows, DEFAULT_SCENARIOS))
+    say(render_scenarios(rows, DEFAULT_SCENARIOS, output_width()))

@@ -34,8 +34,9 @@ class Spans:
         target: the vCPU.
         path: a paths.Path.
         tsc: guest TSC of each stage, ABSENT where it was not seen; shape (n, len(Stage)).
-        sender_exits: kvm_exit of the sender's thread in the IPI's window.
-        target_exits: kvm_exit of the target's thread in the IPI's window.
+        sender_exits: kvm_exit of the sender's thread in the IPI's window; ABSENT where
+            kvm_exit was not seen in this VM at all, so that none counts nothing.
+        target_exits: kvm_exit of the target's thread likewise.
         suspect: the guest's TSC offset changed around it.
         unmatched_events: events with the IPIs' vector that belong to no span, by tracepoint.
     """
@@ -82,11 +83,15 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
         target=np.tile(np.array(list(trace.targets), np.int64), n),
         path=np.repeat(sent.path, m),
         tsc=tsc.reshape(n * m, len(Stage)),
-        sender_exits=np.repeat(sent.exits, m),
-        target_exits=target_exits.reshape(n * m),
+        sender_exits=_counted(np.repeat(sent.exits, m), trace),
+        target_exits=_counted(target_exits.reshape(n * m), trace),
         suspect=np.repeat(_suspect(guest.low, guest.until, trace.suspect), m),
         unmatched_events=_unmatched(trace, events, sent, tsc),
     )
+
+
+def _counted(exits: NDArray[np.int64], trace: StormTrace) -> NDArray[np.int64]:
+    return exits if trace.exits_fire else np.full_like(exits, ABSENT)
 
 
 def _suspect(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison as tables: for a terminal, and as Markdown for a job's page."""
 
-import re
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
@@ -10,12 +8,13 @@ from tabulate import tabulate
 from ipitrace.compare.anchors import Anchor
 from ipitrace.compare.model import Comparison, Figures, Row, Verdict
 from ipitrace.compare.wording import how_many, spell, spell_change, spell_p
+from ipitrace.console import PIPE_WIDTH
 from ipitrace.foreign import map_strings, plain
+from ipitrace.render.grid import fill, table
 from ipitrace.render.markdown import markdown as markdown_text
 
-_WIDTH = 80
 _MOST_CHARS = 1000
-_WHY_WIDTH = 24
+_WITHOUT_END = 100_000  # columns, to see how many a table takes
 _MILLION = 1_000_000  # cycles from here on are told in them
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
 _WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
@@ -25,6 +24,11 @@ _HEADERS = (
     "verdict\np, effect",
 )
 _TEXT = (0, 4)
+_CHANGE = (
+    "change: the median of all quotients of a value of one side and one of the other less 1, or "
+    "of all their differences where it has no %; not those of the medians beside it "
+    "(docs/statistics.md)"
+)
 _ONE_EACH = (
     "note: between one recording of each side what differs from run to run is part of every "
     "change; several recordings a side, or 'ipitrace ab', tell (docs/statistics.md, False alarms)"
@@ -35,8 +39,23 @@ _APART = (
 )
 
 
-def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = False) -> str:
-    """One comparison; `every` shows all metrics, else the headline and whatever moved."""
+def render_comparison(
+    comparison: Comparison,
+    *,
+    every: bool,
+    markdown: bool = False,
+    width: int = PIPE_WIDTH,
+    whole_verdict: bool = True,
+) -> str:
+    """One comparison as text or Markdown.
+
+    Args:
+        comparison: which.
+        every: show all metrics; else the headline and whatever moved.
+        markdown: for a job's page; the width does not matter then.
+        width: of the terminal, in columns.
+        whole_verdict: the verdict stays on one line, however long, which is the last one.
+    """
     made_harmless = markdown_text if markdown else _line
     comparison = map_strings(comparison, made_harmless)
     shown = [
@@ -46,22 +65,29 @@ def render_comparison(comparison: Comparison, *, every: bool, markdown: bool = F
     ]
     heading = _heading(comparison)
     tables = (
-        [_table(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT, markdown=True)]
+        [_markdown(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT)]
         if markdown and shown
-        else _tables(shown)
+        else _tables(shown, width)
     )
+
+    def told(text: str) -> str:
+        return text if markdown else fill(text, width)
+
     sections = [
-        f"### {heading}" if markdown else heading,
+        f"### {heading}" if markdown else told(heading),
         *tables,
+        told(_CHANGE) if shown else "",
         _not_shown(comparison.rows, shown),
-        *(text if markdown else _wrapped(text) for text in _remarks(comparison, shown)),
-        _gates(comparison, markdown=markdown),
-        f"**{comparison.sentence.strip()}**" if markdown else comparison.sentence,
+        *map(told, _remarks(comparison, shown)),
+        _gates(comparison, markdown=markdown, width=width),
+        _verdict(comparison, width, markdown=markdown, whole=whole_verdict),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
+def render_anchors(
+    anchors: Iterable[Anchor], *, markdown: bool = False, width: int = PIPE_WIDTH
+) -> str:
     """The published figures, apart from everything measured."""
     headers = ("published", "what", "set-up", "source")
     lines = [
@@ -70,10 +96,16 @@ def render_anchors(anchors: Iterable[Anchor], *, markdown: bool = False) -> str:
     ]
     title = "Published by others, on other machines; not comparable with ours below"
     if markdown:
-        table = _table(headers, lines, range(len(headers)), markdown=True)
+        shown = _markdown(headers, lines, range(len(headers)))
     else:
-        table = "\n".join(_wrapped(line, "    ") for line in map("; ".join, lines))
-    return f"{title}\n\n{table}\n"
+        shown = "\n".join(fill(line, width, "", " " * 4) for line in map("; ".join, lines))
+    return f"{title}\n\n{shown}\n"
+
+
+def _verdict(comparison: Comparison, width: int, *, markdown: bool, whole: bool) -> str:
+    if markdown:
+        return f"**{comparison.sentence.strip()}**"
+    return comparison.sentence if whole else fill(comparison.sentence, width)
 
 
 def _line(text: str) -> str:
@@ -89,31 +121,30 @@ def _heading(comparison: Comparison) -> str:
     )
 
 
-def _tables(rows: Sequence[Row]) -> list[str]:
-    """One for each scenario, each metric on two lines: it fits a terminal of 80 columns."""
+def _tables(rows: Sequence[Row], width: int) -> list[str]:
+    """One for each scenario; each metric on one line where they all fit, else on two."""
     return [
-        f"{scenario}\n" + _narrow([row for row in rows if row.scenario == scenario])
+        f"{scenario}\n" + _of_scenario([row for row in rows if row.scenario == scenario], width)
         for scenario in dict.fromkeys(row.scenario for row in rows)
     ]
 
 
-def _narrow(rows: Sequence[Row]) -> str:
-    """A table in which the names of exit reasons are broken off where it is too wide else."""
-    for broken in (False, True):
-        lines = [_cells(row, broken=broken) for row in rows]
-        table = _table(_HEADERS, lines, _TEXT, markdown=False)
-        if max(map(len, table.splitlines())) <= _WIDTH:
-            break
-    return table
+def _of_scenario(rows: Sequence[Row], width: int) -> str:
+    flat = table(
+        _WIDE_HEADERS[1:],
+        [_wide_cells(row)[1:] for row in rows],
+        text=[i - 1 for i in _WIDE_TEXT],
+        width=_WITHOUT_END,
+    )
+    if max(map(len, flat.splitlines())) <= width:
+        return flat
+    return table(_HEADERS, list(map(_cells, rows)), text=_TEXT, width=width)
 
 
-def _cells(row: Row, *, broken: bool) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     one = _wide_cells(row)
-    name = row.metric
-    if broken and name.startswith("exits."):
-        name = re.sub(r"(\..+)\.", r"\1.\n", name)
     return (
-        f"{name}\nn {one[2]}",
+        f"{row.metric}\nn {one[2]}",
         *(f"{one[i]}\n{one[i + 1]}" for i in (3, 5, 7)),
         f"{row.verdict}\n{one[9]}, {one[10]}",
     )
@@ -141,13 +172,6 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     if figures.low is None or figures.high is None:
         return spelled(figures.median), "-"
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    """The text in lines that a terminal can show; `indent` begins all but the first."""
-    return textwrap.fill(
-        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
@@ -195,36 +219,22 @@ def _undecided(rows: Sequence[Row]) -> Iterable[str]:
         )
 
 
-def _gates(comparison: Comparison, *, markdown: bool) -> str:
+def _gates(comparison: Comparison, *, markdown: bool, width: int) -> str:
     if not comparison.gates:
         return ""
+    headers = ("gate", "kind", "scenario", "metric", "p", "state", "why")
+    lines = [
+        (g.gate, g.kind, g.scenario, g.metric, spell_p(g.p_corrected), g.state, g.why)
+        for g in comparison.gates
+    ]
     if markdown:
-        headers: tuple[str, ...] = ("gate", "kind", "scenario", "metric", "p", "state", "why")
-        lines: list[tuple[str, ...]] = [
-            (g.gate, g.kind, g.scenario, g.metric, spell_p(g.p_corrected), g.state, g.why)
-            for g in comparison.gates
-        ]
-    else:
-        headers = ("gate\nkind, scenario", "metric\np", "state\nwhy")
-        lines = [
-            (
-                f"{g.gate}\n{g.kind}, {g.scenario}",
-                f"{g.metric}\n{spell_p(g.p_corrected)}",
-                f"{g.state}\n{textwrap.fill(g.why, _WHY_WIDTH)}",
-            )
-            for g in comparison.gates
-        ]
-    return _table(headers, lines, range(len(headers)), markdown=markdown)
+        return _markdown(headers, lines, range(len(headers)))
+    return table(headers, lines, text=(0, 1, 2, 3, 5, 6), width=width)
 
 
-def _table(
-    headers: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    text_columns: Iterable[int],
-    *,
-    markdown: bool,
+def _markdown(
+    headers: Sequence[str], lines: Sequence[Sequence[str]], text_columns: Iterable[int]
 ) -> str:
     left = set(text_columns)
     align = ["left" if i in left else "right" for i in range(len(headers))]
-    style = "github" if markdown else "simple"
-    return tabulate(lines, headers, tablefmt=style, colalign=align, disable_numparse=True)
+    return tabulate(lines, headers, tablefmt="github", colalign=align, disable_numparse=True)

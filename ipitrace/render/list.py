@@ -1,38 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's VMs as text of at most 80 columns, long names aside."""
+"""The host's VMs as text."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tabulate import tabulate
-
+from ipitrace.console import PIPE_WIDTH
 from ipitrace.foreign import plain_values
+from ipitrace.render.grid import TIE, fill, table
 from ipitrace.units import MIB, processes
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
-_WIDTH = 80
-_LEAST_WIDTH = 30
 _MOST_ODD = 20
 _NOTHING = "-"
 _HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "CPUs")
-_ALIGN = ("left", "left", "right", "right", "right", "left", "left")
+_TEXT = (0, 1, 5, 6)
 
 
-def render_list(found: Discovery) -> str:
+def render_list(found: Discovery, width: int = PIPE_WIDTH) -> str:
     """The VMs, their threads, and what could not be seen."""
     found = plain_values(found)
     sections: list[str] = []
     if found.vms:
         rows = [_row(vm) for vm in found.vms]
-        sections.append(tabulate(rows, _HEADERS, "simple", colalign=_ALIGN, disable_numparse=True))
-        width = _WIDTH - 2 - max(len(vm.name) for vm in found.vms)
-        threads = [(vm.name, _threads(vm, width)) for vm in found.vms]
-        table = tabulate(threads, tablefmt="plain", disable_numparse=True)
-        sections.append(f"Threads by vCPU\n{table}")
+        sections.append(table(_HEADERS, rows, text=_TEXT, width=width))
+        threads = [(vm.name, _threads(vm)) for vm in found.vms]
+        sections.append(f"Threads by vCPU\n{table((), threads, text=(0, 1), width=width)}")
     else:
         sections.append("No KVM VM is to be seen.")
-    sections.append("\n".join(_remarks(found)))
+    sections.append("\n".join(fill(remark, width) for remark in _remarks(found)))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -68,7 +63,7 @@ def _placement(vcpus: Sequence[Vcpu]) -> str:
     return "pinned" if all(len(place) == 1 for place in places) else "several"
 
 
-def _threads(vm: VirtualMachine, width: int) -> str:
+def _threads(vm: VirtualMachine) -> str:
     one_place = len({vcpu.cpus for vcpu in vm.vcpus}) == 1
     parts = [
         f"{vcpu.index}: {_NOTHING if vcpu.tid is None else vcpu.tid}"
@@ -78,9 +73,8 @@ def _threads(vm: VirtualMachine, width: int) -> str:
     ways = {_WAYS[vcpu.evidence] for vcpu in vm.vcpus if vcpu.evidence in _WAYS}
     if ways:
         parts[-1] += f" (seen {' and '.join(sorted(ways))})"
-    # A vCPU is not parted from its thread: spaces inside a part do not break.
-    text = ", ".join(part.replace(" ", "\0") for part in parts) or "no vCPUs yet"
-    return textwrap.fill(text, max(width, _LEAST_WIDTH)).replace("\0", " ")
+    # A vCPU is not parted from its thread.
+    return ", ".join(part.replace(" ", TIE) for part in parts) or "no vCPUs yet"
 
 
 def _remarks(found: Discovery) -> Iterator[str]:
@@ -93,14 +87,14 @@ def _remarks(found: Discovery) -> Iterator[str]:
         users.setdefault(vm.uid, []).append(vm.name)
     for uid, names in users.items():
         if uid is not None:
-            yield _filled(f"user {uid}: {', '.join(names)}")
+            yield f"user {uid}: {', '.join(names)}"
     concerned: dict[tuple[str, str], list[str]] = {}
     for vm in found.vms:
         for item, why in vm.unknown.items():
             concerned.setdefault((item, why), []).append(vm.name)
     for (item, why), names in concerned.items():
         word = _ITEMS.get(item, item)
-        yield _filled(f"{', '.join(names)}: {word} not known, {why}")
+        yield f"{', '.join(names)}: {word} not known, {why}"
     yield from _shared_names(found.vms)
     yield from _unseen(found)
 
@@ -115,13 +109,13 @@ def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
                 for vm in vms
                 if alias in vm.aliases
             )
-            yield _filled(f"{n} VMs answer to '{alias}', so name another: {whose}")
+            yield f"{n} VMs answer to '{alias}', so name another: {whose}"
 
 
 def _unseen(found: Discovery) -> Iterator[str]:
     """What was left out, and why."""
     for odd in found.odd[:_MOST_ODD]:
-        yield _filled(f"odd: {odd.says}")
+        yield f"odd: {odd.says}"
     if len(found.odd) > _MOST_ODD:
         yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
@@ -129,13 +123,9 @@ def _unseen(found: Discovery) -> Iterator[str]:
         if found.missing:
             takes = " and ".join(found.missing)
             more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"
-        yield _filled(f"{processes(found.unreadable_processes)} may not be looked into{more}")
+        yield f"{processes(found.unreadable_processes)} may not be looked into{more}"
     if found.unlisted is not None:
-        yield _filled(f"{found.unlisted}; to see their VMs: sudo ipitrace list")
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
+        yield f"{found.unlisted}; to see their VMs: sudo ipitrace list"
 
 
 _WAYS = {"syscall": "in KVM_RUN", "kvm_entry": "at kvm_entry"}

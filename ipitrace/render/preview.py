@@ -3,12 +3,21 @@
 
 from collections.abc import Iterator
 
+from ipitrace.console import PIPE_WIDTH
 from ipitrace.preview import Attaching, Preview
+from ipitrace.render.grid import fill
+
+_LABEL = 9  # columns
 
 
-def render_preview(preview: Preview) -> str:
+def render_preview(preview: Preview, width: int = PIPE_WIDTH) -> str:
     """The whole of a dry run."""
-    return "\n".join(_lines(preview)) + "\n"
+    return "\n".join(_filled(line, width) for line in _lines(preview)) + "\n"
+
+
+def _filled(line: str, width: int) -> str:
+    label = line[:_LABEL]
+    return fill(line[_LABEL:], width, label) if line[_LABEL - 1 : _LABEL] == " " else line
 
 
 def _lines(preview: Preview) -> Iterator[str]:

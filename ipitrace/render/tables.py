@@ -3,12 +3,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tabulate import tabulate
-
+from ipitrace.console import PIPE_WIDTH
 from ipitrace.correlate.stages import GUEST_STAMPS
 from ipitrace.foreign import plain_values
 from ipitrace.host.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.model import Scenario, SendMethod, Summary
+from ipitrace.render.grid import fill, table
 from ipitrace.result import (
     ClockResult,
     Difference,
@@ -23,31 +23,38 @@ from ipitrace.steadiness import told
 from ipitrace.units import cycles_to_ns, processes
 
 _NOTHING = "-"
+_INDENT = " " * 7
 _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 
-def render_run(run: RunResult, *, verbose: bool = False) -> str:
-    """Everything a run found, as text."""
+def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
+    """Everything a run found, as text of `width` columns."""
     run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == "measured"]
-    sections = [_header(run)]
+    sections = [_header(run, width)]
     if measured:
         sections += [
-            _cycles(run, measured),
-            _exits(measured),
-            _exit_times(measured),
-            _paths(measured),
-            *(_stages(row, row.stages) for row in measured if row.stages),
-            _events(run, measured),
-            _observer(run, measured),
+            _cycles(run, measured, width),
+            _exits(measured, width),
+            _exit_times(measured, width),
+            _paths(measured, width),
+            *(_stages(row, row.stages, width) for row in measured if row.stages),
+            _events(run, measured, width),
+            _observer(run, measured, width),
         ]
-    sections += [_not_measured(run), _losses(run), _notes(run, measured)]
+    sections += [
+        _not_measured(run, width),
+        fill(_losses(run), width, "losses "),
+        _notes(run, measured, width),
+    ]
     if verbose:
-        sections.append(_details(run))
+        sections.append(_details(run, width))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str]) -> str:
+def render_scenarios(
+    rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str], width: int = PIPE_WIDTH
+) -> str:
     """The table of scenarios; each comes with why it cannot run, or None when it can."""
     lines = [
         (
@@ -57,23 +64,23 @@ def render_scenarios(rows: Iterable[tuple[Scenario, str | None]], default: Seque
         )
         for scenario, reason in rows
     ]
-    return _table(("scenario", "runs", "about"), lines, text_columns=(0, 1, 2))
+    return table(("scenario", "runs", "about"), lines, text=(0, 1, 2), width=width)
 
 
-def _header(run: RunResult) -> str:
+def _header(run: RunResult, width: int) -> str:
     clock = run.clock
-    lines = [f"host   {run.host['one_line']}", f"guest  {_guest(run)}"]
+    lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
     if run.limits is not None:
-        lines.append(f"limits {_limits(run.limits)}")
+        lines.append(("limits ", _limits(run.limits)))
     if clock.tsc_hz:
-        rate = f"clock  TSC {clock.tsc_hz / 1e6:.3f} MHz"
+        rate = f"TSC {clock.tsc_hz / 1e6:.3f} MHz"
         if clock.tsc_error_hz is not None:
             rate += f" +- {clock.tsc_error_hz:.0f} Hz"
         rate += f", {clock.source}"
-        lines.append(rate)
+        lines.append(("clock  ", rate))
     if clock.half_width_ns is not None:
         reading = (
-            f"       error bound: {clock.half_width_cycles:.0f} cycles "
+            f"error bound: {clock.half_width_cycles:.0f} cycles "
             f"({clock.half_width_ns:.0f} ns) of one reading of both clocks"
         )
         if clock.bound_cycles is not None:
@@ -81,13 +88,14 @@ def _header(run: RunResult) -> str:
                 f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) of a host event on the "
                 "guest's clock"
             )
-        lines.append(reading)
+        lines.append((_INDENT, reading))
     if clock.drift_ppm is not None:
-        lines.append(
-            f"       drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
+        drift = (
+            f"drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
             f"the readings' own error); causality violations: {_violations(clock)}"
         )
-    return "\n".join(lines)
+        lines.append((_INDENT, drift))
+    return "\n".join(fill(text, width, label) for label, text in lines)
 
 
 def _limits(limits: RunLimits) -> str:
@@ -125,30 +133,28 @@ def _guest(run: RunResult) -> str:
     return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 
-def _cycles(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     """One block of rows for each of S, D and R keeps the table within a terminal."""
     watched = ("watching",) if run.observer else ()
-    headers = ("scenario", "sent", "delivered", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
+    headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
     lines: list[tuple[str, ...]] = []
     for row in rows:
         costs = run.observer.costs.get(row.name, {}) if run.observer else {}
-        first = (row.name, f"{row.sent}", f"{row.delivered}")
-        for letter, metric, summary in (
-            ("S", "send", row.send_cycles),
-            ("D", "deliver", row.deliver_cycles),
-            ("R", "round_trip", row.round_trip_cycles),
+        for first, letter, metric, summary in (
+            (row.name, "S", "send", row.send_cycles),
+            (f"{row.sent} sent", "D", "deliver", row.deliver_cycles),
+            (f"{row.delivered} delivered", "R", "round_trip", row.round_trip_cycles),
         ):
             p50, ns, *rest = _summary_cells(summary, run.clock.tsc_hz)
             cost = costs.get(metric)
             added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
-            lines.append((*first, letter, p50, ns, *added, *rest))
-            first = ("", "", "")
+            lines.append((first, letter, p50, ns, *added, *rest))
     title = (
         "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
     )
     if watched:
-        title += ";\nwatching: what our probes add to that p50, see the observer cost below"
-    return f"{title}\n{_table(headers, lines, text_columns=(0, 3))}"
+        title += "; watching: what our probes add to that p50, see the observer cost below"
+    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
 
 
 def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
@@ -164,7 +170,7 @@ def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, 
     )
 
 
-def _exits(rows: Sequence[ScenarioResult]) -> str:
+def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
     names = _ordered(
         name
         for row in rows
@@ -192,24 +198,23 @@ def _exits(rows: Sequence[ScenarioResult]) -> str:
         title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
         title += "; ".join(reasons)
     if not names:
-        return f"{title}\nnone were counted"
-    return f"{title}\n{_table(headers, lines, text_columns=(0, 1))}"
+        return _titled(title, "none were counted", width)
+    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
 
 
-def _events(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+def _events(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     """Tracepoints down, scenarios across: there are more of the former."""
     if run.observer is None:
-        return f"Tracepoints per IPI: not counted, {run.observer_absent}"
+        return fill(f"Tracepoints per IPI: not counted, {run.observer_absent}", width)
     names = _ordered(name for row in rows for name in row.events_per_ipi or ())
     title = "Tracepoints per IPI, sender + target"
     if not names:
-        return f"{title}\nnone fired"
+        return _titled(title, "none fired", width)
     lines = [
         (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
     ]
     headers = ("tracepoint", *(row.name for row in rows))
-    table = _table(headers, lines, text_columns=(0,))
-    return f"{title}\n{table}"
+    return _titled(title, table(headers, lines, text=(0,), width=width), width)
 
 
 def _sides(side: PerSide | None) -> str:
@@ -218,7 +223,7 @@ def _sides(side: PerSide | None) -> str:
     return f"{_per_ipi(side.sender)} + {_per_ipi(side.target)}"
 
 
-def _observer(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     if run.observer is None:
         return ""
     headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
@@ -234,11 +239,12 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     if not lines:
         return ""
     title = (
-        f"Observer cost: what probes that count, and probes that record, add to the median, in "
-        f"cycles; median\nand {run.observer.confidence:.1%} interval of "
-        f"{run.observer.repetitions} differences between neighbouring repetitions"
+        "Observer cost: what probes that count, and probes that record, add to the median, in "
+        f"cycles (and as a share of the off p50); median and {run.observer.confidence:.1%} "
+        f"interval of {run.observer.repetitions} differences between neighbouring repetitions"
     )
-    return f"{title}\n{_table(headers, lines, text_columns=(0, 1))}"
+    shown = table(headers, lines, text=(0, 1), keys=3, together=(4, 6), width=width)
+    return _titled(title, shown, width)
 
 
 def _cost_cells(cost: ObserverCost) -> tuple[str, ...]:
@@ -252,7 +258,7 @@ def _cost_cells(cost: ObserverCost) -> tuple[str, ...]:
     return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
 
 
-def _exit_times(rows: Sequence[ScenarioResult]) -> str:
+def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
     headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
     lines = [
         (
@@ -270,12 +276,16 @@ def _exit_times(rows: Sequence[ScenarioResult]) -> str:
     ]
     if not lines:
         reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
-        return f"Cycles from exit to entry: not measured, {', '.join(r for r in reasons if r)}"
-    title = "Cycles from exit to entry, and the share of D that the exits cover"
-    return f"{title}\n{_table(headers, lines, text_columns=(0, 1, 2))}"
+        why = ", ".join(r for r in reasons if r)
+        return fill(f"Cycles from exit to entry: not measured, {why}", width)
+    title = (
+        "Cycles from exit to entry; share of D: the cycles of all these exits between an IPI's "
+        "send and its handler, divided by the D of all IPIs together (not by a p50)"
+    )
+    return _titled(title, table(headers, lines, text=(0, 1, 2), keys=3, width=width), width)
 
 
-def _paths(rows: Sequence[ScenarioResult]) -> str:
+def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
     traced = [row for row in rows if row.paths is not None]
     if not traced:
         return ""
@@ -292,16 +302,16 @@ def _paths(rows: Sequence[ScenarioResult]) -> str:
         )
         for row in traced
     ]
-    title = "Paths, proved by events"
+    title = "Paths, proved by events: shares of the traced IPIs, one for each send and target"
     if posted:
         title += f"; late posts ({', '.join(posted)}: notifications outside guest mode)"
     else:
         reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
         title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
-    return f"{title}\n{_table(headers, lines, text_columns=(0,))}"
+    return _titled(title, table(headers, lines, text=(0,), width=width), width)
 
 
-def _stages(row: ScenarioResult, stages: StageBreakdown) -> str:
+def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
     """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
     dominant = stages.sequences[0]
     lines = []
@@ -320,44 +330,49 @@ def _stages(row: ScenarioResult, stages: StageBreakdown) -> str:
     followed = dominant.spans / stages.spans
     title = (
         f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
-        f"({followed:.1%}) that went this way"
+        f"({followed:.1%}) that went this way; of D: the sum of this step's cycles over the "
+        "sum of D, of these IPIs (medians do not divide so)"
     )
-    table = _table(headers, lines, text_columns=(0, 1))
     others = [
-        f"  next: {sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
-        + " > ".join(sequence.stages)
+        fill(
+            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
+            + " > ".join(sequence.stages),
+            width,
+            "  next: ",
+        )
         for sequence in stages.sequences[1:]
     ]
     if any(not step.resolved for step in stages.steps):
-        others.append(
-            f"  < {stages.bound_cycles}: shorter than the clock's error bound, so its length and "
-            "share are not known"
-        )
-    return "\n".join([title, table, *others])
+        unknown = "shorter than the clock's error bound, so its length and share are not known"
+        others.append(fill(unknown, width, f"  < {stages.bound_cycles}: "))
+    return "\n".join(
+        [_titled(title, table(headers, lines, text=(0, 1), width=width), width), *others]
+    )
 
 
-def _not_measured(run: RunResult) -> str:
-    lines = [f"  {row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
+def _not_measured(run: RunResult, width: int) -> str:
+    lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
     if run.failure is not None:
-        lines.append(f"  the rest: {run.failure}")
-    return "\n".join(["Not measured:", *lines]) if lines else ""
+        lines.append(f"the rest: {run.failure}")
+    filled = [fill(line, width, "  ", " " * 4) for line in lines]
+    return "\n".join(["Not measured:", *filled]) if lines else ""
 
 
 def _losses(run: RunResult) -> str:
     losses = run.losses
     ipis = f"{losses.incomplete_ipis} incomplete IPIs"
     if run.observer is None:
-        return f"losses {ipis}"
+        return ipis
     overruns = sum(losses.ring_overruns.values())
     counted = [n for n in losses.recursion_misses.values() if n is not None]
     unknown = len(losses.recursion_misses) - len(counted)
     misses = f"{sum(counted)} recursion misses"
     if unknown:
         misses += f" (not counted by this kernel for {unknown} programs)"
-    return f"losses {overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
+    return f"{overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
 
 
-def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
+def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
@@ -377,7 +392,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult]) -> str:
     notes += _foreign(run, rows)
     notes += [f"note   {said}" for said in told(run.disturbances or (), worthless=False)]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
-    return "\n".join(notes)
+    return "\n".join(fill(note[7:], width, note[:7]) for note in notes)
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
@@ -425,25 +440,25 @@ def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
     )
 
 
-def _details(run: RunResult) -> str:
-    lines = [f"version  ipitrace {run.ipitrace_version}, started {run.started_at}"]
+def _details(run: RunResult, width: int) -> str:
+    lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
     if "payload_sha256" in run.guest:
-        lines.append(f"payload  sha256 {run.guest['payload_sha256']}")
+        lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
     if "module_srcversion" in run.guest:
-        lines.append(
-            f"module   ipistorm {run.guest['module_version']}, srcversion "
-            f"{run.guest['module_srcversion']}"
+        module = (
+            f"ipistorm {run.guest['module_version']}, srcversion {run.guest['module_srcversion']}"
         )
-    lines += [f"pinning  {run.host['pinning']['why']}"]
+        lines.append(("module", module))
+    lines.append(("pinning", run.host["pinning"]["why"]))
     if run.observer is not None:
-        lines.append(
-            f"BPF      loaded in {run.observer.setup_seconds:.3f} s, attached in "
+        took = (
+            f"loaded in {run.observer.setup_seconds:.3f} s, attached in "
             f"{run.observer.attach_seconds:.3f} s"
         )
         hooked = ", ".join(f"{name} ({how})" for name, how in run.observer.hooks.items())
-        lines.append(f"watched  {hooked}")
-        lines += [f"left out {name}: {why}" for name, why in run.observer.left_out.items()]
-    return "\n".join(lines)
+        lines += [("BPF", took), ("watched", hooked)]
+        lines += [("left out", f"{name}: {why}") for name, why in run.observer.left_out.items()]
+    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)
 
 
 def _per_ipi(count: float) -> str:
@@ -454,8 +469,5 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _table(
-    headers: Sequence[str], lines: Sequence[Sequence[str]], text_columns: Sequence[int]
-) -> str:
-    align = ["left" if i in text_columns else "right" for i in range(len(headers))]
-    return tabulate(lines, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+def _titled(title: str, shown: str, width: int) -> str:
+    return f"{fill(title, width)}\n{shown}"

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tabulate import tabulate
-
+from ipitrace.console import PIPE_WIDTH
 from ipitrace.foreign import plain, plain_values
 from ipitrace.host.exit_reasons import reason_name
+from ipitrace.render.grid import fill, table
 from ipitrace.units import cycles_to_ns
 
 Row = Mapping[str, Any]
@@ -83,13 +83,16 @@ def window(span: Row) -> tuple[int, int]:
     return min(stamps), max(stamps)
 
 
-def render_timeline(timeline: Timeline, tsc_hz: float | None, emulator: str | None) -> str:
+def render_timeline(
+    timeline: Timeline, tsc_hz: float | None, emulator: str | None, width: int = PIPE_WIDTH
+) -> str:
     """The IPI as text.
 
     Args:
         timeline: the IPI.
         tsc_hz: the TSC's rate; None where it is not known.
         emulator: what emulates the host or the guest; None of real ones.
+        width: of the terminal, in columns.
     """
     timeline = plain_values(timeline)
     span = timeline.span
@@ -113,14 +116,13 @@ def render_timeline(timeline: Timeline, tsc_hz: float | None, emulator: str | No
         )
         for line in lines
     ]
-    table = tabulate(
-        cells,
-        ("cycles", "ns", "vCPU", "CPU", "stage", "what"),
-        tablefmt="simple",
-        colalign=("right", "right", "right", "right", "left", "left"),
-        disable_numparse=True,
-    )
-    sections = [_header(span), table, *_asides(timeline, len(ours), tsc_hz, emulator)]
+    headers = ("cycles", "ns", "vCPU", "CPU", "stage", "what")
+    asides = _asides(timeline, len(ours), tsc_hz, emulator)
+    sections = [
+        fill(_header(span), width),
+        table(headers, cells, text=(4, 5), width=width),
+        *(fill(aside, width) for aside in asides),
+    ]
     return "\n".join(sections) + "\n"
 
 
@@ -167,7 +169,9 @@ def _detail(event: Row) -> str:
     arg, word, detail = event["arg"], event["word"], event["detail"]
     match event["kind"]:
         case "kvm_exit":
-            return f"{reason_name(detail, word)}, info {arg:#x}"
+            return f"{reason_name(detail or 0, word)}, info {arg:#x}"
+        case _ if detail is None:
+            return f"arg {arg:#x}, word {word:#x}, vector not known"
         case "kvm_eoi":
             return "nothing in service" if detail == _NO_VECTOR else f"vector {detail:#x}"
         case "sched_switch":

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ipitrace.console import say
+from ipitrace.console import output_width, say
 from ipitrace.foreign import plain, plain_lines
-from ipitrace.render.watch_text import LOG_WIDTH, render_interval
+from ipitrace.render.watch_text import render_interval
 from ipitrace.watch.model import Interval
 
 Show = Callable[[Interval, str], None]
@@ -43,6 +43,4 @@ def live_screen() -> Iterator[Show | None]:
 
 def print_block(interval: Interval) -> None:
     """The interval as a block of its own: as wide as the terminal, or for a log."""
-    console = Console()
-    width = console.size.width if console.is_terminal else LOG_WIDTH
-    say(render_interval(interval, width=width), end="\n\n")
+    say(render_interval(interval, width=output_width()), end="\n\n")

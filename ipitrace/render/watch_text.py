@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One interval of `watch` as text, for a terminal or for a log."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
-from tabulate import tabulate
-
-from ipitrace.foreign import plain, plain_values
+from ipitrace.console import PIPE_WIDTH
+from ipitrace.foreign import plain
+from ipitrace.render.grid import dense, wrapped
 from ipitrace.render.watch_gone import ended_words, unseen_words
 from ipitrace.units import MIB, processes
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
 
 _NOTHING: Final = "-"
-LOG_WIDTH: Final = 100
+_MOST_CHARS: Final = 10_000  # of what is said of one VM
+_NAME_CHARS: Final = 1000
+_LABEL: Final = 11  # columns
 _MOST_VMS: Final = 8  # shown on a terminal
 _FEWEST_PAIRS: Final = 3
 _MOST_ODD: Final = 3
@@ -22,28 +22,23 @@ _FEW: Final = 10  # below it a rate has a decimal
 
 
 def render_interval(
-    interval: Interval, *, width: int = LOG_WIDTH, height: int | None = None
+    interval: Interval, *, width: int = PIPE_WIDTH, height: int | None = None
 ) -> str:
     """The interval, fitted to a terminal of `height` lines; None shows all there is."""
     busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
-    shown = plain_values(busiest if height is None else busiest[:_MOST_VMS])
-    interval = replace(
-        interval,
-        late_posts=plain_values(interval.late_posts),
-        ended=plain_values(interval.ended),
-    )
+    shown = busiest if height is None else busiest[:_MOST_VMS]
     head = [_title(interval), ""]
     if not interval.vms:
         head.append("There is no VM to watch now.")
     else:
-        head += _vm_table(interval, shown)
+        head += _vm_table(interval, shown, width, cut=height is not None)
     head += _sight(interval.sight, width)
     if len(shown) < len(busiest):
         head.append(f"({len(busiest) - len(shown)} more VMs)")
     brief = height is not None
     tail = _below(interval, shown[: 1 if brief else len(shown)], width, brief=brief)
     room = None if height is None else max(height - len(head) - len(tail) - 4, _FEWEST_PAIRS)
-    lines = [*head, *_pairs(interval, shown, room), "", *tail]
+    lines = [*head, *_pairs(interval, shown, room, width), "", *tail]
     if height is not None:
         lines = lines[:height]
     return "\n".join(line[:width].rstrip() for line in lines)
@@ -74,13 +69,13 @@ def _sight(sight: Sight, width: int) -> list[str]:
     return [line for text in words for line in _wrapped("not seen", text, width)]
 
 
-def _vm_table(interval: Interval, vms: Sequence[VmInterval]) -> list[str]:
+def _vm_table(interval: Interval, vms: Sequence[VmInterval], width: int, *, cut: bool) -> list[str]:
     s = interval.duration_s
     rows = [
         (
-            vm.name,
-            vm.pid,
-            len(vm.vcpus),
+            plain(vm.name, _NAME_CHARS),
+            f"{vm.pid}",
+            f"{len(vm.vcpus)}",
             _seen(vm, s),
             _total_seen(vm),
             _NOTHING if vm.exits.reasons is None else _rate(_exits_of(vm), s),
@@ -89,14 +84,13 @@ def _vm_table(interval: Interval, vms: Sequence[VmInterval]) -> list[str]:
         )
         for vm in vms
     ]
-    return _table(
-        ("VM", "pid", "vCPUs", "IPIs/s", "IPIs", "exits/s", "wake-ups/s", "others/s"),
-        rows,
-        text_columns=(0,),
-    )
+    headers = ("VM", "pid", "vCPUs", "IPIs/s", "IPIs", "exits/s", "wake-ups/s", "others/s")
+    return dense(headers, rows, text=(0,), width=width, cut=cut)
 
 
-def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> list[str]:
+def _pairs(
+    interval: Interval, vms: Sequence[VmInterval], room: int | None, width: int
+) -> list[str]:
     """The busiest pairs of all the VMs shown, and what is left out."""
     several = len(interval.vms) > 1
     found: list[tuple[VmInterval, Pair]] = [(vm, pair) for vm in vms for pair in vm.pairs]
@@ -106,12 +100,12 @@ def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> l
         return ["", "No IPI was seen."] if vms else []
     rows = [
         (
-            *((vm.name,) if several else ()),
-            pair.sender,
-            "?" if pair.target is None else pair.target,
+            *((plain(vm.name, _NAME_CHARS),) if several else ()),
+            f"{pair.sender}",
+            "?" if pair.target is None else f"{pair.target}",
             f"{pair.vector:#04x}",
-            pair.mode,
-            pair.path,
+            plain(pair.mode, _NAME_CHARS),
+            plain(pair.path, _NAME_CHARS),
             _rate(pair.ipis.delta, interval.duration_s),
             f"{pair.ipis.total:,}",
         )
@@ -119,10 +113,12 @@ def _pairs(interval: Interval, vms: Sequence[VmInterval], room: int | None) -> l
     ]
     names = ("from", "to", "vector", "mode", "path", "IPIs/s", "IPIs")
     first = 1 if several else 0
-    lines = _table(
+    lines = dense(
         (*(("VM",) if several else ()), *names),
         rows,
-        text_columns=(0,) * first + (first + 3, first + 4),
+        text=(0,) * first + (first + 3, first + 4),
+        width=width,
+        cut=room is not None,
     )
     unlisted = found[len(listed) :]
     left_out = [vm.pairs_left_out for vm in vms]
@@ -255,20 +251,6 @@ def _rate(delta: int, duration_s: float) -> str:
 
 
 def _wrapped(label: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, width, initial_indent=f"{label:<11}", subsequent_indent=" " * 11
-    ) or [label]
-
-
-def _table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: Sequence[int]
-) -> list[str]:
-    align = ["left" if i in text_columns else "right" for i in range(len(headers))]
-    # The names are a row like the others: tabulate pads headers, and 80 columns are few.
-    text = tabulate(
-        [headers, *([str(cell) for cell in row] for row in rows)],
-        tablefmt="plain",
-        disable_numparse=True,
-        colalign=align,
-    )
-    return text.splitlines()
+    """What is said after a label; every paragraph goes through here, and is plain after it."""
+    lines = wrapped(plain(text, _MOST_CHARS), width - _LABEL)
+    return [f"{label:<{_LABEL}}{lines[0]}", *(" " * _LABEL + line for line in lines[1:])]

@@ -77,7 +77,10 @@ def target_notes(
         elif scenario.target_state == TargetState.BLOCKED and slept < _MOSTLY:
             yield f"the target's thread slept for only {slept:.0%} of the IPIs; raise --pace"
         elif polled or slept:
-            yield f"host found the target by polling {polled:.0%}, asleep {slept:.0%}"
+            yield (
+                f"host found the target by polling for {polled:.0%} of the IPIs, asleep for "
+                f"{slept:.0%}"
+            )
     elif halts > _MOSTLY:
         yield "the target halted although it should have been running"
 

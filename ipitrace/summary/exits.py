@@ -57,7 +57,8 @@ def exits_per_ipi(
 
 def exit_times(measured: Measured, watched: Sequence[Watched]) -> tuple[ExitTime, ...]:
     """How long exits took by side and reason, the longest share of D first."""
-    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline)
+    # Of the same repetitions: without a common clock nothing of D can be covered.
+    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline if r.watched is not None)
     by_side: dict[tuple[str, str], list[ExitTable]] = {}
     for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
         side = "sender" if vcpu == SENDER else "target"

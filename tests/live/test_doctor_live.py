@@ -34,7 +34,7 @@ def test_where_the_live_tests_run_ipitrace_can_run() -> None:
     assert done.stderr == ""
     assert "'ipitrace run' can work here" in done.stdout
     assert "missing" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert max(map(len, done.stdout.splitlines())) <= 100
     assert Path("/proc/self/mounts").read_text() == mounts
 
 

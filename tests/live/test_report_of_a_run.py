@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from checks import assert_sound
+from unknowns import unknowns_as_numbers
 
 from ipitrace.errors import ExitCode
 
@@ -29,6 +30,17 @@ def test_report_prints_what_run_printed(tmp_path: Path) -> None:
     assert f"Wrote {place / 'run.json'}" in ran.stderr.decode()
     assert ran.stdout
     assert ipitrace("report", "-v", place).stdout == ran.stdout
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("more", [(), ("--inject", "lost-ipi")], ids=["all", "lost IPIs"])
+def test_what_a_run_does_not_know_is_null(more: tuple[str, ...], tmp_path: Path) -> None:
+    """In all columns of all tables, also where an IPI got lost."""
+    place = tmp_path / "r"
+    ran = ipitrace("run", "--scenario", "self", "--count", 60, *more, "-o", place)
+    assert ran.returncode in {0, 4}, ran.stderr.decode()
+    assert {path.suffix for path in place.iterdir()} >= {".parquet"}
+    assert unknowns_as_numbers(place) == []
 
 
 @pytest.mark.live("kvm")

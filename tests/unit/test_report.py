@@ -118,13 +118,13 @@ def test_one_ipi_is_told_whole(tmp_path: Path) -> None:
         done.stdout
         == """\
 IPI 4: unicast, repetition 0, send 4, vCPU 0 to vCPU 1, path exitless
-  cycles     ns    vCPU    CPU  stage    what
---------  -----  ------  -----  -------  ---------------------------------------
-      +0     +0       0      -  send     in the guest
-    +300   +150       0      4  ipi      kvm_apic_ipi ICR 0xec, destination 0x1
-    +500   +250       0      4  accept   kvm_apic_accept_irq vector 0xec, APIC 1
-    +800   +400       0      -  sent     in the guest
-   +2000  +1000       1      -  handler  in the guest
+cycles     ns  vCPU  CPU  stage    what
+------  -----  ----  ---  -------  ---------------------------------------
+    +0     +0     0    -  send     in the guest
+  +300   +150     0    4  ipi      kvm_apic_ipi ICR 0xec, destination 0x1
+  +500   +250     0    4  accept   kvm_apic_accept_irq vector 0xec, APIC 1
+  +800   +400     0    -  sent     in the guest
+ +2000  +1000     1    -  handler  in the guest
 
 before: IPI 3 to vCPU 1, sent at -10000 cycles (-5000 ns), path msr-exit
 after: IPI 5 to vCPU 1, sent at +10000 cycles (+5000 ns), path msr-exit

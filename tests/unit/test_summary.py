@@ -255,6 +255,22 @@ def test_kvm_exit_events_outrank_the_statistics() -> None:
     assert list(row.exits.target)[:2] == ["exits", "EXTERNAL_INTERRUPT"]
 
 
+def test_a_repetition_without_a_common_clock_has_no_part_in_what_exits_cover() -> None:
+    """Nothing of its D can be covered: its D is not divided by, either."""
+    found = recorded(PLAIN, (1,), exits=[(1001, 0, int(Isa.VMX), 32)])
+    assert found.watched is not None
+    exits = [
+        replace(table, in_deliver_cycles=np.full(len(table.reason), 12))
+        for table in found.watched.exits
+    ]
+    found = replace(found, watched=replace(found.watched, exits=exits))
+    alone = row_of("unicast-running", found).exit_times
+    both = row_of("unicast-running", found, replace(found, watched=None)).exit_times
+    assert alone is not None
+    assert alone == both
+    assert alone[0].share_of_deliver > 0
+
+
 def test_the_same_number_means_another_reason_on_amd() -> None:
     svm = int(Isa.SVM)
     exits = [(at, 0, svm, 0x7C) for at in (1001, 2001, 3001)]
@@ -283,11 +299,11 @@ def halted(polled: int, slept: int, halts: int, name: str = "unicast-halted") ->
 
 
 def test_notes_say_where_the_target_was_not_as_asked() -> None:
-    assert "polling 33%, asleep 67%" in halted(1, 2, 3)[0]
+    assert "polling for 33% of the IPIs, asleep for 67%" in halted(1, 2, 3)[0]
     assert "in HLT for only 33%" in halted(0, 1, 1)[0]
     assert "slept for only 0%" in halted(3, 0, 3, "unicast-blocked")[0]
     assert halted(0, 3, 3, "unicast-blocked") == (
-        "host found the target by polling 0%, asleep 100%",
+        "host found the target by polling for 0% of the IPIs, asleep for 100%",
     )
     assert "should have been running" in halted(0, 0, 3, "unicast-running")[0]
     assert halted(0, 0, 0, "unicast-running") == ()

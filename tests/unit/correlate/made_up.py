@@ -488,6 +488,8 @@ def tell(
     counts = np.zeros((max(to) + 1, n), np.int64)
     for h in exits:
         counts[h.vcpu, h.ipi] += 1
+    if model.path == Path.EMULATED:  # kvm_exit does not fire there: nobody knows
+        counts[:] = ABSENT
     trace = StormTrace(
         sends=sends,
         receipts=tuple(map(_receipts, logs.values())),

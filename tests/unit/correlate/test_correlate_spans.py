@@ -297,6 +297,7 @@ def test_nothing_is_exitless_when_exits_are_not_told() -> None:
     story = tell("exitless", 3, 2)
     unseen = correlate(replace(story.trace, exits_fire=False))
     assert unseen.path.tolist() == [Path.UNKNOWN] * 3
+    assert {*unseen.sender_exits.tolist(), *unseen.target_exits.tolist()} == {ABSENT}
     assert unseen.unmatched_ipis == 3
     assert correlate(replace(story.trace, complete=False)).path.tolist() == [Path.UNKNOWN] * 3
     assert correlate(story.trace).unmatched_ipis == 0

@@ -277,7 +277,7 @@ def test_the_text_fits_80_columns_and_ends_with_the_verdict() -> None:
         Check("rights", "ok", "root"),
         Check("events", "warn", "tracepoints missing: " + "kvm_exit, " * 20, "do this " * 30),
     )
-    text = render_examination(Examination(checks, None))
+    text = render_examination(Examination(checks, None), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert text.endswith("'ipitrace run' can work here, with 1 warning.\n")
     assert "> do this" in text
@@ -325,5 +325,7 @@ def test_sudo_is_advised_only_where_a_right_is_missing(make_files: Make) -> None
 
 
 def test_a_name_without_an_end_does_not_widen_the_report() -> None:
-    text = render_examination(Examination((Check("VMs", "warn", "running: " + "n" * 255),), None))
+    text = render_examination(
+        Examination((Check("VMs", "warn", "running: " + "n" * 255),), None), 80
+    )
     assert max(map(len, text.splitlines())) <= 80

@@ -33,7 +33,7 @@ OTHER = replace(
 
 
 def test_large_and_strange_vms_fit_80_columns() -> None:
-    text = render_list(Discovery((WEB, OTHER), 3, None))
+    text = render_list(Discovery((WEB, OTHER), 3, None), width=80)
     assert max(map(len, text.splitlines())) <= 80
     for i in range(64):
         assert f"{i}: {70000 + i} on {i}" in text

@@ -25,6 +25,11 @@ def rendered(run: RunResult, *, verbose: bool = False) -> str:
     return text
 
 
+def flat(text: str) -> str:
+    """The text without the line breaks that depend on the width."""
+    return " ".join(text.split())
+
+
 def line_of(text: str, *words: str) -> list[str]:
     """The cells of the first line that begins with these words."""
     for line in text.splitlines():
@@ -41,12 +46,11 @@ def test_a_whole_run() -> None:
     assert "pinned to CPUs 0, 1" in text
     assert "2000.000 MHz +- 50 Hz" in text
     assert "40 cycles (20 ns) of one reading" in text
-    assert "60 cycles (30 ns) of a host event" in text
+    assert "60 cycles (30 ns) of a host event" in flat(text)
     # 20 cycles at 2 GHz are 10 ns.
-    cells = line_of(text, "unicast-running", "3", "3", "S")
-    assert cells[4:6] == ["20", "10"]
-    assert line_of(text, "D")[1:3] == ["50", "25"]
-    assert line_of(text, "R")[1:3] == ["200", "100"]
+    assert line_of(text, "unicast-running", "S")[2:4] == ["20", "10"]
+    assert line_of(text, "3 sent", "D")[2:4] == ["50", "25"]
+    assert line_of(text, "3 delivered", "R")[2:4] == ["200", "100"]
     assert "source: kvm_exit tracepoint" in text
     assert "MSR_WRITE" in text
     assert line_of(text, "kvm_apic_ipi")[1] == "1.00 + 0"
@@ -105,7 +109,7 @@ def test_what_could_not_be_measured_is_told() -> None:
 def test_a_partial_run_says_what_ended_it() -> None:
     text = rendered(made_run(complete=False, failure="Interrupted."))
     assert "Interrupted." in text
-    assert line_of(text, "unicast-running", "3", "3", "S")
+    assert line_of(text, "unicast-running", "S")
 
 
 @pytest.mark.parametrize("tracing", [{}, UNTRACED])
@@ -131,7 +135,7 @@ def test_disturbances_and_limits_are_shown() -> None:
     assert "note   vCPU 1 was moved" not in text  # it is a doubt
     assert (
         "limits at most 10000 sends per second (--max-rate) and 60 s of storms (--max-time): "
-        "the guest is not ours" in text
+        "the guest is not ours" in flat(text)
     )
     assert "limits" not in render_run(made_run())
 
@@ -148,7 +152,7 @@ def test_losses_are_shown() -> None:
     text = rendered(made_run(losses=losses))
     assert "42 of 1000 events in ring overruns" in text
     assert "5 recursion misses" in text
-    assert "1 program" in text
+    assert "1 program" in flat(text)
     assert "3 incomplete IPIs" in text
 
 
@@ -164,7 +168,7 @@ def test_overcommitment_and_neighbours_are_shown() -> None:
         "neighbours": {"kvm_processes": [{"name": "qemu-system", "pid": 4711}]},
     }
     text = rendered(made_run(host=host))
-    assert "9 vCPUs do not fit on 2 allowed CPUs" in text
+    assert "9 vCPUs do not fit on 2 allowed CPUs" in flat(text)
     assert "qemu-system (pid 4711)" in text
 
 
@@ -179,7 +183,7 @@ def test_an_unpinned_guest_and_an_unknown_clock() -> None:
     text = rendered(made_run(clock=unknown, guest=guest))
     assert "not pinned" in text
     assert "MHz" not in text
-    assert line_of(text, "unicast-running", "3", "3", "S")[4:6] == ["20", "-"]
+    assert line_of(text, "unicast-running", "S")[2:4] == ["20", "-"]
 
 
 def test_nothing_delivered() -> None:
@@ -194,12 +198,13 @@ def test_nothing_delivered() -> None:
     )
     observer = replace(made_run().observer, costs={})  # type: ignore[type-var]
     text = rendered(made_run(scenarios=(row,), observer=observer))
-    for letter in "DR":
-        assert set(line_of(text, letter)[1:]) == {"-"}
+    for cells in (("3 sent", "D"), ("0 delivered", "R")):
+        assert set(line_of(text, *cells)[2:]) == {"-"}
 
 
 def test_the_table_of_scenarios() -> None:
-    text = render_scenarios([(s, unsupported(s)) for s in SCENARIOS], DEFAULT_SCENARIOS)
+    rows = [(s, unsupported(s)) for s in SCENARIOS]
+    text = render_scenarios(rows, DEFAULT_SCENARIOS, width=200)
     for scenario in SCENARIOS:
         cells = line_of(text, scenario.name)
         runs = "no" if unsupported(scenario) else "yes"
@@ -218,9 +223,9 @@ def test_interrupts_on_cpus_that_never_ran_the_vm_are_told() -> None:
     row = replace(row, host_interrupts=counted, absent=absent)
     run = made_run()
     text = rendered(replace(run, scenarios=(row,)))
-    assert "notifications on CPUs that never ran this VM: PIN 200 on CPU 2\n" in text
+    assert "notifications on CPUs that never ran this VM: PIN 200 on CPU 2" in flat(text)
     assert "RES 9" not in text
     row = replace(row, send_method="passthrough")
     text = rendered(replace(run, scenarios=(row,)))
-    assert "the host's own included: RES 9 on CPU 2\n" in text
+    assert "the host's own included: RES 9 on CPU 2" in flat(text)
     assert "NMI" not in text

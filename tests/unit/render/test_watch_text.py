@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An interval of `watch` as text and as OpenMetrics."""
 
+import cProfile
 import json
+import pstats
 from dataclasses import replace
 
 import pytest
@@ -144,6 +146,15 @@ def test_at_80_by_24_nothing_of_one_vm_is_cut_off() -> None:
     assert lines[2].split()[-1] == "others/s"
     assert any("60 more" in line or "more:" in line for line in lines)
     assert lines[-1].startswith("own cost")
+
+
+def test_the_text_of_many_vms_takes_little_for_each() -> None:
+    """In calls of functions, which do not depend on the machine; two thousand, it once was."""
+    many = interval(*(vm(f"guest{i}") for i in range(200)))
+    profile = cProfile.Profile()
+    text = profile.runcall(render_interval, many)
+    assert len(text.splitlines()) > 200 * 4
+    assert pstats.Stats(profile).total_calls < 200 * 150  # type: ignore[attr-defined]
 
 
 def test_openmetrics_has_totals_by_vm() -> None:
