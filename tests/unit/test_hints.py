@@ -32,6 +32,16 @@ OF_COMMANDS = {
 OF_OTHERS = {"--pid=host": "the container's"}
 
 
+def commands_in(group: click.Group) -> dict[str, click.Command]:
+    """By their names; each is loaded."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+COMMANDS = commands_in(ipitrace_group)
+
+
 @functools.cache
 def imported_by(path: Path) -> frozenset[Path]:
     """All modules of the package that a module leads to."""
@@ -57,7 +67,7 @@ def commands_of(module: str) -> set[str]:
     if module in OF_COMMANDS:
         return OF_COMMANDS[module]
     path, own = PACKAGE / module, PACKAGE / "commands"
-    return {name for name in ipitrace_group.commands if path in imported_by(own / f"{name}.py")}
+    return {name for name in COMMANDS if path in imported_by(own / f"{name}.py")}
 
 
 def command(words: list[str]) -> tuple[click.Command, str]:
@@ -65,9 +75,10 @@ def command(words: list[str]) -> tuple[click.Command, str]:
     found: click.Command = ipitrace_group
     name = "ipitrace"
     for word in words:
-        if not isinstance(found, click.Group) or word not in found.commands:
+        known = commands_in(found) if isinstance(found, click.Group) else {}
+        if word not in known:
             break
-        found, name = found.commands[word], f"{name} {word}"
+        found, name = known[word], f"{name} {word}"
     return found, name
 
 
@@ -75,9 +86,9 @@ def options(of: click.Command) -> set[str]:
     """All of them, those of a group's commands included."""
     found = {o for p in of.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
     if isinstance(of, click.Group):
-        found.update(*(options(one) for one in of.commands.values()))
+        found.update(*(options(one) for one in commands_in(of).values()))
     if of.name == "ab":  # what comes after them goes to 'run'
-        found |= options(ipitrace_group.commands["run"])
+        found |= options(COMMANDS["run"])
     return found
 
 
@@ -92,7 +103,7 @@ def faults(hint: Hint) -> list[str]:
 
 def _false_commands(text: str) -> Iterator[str]:
     for match in NAMED.finditer(text):
-        if match[1] not in ipitrace_group.commands:
+        if match[1] not in COMMANDS:
             if text[: match.start()].endswith(("'", "`")):  # else it is the program, "ipitrace is"
                 yield f"there is no command {match[0]}"
             continue
@@ -108,7 +119,7 @@ def _false_options(hint: Hint) -> Iterator[str]:
     bare = re.sub(r"(['`]?)ipitrace [a-z]+[^'`;,]*\1", "", hint.text)
     for option in set(OPTION.findall(bare)) - OF_OTHERS.keys():
         for name in sorted(commands_of(hint.module)):
-            if option not in options(ipitrace_group.commands[name]):
+            if option not in options(COMMANDS[name]):
                 yield f"'ipitrace {name}' has no {option}"
 
 
@@ -127,7 +138,7 @@ def test_hints_are_found() -> None:
     assert len(HINTS) > 150
     for text in (
         "sudo usermod -aG {} $USER",  # a function of another module answers it
-        "See 'ipitrace scenarios' for those that can.",
+        "'ipitrace scenarios' with the same --vm and --via says why others cannot.",
         "--no-trace measures without looking into the host",
         "modprobe msr",
         "ipitrace guest install",

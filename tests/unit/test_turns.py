@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far `ipitrace ab` is, as a person at a terminal sees it."""
 
+import contextlib
 import os
 import re
 import sys
@@ -16,6 +17,9 @@ from ipitrace.render import progress
 from ipitrace.units import spell_time
 
 
+CLEARED = "\r\x1b[K"
+
+
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
     """A terminal's far end, and the near one, to which is written."""
@@ -28,13 +32,17 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
     os.close(master)
 
 
-def drawn(master: int) -> list[str]:
-    """What was drawn since, line over line."""
-    try:
-        text = os.read(master, 65536).decode()
-    except BlockingIOError:
-        return []
-    return text.split("\r\x1b[K")[1:]
+def drawn(master: int, n: int) -> list[str]:
+    """What was drawn since, line over line: `n` times at least, once it has come through."""
+    text = ""
+    until_s = time.monotonic() + (5.0 if n else 0.1)
+    while text.count(CLEARED) < n or not n:
+        with contextlib.suppress(BlockingIOError):
+            text += os.read(master, 65536).decode()
+        if time.monotonic() > until_s:
+            break
+        time.sleep(0.01)
+    return text.split(CLEARED)[1:]
 
 
 def test_a_terminal_shows_round_side_and_time_left(
@@ -45,21 +53,21 @@ def test_a_terminal_shows_round_side_and_time_left(
     with Turns(2) as turns:
         turns.starts(1, "a")
         turns.goes_on()
-        assert drawn(terminal) == [f"[{'.' * 30}]   0% round 1 of 2, A"]
+        assert drawn(terminal, 1) == [f"[{'.' * 30}]   0% round 1 of 2, A"]
         time.sleep(0.1)
         turns.goes_on()
-        assert drawn(terminal) == [], "the host that is measured is left alone"
+        assert drawn(terminal, 0) == [], "the host that is measured is left alone"
         turns.ended(1)
         turns.starts(1, "b")
         turns.goes_on()
-        cleared, bar = drawn(terminal)
+        cleared, bar = drawn(terminal, 2)
         assert cleared == ""
         assert re.fullmatch(r"\[#{8}\.{22}\]  25% round 1 of 2, B, about \d s left", bar)
         turns.says("It is repeated.")
-        assert drawn(terminal) == ["It is repeated.\r\n"]
+        assert drawn(terminal, 1) == ["It is repeated.\r\n"]
         turns.goes_on()
-        assert drawn(terminal) == [bar]
-    assert drawn(terminal) == [""], "nothing is left behind"
+        assert drawn(terminal, 1) == [bar]
+    assert drawn(terminal, 1) == [""], "nothing is left behind"
 
 
 @pytest.mark.parametrize(
