@@ -243,6 +243,7 @@ def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
     try:
         run = RunResult.from_dict(data)
         _check_counts(run)
+        _check_texts(run)
     except ValueError as error:
         raise UsageError(
             f"{path} does not follow version {SCHEMA_VERSION} of its format: {error}.",
@@ -259,6 +260,17 @@ def _check_counts(run: RunResult) -> None:
             raise ValueError("it has a table that this version does not know")
         if not 0 <= info.rows <= MOST_ROWS:
             raise ValueError(f"its table {name} has {info.rows} rows")
+
+
+def _check_texts(run: RunResult) -> None:
+    """Of what run.json holds without a type, see that what is printed as a text is one."""
+    fingerprint = run.host.get("fingerprint")
+    if not isinstance(fingerprint, Mapping | None):
+        raise ValueError("host.fingerprint is no object")  # noqa: TRY004 - one error for all
+    for where, values in (("host.fingerprint", fingerprint or {}), ("guest", run.guest)):
+        for key in ("kernel_release", "emulated"):
+            if not isinstance(values.get(key), str | None):
+                raise ValueError(f"{where}.{key} is no text")  # noqa: TRY004
 
 
 def _not_whole(directory: Path, content: bytes) -> UsageError:

@@ -335,6 +335,30 @@ def test_values_that_do_not_fit_together(recording: Path, change: Callable[[Any]
     assert "is damaged" in said_here("report", recording)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run["host"].update(fingerprint=[]), "host.fingerprint is no object"),
+        (
+            lambda run: run["host"].update(fingerprint={"kernel_release": 6}),
+            "host.fingerprint.kernel_release is no text",
+        ),
+        (
+            lambda run: run["host"].update(fingerprint={"emulated": {}}),
+            "host.fingerprint.emulated is no text",
+        ),
+        (lambda run: run["guest"].update(emulated=True), "guest.emulated is no text"),
+    ],
+)
+def test_what_is_printed_as_a_text_is_one(
+    recording: Path, change: Callable[[Any], object], said: str
+) -> None:
+    change_run(recording, change)
+    assert said in said_here("report", recording)
+    for kind in ("table", "csv", "openmetrics", "junit", "markdown", "json"):
+        assert said in said_here("compare", recording, recording, "--format", kind)
+
+
 def test_more_scenarios_than_can_be(recording: Path) -> None:
     change_run(recording, lambda run: run.update(scenarios=run["scenarios"] * 1001))
     assert "more than 1000 scenarios" in said_here("report", recording)

