@@ -174,6 +174,11 @@ def check_names(vm: str, via: str | None) -> None:
     if via is None and vm.partition(":")[0] != MICRO:
         return
     if vm.partition(":")[0] == MICRO or LOCAL in {vm, via}:
+        if via is None:
+            raise UsageError(
+                f"--vm {vm} is the built-in guest, which has no system to put a module into.",
+                f"Any other guest is --vm NAME; '--vm {LOCAL}' is this machine itself.",
+            )
         raise UsageError(
             f"--vm {vm} does not go with --via {via}.",
             f"The built-in guest ({MICRO}) needs no --via; '--vm {LOCAL}' is this machine itself; "

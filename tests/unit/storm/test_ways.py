@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ipitrace.errors import HostError, UsageError
-from ipitrace.guests import check_names
+from ipitrace.guests import check_names, open_way
 from ipitrace.storm.ssh import Destination, _place, open_ssh
 from ipitrace.storm.via import open_shell
 
@@ -69,6 +69,11 @@ def test_what_is_no_way_says_which_there_are(via: str) -> None:
 def test_guests_and_ways_that_do_not_go_together(vm: str, via: str | None) -> None:
     with pytest.raises(UsageError):
         check_names(vm, via)
+
+
+def test_the_built_in_guest_takes_no_module() -> None:
+    with pytest.raises(UsageError, match="has no system to put a module into"):
+        open_way("micro", None)
 
 
 def test_nobody_listens() -> None:
