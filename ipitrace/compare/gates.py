@@ -220,10 +220,11 @@ def _check(gate: Gate, row: Row, p: float, family: int) -> GateResult:
 
 def _why_open(gate: Gate, row: Row, least: float, family: int) -> str:
     fewest_units = fewest(family)
+    gated = f"{family} gated metric" + ("" if family == 1 else "s")
     if row.between_recordings is None and min(row.base.n, row.patched.n) < fewest_units:
-        return f"too few repetitions: with {family} gated metrics it takes {fewest_units} a side"
+        return f"too few repetitions: with {gated} it takes {fewest_units} a side"
     if gate.kind == GateKind.FAIL_ON:
         return "the interval of the change reaches beyond the limit"
     if least < gate.limit - _ROUNDING:
         return "the interval of the change does not lie beyond the limit as a whole"
-    return f"with {family} gated metrics the change may be chance"
+    return f"with {gated} the change may be chance"

@@ -199,6 +199,8 @@ def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
     hidden = len(rows) - len(shown)
     if not hidden:
         return ""
+    if hidden == 1:
+        return "1 more metric, which was not found to differ; --all shows it."
     return f"{hidden} more metrics, none of which was found to differ; --all shows them."
 
 

@@ -233,7 +233,7 @@ def test_a_requirement_is_met_only_if_the_whole_interval_lies_beyond_it() -> Non
     assert exit_code([undecided], strict=True) == ExitCode.UNTRUSTWORTHY
     few = held_against(steady(3), steady(3, factor=0.5), gates=gates[:1])
     assert [g.state for g in few.gates] == ["open"]
-    assert few.gates[0].why == "too few repetitions: with 1 gated metrics it takes 4 a side"
+    assert few.gates[0].why == "too few repetitions: with 1 gated metric it takes 4 a side"
 
 
 def test_a_gate_on_exits_is_on_both_sides() -> None:
@@ -294,7 +294,7 @@ def test_gated_metrics_are_a_family_of_their_own() -> None:
     assert row(gated, "deliver.p99").p_corrected > gated.gates[0].p_corrected
     few = held_against(steady(3), steady(3, factor=2), gates=(parse_gate("deliver.p99:+5%"),))
     assert [g.state for g in few.gates] == ["open"]
-    assert few.gates[0].why == "too few repetitions: with 1 gated metrics it takes 4 a side"
+    assert few.gates[0].why == "too few repetitions: with 1 gated metric it takes 4 a side"
 
 
 def test_a_repetition_without_cycles_is_not_left_out() -> None:
