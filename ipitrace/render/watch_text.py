@@ -216,7 +216,7 @@ def _losses(vm: VmInterval) -> list[str]:
         lost.append(f"{vm.missed.total:,} events not counted (one program interrupted another)")
     if vm.unwatched:
         named = ", ".join(map(str, vm.unwatched))
-        lost.append(f"vCPUs not watched, since their thread is not known or no room: {named}")
+        lost.append(f"vCPUs not watched (thread not known, or another VM's now; or no room): {named}")
     return lost
 
 

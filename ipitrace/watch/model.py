@@ -118,7 +118,8 @@ class VmInterval:
         cpus: the host CPUs on which one of its vCPU threads was seen.
         watched_s: how long it is watched.
         uid: the user its process runs as (effective); None when that is not known.
-        unwatched: vCPUs whose thread is not known, or for which there was no room.
+        unwatched: vCPUs whose thread is not known, or runs a vCPU of another VM since, or for
+            which there was no room.
     """
 
     name: str

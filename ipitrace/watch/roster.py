@@ -64,6 +64,7 @@ class Roster:
         self._free = list(range(counting.n_slots - 1, -1, -1))
         self._resting: list[int] = []
         self._owner: dict[int, Watched] = {}
+        self._slot_of_tid: dict[int, int] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._files_left = soft // 4  # others need some, too
         self.watched: list[Watched] = []
@@ -77,17 +78,23 @@ class Roster:
         self._resting = []
 
     def add(self, vm: VirtualMachine) -> Watched:
-        """Watch `vm`, as far as there is room."""
+        """Watch `vm`, as far as there is room.
+
+        A thread has one slot. Where it was seen as another VM's vCPU before, it is that no more,
+        or in turn: it counts for the VM that was seen last.
+        """
         slots: list[int] = []
         vcpus: list[int] = []
         tids: list[int] = []
         unwatched: list[int] = []
         for vcpu in vm.vcpus:
-            if vcpu.tid is None or not self._free:
+            if vcpu.tid is None or vcpu.tid in tids or not self._free:
                 unwatched.append(vcpu.index)
                 continue
             slot = self._free.pop()
+            self._lose_thread(vcpu.tid)
             self._counting.give(slot, vcpu.tid)
+            self._slot_of_tid[vcpu.tid] = slot
             slots.append(slot)
             vcpus.append(vcpu.index)
             tids.append(vcpu.tid)
@@ -105,10 +112,20 @@ class Roster:
         self.watched.append(watched)
         return watched
 
+    def _lose_thread(self, tid: int) -> None:
+        """The VM that has this thread so far is told without it from now on."""
+        slot = self._slot_of_tid.get(tid)
+        if slot is not None:
+            former = self._owner[slot]
+            former.unwatched += (former.vcpus[former.slots.index(slot)],)
+            former.shown = None
+
     def remove(self, watched: Watched) -> None:
         """Watch it no longer."""
-        for tid in watched.tids:
-            self._counting.take(tid)
+        for tid, slot in zip(watched.tids, watched.slots, strict=True):
+            if self._slot_of_tid.get(tid) == slot:  # else another VM has the thread
+                self._counting.take(tid)
+                del self._slot_of_tid[tid]
         for slot in watched.slots:
             del self._owner[slot]
         self._resting += watched.slots

@@ -37,8 +37,15 @@ def by_ssh(words: Sequence[str], status: Mapping[str, object]) -> Outcome:
 
 def runs(table: str) -> dict[str, tuple[str, str]]:
     """From a scenario's name to whether it runs, and the rest of its line."""
-    lines = [line.split(maxsplit=2) for line in table.splitlines()[2:]]
-    return {name: (able, about) for name, able, about in lines}
+    found: dict[str, tuple[str, str]] = {}
+    name = ""
+    for line in table.splitlines()[2:]:
+        if line.startswith(" "):  # what was wrapped goes on
+            found[name] = (found[name][0], f"{found[name][1]} {line.strip()}")
+        else:
+            name, able, about = line.split(maxsplit=2)
+            found[name] = (able, about)
+    return found
 
 
 @pytest.mark.parametrize("way", [by_agent, by_ssh])
