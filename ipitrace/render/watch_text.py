@@ -216,7 +216,8 @@ def _losses(vm: VmInterval) -> list[str]:
         lost.append(f"{vm.missed.total:,} events not counted (one program interrupted another)")
     if vm.unwatched:
         named = ", ".join(map(str, vm.unwatched))
-        lost.append(f"vCPUs not watched (thread not known, or another VM's now; or no room): {named}")
+        why = "thread not known, or another VM's now; or no room"
+        lost.append(f"vCPUs not watched ({why}): {named}")
     return lost
 
 
