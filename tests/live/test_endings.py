@@ -125,7 +125,9 @@ def test_an_interrupted_ab_with_nothing_finished_says_so(tmp_path: Path) -> None
     until(lambda: list(tmp_path.glob("ab/a/.001.partial-*")), 60)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=120)
+    where, said = told.split("\n", 1)
+    assert where.endswith("the recordings go to ab")
     assert (process.returncode, said) == (ExitCode.INTERRUPTED, f"ipitrace: {NOTHING_WRITTEN}")
     assert not list((tmp_path / "ab").iterdir())
 
