@@ -43,7 +43,20 @@ def recording_of(path: Path) -> Path:
     """The recording that a person means by `path`: its directory, or its run.json.
 
     A run.json without the rest of its recording is answered as it is; so is what is neither.
+
+    Raises:
+        UsageError: it may not be looked at.
     """
+    for place in (path, path / RUN_FILE):
+        try:
+            place.stat()
+        except PermissionError as error:
+            raise UsageError(
+                f"{path} may not be looked at: {error.strerror}.",
+                "Run it as a user who may read it.",
+            ) from error
+        except (OSError, ValueError):  # what is wrong with it, the reader says
+            break
     whole = path.name == RUN_FILE and not path.is_dir() and (path.parent / CHECKSUM_FILE).exists()
     return path.parent if whole else path
 
@@ -244,6 +257,7 @@ def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
         run = RunResult.from_dict(data)
         _check_counts(run)
         _check_texts(run)
+        _check_names(run)
     except ValueError as error:
         raise UsageError(
             f"{path} does not follow version {SCHEMA_VERSION} of its format: {error}.",
@@ -260,6 +274,16 @@ def _check_counts(run: RunResult) -> None:
             raise ValueError("it has a table that this version does not know")
         if not 0 <= info.rows <= MOST_ROWS:
             raise ValueError(f"its table {name} has {info.rows} rows")
+
+
+def _check_names(run: RunResult) -> None:
+    """A reason or a path without a name would be taken for the sum of all."""
+    for row in run.scenarios:
+        for figures in row.repetition_figures:
+            exits = figures.exits
+            named = [*(exits.sender or ()), *(exits.target or ())] if exits is not None else []
+            if "" in (*named, *(figures.paths or ())):
+                raise ValueError("an exit reason or a path has no name")
 
 
 def _check_texts(run: RunResult) -> None:

@@ -55,7 +55,8 @@ def others_may_write(path: str) -> bool:
     Under sudo whoever called it is ourselves, too. A folder above may be sticky, as /tmp is;
     then nobody can rename what is ours in it. What does not exist, nobody can be trusted with.
     """
-    ours = {0, os.geteuid(), int(os.environ.get("SUDO_UID") or 0)}
+    caller = os.environ.get("SUDO_UID", "")
+    ours = {0, os.geteuid(), int(caller) if caller.isascii() and caller.isdigit() else 0}
     for start in {os.path.abspath(path), os.path.realpath(path)}:  # noqa: PTH100
         place, inner = start, True
         while True:
@@ -64,7 +65,9 @@ def others_may_write(path: str) -> bool:
             except OSError:
                 return True
             # A private group has its user's number (useradd's USERGROUPS_ENAB).
-            group = found.st_mode & stat.S_IWGRP and found.st_gid not in {0, found.st_uid}
+            group = found.st_mode & stat.S_IWGRP and (
+                found.st_gid not in {0, found.st_uid} or _has_acl(place)
+            )
             open_to_all = group or found.st_mode & stat.S_IWOTH
             sticky = not inner and found.st_mode & stat.S_ISVTX
             if found.st_uid not in ours or (open_to_all and not sticky):
@@ -73,6 +76,14 @@ def others_may_write(path: str) -> bool:
                 break
             place, inner = os.path.dirname(place), False  # noqa: PTH120
     return False
+
+
+def _has_acl(path: str) -> bool:
+    """Whether an access control list may name others: its mask shows as the group's bits."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError:  # ENODATA, or a file system without them
+        return False
 
 
 def _begins_with_cwd() -> bool:

@@ -24,7 +24,7 @@
 # --self-test measures a known truth instead of SET_UP_A and SET_UP_B: nothing against nothing
 # must be the same, and handlers that burn BURN cycles (200000) must be worse in the round
 # trip by about as much, and in the round trip alone.
-set -eu
+set -euf # no * of RUN or COMPARE is taken for a file's name
 
 : "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
 : "${SET_UP_A:=true}" "${SET_UP_B:=true}"
@@ -32,23 +32,31 @@ set -eu
 
 # Without ipitrace nothing is measured: no verdict, and exit code 3 as ipitrace has it.
 find_ipitrace() {
-	here=$(dirname "$(readlink -f "$0")")/../../.venv/bin/ipitrace
-	if [ -z "${IPITRACE-}" ]; then
-		IPITRACE=ipitrace
-		command -v ipitrace >/dev/null || [ ! -x "$here" ] || IPITRACE=$here
+	program=
+	if [ -n "${IPITRACE-}" ]; then
+		command -v "${IPITRACE%% *}" >/dev/null && return
+	else
+		program=$(command -v ipitrace) || program=
+		# What a relative entry of PATH leads to is anybody's.
+		case $program in /*) return ;; esac
+		program=$(dirname "$(readlink -f "$0")")/../../.venv/bin/ipitrace
+		[ ! -x "$program" ] || return 0
 	fi
-	command -v "${IPITRACE%% *}" >/dev/null && return
-	echo "$0: There is no program ${IPITRACE%% *}." >&2
+	program=${IPITRACE-ipitrace}
+	echo "$0: There is no program ${program%% *}." >&2
 	echo "Install it in a checkout of ipitrace (sudo make install), or say in IPITRACE how to call it." >&2
 	exit 3
 }
+
+# shellcheck disable=SC2086 # IPITRACE is a list of words
+call_ipitrace() { if [ -n "$program" ]; then "$program" "$@"; else $IPITRACE "$@"; fi; }
 
 # shellcheck disable=SC2086 # RUN and COMPARE are lists of words
 ab() {
 	where=$1 set_up_b=$2
 	shift 2
 	echo "$0: the report goes to $OUT/$where.json" >&2
-	$IPITRACE ab --a "$SET_UP_A" --b "$set_up_b" --rounds "$ROUNDS" -o "$OUT/$where" \
+	call_ipitrace ab --a "$SET_UP_A" --b "$set_up_b" --rounds "$ROUNDS" -o "$OUT/$where" \
 		--format json --output "$OUT/$where.json" $COMPARE "$@" -- $RUN
 }
 
@@ -117,7 +125,7 @@ self_test() {
 }
 
 find_ipitrace
-mkdir -p "$OUT"
+mkdir -p -- "$OUT"
 case ${1-} in
 --self-test) self_test ;;
 '') judge ;;

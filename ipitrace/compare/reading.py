@@ -9,7 +9,7 @@ from pathlib import Path
 from ipitrace.compare.fingerprint import Named
 from ipitrace.errors import UsageError
 from ipitrace.recording import MOST_RUN_BYTES, RUN_FILE
-from ipitrace.recording_reader import read_run
+from ipitrace.recording_reader import read_run, recording_of
 from ipitrace.result import RunResult, ScenarioResult
 from ipitrace.units import MIB
 
@@ -62,6 +62,7 @@ def read_side(path: Path) -> tuple[Named, ...]:
     Raises:
         UsageError: it is none of these, or one of them cannot be read.
     """
+    recording_of(path)  # which says so if it may not be looked at
     if path.is_dir() and not (path / RUN_FILE).exists():
         found = _recordings_in(path)
         if found:

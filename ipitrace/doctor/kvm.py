@@ -171,5 +171,5 @@ def _halt_polling(parameters: Mapping[str, str]) -> Check:
     return Check(
         "halt poll",
         "ok",
-        f"for {int(poll_ns) / 1000:g} us a halted target needs no wake-up{timer}",
+        f"for up to {int(poll_ns) / 1000:g} us a halted target needs no wake-up{timer}",
     )

@@ -78,7 +78,16 @@ def _guest_tsc(vm: VirtualMachine, files: HostFiles) -> Check:
             f"{len(offsets)} offsets among {len(tsc.vcpus)} vCPUs",
             "the guest or its VMM set them apart: restart the guest",
         )
+    if tsc.absent is not None:
+        return Check("guest TSC", "unknown", f"not of all vCPUs: {tsc.absent}")
     known = next(iter(tsc.vcpus.values()))
+    if len({(one.ratio, one.frac_bits) for one in tsc.vcpus.values()}) > 1:
+        return Check(
+            "guest TSC",
+            "warn",
+            "the vCPUs' TSCs run at different rates",
+            "the VMM set them apart: restart the guest",
+        )
     scaled = known.ratio != 1 << known.frac_bits
     return Check(
         "guest TSC",

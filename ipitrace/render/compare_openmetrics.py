@@ -45,8 +45,10 @@ def render_openmetrics(comparisons: Iterable[Comparison]) -> str:
 def _family(name: str, meaning: str, points: Iterable[_Point]) -> Iterator[str]:
     yield f"# TYPE {name} gauge"
     yield f"# HELP {name} {meaning}"
-    for named, value in points:
-        yield f"{name}{labels(named)} {value!r}"
+    # A series is there once, whichever comparisons it is of: the base is in all of them.
+    series = {labels(named): value for named, value in points}
+    for named, value in series.items():
+        yield f"{name}{named} {value!r}"
 
 
 def _run(side: Side) -> dict[str, str]:

@@ -153,8 +153,9 @@ class Watcher:
             if why is not None:
                 lost.append((watched, why))
         ended = [f"{watched.vm.name} (pid {watched.vm.pid}): {why}" for watched, why in lost]
-        listed, rest = largest(self._lose(lost, now_s))
+        # Before those that ended are let go: their threads were watched.
         unseen = self._strangers.look(self._counting.strangers(), self._roster.tids)
+        listed, rest = largest(self._lose(lost, now_s))
         interval = Interval(
             SCHEMA_VERSION,
             self._number,

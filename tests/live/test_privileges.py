@@ -19,6 +19,7 @@ from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
 
 import ipitrace
 from ipitrace.host.privileges import Capability
+from ipitrace.recording import RUN_FILE
 
 pytestmark = pytest.mark.live
 
@@ -260,6 +261,19 @@ def test_reading_recordings_takes_nothing() -> None:
         done = run(*words, capabilities=(), more="chown 0 /mnt/kvm")
         assert done.returncode in (0, 1), (words, done.stderr)
         assert done.stdout
+
+
+def test_a_recording_that_may_not_be_looked_at() -> None:
+    """One in a closed folder, and one whose folder may be listed and not entered."""
+    with tempfile.TemporaryDirectory() as name:
+        for mode in (0o700, 0o744):
+            Path(name).chmod(mode)
+            (Path(name) / RUN_FILE).write_text("{}")
+            for given in (Path(name), Path(name) / RUN_FILE):
+                for words in (("report", str(given)), ("compare", str(given), str(given))):
+                    done = run(*words, capabilities=())
+                    assert done.returncode == 2, (words, done.stderr)
+                    assert re.search("may not be looked at: Perm|is not readable", done.stderr)
 
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"

@@ -72,3 +72,28 @@ def test_the_installed_one_comes_first(gate: Path, tmp_path: Path) -> None:
     named = program(tmp_path / "other/mine")
     done = judge(gate, str(tmp_path / "bin"), IPITRACE=str(named))
     assert done.stdout == f"called {named} ab\n"
+
+
+def test_a_checkout_with_a_space_in_its_path(gate: Path, tmp_path: Path) -> None:
+    """Else root runs what the path's first word names."""
+    spaced = tmp_path / "my checkout"
+    gate.parents[2].rename(spaced)
+    own = program(spaced / ".venv/bin/ipitrace")
+    (tmp_path / "my").write_text("#!/bin/sh\necho another\n")
+    (tmp_path / "my").chmod(0o755)
+    called = judge(spaced / "docs/ci/ipitrace-gate.sh").stdout
+    assert Path(called.removeprefix("called ").removesuffix(" ab\n")).resolve() == own
+
+
+def test_a_relative_entry_of_the_path_is_passed_over(gate: Path, tmp_path: Path) -> None:
+    program(tmp_path / "theirs/ipitrace")
+    assert judge(gate, "theirs").returncode == ExitCode.ENVIRONMENT
+    own = program(gate.parents[2] / ".venv/bin/ipitrace")
+    assert Path(judge(gate, "theirs").stdout.split()[1]).resolve() == own
+
+
+def test_no_word_is_taken_for_the_name_of_a_file(gate: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "bin/ipitrace"
+    program(shown).write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "a1").touch()
+    assert "--allow a? " in judge(gate, str(shown.parent), COMPARE="--allow a?").stdout

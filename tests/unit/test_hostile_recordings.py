@@ -38,6 +38,7 @@ MOST_MIB = 512
 PLENTY_S = 60
 MANY_ROWS = 20_000_000
 LONG_TEXT = 300 << 20
+RECORDED = Path(__file__).parents[1] / "data/recordings/amd-tcg"
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,18 @@ def test_what_is_printed_as_a_text_is_one(
         assert said in said_here("compare", recording, recording, "--format", kind)
 
 
+def test_an_exit_reason_without_a_name(tmp_path: Path) -> None:
+    """It would be taken for the sum of all reasons."""
+    run = json.loads((RECORDED / RUN_FILE).read_text())
+    for figures in run["scenarios"][0]["repetition_figures"]:
+        if figures["exits"]:
+            figures["exits"]["sender"][""] = 0.5
+    given = tmp_path / "some.json"
+    given.write_text(json.dumps(run))
+    for words in (("report", given), ("compare", given, given, "--fail-on", "exits:+0.1")):
+        assert "an exit reason or a path has no name" in said_here(*words)
+
+
 def test_more_scenarios_than_can_be(recording: Path) -> None:
     change_run(recording, lambda run: run.update(scenarios=run["scenarios"] * 1001))
     assert "more than 1000 scenarios" in said_here("report", recording)
@@ -402,8 +415,8 @@ def test_a_directory_of_too_much(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"a = " + b"[" * 10_000, "recursion"),
-        (b"a = " + b"{a=" * 10_000, "recursion"),
-        (b"#" * (65 << 10), "more than 64 KiB"),
+        (b"a = " + b"{a=" * 5_000, "recursion"),
+        (b"#" * (17 << 10), "more than 16 KiB"),
         (b"\xff", "can't decode"),
         (b"fail-on = [" + b"9" * 5000 + b"]", "digits"),
         (b'fail-on = ["deliver.p50:+' + b"9" * 400 + b'%"]', "is not a gate"),

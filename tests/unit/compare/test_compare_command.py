@@ -390,6 +390,14 @@ def test_openmetrics_names_kernels_and_gates(places: Mapping[str, Path]) -> None
     assert "ipitrace_gate" not in ungated
 
 
+def test_openmetrics_has_each_series_once(places: Mapping[str, Path]) -> None:
+    words = ("base", "fast", "slow", "fast", "--fail-on", "deliver.p50:+5%")
+    text = invoke(places, *words, "--format", "openmetrics").stdout
+    series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(series) == len(set(series)) > 100
+    assert list(text_string_to_metric_families(text))
+
+
 def test_openmetrics_is_read_by_a_real_parser(places: Mapping[str, Path]) -> None:
     text = invoke(places, "base", "fast", "--format", "openmetrics").stdout
     families = {family.name: family for family in text_string_to_metric_families(text)}

@@ -2,6 +2,7 @@
 """Which folders programs and packages are taken from."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,29 @@ def test_a_link_is_as_good_as_what_it_leads_to(private: Path) -> None:
     assert not others_may_write(str(private / "link"))
     (private / "real").chmod(0o777)
     assert others_may_write(str(private / "link"))
+
+
+def test_an_access_control_list_may_let_others_write(private: Path) -> None:
+    folder = private / "folder"
+    folder.mkdir()
+    folder.chmod(0o775)
+    assert not others_may_write(str(folder))  # a group of its owner's number, and no list
+    # struct posix_acl_xattr_entry in uapi/linux/posix_acl_xattr.h: tag, rights, whose
+    entries = [(1, 7, -1), (2, 7, 65534), (4, 5, -1), (0x10, 7, -1), (0x20, 5, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(folder, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error.strerror}")
+    assert others_may_write(str(folder))
+
+
+@pytest.mark.parametrize("caller", ["abc", "", "-1", "\u0663"])
+def test_an_odd_caller_of_sudo_is_nobody(
+    caller: str, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUDO_UID", caller)
+    assert not others_may_write(str(private))
 
 
 def test_what_is_not_there_is_not_trusted(private: Path) -> None:
