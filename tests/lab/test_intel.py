@@ -103,7 +103,7 @@ def test_late_posts_are_told(intel: LabResult) -> None:
     for scenario in intel.run.scenarios:
         assert scenario.late_posts is not None
         assert set(scenario.late_posts) == {"PIN", "NPI", "PIW"}
-    assert "late posts (PIN, NPI, PIW" in intel.printed
+    assert "late posts (PIN, NPI, PIW" in " ".join(intel.printed.split())
 
 
 def test_waiting_in_user_or_in_kernel_mode_makes_no_difference(intel: LabResult) -> None:
