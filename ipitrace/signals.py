@@ -44,7 +44,9 @@ class StopRequest:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until it is asked for, or so long; whether it was."""
-        select.select([self._reads], [], [], timeout_s)
+        poll = select.poll()  # select(2) knows no descriptor from 1024 on
+        poll.register(self._reads, select.POLLIN)
+        poll.poll(timeout_s * 1000)
         return self._asked
 
     def close(self) -> None:

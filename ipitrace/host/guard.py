@@ -65,12 +65,14 @@ def _watch(pid: int, lifeline: int) -> int | None:
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # the command gets them, too, and may end of them
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    poll.register(woken, select.POLLIN)
     while True:
         status = _ended(pid)
         if status is not None:
             return status
-        ready, _, _ = select.select([lifeline, woken], [], [])
-        if lifeline in ready:
+        if lifeline in dict(poll.poll()):
             return None
         os.read(woken, 512)
 

@@ -129,7 +129,9 @@ def _connected_by_child(
             if pid == 0:
                 _child(childs, path, owner, root, cwd)
         try:
-            ready, _, _ = select.select([ours], [], [], _LIMIT_S)
+            poll = select.poll()
+            poll.register(ours, select.POLLIN)
+            ready = poll.poll(_LIMIT_S * 1000)
             said, descriptors = b"it took too long", list[int]()
             if ready:
                 said, descriptors, _, _ = socket.recv_fds(ours, _SAID_BYTES, 1)
