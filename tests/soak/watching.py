@@ -104,9 +104,9 @@ class Watch:
         )
 
     def usage_at_rest(self) -> Usage:
-        """The least of each over a second: between two looks it has nothing open for them."""
+        """The least of each over two intervals: by then it lets go of VMs that ended."""
         samples = []
-        for _ in range(10):
+        for _ in range(25):
             samples.append(self.usage())
             time.sleep(0.1)
         least = (min(getattr(s, name) for s in samples) for name in Usage.__dataclass_fields__)
@@ -118,14 +118,19 @@ class Watch:
         return self.process.wait(LOOKS_WITHIN_S)
 
 
-def _of_a_running_process(info: Path) -> bool:
-    """Whether it is a pidfd of a process that still runs: watch holds one for each VM it sees.
+def _of_a_running_process(fd: Path) -> bool:
+    """Whether it is of a process that still runs: watch holds some for each VM that it sees.
 
-    Others' VMs come and go as they like, and a pidfd that is kept too long is of an ended process:
-    fdinfo then shows the pid -1 (pidfd_show_fdinfo() in fs/pidfs.c).
+    Others' VMs come and go as they like. What is kept too long is of an ended process: a pidfd's
+    fdinfo then shows the pid -1 (pidfd_show_fdinfo() in fs/pidfs.c), and a file of /proc a thread
+    that is not there.
     """
     with suppress(OSError):
-        return bool(re.search(r"^Pid:\s+[1-9]", info.read_text(), re.MULTILINE))
+        opened = re.match(r"/proc/[0-9]+(/task/[0-9]+)?", str(fd.readlink()))
+        if opened is not None:
+            return Path(opened[0]).exists()
+        info = (fd.parents[1] / "fdinfo" / fd.name).read_text()
+        return bool(re.search(r"^Pid:\s+[1-9]", info, re.MULTILINE))
     return False
 
 
