@@ -2,7 +2,6 @@
 """How far `ipitrace ab` is: a bar on a terminal, a line a round anywhere else."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 from ipitrace.console import tell
@@ -25,12 +24,7 @@ class Turns:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._bar.clear()
 
     def starts(self, number: int, side: str) -> None:
