@@ -223,6 +223,8 @@ def _why_open(gate: Gate, row: Row, least: float, family: int) -> str:
     gated = f"{family} gated metric" + ("" if family == 1 else "s")
     if row.between_recordings is None and min(row.base.n, row.patched.n) < fewest_units:
         return f"too few repetitions: with {gated} it takes {fewest_units} a side"
+    if least == -math.inf:
+        return "too few recordings: the change has no interval yet"
     if gate.kind == GateKind.FAIL_ON:
         return "the interval of the change reaches beyond the limit"
     if least < gate.limit - _ROUNDING:

@@ -227,6 +227,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
     if run.observer is None:
         return ""
     headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
+    certain = run.observer.confidence > 0  # one difference has no interval
     lines = []
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
@@ -234,25 +235,29 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
         for letter, metric in (("S", "send"), ("D", "deliver"), ("R", "round_trip")):
             cost = costs.get(metric)
             if cost is not None:
-                lines.append((name, letter, *_cost_cells(cost)))
+                lines.append((name, letter, *_cost_cells(cost, certain=certain)))
                 name = ""
     if not lines:
         return ""
     title = (
         "Observer cost: what probes that count, and probes that record, add to the median, in "
-        f"cycles (and as a share of the off p50); median and {run.observer.confidence:.1%} "
-        f"interval of {run.observer.repetitions} differences between neighbouring repetitions"
+        "cycles (and as a share of the off p50); "
+    ) + (
+        f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
+        "differences between neighbouring repetitions"
+        if certain
+        else "of one difference between neighbouring repetitions, which has no interval"
     )
     shown = table(headers, lines, text=(0, 1), keys=3, together=(4, 6), width=width)
     return _titled(title, shown, width)
 
 
-def _cost_cells(cost: ObserverCost) -> tuple[str, ...]:
+def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
     def cells(difference: Difference) -> tuple[str, str]:
         share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
         return (
             f"{difference.median:+d} ({share:+.1%})",
-            f"[{difference.low:+d}, {difference.high:+d}]",
+            f"[{difference.low:+d}, {difference.high:+d}]" if certain else _NOTHING,
         )
 
     return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))

@@ -363,6 +363,14 @@ def test_recordings_are_the_units_where_a_side_has_several() -> None:
     assert several.change_high > 0.13
 
 
+@pytest.mark.parametrize("kind", list(GateKind))
+def test_a_gate_on_too_few_recordings_says_nothing_of_an_interval(kind: GateKind) -> None:
+    gate = parse_gate(f"deliver.p50:{'-' if kind == GateKind.REQUIRE else '+'}50%", kind)
+    found = held_against(runs([1.0, 1.02], 1), runs([1.0, 1.03], 1), gates=(gate,))
+    assert row(found, "deliver.p50").change_low is None
+    assert [g.why for g in found.gates] == ["too few recordings: the change has no interval yet"]
+
+
 @pytest.mark.parametrize(("n_base", "n_patched"), [(3, 3), (4, 1), (1, 4), (6, 6)])
 def test_a_change_far_beyond_what_recordings_differ_by_is_found(
     n_base: int, n_patched: int

@@ -39,6 +39,17 @@ def line_of(text: str, *words: str) -> list[str]:
     raise AssertionError(f"no line {words} in\n{text}")
 
 
+def test_one_difference_has_no_interval() -> None:
+    run = made_run()
+    assert run.observer is not None
+    once = replace(run, observer=replace(run.observer, repetitions=1, confidence=0.0))
+    observer = rendered(once).partition("Observer cost")[2]
+    assert "of one difference between neighbouring repetitions, which has no" in flat(observer)
+    assert line_of(observer, "unicast-running", "S")[2:] == [
+        *("20", "+2 (+10.0%)", "-", "+5 (+25.0%)", "-"),
+    ]
+
+
 def test_a_whole_run() -> None:
     text = rendered(made_run())
     assert "a processor, 2 CPUs" in text
