@@ -32,7 +32,11 @@ from ipitrace.tracer.tracefs import ensure_tracefs
 tracefs = ensure_tracefs()[0]
 read = lambda name: (tracefs / name).read_text()
 print(json.dumps({
-    "instances": sorted(path.name for path in (tracefs / "instances").iterdir()),
+    "instances": sorted(
+        path.name
+        for path in (tracefs / "instances").iterdir()
+        if not path.name.startswith("ipitrace-test-")  # tests/faults/busy_tracefs.py tidies those
+    ),
     "tracer": read("current_tracer"),
     "switched_on": read("set_event"),
     "probes": read("kprobe_events") if (tracefs / "kprobe_events").exists() else "",

@@ -4,9 +4,12 @@
 In a mount namespace of its own it makes an instance with kvm's and sched_switch's events on, a
 second one with a tracer, and switches sched_wakeup on at the top, as trace-cmd would. A BPF program
 of another's is attached to sys_enter. Says as JSON what of that was still so afterwards.
+Instances outlive a process that was killed: their names end in its id, and the next one removes
+those whose process is gone.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,14 +17,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from bench.rings import _Producer
-from ipitrace.tracer.tracefs import mount_privately
+from ipitrace.tracer.tracefs import ensure_tracefs
 
 N_SLOTS = 1024
 EVENTS_PER_S = 1e4
 
 
 def main() -> None:
-    tracefs = mount_privately()
+    tracefs, why = ensure_tracefs()
+    if tracefs is None:
+        sys.exit(why)
+    remove_leftovers(tracefs)
     with ExitStack() as stack:
         events = instance(tracefs, "ipitrace-test-events", stack)
         for name in ("kvm", "sched/sched_switch"):
@@ -55,10 +61,16 @@ def main() -> None:
 
 
 def instance(tracefs: Path, name: str, stack: ExitStack) -> Path:
-    made = tracefs / "instances" / name
+    made = tracefs / "instances" / f"{name}-{os.getpid()}"
     made.mkdir()
     stack.callback(made.rmdir)
     return made
+
+
+def remove_leftovers(tracefs: Path) -> None:
+    for left in tracefs.glob("instances/ipitrace-test-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).is_dir():
+            left.rmdir()
 
 
 def state(events: Path, tracer: Path, top: Path) -> dict[str, str]:

@@ -24,8 +24,9 @@ def beside(place: Place, *arguments: object) -> dict[str, Any]:
         env={**os.environ, "TMPDIR": str(place.temporary)},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
@@ -41,7 +42,8 @@ def test_run(place: Place) -> None:
     assert told["code"] == 0, told["complained"]
     run = whole(place.cwd / "rec")
     assert run.complete
-    assert "ipitrace-test-events" in run.host["neighbours"]["ftrace_kvm_instances"]
+    instances = run.host["neighbours"]["ftrace_kvm_instances"]
+    assert any("ipitrace-test-events" in name for name in instances)
     assert run.host["neighbours"]["bpf_tracing_programs"] >= 1
     assert_theirs_is_as_it_was(told)
 
