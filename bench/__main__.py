@@ -18,7 +18,7 @@ from bench.report import Report, write_json
 from bench.rings import rings
 from bench.starting import starting
 from bench.watching import watching
-from ipitrace.errors import IpitraceError
+from ipitrace.base.errors import IpitraceError
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.programs import find_program
 

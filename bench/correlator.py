@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.report import PER_SECOND, Report, Series, spread
+from ipitrace.abi.events import HOST_EVENT
+from ipitrace.abi.storm import (
+    RECEIPT,
+    SEND,
+)
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stream import correlate_stream
-from ipitrace.layout import HOST_EVENT, Kind
-from ipitrace.storm.abi import RECEIPT, SEND
+from ipitrace.words.events import Kind
 
 _PERIOD = 200_000
 _VECTOR = 0xF0

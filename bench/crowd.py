@@ -22,7 +22,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Final
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.storm.micro.kvm import Vcpu, Vm
 
 _SIGNAL_MSI: Final = 0x4020AEA5  # include/uapi/linux/kvm.h

@@ -13,7 +13,7 @@ import threading
 from dataclasses import replace
 from typing import Final
 
-from ipitrace.storm.abi import StormSendMethod
+from ipitrace.abi.storm import StormSendMethod
 from ipitrace.storm.micro.image import GuestMemory, LogSizes, load_payload
 from ipitrace.storm.micro.kvm import Vcpu, Vm
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from bench.crowd import crowd
 from bench.report import CYCLES, Report, Series, spread
 from bench.storms import mirrored
-from ipitrace.errors import HostError
-from ipitrace.stats import interval_confidence
+from ipitrace.base.errors import HostError
+from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.vm import VirtualMachine, find_vms
 

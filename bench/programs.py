@@ -10,8 +10,8 @@ import numpy as np
 
 from bench.report import CYCLES, SECONDS, Report, Series, spread
 from bench.storms import Storms, mirrored, round_trip_cycles, scenario, tsc_hz, watching
-from ipitrace.layout import Kind
 from ipitrace.tracer import Tracer
+from ipitrace.words.events import Kind
 
 _PAIRS = 5
 _COUNT = 400

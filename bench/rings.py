@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Self
 
 from bench.report import PER_SECOND, Report, Series
-from ipitrace import resources
-from ipitrace.layout import RING_EVENT, RING_HEAD
+from ipitrace.abi.events import (
+    RING_EVENT,
+    RING_HEAD,
+)
+from ipitrace.base import resources
 from ipitrace.tracer.attaching import dispose, mapped
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.rings import RingReader

@@ -8,11 +8,10 @@ from typing import TypeVar
 import numpy as np
 
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
-from ipitrace.model import Scenario, StormRequest
-from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import SCENARIOS
 from ipitrace.tracer import Tracer
+from ipitrace.words.scenarios import SCENARIOS, Scenario
 
 N_VCPUS = 2
 WARMUP = 100

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from bench.crowd import crowd
 from bench.report import PER_SECOND, Report, Series, spread
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.programs import own_command
 from ipitrace.tracer.counting import Counting
 from ipitrace.vm import VirtualMachine, find_vms
@@ -43,10 +43,10 @@ _WITH_NEWCOMERS: Final = ("10 VMs, idle", "200 VMs, idle")
 _OWN_COST: Final = re.compile(r"^own cost +([0-9.]+)% of one CPU", re.MULTILINE)
 _GUEST = """
 import sys
-from ipitrace.model import StormRequest
+from ipitrace.words.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, pace = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 count = 8_000_000 if n_vcpus == 2 else 20_000
 request = StormRequest(select_scenarios([name])[0], n_vcpus, count, 1, pace, 60.0)

@@ -34,17 +34,17 @@ enum ipitrace_watch_what {
 };
 
 /* How the guest asked for an IPI, where something other than kvm_exit tells. */
-enum ipitrace_watch_via {
-	IPITRACE_WATCH_VIA_ICR = 0,
-	IPITRACE_WATCH_VIA_HYPERCALL = 1,
-	IPITRACE_WATCH_VIA_AVIC = 2, /* after kvm_avic_incomplete_ipi */
+enum ipitrace_watch_sent_by {
+	IPITRACE_WATCH_SENT_BY_ICR = 0,
+	IPITRACE_WATCH_SENT_BY_HYPERCALL = 1,
+	IPITRACE_WATCH_SENT_BY_AVIC = 2, /* after kvm_avic_incomplete_ipi */
 };
 
 /* Bits of the keys IPI and OTHER (target, vector, mode) and IPI alone (the rest). */
 #define IPITRACE_WATCH_TARGET_SHIFT 0 /* 16 bits: KVM's vcpu_id */
 #define IPITRACE_WATCH_VECTOR_SHIFT 16 /* 8 bits */
 #define IPITRACE_WATCH_MODE_SHIFT 24 /* 3 bits: the ICR's delivery mode, bits 10:8 */
-#define IPITRACE_WATCH_VIA_SHIFT 27 /* 2 bits */
+#define IPITRACE_WATCH_SENT_BY_SHIFT 27 /* 2 bits */
 #define IPITRACE_WATCH_ISA_SHIFT 32 /* 2 bits, of the exit in which it was sent; 0: none seen */
 /* 16 bits, likewise; without VMX's flags, and 0xffff for SVM's greater ones. */
 #define IPITRACE_WATCH_REASON_SHIFT 34

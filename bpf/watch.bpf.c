@@ -34,7 +34,7 @@ BPF_F_TABLE("lru_hash", u64, u64, strangers, N_STRANGERS, 0);
 #define MODE_LOWEST 1
 
 /* `open`: vector and mode as in the ICR, how it was asked for, and how it ends. */
-#define OPEN_VIA_SHIFT 16
+#define OPEN_SENT_BY_SHIFT 16
 #define OPEN_ONE_TARGET (1 << 30) /* over with the first interrupt accepted */
 #define OPEN (1u << 31)
 
@@ -120,19 +120,19 @@ static __always_inline u64 interrupt_key(u64 target, u64 vector, u64 mode)
 }
 
 static __always_inline u64 ipi_key(struct ipitrace_watch_head *head, u64 target, u64 vector,
-				   u64 mode, u64 via)
+				   u64 mode, u64 sent_by)
 {
-	return interrupt_key(target, vector, mode) | via << IPITRACE_WATCH_VIA_SHIFT |
+	return interrupt_key(target, vector, mode) | sent_by << IPITRACE_WATCH_SENT_BY_SHIFT |
 	       (u64)head->exit_isa << IPITRACE_WATCH_ISA_SHIFT |
 	       (u64)head->exit_reason << IPITRACE_WATCH_REASON_SHIFT;
 }
 
-static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 via,
+static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 sent_by,
 				      bool one_target)
 {
 	head->sends++;
 	head->open = OPEN | (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT)) |
-		     via << OPEN_VIA_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
+		     sent_by << OPEN_SENT_BY_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
 }
 
 #ifdef HAVE_kvm_apic_ipi
@@ -143,7 +143,7 @@ PROBE(kvm_apic_ipi)
 	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
-	u32 via;
+	u32 sent_by;
 	bool one;
 
 	if (slot < 0) {
@@ -153,11 +153,12 @@ PROBE(kvm_apic_ipi)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	via = head->open & OPEN ? IPITRACE_WATCH_VIA_ICR : head->open >> OPEN_VIA_SHIFT & 3;
+	sent_by = head->open & OPEN ? IPITRACE_WATCH_SENT_BY_ICR
+				    : head->open >> OPEN_SENT_BY_SHIFT & 3;
 	/* 0xff is xAPIC's broadcast; in x2APIC mode it is one vCPU's, left open for longer. */
 	one = mode == MODE_LOWEST ||
 	      (!(icr_low & (ICR_LOGICAL | ICR_SHORTHAND)) && dest != 0xff && dest != ~0u);
-	open_send(head, icr_low, via, one);
+	open_send(head, icr_low, sent_by, one);
 	leave(head);
 	return 0;
 }
@@ -182,7 +183,7 @@ PROBE(kvm_hypercall)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_VIA_HYPERCALL, false);
+	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_SENT_BY_HYPERCALL, false);
 	leave(head);
 	return 0;
 }
@@ -207,14 +208,14 @@ PROBE(kvm_avic_incomplete_ipi)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = IPITRACE_WATCH_VIA_AVIC << OPEN_VIA_SHIFT;
+	head->open = IPITRACE_WATCH_SENT_BY_AVIC << OPEN_SENT_BY_SHIFT;
 	if (id == TARGET_NOT_RUNNING) {
 		head->sends++;
 		head->fixed[0]++;
 		head->apicv[0]++;
 		add(slot, head, IPITRACE_WATCH_IPI,
 		    ipi_key(head, IPITRACE_WATCH_TARGET_UNKNOWN, icr_low & ICR_VECTOR,
-			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, IPITRACE_WATCH_VIA_AVIC));
+			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, IPITRACE_WATCH_SENT_BY_AVIC));
 	}
 	leave(head);
 	return 0;
@@ -241,7 +242,7 @@ PROBE(kvm_apic_accept_irq)
 	head->last_what = ipi ? IPITRACE_WATCH_IPI : IPITRACE_WATCH_OTHER;
 	if (ipi) {
 		add(slot, head, IPITRACE_WATCH_IPI,
-		    ipi_key(head, target, vector, mode, head->open >> OPEN_VIA_SHIFT & 3));
+		    ipi_key(head, target, vector, mode, head->open >> OPEN_SENT_BY_SHIFT & 3));
 		if (mode <= MODE_LOWEST)
 			head->fixed[0]++;
 		if (head->open & OPEN_ONE_TARGET)

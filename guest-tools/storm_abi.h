@@ -2,7 +2,7 @@
 /*
  * The storm: what a guest is asked to do and what it hands back. The only
  * definition, used by every guest side (the micro-guest, the Linux module) and
- * mirrored by ipitrace/storm/abi.py; tests/contract compares the two.
+ * mirrored by ipitrace/abi/storm.py; tests/contract compares the two.
  *
  * One vCPU, the sender, sends `warmup` IPIs and then `count` more, waiting for
  * the acknowledgement of each before it sends the next; in a ring every vCPU is

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace`, and `python -m ipitrace`: the one way in."""
 
-from ipitrace import search_path
+from ipitrace.base import search_path
 
 
 def main() -> None:

@@ -11,9 +11,19 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from ipitrace import defects, signals
-from ipitrace.console import reader_left, settle, tell
-from ipitrace.errors import ExitCode, HostError
+from ipitrace.base import (
+    defects,
+    signals,
+)
+from ipitrace.base.console import (
+    reader_left,
+    settle,
+    tell,
+)
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+)
 
 _MOST_CHARS: Final = 4000  # of a message, whatever a guest put into it
 _ALIKE: Final = 3  # characters that a guess at what was meant begins with

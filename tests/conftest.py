@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.tracer.bcc_import import import_bcc
 
 REQUIRE_VARIABLE = "IPITRACE_REQUIRE"

@@ -23,10 +23,10 @@ _T = TypeVar("_T")
 # and that it is measuring.
 _MICRO = """
 import sys
-from ipitrace.model import StormRequest
+from ipitrace.words.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, pace = sys.argv[1], int(sys.argv[2]), 100_000_000
 request = StormRequest(select_scenarios([name])[0], n_vcpus, 100_000, 1, pace, 30.0)
 guest = MicroGuest.prepare(n_vcpus, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ipitrace
-from ipitrace import errors
+from ipitrace.base import errors
 
 PACKAGE = Path(ipitrace.__file__).parent
 CHECKOUT = PACKAGE.parent

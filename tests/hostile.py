@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 
-from ipitrace.foreign import map_strings
+from ipitrace.base.foreign import map_strings
 
 T = TypeVar("T")
 

@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from recordings import read_table
 
+from ipitrace.abi.events import HOST_EVENT
+from ipitrace.abi.storm import (
+    ALL_BUT_SELF,
+    RECEIPT,
+    SEND,
+)
 from ipitrace.correlate.trace import StormTrace
-from ipitrace.layout import HOST_EVENT, Kind
-from ipitrace.model import StormRequest
-from ipitrace.recording_reader import read_run
-from ipitrace.result import RunResult
-from ipitrace.storm.abi import ALL_BUT_SELF, RECEIPT, SEND
-from ipitrace.storm.driver import Storm
+from ipitrace.recording.reader import read_run
+from ipitrace.recording.result import RunResult
+from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.storm.micro.image import MG_VECTOR_SELF, MG_VECTOR_TARGET
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import select_scenarios
 
 _KINDS = {kind.name.lower(): kind for kind in Kind}
 

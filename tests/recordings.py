@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from ipitrace.recording import RecordingWriter
-from ipitrace.result import RunResult
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.writer import RecordingWriter
 
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     str: st.text(max_size=8),

@@ -6,9 +6,7 @@ from typing import Any
 
 from strategies import left_alone, receipts, recorded, sends, storm
 
-from ipitrace.host.exit_reasons import Isa
-from ipitrace.layout import Kind
-from ipitrace.result import (
+from ipitrace.recording.result import (
     ClockResult,
     Difference,
     Losses,
@@ -18,8 +16,13 @@ from ipitrace.result import (
     ScenarioResult,
 )
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.storm.scenarios import SCENARIOS
-from ipitrace.summary import Measured, summarise_scenario
+from ipitrace.summary import (
+    Measured,
+    summarise_scenario,
+)
+from ipitrace.words.events import Kind
+from ipitrace.words.exit_reasons import Isa
+from ipitrace.words.scenarios import SCENARIOS
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 

@@ -8,13 +8,25 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ipitrace.abi.events import HOST_EVENT
+from ipitrace.abi.storm import (
+    RECEIPT,
+    SEND,
+)
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.host.interrupts import InterruptDelta
-from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
-from ipitrace.storm.abi import RECEIPT, SEND
 from ipitrace.storm.driver import Mark, Storm
-from ipitrace.summary import Mode, Repetition, Watched, reduce_storm
+from ipitrace.summary import (
+    Repetition,
+    Watched,
+    reduce_storm,
+)
+from ipitrace.words.events import (
+    NR_KINDS,
+    Kind,
+)
+from ipitrace.words.scenarios import Mode
 
 CYCLES = st.integers(1, 1 << 50)
 

@@ -13,8 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ipitrace.base.errors import MeasurementError
 from ipitrace.clock.sandwich import Sandwich
-from ipitrace.errors import MeasurementError
 
 _TOO_WIDE = 2.0
 _SPACING_NS = 10_000_000

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipitrace.units import NS_PER_S
+from ipitrace.base.units import NS_PER_S
 
 _ATTEMPTS = 200
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import click
 
-from ipitrace.commands.comparison_options import EPILOG, ComparisonOptions, comparison_options
-from ipitrace.commands.turns import Turns
-from ipitrace.console import tell
-from ipitrace.defects import DefectError
-from ipitrace.errors import (
+from ipitrace.base.console import tell
+from ipitrace.base.defects import DefectError
+from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     ExitCode,
     HostError,
@@ -26,9 +24,11 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
+from ipitrace.base.units import KIB
+from ipitrace.commands.comparison_options import EPILOG, ComparisonOptions, comparison_options
+from ipitrace.commands.turns import Turns
 from ipitrace.host.child import Child
 from ipitrace.host.programs import clean_environment, find_program, own_command
-from ipitrace.units import KIB
 
 _SAID_BYTES = 64 * KIB  # of a run's stderr, which is quiet
 _LOOK_S = 0.5  # whether a run has ended; each look is a wake-up on the host that is measured
@@ -146,7 +146,7 @@ def _check_free(directory: Path) -> None:
 
 
 def _holds_recordings(directory: Path) -> bool:
-    from ipitrace.recording import RUN_FILE  # noqa: PLC0415 - late
+    from ipitrace.recording.writer import RUN_FILE  # noqa: PLC0415 - late
 
     return any(directory.glob(f"[ab]/*/{RUN_FILE}"))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from ipitrace.base.errors import ExitCode
 from ipitrace.commands.comparison_options import EPILOG, ComparisonOptions, comparison_options
-from ipitrace.errors import ExitCode
 
 _RUN = click.Path(path_type=Path)
 

@@ -8,6 +8,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ipitrace.base.console import (
+    PIPE_WIDTH,
+    on_terminal,
+    output_width,
+    say,
+    say_json,
+)
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+    ReaderLeftError,
+    UsageError,
+)
+from ipitrace.base.foreign import plain
+from ipitrace.base.output import (
+    append_file,
+    replace_file,
+)
 from ipitrace.commands.comparison_options import ComparisonOptions
 from ipitrace.compare import Recordings, Settings, compare, exit_code
 from ipitrace.compare.anchors import Anchor, read_anchors
@@ -15,14 +33,13 @@ from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
 from ipitrace.compare.model import Comparison, GateKind, GateResult, MinimumEffect, to_json
 from ipitrace.compare.versus import parse_pair
-from ipitrace.console import PIPE_WIDTH, on_terminal, output_width, say, say_json
-from ipitrace.errors import ExitCode, HostError, ReaderLeftError, UsageError
-from ipitrace.foreign import plain
-from ipitrace.output import append_file, replace_file
-from ipitrace.render.compare_csv import render_csv
-from ipitrace.render.compare_junit import render_junit
-from ipitrace.render.compare_openmetrics import render_openmetrics
-from ipitrace.render.compare_tables import render_anchors, render_comparison
+from ipitrace.render.compare.csv import render_csv
+from ipitrace.render.compare.junit import render_junit
+from ipitrace.render.compare.openmetrics import render_openmetrics
+from ipitrace.render.compare.tables import (
+    render_anchors,
+    render_comparison,
+)
 
 _MOST_SAID = 2000  # characters of a sentence
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"

@@ -5,9 +5,13 @@ import json
 
 import click
 
-from ipitrace.console import output_width, say, say_json
+from ipitrace.base.console import (
+    output_width,
+    say,
+    say_json,
+)
+from ipitrace.base.errors import ExitCode
 from ipitrace.doctor import examine
-from ipitrace.errors import ExitCode
 from ipitrace.render.doctor import render_examination
 
 

@@ -6,9 +6,12 @@ A disk that is full for a while ends nothing: it is told, and the file tried aga
 
 from pathlib import Path
 
-from ipitrace.errors import UsageError
-from ipitrace.output import check_writable, replace_file
-from ipitrace.render.watch_openmetrics import render_openmetrics
+from ipitrace.base.errors import UsageError
+from ipitrace.base.output import (
+    check_writable,
+    replace_file,
+)
+from ipitrace.render.watch.openmetrics import render_openmetrics
 from ipitrace.watch import Interval
 
 

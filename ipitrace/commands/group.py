@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 import ipitrace
-from ipitrace.defects import TRACEBACK_VARIABLE
-from ipitrace.errors import UsageError
+from ipitrace.base.defects import TRACEBACK_VARIABLE
+from ipitrace.base.errors import UsageError
 from ipitrace.host.access import require_descriptors
 
 _COMMANDS: Final = {

@@ -8,14 +8,27 @@ from typing import Any
 
 import click
 
-from ipitrace.console import output_width, say
-from ipitrace.foreign import plain, plain_values
-from ipitrace.guests import open_way
+from ipitrace.base.console import (
+    output_width,
+    say,
+)
+from ipitrace.base.foreign import (
+    plain,
+    plain_values,
+)
+from ipitrace.measure.guests import open_way
 from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
-from ipitrace.storm.install import install, remove
-from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
-from ipitrace.storm.via import FORMS
+from ipitrace.storm.linux.install import (
+    install,
+    remove,
+)
+from ipitrace.storm.linux.ipistorm import (
+    HelperStatus,
+    find_helper,
+    read_status,
+)
+from ipitrace.storm.transport.registry import FORMS
 
 
 @click.group()

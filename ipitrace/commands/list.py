@@ -5,7 +5,11 @@ import json
 
 import click
 
-from ipitrace.console import output_width, say, say_json
+from ipitrace.base.console import (
+    output_width,
+    say,
+    say_json,
+)
 from ipitrace.render.list import render_list
 from ipitrace.vm import discover
 

@@ -6,14 +6,28 @@ from typing import Any
 
 import click
 
-from ipitrace.console import output_width, say, say_json, tell
-from ipitrace.errors import UsageError
-from ipitrace.foreign import plain
-from ipitrace.recording_reader import computing_with, read_rows, read_run, read_run_text
-from ipitrace.render.tables import render_run
-from ipitrace.render.timeline import Timeline, render_timeline, window
-from ipitrace.resources import example_dir
-from ipitrace.result import RunResult
+from ipitrace.base.console import (
+    output_width,
+    say,
+    say_json,
+    tell,
+)
+from ipitrace.base.errors import UsageError
+from ipitrace.base.foreign import plain
+from ipitrace.base.resources import example_dir
+from ipitrace.recording.reader import (
+    computing_with,
+    read_rows,
+    read_run,
+    read_run_text,
+)
+from ipitrace.recording.result import RunResult
+from ipitrace.render.run.tables import render_run
+from ipitrace.render.run.timeline import (
+    Timeline,
+    render_timeline,
+    window,
+)
 
 _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import click
 
-from ipitrace.console import output_width, say, say_json, tell
-from ipitrace.errors import (
+from ipitrace.abi.storm import StormInject
+from ipitrace.base.console import (
+    output_width,
+    say,
+    say_json,
+    tell,
+)
+from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     InterruptedRunError,
     MeasurementError,
     ReaderLeftError,
 )
-from ipitrace.foreign import plain
-from ipitrace.guests import MICRO, open_guest
+from ipitrace.base.foreign import plain
+from ipitrace.base.signals import interrupted_twice
+from ipitrace.base.units import NS_PER_S
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     TRACE,
@@ -27,20 +34,38 @@ from ipitrace.host.privileges import (
     Capability,
     keep_only,
 )
-from ipitrace.limits import DEFAULT_RATE_HZ, DEFAULT_TIME_S
-from ipitrace.pipeline import REPETITIONS, RunRequest, check_request
-from ipitrace.pipeline import run as run_pipeline
-from ipitrace.preview import preview
-from ipitrace.recording import RUN_FILE, RecordingWriter
+from ipitrace.measure.guests import (
+    MICRO,
+    open_guest,
+)
+from ipitrace.measure.limits import (
+    DEFAULT_RATE_HZ,
+    DEFAULT_TIME_S,
+)
+from ipitrace.measure.preview import preview
+from ipitrace.measure.run import (
+    REPETITIONS,
+    RunRequest,
+    check_request,
+)
+from ipitrace.measure.run import run as run_pipeline
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.writer import (
+    RUN_FILE,
+    RecordingWriter,
+)
 from ipitrace.render.preview import render_preview
 from ipitrace.render.progress import ProgressBar
-from ipitrace.render.tables import render_run
-from ipitrace.result import RunResult
-from ipitrace.signals import interrupted_twice
-from ipitrace.storm.abi import StormInject
-from ipitrace.storm.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
-from ipitrace.storm.via import FORMS, LOCAL
-from ipitrace.units import NS_PER_S
+from ipitrace.render.run.tables import render_run
+from ipitrace.storm.transport.registry import (
+    FORMS,
+    LOCAL,
+)
+from ipitrace.words.scenarios import (
+    ALL,
+    DEFAULT_SCENARIOS,
+    select_scenarios,
+)
 
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
 

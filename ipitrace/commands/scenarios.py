@@ -3,12 +3,21 @@
 
 import click
 
-from ipitrace.console import output_width, say
-from ipitrace.foreign import plain_values
-from ipitrace.guests import MICRO, why_not
-from ipitrace.render.tables import render_scenarios
-from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
-from ipitrace.storm.via import FORMS
+from ipitrace.base.console import (
+    output_width,
+    say,
+)
+from ipitrace.base.foreign import plain_values
+from ipitrace.measure.guests import (
+    MICRO,
+    why_not,
+)
+from ipitrace.render.run.tables import render_scenarios
+from ipitrace.storm.transport.registry import FORMS
+from ipitrace.words.scenarios import (
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+)
 
 
 @click.command()

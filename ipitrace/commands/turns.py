@@ -4,9 +4,9 @@
 import time
 from typing import Self
 
-from ipitrace.console import tell
+from ipitrace.base.console import tell
+from ipitrace.base.units import spell_time
 from ipitrace.render.progress import ProgressBar
-from ipitrace.units import spell_time
 
 _SIDES = 2
 

@@ -7,6 +7,11 @@ How that is decided is written in docs/statistics.md.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ipitrace.base.errors import (
+    ExitCode,
+    MeasurementError,
+    UsageError,
+)
 from ipitrace.compare.fingerprint import Named, check_comparable, check_side
 from ipitrace.compare.gates import Gate, check_gates, named_counts
 from ipitrace.compare.judging import judge
@@ -24,7 +29,6 @@ from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.compare.versus import differing_on_purpose, under_pairs
 from ipitrace.compare.wording import gates_in_words, sentence
-from ipitrace.errors import ExitCode, MeasurementError, UsageError
 
 Recordings = Sequence[Named]
 """The recordings of one side."""

@@ -6,12 +6,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+    UsageError,
+)
 from ipitrace.compare.model import Difference
-from ipitrace.errors import HostError, MeasurementError, UsageError
-from ipitrace.metrics import TOTAL_EXITS
-from ipitrace.model import SendMethod
-from ipitrace.result import RunResult, ScenarioResult
-from ipitrace.summary import Mode
+from ipitrace.recording.result import (
+    RunResult,
+    ScenarioResult,
+)
+from ipitrace.words.metrics import TOTAL_EXITS
+from ipitrace.words.scenarios import Mode, SendMethod
 
 MOST_PASSTHROUGH_EXITS = 0.05
 """Sender exits per IPI above which a passthrough scenario did not pass the interrupts through."""

@@ -10,14 +10,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ipitrace.base.errors import UsageError
+from ipitrace.base.foreign import plain
+from ipitrace.base.untrusted import read_bounded
 from ipitrace.compare.model import GateKind, GateResult, GateState, Row
 from ipitrace.compare.statistics import ALPHA, fewest, holm
-from ipitrace.correlate.paths import Path as IpiPath
-from ipitrace.errors import UsageError
-from ipitrace.foreign import plain
-from ipitrace.host.exit_reasons import SVM_REASONS, VMX_REASONS
-from ipitrace.metrics import Scale, expand, metric_of, scale_of
-from ipitrace.untrusted import read_bounded
+from ipitrace.words.exit_reasons import (
+    SVM_REASONS,
+    VMX_REASONS,
+)
+from ipitrace.words.metrics import (
+    Scale,
+    expand,
+    metric_of,
+    scale_of,
+)
+from ipitrace.words.paths import IpiPath
 
 _SPEC = re.compile(
     r"(?:(?P<scenario>[a-z0-9=-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d{1,9}(?:\.\d{1,9})?)(?P<unit>%?)"

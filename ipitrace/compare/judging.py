@@ -21,7 +21,10 @@ from ipitrace.compare.statistics import (
     student,
     wanted,
 )
-from ipitrace.metrics import Metric, Scale
+from ipitrace.words.metrics import (
+    Metric,
+    Scale,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ import numpy as np
 
 from ipitrace.compare.pairs import Pair
 from ipitrace.compare.statistics import Values
-from ipitrace.metrics import PATH_RANKS, path_of
+from ipitrace.words.metrics import (
+    PATH_RANKS,
+    path_of,
+)
 
 
 def moves(found: Iterable[Pair]) -> dict[tuple[str, str], Pair]:

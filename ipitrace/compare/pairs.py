@@ -9,9 +9,17 @@ import numpy as np
 from ipitrace.compare.model import Missing
 from ipitrace.compare.samples import Sample, samples
 from ipitrace.compare.statistics import Values
-from ipitrace.metrics import CYCLES_METRICS, Metric, Scale, metric_of
-from ipitrace.model import Pattern
-from ipitrace.result import RunResult, ScenarioResult
+from ipitrace.recording.result import (
+    RunResult,
+    ScenarioResult,
+)
+from ipitrace.words.metrics import (
+    CYCLES_METRICS,
+    Metric,
+    Scale,
+    metric_of,
+)
+from ipitrace.words.scenarios import Pattern
 
 
 @dataclass(frozen=True)

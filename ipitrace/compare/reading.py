@@ -6,12 +6,21 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import MIB
 from ipitrace.compare.fingerprint import Named
-from ipitrace.errors import UsageError
-from ipitrace.recording import MOST_RUN_BYTES, RUN_FILE
-from ipitrace.recording_reader import read_run, recording_of
-from ipitrace.result import RunResult, ScenarioResult
-from ipitrace.units import MIB
+from ipitrace.recording.reader import (
+    read_run,
+    recording_of,
+)
+from ipitrace.recording.result import (
+    RunResult,
+    ScenarioResult,
+)
+from ipitrace.recording.writer import (
+    MOST_RUN_BYTES,
+    RUN_FILE,
+)
 
 _MOST_REPETITIONS = 2000  # every value of one side is held against every one of the other
 _MOST_ENTRIES = 10_000

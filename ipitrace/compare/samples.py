@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.metrics import (
+from ipitrace.recording.result import (
+    Percentiles,
+    RepetitionFigures,
+    ScenarioResult,
+)
+from ipitrace.words.metrics import (
     PERCENTILES,
     TOTAL_EXITS,
     Metric,
@@ -15,8 +20,7 @@ from ipitrace.metrics import (
     exits_metric,
     path_metric,
 )
-from ipitrace.result import Percentiles, RepetitionFigures, ScenarioResult
-from ipitrace.summary import Mode
+from ipitrace.words.scenarios import Mode
 
 
 @dataclass(frozen=True)

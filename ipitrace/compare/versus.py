@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ipitrace.base.errors import UsageError
 from ipitrace.compare.fingerprint import Named
-from ipitrace.errors import UsageError
 
 # What makes a scenario another one. All else that must match still must.
 _ASKED_FOR = ("send_method", "target_state", "pattern")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ipitrace.compare.model import GateResult, GateState, MinimumEffect, Row, Verdict
 from ipitrace.compare.statistics import CONFIDENCE
-from ipitrace.metrics import Scale
+from ipitrace.words.metrics import Scale
 
 NOTHING = "-"
 _MANY = 1000

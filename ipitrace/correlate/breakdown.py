@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans
-from ipitrace.correlate.stages import STAGES, Stage
+from ipitrace.words.stages import (
+    STAGES,
+    Stage,
+)
 
 _LATE = np.iinfo(np.int64).max
 _NAMED_SEQUENCES = 3

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.abi.events import HOST_EVENT
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
+from ipitrace.words.events import (
+    NR_KINDS,
+    Kind,
+)
 
 Stamps = NDArray[np.int64]
 Keep = Callable[["Events"], NDArray[np.bool_]]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace
-from ipitrace.correlate.stages import Stage
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.stages import Stage
 
 
 @dataclass(frozen=True)

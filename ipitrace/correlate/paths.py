@@ -2,86 +2,54 @@
 """How each IPI travelled, proved by what was seen and never by a module parameter."""
 
 from collections.abc import Collection, Iterator
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-VMX, SVM = 1, 2  # the isa of kvm_exit; 0 where the layout has none
-
-
-class Path(IntEnum):
-    """The ways an IPI can go; `text` is how outputs spell it."""
-
-    UNKNOWN = 0
-    EMULATED = 1
-    MSR_EXIT = 2
-    MSR_FASTPATH = 3
-    APIC_WRITE = 4
-    MMIO = 5
-    PV_HYPERCALL = 6
-    AVIC_INCOMPLETE = 7
-    EXITLESS = 8
-
-    @property
-    def text(self) -> str:
-        """As tables and recordings spell it."""
-        return self.name.lower().replace("_", "-")
-
-
-MEANINGS = {
-    Path.UNKNOWN: "the evidence does not tell",
-    Path.EMULATED: "KVM emulated the ICR write; kvm_exit never fires on this host",
-    Path.MSR_EXIT: "an exit for the ICR's MSR",
-    Path.MSR_FASTPATH: "an exit for the ICR's MSR, handled by KVM's fastpath",
-    Path.APIC_WRITE: "an APIC-write exit after the hardware's own register write",
-    Path.MMIO: "an exit for the ICR's memory",
-    Path.PV_HYPERCALL: "the KVM_HC_SEND_IPI hypercall",
-    Path.AVIC_INCOMPLETE: "AVIC tried and left the rest to KVM",
-    Path.EXITLESS: "no exit and no KVM event at the sender, while both are watched",
-}
+from ipitrace.words.exit_reasons import Isa
+from ipitrace.words.paths import IpiPath
 
 # Exit reasons an IPI's send can cause, by isa (SDM vol. 3C, appendix C; APM vol. 2,
-# appendix C; the flag bits above 15 of VMX reasons are masked off first).
-_BY_REASON: dict[tuple[int, int], Path] = {
-    (VMX, 18): Path.PV_HYPERCALL,  # VMCALL
-    (VMX, 32): Path.MSR_EXIT,
-    (VMX, 85): Path.MSR_EXIT,  # WRMSRNS with an immediate
-    (VMX, 44): Path.MMIO,  # APIC access
-    (VMX, 48): Path.MMIO,  # EPT violation
-    (VMX, 49): Path.MMIO,  # EPT misconfiguration
-    (VMX, 56): Path.APIC_WRITE,
-    (SVM, 0x7C): Path.MSR_EXIT,
-    (SVM, 0x81): Path.PV_HYPERCALL,  # VMMCALL
-    (SVM, 0x400): Path.MMIO,  # nested page fault
-    (SVM, 0x401): Path.AVIC_INCOMPLETE,
-    (SVM, 0x402): Path.MMIO,  # AVIC: unaccelerated access
+# appendix C; the flag bits above 15 of Isa.VMX reasons are masked off first).
+_BY_REASON: dict[tuple[int, int], IpiPath] = {
+    (Isa.VMX, 18): IpiPath.PV_HYPERCALL,  # VMCALL
+    (Isa.VMX, 32): IpiPath.MSR_EXIT,
+    (Isa.VMX, 85): IpiPath.MSR_EXIT,  # WRMSRNS with an immediate
+    (Isa.VMX, 44): IpiPath.MMIO,  # APIC access
+    (Isa.VMX, 48): IpiPath.MMIO,  # EPT violation
+    (Isa.VMX, 49): IpiPath.MMIO,  # EPT misconfiguration
+    (Isa.VMX, 56): IpiPath.APIC_WRITE,
+    (Isa.SVM, 0x7C): IpiPath.MSR_EXIT,
+    (Isa.SVM, 0x81): IpiPath.PV_HYPERCALL,  # VMMCALL
+    (Isa.SVM, 0x400): IpiPath.MMIO,  # nested page fault
+    (Isa.SVM, 0x401): IpiPath.AVIC_INCOMPLETE,
+    (Isa.SVM, 0x402): IpiPath.MMIO,  # AVIC: unaccelerated access
 }
 _VMX_BASIC_REASON = 0xFFFF
 _ISA_SHIFT = 32
-_HALT = {(VMX, 12), (SVM, 0x78)}
+_HALT = {(Isa.VMX, 12), (Isa.SVM, 0x78)}
 _ICR, _SELF_IPI = 0x300, 0x3F0  # offsets in the APIC's page
-_ONLY_SENDS = (Path.APIC_WRITE, Path.AVIC_INCOMPLETE)
+_ONLY_SENDS = (IpiPath.APIC_WRITE, IpiPath.AVIC_INCOMPLETE)
 
 
 def path_of_exits(
     isa: NDArray[np.integer[Any]], reason: NDArray[np.integer[Any]], info1: NDArray[np.integer[Any]]
 ) -> NDArray[np.int8]:
-    """The Path each kvm_exit would prove if a send caused it; UNKNOWN for all other reasons.
+    """The IpiPath each kvm_exit would prove if a send caused it; UNKNOWN for all other reasons.
 
     Args:
-        isa: VMX or SVM.
+        isa: Isa.VMX or Isa.SVM.
         reason: the raw exit reason.
         info1: for an APIC-write exit, the register's offset (SDM vol. 3C, "APIC-Write VM Exits");
             those of other registers than the ICR prove nothing.
     """
-    path = np.full(len(reason), Path.UNKNOWN, np.int8)
+    path = np.full(len(reason), IpiPath.UNKNOWN, np.int8)
     for (of_isa, of_reason), hit in _hits(isa, reason, _BY_REASON):
         path[hit] = _BY_REASON[of_isa, of_reason]
-    written = path == Path.APIC_WRITE
+    written = path == IpiPath.APIC_WRITE
     path[written] = np.where(
-        np.isin(info1[written], (_ICR, _SELF_IPI)), Path.APIC_WRITE, Path.UNKNOWN
+        np.isin(info1[written], (_ICR, _SELF_IPI)), IpiPath.APIC_WRITE, IpiPath.UNKNOWN
     )
     return path
 
@@ -100,7 +68,7 @@ def _hits(
     wanted: Collection[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.bool_]]]:
     """Where each of the wanted (isa, reason) that occurs at all occurs."""
-    basic = np.where(isa == VMX, reason & np.uint32(_VMX_BASIC_REASON), reason)
+    basic = np.where(isa == Isa.VMX, reason & np.uint32(_VMX_BASIC_REASON), reason)
     both = isa.astype(np.uint64) << np.uint64(_ISA_SHIFT) | basic
     for of_isa, of_reason in wanted:
         hit = both == of_isa << _ISA_SHIFT | of_reason
@@ -143,10 +111,10 @@ def classify(
     path = exit_path.copy()
     if complete:
         if exits_fire:
-            path[~kvm_took_it & ~any_exit] = Path.EXITLESS
+            path[~kvm_took_it & ~any_exit] = IpiPath.EXITLESS
         else:
-            path[kvm_took_it] = Path.EMULATED
-    path[fastpath & (path == Path.MSR_EXIT)] = Path.MSR_FASTPATH
-    path[avic_incomplete] = Path.AVIC_INCOMPLETE
-    path[hypercall] = Path.PV_HYPERCALL
+            path[kvm_took_it] = IpiPath.EMULATED
+    path[fastpath & (path == IpiPath.MSR_EXIT)] = IpiPath.MSR_FASTPATH
+    path[avic_incomplete] = IpiPath.AVIC_INCOMPLETE
+    path[hypercall] = IpiPath.PV_HYPERCALL
     return path

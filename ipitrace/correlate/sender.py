@@ -18,10 +18,15 @@ from ipitrace.correlate.events import (
     first_in,
 )
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import Path, classify, path_of_exits, proves_alone
-from ipitrace.correlate.stages import ICR_WRITES
+from ipitrace.correlate.paths import (
+    classify,
+    path_of_exits,
+    proves_alone,
+)
 from ipitrace.correlate.trace import GuestSide, StormTrace
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import ICR_WRITES
 
 _T = TypeVar("_T", np.int64, np.int8)
 _FASTPATHS = tuple(kind for kind in Kind if kind.name.lower().startswith("handle_fastpath"))
@@ -84,9 +89,9 @@ class SenderSide:
         self.began = earliest(self.ipi, hypercall, incomplete, told_first)
         self.exits = count_in(exits.tsc, low, guest.until)
         fastpath = first_in(events.stamps(vcpu, _FASTPATHS), seen, done)
-        provable = exits.tsc[exit_path != Path.UNKNOWN]
+        provable = exits.tsc[exit_path != IpiPath.UNKNOWN]
         self.path = classify(
-            exit_path=_at(exit_path, at, Path.UNKNOWN),
+            exit_path=_at(exit_path, at, IpiPath.UNKNOWN),
             any_exit=first_in(provable, low, done) != ABSENT,
             hypercall=hypercall != ABSENT,
             avic_incomplete=incomplete != ABSENT,
@@ -132,7 +137,7 @@ def _carrying_exit(
         after = before + 1
         stamp = exits.take(after, mode="clip")
         follows = (after < len(exits)) & (stamp < done) & (_next_after(entries, seen) > stamp)
-        proves = exit_path.take(after, mode="clip") != Path.UNKNOWN
+        proves = exit_path.take(after, mode="clip") != IpiPath.UNKNOWN
         found = np.where(~is_open & follows & proves, after, found)
     alone = np.flatnonzero(proves_alone(exit_path))
     if len(alone):

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex, Events
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import Path
 from ipitrace.correlate.sender import SenderSide, is_ipi_with
-from ipitrace.correlate.stages import Stage
 from ipitrace.correlate.target import target_side
 from ipitrace.correlate.trace import GuestSide, StormTrace
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import Stage
 
 __all__ = ["Spans", "StormTrace", "correlate", "correlate_part"]
 
@@ -55,7 +55,7 @@ class Spans:
         """Spans without any host event of the sender, unless that is what their path is."""
         host = [Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.APICV_ACCEPT, Stage.ICR_WRITE]
         unseen = (self.tsc[:, host] == ABSENT).all(axis=1)
-        return int(np.count_nonzero(unseen & (self.path != Path.EXITLESS)))
+        return int(np.count_nonzero(unseen & (self.path != IpiPath.EXITLESS)))
 
     def stage(self, stage: Stage) -> NDArray[np.int64]:
         """One stage's column."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.abi.events import HOST_EVENT
 from ipitrace.correlate.spans import Spans, correlate_part
 from ipitrace.correlate.trace import GuestSide, StormTrace
-from ipitrace.layout import HOST_EVENT
 
 Chunk = tuple[NDArray[np.void], NDArray[np.int64]]
 BLOCK_SENDS = 1 << 16

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,12 @@ from ipitrace.correlate.events import (
 from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.paths import is_halt
 from ipitrace.correlate.sender import SenderSide
-from ipitrace.correlate.stages import HOST_INTERRUPTS, Stage
 from ipitrace.correlate.trace import GuestSide, StormTrace
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.stages import (
+    HOST_INTERRUPTS,
+    Stage,
+)
 
 _OWN = (*HOST_INTERRUPTS, Kind.SCHED_SWITCH, Kind.KVM_VCPU_WAKEUP, Kind.KVM_EXIT, Kind.KVM_EOI)
 

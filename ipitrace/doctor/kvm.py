@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from ipitrace.base.errors import HostError
 from ipitrace.doctor.model import Check, Status
-from ipitrace.errors import HostError
 from ipitrace.host.access import require_kvm
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import UNKNOWN_BACKEND, HostFingerprint

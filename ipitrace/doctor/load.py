@@ -4,12 +4,12 @@
 import shlex
 from collections.abc import Iterator
 
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import processes
 from ipitrace.doctor.model import Check
-from ipitrace.errors import UsageError
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.neighbours import read_neighbours
-from ipitrace.units import processes
 from ipitrace.vm import Discovery, VirtualMachine
 
 _MOST_ODD = 5

@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ipitrace.base.errors import HostError
 from ipitrace.doctor.model import Check
-from ipitrace.errors import HostError
 from ipitrace.host.access import (
     may_mount,
     missing_to_look_into_processes,

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.files import HOST, HostFiles
 
 # include/uapi/linux/kvm.h: _IO(KVMIO, 0x00), stable at 12 since 2.6.22.

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from ipitrace.errors import HostError
-from ipitrace.foreign import plain
+from ipitrace.base.errors import HostError
+from ipitrace.base.foreign import plain
+from ipitrace.base.units import MIB
 from ipitrace.host.programs import clean_environment, find_program
-from ipitrace.units import MIB
 
 TICK_S: Final = 0.02
 STDERR_BYTES: Final = MIB

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ipitrace.errors import UsageError
+from ipitrace.base.errors import UsageError
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 
 _CPU_DIR: Final = "/sys/devices/system/cpu"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Self, cast
 
+from ipitrace.base.units import KIB
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
-from ipitrace.units import KIB
 
 CPU_DIR: Final = "/sys/devices/system/cpu"
 UNKNOWN_BACKEND: Final = "built-in/unknown"

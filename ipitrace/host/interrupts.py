@@ -1,31 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """/proc/interrupts per CPU: late posts, which nothing else shows, and what CPUs send each other."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles
+from ipitrace.words.interrupts import ROWS
 
 PATH: Final = "/proc/interrupts"
 
-# What the rows count, from arch_show_interrupts() in arch/x86/kernel/irq.c. The posted-interrupt
-# ones are handled by the guest without the host as long as its CPU is in guest mode: what the
-# host counts came too late for that.
-ROWS: Final[Mapping[str, str]] = {
-    "PIN": "posted-interrupt notifications that found the CPU outside the guest",
-    "NPI": "the same for a nested guest",
-    "PIW": "posted interrupts that woke a blocked vCPU",
-    "RES": "reschedule IPIs",
-    "CAL": "function-call IPIs",
-    "IWI": "IPIs of a CPU to itself for deferred work",
-    "NMI": "non-maskable interrupts",
-    "LOC": "local timer interrupts",
-    "TRM": "thermal interrupts",
-    "SPU": "spurious interrupts",
-}
-
-POSTED_ROWS: Final = ("PIN", "NPI", "PIW")
 
 # The counts are `unsigned int` (irq_cpustat_t in arch/x86/include/asm/hardirq.h).
 _WRAP: Final = 1 << 32
@@ -96,30 +80,6 @@ def delta(before: InterruptCounts, after: InterruptCounts) -> InterruptDelta:
         {name: rows[name] for name in ROWS if name in rows},
         tuple(sorted({*before.cpus} ^ {*after.cpus})),
     )
-
-
-def arrived_elsewhere(
-    interrupts: Mapping[str, Mapping[str, int]],
-    vm_cpus: Collection[int],
-    rows: Collection[str] = POSTED_ROWS,
-) -> dict[str, dict[int, int]]:
-    """Interrupts on CPUs that did not run the VM: row to CPU to increase.
-
-    A guest that writes the physical ICR itself (Passthrough IPI) can send any of them
-    there. Notifications of posted interrupts have no other reason to be there, unless
-    another VM runs; the host sends the others itself, too.
-
-    Args:
-        interrupts: row to CPU to increase.
-        vm_cpus: where the VM ran.
-        rows: which to tell of.
-    """
-    found: dict[str, dict[int, int]] = {}
-    for row in rows:
-        for cpu, n in interrupts.get(row, {}).items():
-            if n and int(cpu) not in vm_cpus:
-                found.setdefault(row, {})[int(cpu)] = n
-    return found
 
 
 def _added(first: int | None, last: int | None) -> int | None:

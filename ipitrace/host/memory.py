@@ -3,8 +3,8 @@
 
 import psutil
 
-from ipitrace.errors import HostError
-from ipitrace.units import MIB
+from ipitrace.base.errors import HostError
+from ipitrace.base.units import MIB
 
 _KEEP_FREE = 64 * MIB
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 
 _CAPABILITY_VERSION_3: Final = 0x20080522  # include/uapi/linux/capability.h
 _PR_CAPBSET_DROP: Final = 24  # include/uapi/linux/prctl.h

@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import ipitrace
-from ipitrace.errors import HostError
-from ipitrace.search_path import others_may_write, safe_entries
+from ipitrace.base.errors import HostError
+from ipitrace.base.search_path import (
+    others_may_write,
+    safe_entries,
+)
 
-_ENTRY: Final = Path(ipitrace.__file__).with_name("start_again.py")
+_PROGRAM: Final = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from ipitrace.cli import main
+main()
+"""
 
 
 def find_program(name: str) -> str:
@@ -57,7 +64,7 @@ def own_command(*arguments: str) -> list[str]:
         )
     writing = ["-B"] if sys.dont_write_bytecode else []
     path = json.dumps(safe_entries(sys.path))
-    return [sys.executable, "-I", *writing, str(_ENTRY), path, *arguments]
+    return [sys.executable, "-I", *writing, "-c", _PROGRAM, path, *arguments]
 
 
 def _safe_path() -> str:

@@ -3,9 +3,9 @@
 
 from typing import Final
 
-from ipitrace.console import PIPE_WIDTH
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.base.foreign import plain_values
 from ipitrace.doctor import Check, Examination
-from ipitrace.foreign import plain_values
 from ipitrace.render.grid import fill
 
 _NAME_WIDTH: Final = 12

@@ -13,7 +13,7 @@ from typing import Final
 
 from tabulate import tabulate
 
-from ipitrace.console import PIPE_WIDTH
+from ipitrace.base.console import PIPE_WIDTH
 
 _GAP: Final = 2  # tabulate's, between columns
 _WORD_LIMITS: Final = (32, 24, 16, 8)  # a longer word may be broken; the first that helps

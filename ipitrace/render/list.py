@@ -4,10 +4,13 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ipitrace.console import PIPE_WIDTH
-from ipitrace.foreign import plain_values
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.base.foreign import plain_values
+from ipitrace.base.units import (
+    MIB,
+    processes,
+)
 from ipitrace.render.grid import TIE, fill, table
-from ipitrace.units import MIB, processes
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _MOST_ODD = 20

@@ -10,7 +10,7 @@ never shows, parts them.
 import re
 from typing import Final
 
-from ipitrace.foreign import plain
+from ipitrace.base.foreign import plain
 
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>|&~])")
 _PART: Final = "<!-- -->"

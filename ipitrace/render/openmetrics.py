@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from ipitrace.foreign import plain
+from ipitrace.base.foreign import plain
 
 _MOST_CHARS: Final = 1000
 

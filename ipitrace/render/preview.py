@@ -3,8 +3,11 @@
 
 from collections.abc import Iterator
 
-from ipitrace.console import PIPE_WIDTH
-from ipitrace.preview import Attaching, Preview
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.measure.preview import (
+    Attaching,
+    Preview,
+)
 from ipitrace.render.grid import fill
 
 _LABEL = 9  # columns

@@ -8,7 +8,31 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.model import Scenario, StormRequest
+from ipitrace.words.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class StormRequest:
+    """What one storm is asked to do.
+
+    Attributes:
+        scenario: the kind of IPI.
+        n_vcpus: vCPUs of the guest; vCPU 0 sends.
+        count: measured sends, after `warmup` unmeasured ones.
+        pace_cycles: guest TSC cycles from one acknowledgement to the next send.
+        timeout_s: an IPI not acknowledged within this time counts as incomplete.
+        inject: a fault made on purpose, to prove that it is told; None in real runs.
+        handler_burn_cycles: cycles each handler wastes after its stamp, on purpose.
+    """
+
+    scenario: Scenario
+    n_vcpus: int
+    count: int
+    warmup: int
+    pace_cycles: int
+    timeout_s: float = 5.0  # a starved host holds a vCPU up for more than a second
+    inject: str | None = None
+    handler_burn_cycles: int = 0
 
 
 @dataclass(frozen=True)

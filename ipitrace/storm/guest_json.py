@@ -3,7 +3,7 @@
 
 from typing import Any, TypeVar
 
-from ipitrace.foreign import plain
+from ipitrace.base.foreign import plain
 
 T = TypeVar("T")
 _SHOWN_CHARS = 40

@@ -8,8 +8,12 @@ limit: see storm_bytes().
 
 from typing import Final
 
-from ipitrace.storm.abi import FILE, RECEIPT, SEND
-from ipitrace.units import MIB
+from ipitrace.abi.storm import (
+    FILE,
+    RECEIPT,
+    SEND,
+)
+from ipitrace.base.units import MIB
 
 TEXT_BYTES: Final = 16 * MIB
 """What a program in a guest may print, unless more was asked for: /proc/cpuinfo has some

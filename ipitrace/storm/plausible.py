@@ -18,11 +18,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.errors import MeasurementError
-from ipitrace.model import Pattern, StormRequest
+from ipitrace.abi.storm import ALL_BUT_SELF
+from ipitrace.base.errors import MeasurementError
 from ipitrace.storm import limits
-from ipitrace.storm.abi import ALL_BUT_SELF
-from ipitrace.storm.driver import Driver, Hooks, Storm
+from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
+from ipitrace.words.scenarios import Pattern
 
 _SENDER: Final = 0
 _LARGEST_STAMP: Final = 1 << 62

@@ -5,13 +5,15 @@ from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_EXIT_UNSORTED, KVM_STATS
 from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
 from ipitrace.summary.storms import (
-    SENDER,
     Cycles,
     Measured,
-    Mode,
     Repetition,
     Watched,
     reduce_storm,
+)
+from ipitrace.words.scenarios import (
+    SENDER,
+    Mode,
 )
 
 __all__ = [

@@ -6,11 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.host.interrupts import POSTED_ROWS
-from ipitrace.model import Pattern, Scenario, TargetState
-from ipitrace.result import PerSide
+from ipitrace.recording.result import PerSide
 from ipitrace.summary.interrupts import host_interrupts
-from ipitrace.summary.storms import Mode, Repetition, Watched
+from ipitrace.summary.storms import (
+    Repetition,
+    Watched,
+)
+from ipitrace.words.interrupts import POSTED_ROWS
+from ipitrace.words.scenarios import (
+    Mode,
+    Pattern,
+    Scenario,
+    TargetState,
+)
 
 _UNTRACED = "nothing was traced"
 _NO_CLOCK = "host and guest could not be put on one clock"

@@ -8,13 +8,20 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.host.exit_reasons import reason_name
-from ipitrace.layout import Kind
-from ipitrace.model import Pattern
-from ipitrace.result import Exits, ExitTime, PerSide
-from ipitrace.stats import summarise
+from ipitrace.recording.result import (
+    Exits,
+    ExitTime,
+    PerSide,
+)
 from ipitrace.summary.sides import Sides
-from ipitrace.summary.storms import SENDER, Measured, Watched
+from ipitrace.summary.stats import summarise
+from ipitrace.summary.storms import (
+    Measured,
+    Watched,
+)
+from ipitrace.words.events import Kind
+from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.scenarios import SENDER, Pattern
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
 KVM_EXIT_UNSORTED = "kvm_exit tracepoint, by reason not known: see the note on the clock"

@@ -6,9 +6,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.result import ObserverCost
-from ipitrace.stats import median, paired_difference
-from ipitrace.summary.storms import Cycles, Measured, Mode
+from ipitrace.recording.result import ObserverCost
+from ipitrace.summary.stats import (
+    median,
+    paired_difference,
+)
+from ipitrace.summary.storms import (
+    Cycles,
+    Measured,
+)
+from ipitrace.words.scenarios import Mode
 
 _METRICS: dict[str, Callable[[Cycles], NDArray[np.int64]]] = {
     "send": lambda cycles: cycles.send,

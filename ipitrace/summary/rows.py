@@ -7,23 +7,29 @@ from dataclasses import replace
 import numpy as np
 
 from ipitrace.correlate.breakdown import break_down, path_shares
-from ipitrace.correlate.paths import Path
 from ipitrace.correlate.spans import Spans
-from ipitrace.correlate.stages import STAGES
-from ipitrace.host.interrupts import POSTED_ROWS
-from ipitrace.result import (
+from ipitrace.recording.result import (
     RepetitionFigures,
     ScenarioResult,
     StageBreakdown,
     StageSequence,
     StageStep,
 )
-from ipitrace.stats import percentiles, summarise
 from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exits import exit_times, exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
-from ipitrace.summary.storms import Measured, Repetition
+from ipitrace.summary.stats import (
+    percentiles,
+    summarise,
+)
+from ipitrace.summary.storms import (
+    Measured,
+    Repetition,
+)
+from ipitrace.words.interrupts import POSTED_ROWS
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import STAGES
 
 
 def summarise_scenario(measured: Measured) -> ScenarioResult:
@@ -98,7 +104,7 @@ def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:
 
 
 def _shares(spans: Sequence[Spans]) -> dict[str, float]:
-    return {Path(p).text: share for p, share in path_shares(spans).items()}
+    return {IpiPath(p).text: share for p, share in path_shares(spans).items()}
 
 
 def _coalesced(storm: Repetition, targets: Iterable[int]) -> int:

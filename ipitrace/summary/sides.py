@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.layout import Kind
-from ipitrace.model import Pattern, Scenario
-from ipitrace.result import PerSide
-from ipitrace.summary.storms import SENDER, Repetition
+from ipitrace.recording.result import PerSide
+from ipitrace.summary.storms import Repetition
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import (
+    SENDER,
+    Pattern,
+    Scenario,
+)
 
 
 @dataclass(frozen=True)

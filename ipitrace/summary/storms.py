@@ -3,7 +3,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,11 @@ from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
 from ipitrace.correlate.spans import Spans
 from ipitrace.host.interrupts import InterruptDelta
-from ipitrace.model import Scenario
 from ipitrace.storm.driver import Storm
+from ipitrace.words.scenarios import Mode, Scenario
 
-SENDER = 0
 NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
 FOREIGN_STATS = "KVM tells a vCPU's statistics to its own VMM alone"
-
-
-class Mode(StrEnum):
-    """How much watched a repetition."""
-
-    OFF = "off"
-    COUNTING = "counting"
-    FULL = "full"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.errors import UsageError
-from ipitrace.signals import held_back
+from ipitrace.base.errors import UsageError
+from ipitrace.base.signals import held_back
 from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec

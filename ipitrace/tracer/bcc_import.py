@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 
 _HINT = (
     "install your distribution's bcc: python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora, RHEL,"

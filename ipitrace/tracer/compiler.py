@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from ipitrace.errors import HostError
-from ipitrace.signals import held_back
+from ipitrace.base.errors import HostError
+from ipitrace.base.signals import held_back
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.program import Plan, Probe
 

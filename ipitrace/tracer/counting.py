@@ -11,11 +11,14 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace import resources
-from ipitrace.errors import HostError
+from ipitrace.abi.watch import (
+    WATCH_CELL,
+    WATCH_HEAD,
+)
+from ipitrace.base import resources
+from ipitrace.base.errors import HostError
+from ipitrace.base.signals import held_back
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
-from ipitrace.layout import WATCH_CELL, WATCH_HEAD
-from ipitrace.signals import held_back
 from ipitrace.tracer import kernel
 from ipitrace.tracer.attaching import (
     chosen_events,

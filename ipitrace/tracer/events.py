@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
 
 
 @dataclass(frozen=True)

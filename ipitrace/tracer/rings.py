@@ -4,7 +4,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.layout import RING_EVENT
+from ipitrace.abi.events import RING_EVENT
 
 
 class RingReader:

@@ -10,11 +10,15 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace import resources
-from ipitrace.errors import HostError
+from ipitrace.abi.events import (
+    HOST_EVENT,
+    RING_EVENT,
+    RING_HEAD,
+)
+from ipitrace.base import resources
+from ipitrace.base.errors import HostError
+from ipitrace.base.signals import held_back
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
-from ipitrace.layout import HOST_EVENT, NR_KINDS, RING_EVENT, RING_HEAD
-from ipitrace.signals import held_back
 from ipitrace.tracer.attaching import (
     chosen_events,
     detach_probe,
@@ -27,6 +31,7 @@ from ipitrace.tracer.attaching import (
 from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
 from ipitrace.tracer.program import Hook, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
+from ipitrace.words.events import NR_KINDS
 
 MOST_EVENTS: Final = 16_000_000
 """Events kept from one take() to the next unless the caller says otherwise: some 400 MB."""

@@ -4,10 +4,10 @@
 import time
 from typing import Final
 
-from ipitrace import resources
-from ipitrace.errors import HostError
+from ipitrace.base import resources
+from ipitrace.base.errors import HostError
+from ipitrace.base.signals import held_back
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
-from ipitrace.signals import held_back
 from ipitrace.tracer.attaching import dispose
 from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs
 from ipitrace.tracer.formats import parse_format

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from ipitrace.base.untrusted import parse_json
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.untrusted import parse_json
 from ipitrace.vm.discovery import COMMAND_LINE_BYTES
 from ipitrace.vm.model import VirtualMachine
 

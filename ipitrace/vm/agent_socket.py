@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.files import HOST
 from ipitrace.host.privileges import Capability, become, held
 from ipitrace.vm.model import VirtualMachine

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Final
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.access import (
     missing_to_look_into_processes,
     require_initial_pid_namespace,

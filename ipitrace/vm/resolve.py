@@ -4,9 +4,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ipitrace.errors import UsageError
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import processes
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.units import processes
 from ipitrace.vm.discovery import Discovery, discover
 from ipitrace.vm.model import VirtualMachine
 

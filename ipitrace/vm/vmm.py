@@ -8,7 +8,10 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Final
 
-from ipitrace.units import KIB, MIB
+from ipitrace.base.units import (
+    KIB,
+    MIB,
+)
 
 
 @dataclass(frozen=True)

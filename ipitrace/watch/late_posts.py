@@ -3,8 +3,16 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from ipitrace.host.interrupts import PATH, POSTED_ROWS, InterruptCounts, arrived_elsewhere, delta
+from ipitrace.host.interrupts import (
+    PATH,
+    InterruptCounts,
+    delta,
+)
 from ipitrace.watch.model import CpuPosts, LatePosts
+from ipitrace.words.interrupts import (
+    POSTED_ROWS,
+    arrived_elsewhere,
+)
 
 NamesByCpu = Mapping[int, set[str]]
 

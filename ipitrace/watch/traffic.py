@@ -11,11 +11,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.paths import Path, path_of_exits
-from ipitrace.host.exit_reasons import reason_name
-from ipitrace.layout import WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
+from ipitrace.abi.watch import (
+    WATCH_KEY,
+    WATCH_TARGET_UNKNOWN,
+    SentBy,
+    What,
+)
+from ipitrace.correlate.paths import path_of_exits
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.model import Count, ExitReason, IpiKind, Other, Pair, PairsLeftOut, VcpuCounts
+from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.paths import IpiPath
 
 # The ICR's delivery modes (SDM vol. 3A, "Interrupt Command Register"); KVM keeps 3 for
 # remote reads of its own (APIC_DM_REMRD) and 7 for the legacy controller.
@@ -152,7 +158,7 @@ class Traffic:
                 None if target == WATCH_TARGET_UNKNOWN else target,
                 vector,
                 MODES[mode],
-                Path(path).text,
+                IpiPath(path).text,
                 Count(delta, total),
             )
             for sender, target, vector, mode, path, delta, total in listed
@@ -163,7 +169,7 @@ class Traffic:
     def kinds(self) -> tuple[IpiKind, ...]:
         """IPIs by vector, mode and path, most frequent first."""
         return tuple(
-            IpiKind(key & 0xFF, MODES[key >> 8 & 7], Path(key >> 11).text, count)
+            IpiKind(key & 0xFF, MODES[key >> 8 & 7], IpiPath(key >> 11).text, count)
             for key, count in self._sums.kinds[self._vm]
         )
 
@@ -252,7 +258,7 @@ def _grouped(keys: Ints, rows: _Rows, n_vms: int) -> _Grouped:
 
 
 def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
-    """The Path of each IPI cell.
+    """The IpiPath of each IPI cell.
 
     What KVM's fastpath did is not told from any other exit for the ICR's MSR. Where
     kvm_exit may fire, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
@@ -262,8 +268,8 @@ def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
     reason = _field(keys, "REASON").astype(np.uint32)
     path = path_of_exits(isa, reason, np.full(len(keys), _ICR))
     if exits_silent:
-        path[isa == 0] = Path.EMULATED
-    via = _field(keys, "VIA")
-    path[via == Via.HYPERCALL] = Path.PV_HYPERCALL
-    path[via == Via.AVIC] = Path.AVIC_INCOMPLETE
+        path[isa == 0] = IpiPath.EMULATED
+    sent_by = _field(keys, "SENT_BY")
+    path[sent_by == SentBy.HYPERCALL] = IpiPath.PV_HYPERCALL
+    path[sent_by == SentBy.AVIC] = IpiPath.AVIC_INCOMPLETE
     return path

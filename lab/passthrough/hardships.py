@@ -14,8 +14,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from ipitrace.errors import MeasurementError
-from ipitrace.storm.abi import StormPattern, StormSendMethod, StormState, StormTargetState
+from ipitrace.abi.storm import (
+    StormPattern,
+    StormSendMethod,
+    StormState,
+    StormTargetState,
+)
+from ipitrace.base.errors import MeasurementError
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.image import LogSizes, load_payload
 from ipitrace.storm.micro.kvm import RUN_IMMEDIATE_EXIT

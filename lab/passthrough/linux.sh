@@ -16,7 +16,7 @@ no_limits="--max-rate unlimited --max-time unlimited" # the machines are emulate
 python3 -m ipitrace run --vm guest1 $no_limits -o /job/result/recording "$@"
 say "measured"
 python3 - >/job/result/hotplug.txt <<'END'
-from ipitrace.storm.via import open_shell
+from ipitrace.storm.transport.registry import open_shell
 
 CYCLES = """
 cd /sys/devices/system/cpu/cpu1

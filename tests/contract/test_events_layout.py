@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""layout.py says what bpf/ipitrace_events.h says, asked of a C compiler."""
+"""abi/events.py and words/events.py say what bpf/ipitrace_events.h says, asked of a C compiler."""
 
 import re
 import shutil
@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipitrace import layout, resources
+from ipitrace.abi import events as layout
+from ipitrace.base import resources
+from ipitrace.words.events import NR_KINDS, Kind
 
 HEADER = "ipitrace_events.h"
 
@@ -69,7 +71,7 @@ def test_no_member_is_missing(name: str) -> None:
 
 
 def test_kinds_have_their_numbers(said_by_c: dict[str, int]) -> None:
-    assert {kind.name: kind.value for kind in layout.Kind} | {"NR_KINDS": layout.NR_KINDS} == {
+    assert {kind.name: kind.value for kind in Kind} | {"NR_KINDS": NR_KINDS} == {
         name: said_by_c[name] for name in enumerators()
     }
 
@@ -78,7 +80,7 @@ def test_host_event_keeps_the_ring_record_and_adds_where_it_came_from() -> None:
     assert layout.HOST_EVENT.names == (*(layout.RING_EVENT.names or ()), "vcpu", "kind")
     for name in layout.RING_EVENT.names or ():
         assert layout.HOST_EVENT[name] == layout.RING_EVENT[name]
-    assert np.iinfo(layout.HOST_EVENT["kind"]).max >= layout.NR_KINDS
+    assert np.iinfo(layout.HOST_EVENT["kind"]).max >= NR_KINDS
 
 
 def test_the_header_is_where_resources_says() -> None:

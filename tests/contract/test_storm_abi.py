@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipitrace.resources import guest_tools_dir
-from ipitrace.storm import abi
+from ipitrace.abi import storm as abi
+from ipitrace.base.resources import guest_tools_dir
 from ipitrace.storm.micro import image, kvm
 from ipitrace.storm.micro.passthrough import FOREIGN
 

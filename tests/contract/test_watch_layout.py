@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""layout.py says what bpf/ipitrace_watch.h says, asked of a C compiler."""
+"""abi/watch.py says what bpf/ipitrace_watch.h says, asked of a C compiler."""
 
 import re
 import shutil
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace import layout, resources
+from ipitrace.abi import watch as layout
+from ipitrace.base import resources
 
 HEADER = "ipitrace_watch.h"
 STRUCTS = {
@@ -74,8 +75,8 @@ def test_no_member_is_missing(name: str) -> None:
 def test_the_numbers_are_the_same(said_by_c: dict[str, int]) -> None:
     expected = {what.name: what.value for what in layout.What}
     expected |= {"NR_WHATS": layout.NR_WHATS}
-    expected |= {f"VIA_{via.name}": via.value for via in layout.Via}
-    # The name VIA_SHIFT is that of a shift and of no way.
+    expected |= {f"SENT_BY_{sent_by.name}": sent_by.value for sent_by in layout.SentBy}
+    # The name SENT_BY_SHIFT is that of a shift and of no way.
     expected |= {f"{name}_SHIFT": shift for name, (shift, _) in layout.WATCH_KEY.items()}
     expected |= {"TARGET_UNKNOWN": layout.WATCH_TARGET_UNKNOWN}
     assert {name: said_by_c[name] for name in constants()} == expected

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from host_state import Watched, watched
 
-from ipitrace.recording_reader import read_run
-from ipitrace.result import RunResult
+from ipitrace.recording.reader import read_run
+from ipitrace.recording.result import RunResult
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from guests import micro_guest
 from place import Place, assert_told, whole
 
 import ipitrace
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live
 

@@ -15,7 +15,7 @@ import pytest
 from guests import micro_guest
 from place import Place, whole
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from place import Place, assert_told
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live
 

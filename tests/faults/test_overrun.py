@@ -11,7 +11,7 @@ import pytest
 from place import Place, assert_told, whole
 
 from bench.rings import _Producer
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live
 

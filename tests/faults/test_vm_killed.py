@@ -8,7 +8,7 @@ import pytest
 from guests import micro_guest
 from place import Place, assert_told
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ipitrace.errors import IpitraceError
+from ipitrace.base.errors import IpitraceError
 from ipitrace.host.files import HostFiles
 
 _LONGEST_MESSAGE = 2_000

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 from unittest import mock
 
-from ipitrace.storm.shell import Finished
+from ipitrace.storm.transport.shell import Finished
 
 T = TypeVar("T")
 WORD: Final = struct.Struct("<q")

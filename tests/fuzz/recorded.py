@@ -7,17 +7,27 @@ import hashlib
 import json
 from typing import Any
 
+from ipitrace.base.errors import (
+    IpitraceError,
+    UsageError,
+)
+from ipitrace.base.resources import example_dir
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.reading import read
-from ipitrace.errors import IpitraceError, UsageError
-from ipitrace.recording import CHECKSUM_FILE, RUN_FILE
-from ipitrace.recording_reader import computing_with, read_run, read_run_text
-from ipitrace.render.compare_csv import render_csv
-from ipitrace.render.compare_junit import render_junit
-from ipitrace.render.compare_openmetrics import render_openmetrics
-from ipitrace.render.compare_tables import render_comparison
-from ipitrace.render.tables import render_run
-from ipitrace.resources import example_dir
+from ipitrace.recording.reader import (
+    computing_with,
+    read_run,
+    read_run_text,
+)
+from ipitrace.recording.writer import (
+    CHECKSUM_FILE,
+    RUN_FILE,
+)
+from ipitrace.render.compare.csv import render_csv
+from ipitrace.render.compare.junit import render_junit
+from ipitrace.render.compare.openmetrics import render_openmetrics
+from ipitrace.render.compare.tables import render_comparison
+from ipitrace.render.run.tables import render_run
 
 from .files import folder, one_sentence, place
 

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.storm.abi import FILE, RECEIPT, SEND
+from ipitrace.abi.storm import (
+    FILE,
+    RECEIPT,
+    SEND,
+)
 from lab.guest.boot import Guest
 
 

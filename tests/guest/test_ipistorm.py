@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from guest_result import GuestResult, Records
 
-from ipitrace.storm.abi import (
+from ipitrace.abi.storm import (
     ABI_VERSION,
     ALL_BUT_SELF,
     FILE,

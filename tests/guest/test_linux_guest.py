@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from checks import assert_sound
 
-from ipitrace.errors import ExitCode
-from ipitrace.storm.ipistorm import INSTALLED
+from ipitrace.base.errors import ExitCode
+from ipitrace.storm.linux.ipistorm import INSTALLED
 from lab.guest.machine import NAME, Running, running_guest, ssh_folder
 from lab.guest.module import build_module
 

@@ -26,9 +26,16 @@ from typing import IO, Final, Generic, Self, TypeVar
 import numpy as np
 
 import ipitrace
-from ipitrace.errors import ExitCode
-from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
-from ipitrace.units import MIB
+from ipitrace.abi.storm import (
+    ABI_VERSION,
+    FILE,
+    FILE_MAGIC,
+    RECEIPT,
+    SEND,
+    StormState,
+)
+from ipitrace.base.errors import ExitCode
+from ipitrace.base.units import MIB
 
 HERE: Final = Path(__file__).parent
 MOST_MEMORY: Final = 512 * MIB

@@ -13,7 +13,7 @@ from typing import Final
 
 import harness
 
-from ipitrace.resources import guest_tools_dir
+from ipitrace.base.resources import guest_tools_dir
 
 SOURCE: Final = harness.HERE / "payload.c"
 _MARKER: Final = b"MODEMODE"

@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 from harness import Ahead, Outcome, assert_harmless
 
-from ipitrace.errors import ExitCode
-from ipitrace.storm.abi import FILE, RECEIPT, SEND
+from ipitrace.abi.storm import (
+    FILE,
+    RECEIPT,
+    SEND,
+)
+from ipitrace.base.errors import ExitCode
 
 LIMIT_S: Final = 300.0
 STATUS: Final = ("guest", "status")

@@ -10,7 +10,7 @@ import test_agent_guest
 from commands import ENVIRONMENT, IPITRACE
 from harness import assert_harmless
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 BUILDS = test_agent_guest.Mode("honest", words=("guest", "install"))
 STEPS = (

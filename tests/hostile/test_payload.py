@@ -12,7 +12,7 @@ import payloads
 import pytest
 from harness import Ahead, Outcome, assert_harmless
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live("kvm")
 

@@ -10,8 +10,8 @@ import test_agent_guest
 import test_ssh_guest
 from harness import Outcome, assert_harmless
 
-from ipitrace.errors import ExitCode
-from ipitrace.storm.scenarios import SCENARIOS
+from ipitrace.base.errors import ExitCode
+from ipitrace.words.scenarios import SCENARIOS
 
 XAPIC = {"apic_mode": "xapic", "unsupported": {"x2apic": "the APICs are in xAPIC mode"}}
 ABLE = {s.name for s in SCENARIOS if s.name.endswith("-xapic")}

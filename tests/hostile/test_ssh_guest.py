@@ -33,8 +33,8 @@ from harness import (
 )
 from sshd import NAME, Server, end_guests, ssh_on_path, sshd
 
-from ipitrace.errors import ExitCode
-from ipitrace.storm.abi import FILE
+from ipitrace.abi.storm import FILE
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.live("root")
 

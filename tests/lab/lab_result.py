@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ipitrace.recording_reader import read_run
-from ipitrace.result import PerSide, RunResult, ScenarioResult
-from ipitrace.storm.scenarios import DEFAULT_SCENARIOS
+from ipitrace.recording.reader import read_run
+from ipitrace.recording.result import (
+    PerSide,
+    RunResult,
+    ScenarioResult,
+)
+from ipitrace.words.scenarios import DEFAULT_SCENARIOS
 
 AMD_SCENARIOS = (*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic")
 INTEL_SCENARIOS = (

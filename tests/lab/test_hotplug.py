@@ -10,7 +10,7 @@ import pytest
 from conftest import run_lab
 from lab_result import LabResult
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = pytest.mark.lab("hotplug")
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import run_lab
 from lab_result import LabResult
 
-from ipitrace.recording_reader import read_run
+from ipitrace.recording.reader import read_run
 
 pytestmark = pytest.mark.lab("nested")
 

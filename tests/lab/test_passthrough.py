@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lab_result import LabResult
 
-from ipitrace.recording_reader import read_run
+from ipitrace.recording.reader import read_run
 from lab.common.cache import cache_dir
 from lab.passthrough.jobs import HARDSHIPS, LINUX_PAIRS, MANY, PAIRS, REPETITIONS
 

@@ -12,7 +12,7 @@ import pytest
 from least_rights import folder_of_theirs
 from odd_vmms import NOBODY, python_named, run_as, vmm
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.vm import AgentChannel, VirtualMachine, agent_of, connect_agent, resolve_vm
 
 pytestmark = pytest.mark.live("root", "kvm")

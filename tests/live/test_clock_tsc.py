@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from ipitrace.clock import Clock, GuestTsc, HostClockMap, Sandwich, count_violations
-from ipitrace.layout import Kind
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import SCENARIOS
 from ipitrace.tracer import Tracer
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import SCENARIOS
 
 
 def sandwiches_during(seconds: float) -> list[Sandwich]:

@@ -14,10 +14,9 @@ from checks import assert_sound
 
 import ipitrace
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = pytest.mark.live("kvm")
 

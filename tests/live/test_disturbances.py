@@ -20,7 +20,7 @@ from checks import assert_sound
 from guests import micro_guest, until
 
 import ipitrace
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = [
     pytest.mark.live,

@@ -19,15 +19,22 @@ from guests import micro_guest
 from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace.errors import ExitCode
-from ipitrace.guests import Guest
+from ipitrace.base.errors import ExitCode
 from ipitrace.host.cpus import Pinning
-from ipitrace.pipeline import RunRequest, run
-from ipitrace.result import RunLimits
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module
-from ipitrace.storm.linux import LinuxGuest
-from ipitrace.storm.local import LocalShell
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.measure.guests import Guest
+from ipitrace.measure.run import (
+    RunRequest,
+    run,
+)
+from ipitrace.recording.result import RunLimits
+from ipitrace.storm.linux.driver import LinuxGuest
+from ipitrace.storm.linux.ipistorm import (
+    GuestCpus,
+    HelperStatus,
+    Module,
+)
+from ipitrace.storm.transport.local import LocalShell
+from ipitrace.words.scenarios import select_scenarios
 
 CHECKOUT = Path(ipitrace.__file__).parents[1]
 SELF = ("--scenario", "self", "--count", "60")

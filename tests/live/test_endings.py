@@ -17,8 +17,8 @@ from guests import micro_guest, qemu_guest, until
 from hostile import SAMPLES
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ipitrace.errors import ExitCode
-from ipitrace.recording_reader import read_run
+from ipitrace.base.errors import ExitCode
+from ipitrace.recording.reader import read_run
 
 pytestmark = pytest.mark.live
 

@@ -20,17 +20,19 @@ from checks import assert_sound
 from numpy.typing import NDArray
 
 import ipitrace
-from ipitrace import resources
-from ipitrace.guests import micro_guest
-from ipitrace.layout import Kind
-from ipitrace.model import StormRequest
-from ipitrace.pipeline import RunRequest
-from ipitrace.pipeline import run as run_pipeline
-from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.base import resources
+from ipitrace.measure.guests import micro_guest
+from ipitrace.measure.run import RunRequest
+from ipitrace.measure.run import run as run_pipeline
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import SCENARIOS, select_scenarios
-from ipitrace.summary import Mode
 from ipitrace.tracer import Tracer
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import (
+    SCENARIOS,
+    Mode,
+    select_scenarios,
+)
 
 pytestmark = pytest.mark.live
 
@@ -110,10 +112,10 @@ class Neighbour:
 
     SCRIPT = """
 import sys, time
-from ipitrace.model import StormRequest
+from ipitrace.words.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 def tick(sent):
     print(time.monotonic_ns(), sent, flush=True)
 request = StormRequest(select_scenarios(["unicast-running"])[0], 2, 5_000_000, 0, 0, 30.0)

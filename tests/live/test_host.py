@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import ipitrace
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.access import (
     require_initial_pid_namespace,
     require_kvm,
@@ -26,9 +26,9 @@ from ipitrace.host.access import (
 )
 from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
-from ipitrace.host.exit_reasons import reason_name
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import KvmProcess, read_neighbours
+from ipitrace.words.exit_reasons import reason_name
 
 NOBODY = 65534
 PACKAGE_ROOT = Path(ipitrace.__file__).parents[1]
@@ -109,7 +109,7 @@ def kvm_exit_format() -> str:
 def run_check(check: str, *wrapper: str, user: int | None = None) -> str:
     """Run one access check in another process; what it complains about, "" if nothing."""
     code = (
-        "from ipitrace.errors import HostError\n"
+        "from ipitrace.base.errors import HostError\n"
         "from ipitrace.host import access\n"
         "try:\n"
         f"    access.{check}()\n"

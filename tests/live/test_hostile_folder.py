@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ipitrace
-from ipitrace.resources import example_dir
+from ipitrace.base.resources import example_dir
 
 pytestmark = pytest.mark.live("root", "kvm")
 
@@ -41,7 +41,7 @@ class Folder:
 
     def plant(self, name: str) -> None:
         place = self.path / name
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         mark = self.marks / name.replace("/", "-")
         if name.endswith(".py"):
             place.write_text(f"open({str(mark)!r}, 'w').close()\n")
@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
 @pytest.fixture
 def with_package(folder: Folder) -> Folder:
     """The folder with an ipitrace of the stranger's, too."""
-    for name in ("__init__", "__main__", "cli", "search_path", "start_again"):
+    for name in ("__init__", "__main__", "cli", "base/__init__", "base/search_path"):
         folder.plant(f"ipitrace/{name}.py")
     return folder
 
@@ -184,7 +184,7 @@ HEADERS = (
     *("ipitrace_events.h", "include/linux/kconfig.h"),
 )
 COMPILE = """
-from ipitrace.resources import bpf_dir
+from ipitrace.base.resources import bpf_dir
 from ipitrace.tracer.compiler import compile_programs
 text = "#include <linux/ptrace.h>\\nint f(void *ctx) { return 0; }\\n"
 compile_programs(text, [], bpf_dir())

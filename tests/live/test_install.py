@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ipitrace
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 

@@ -13,16 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipitrace.abi.storm import (
+    ALL_BUT_SELF,
+    StormSendMethod,
+)
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+)
 from ipitrace.clock import Clock
-from ipitrace.errors import HostError, MeasurementError
-from ipitrace.model import Pattern, StormRequest, TargetState
-from ipitrace.storm.abi import ALL_BUT_SELF, StormSendMethod
-from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.storm.micro.image import LogSizes, Payload, load_payload
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.storm.scenarios import SCENARIOS
+from ipitrace.words.scenarios import (
+    SCENARIOS,
+    Pattern,
+    TargetState,
+)
 
 pytestmark = pytest.mark.live("kvm")
 

@@ -19,7 +19,7 @@ from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
 
 import ipitrace
 from ipitrace.host.privileges import Capability
-from ipitrace.recording import RUN_FILE
+from ipitrace.recording.writer import RUN_FILE
 
 pytestmark = pytest.mark.live
 

@@ -11,7 +11,7 @@ import pytest
 from checks import assert_sound
 from unknowns import unknowns_as_numbers
 
-from ipitrace.errors import ExitCode
+from ipitrace.base.errors import ExitCode
 
 
 def ipitrace(

@@ -20,10 +20,13 @@ import pytest
 from checks import assert_sound
 
 import ipitrace
-from ipitrace.errors import ExitCode, HostError
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+)
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.storm.scenarios import SCENARIOS
 from ipitrace.tracer.bcc_import import import_bcc
+from ipitrace.words.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.live
 

@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ipitrace import resources
+from ipitrace.abi.events import HOST_EVENT
+from ipitrace.base import resources
+from ipitrace.base.errors import (
+    HostError,
+    UsageError,
+)
 from ipitrace.correlate.switches import Switches, count_switches
-from ipitrace.errors import HostError, UsageError
-from ipitrace.layout import HOST_EVENT, NR_KINDS, Kind
 from ipitrace.tracer import Tracer, attaching, kernel, session
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.compiler import compile_programs, load_programs
@@ -28,6 +31,10 @@ from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
 from ipitrace.tracer.program import Offer, Plan, Probe, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
+from ipitrace.words.events import (
+    NR_KINDS,
+    Kind,
+)
 
 pytestmark = pytest.mark.live("root", "bpf")
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 import ipitrace
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.storm.micro.kvm import Vcpu
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 
 DEBUGFS = "/sys/kernel/debug"
 WITH_DEBUGFS = f'mountpoint -q {DEBUGFS} || mount -t debugfs debugfs {DEBUGFS}; exec "$@"'

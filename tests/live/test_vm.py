@@ -13,11 +13,11 @@ import pytest
 from checks import assert_sound_list
 from guests import Guest, micro_guest, qemu_guest, until
 
-from ipitrace.errors import UsageError
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import MIB
 from ipitrace.host.descriptors import read_descriptors
 from ipitrace.host.files import HostFiles
 from ipitrace.tracer.vcpu_entries import entering_threads
-from ipitrace.units import MIB
 from ipitrace.vm import VirtualMachine, discover, find_vms, resolve_vm, still_there
 from ipitrace.vm.threads import find_in_kvm_run
 

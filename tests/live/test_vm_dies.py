@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.errors import MeasurementError, UsageError
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module
-from ipitrace.storm.linux import LinuxGuest
-from ipitrace.storm.local import LocalShell
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.base.errors import (
+    MeasurementError,
+    UsageError,
+)
+from ipitrace.storm.driver import Hooks, StormRequest
+from ipitrace.storm.linux.driver import LinuxGuest
+from ipitrace.storm.linux.ipistorm import (
+    GuestCpus,
+    HelperStatus,
+    Module,
+)
+from ipitrace.storm.transport.local import LocalShell
 from ipitrace.vm import VirtualMachine, resolve_vm
+from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = [
     pytest.mark.live("root", "kvm"),

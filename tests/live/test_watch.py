@@ -22,7 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import ipitrace
-from ipitrace.layout import What
+from ipitrace.abi.watch import What
 from ipitrace.tracer.counting import Counting
 from ipitrace.vm import find_vms
 
@@ -34,10 +34,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ipitrace.__file__).parents[1
 # after the last.
 GUEST = """
 import sys
-from ipitrace.model import StormRequest
+from ipitrace.words.model import StormRequest
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, count, pace = sys.argv[1], *map(int, sys.argv[2:])
 request = StormRequest(select_scenarios([name])[0], n_vcpus, count, 1, pace, 60.0)
 def step():

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from ipitrace.clock import Clock
-from ipitrace.guests import micro_guest
-from ipitrace.layout import Kind
-from ipitrace.model import Scenario, StormRequest
-from ipitrace.repetition import Recorded, run_repetition
-from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.measure.guests import micro_guest
+from ipitrace.measure.repetition import (
+    Recorded,
+    run_repetition,
+)
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
-from ipitrace.summary import Mode
 from ipitrace.tracer import Tracer
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import Mode, Scenario, select_scenarios
 
 pytestmark = pytest.mark.live
 

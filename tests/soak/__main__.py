@@ -26,8 +26,8 @@ from host_state import IPITRACE, HostState
 from judging import Usage, judge_memory, judge_usage
 from watching import Watch
 
-from ipitrace.errors import ExitCode
-from ipitrace.units import MIB
+from ipitrace.base.errors import ExitCode
+from ipitrace.base.units import MIB
 
 _WARM_UP_SHARE, _LONGEST_WARM_UP_S = 0.2, 180.0
 _RUNS: Sequence[Sequence[str]] = (

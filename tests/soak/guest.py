@@ -8,10 +8,9 @@ for a line, and ends with what the guest itself counted, as JSON.
 import json
 import sys
 
-from ipitrace.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 
 WARMUP = 1
 LONGEST_S = 60.0

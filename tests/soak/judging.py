@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from scipy.stats import theilslopes
 
-from ipitrace.units import MIB
+from ipitrace.base.units import MIB
 
 CONFIDENCE = 0.95
 _LEAST_GROWTH_BYTES = MIB

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from judging import Usage, judge_memory, judge_usage, slope
 
-from ipitrace.units import MIB
+from ipitrace.base.units import MIB
 
 TIMES_S = [20.0 * i for i in range(180)]
 FLAT = Usage(200 * MIB, 40, 3, 0, 30, 50, 0)

@@ -4,9 +4,7 @@
 import contextlib
 from dataclasses import dataclass, replace
 
-from ipitrace.model import Pattern, Scenario, SendMethod, StormRequest, TargetState
-from ipitrace.storm import limits
-from ipitrace.storm.abi import (
+from ipitrace.abi.storm import (
     RECEIPT,
     SEND,
     StormInject,
@@ -14,7 +12,9 @@ from ipitrace.storm.abi import (
     StormSendMethod,
     StormTargetState,
 )
-from ipitrace.storm.driver import Hooks, Storm
+from ipitrace.base.units import MIB
+from ipitrace.storm import limits
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro import passthrough, rival
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
@@ -26,7 +26,12 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.units import MIB
+from ipitrace.words.scenarios import (
+    Pattern,
+    Scenario,
+    SendMethod,
+    TargetState,
+)
 
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS

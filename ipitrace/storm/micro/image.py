@@ -15,13 +15,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.errors import HostError, MeasurementError
+from ipitrace.abi.storm import (
+    ABI_VERSION,
+    PARAMS,
+    RECEIPT,
+    SEND,
+    STATUS,
+    StormSendMethod,
+)
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+)
+from ipitrace.base.resources import guest_tools_dir
+from ipitrace.base.units import MIB
 from ipitrace.host.memory import require_memory
-from ipitrace.resources import guest_tools_dir
-from ipitrace.storm.abi import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
 from ipitrace.storm.micro.kvm import DescriptorTable, Registers, Segment, SpecialRegisters
 from ipitrace.storm.micro.passthrough import FOREIGN
-from ipitrace.units import MIB
 
 MG_LOAD = 0x10000
 MG_PARAMS = 0x20000

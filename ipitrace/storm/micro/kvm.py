@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from enum import IntEnum
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.host.access import how_to_open
 from ipitrace.storm.micro.passthrough import (
     CAP_X86_PASSTHROUGH_IPI,

@@ -18,10 +18,16 @@ from typing import Self
 
 import numpy as np
 
-from ipitrace.errors import HostError, MeasurementError
+from ipitrace.abi.storm import (
+    StormSendMethod,
+    StormState,
+)
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+)
+from ipitrace.base.signals import held_back
 from ipitrace.host.vm_tsc import read_vm_tsc
-from ipitrace.signals import held_back
-from ipitrace.storm.abi import StormSendMethod, StormState
 from ipitrace.storm.driver import Hooks, Mark, Storm
 from ipitrace.storm.limits import STORM_S
 from ipitrace.storm.micro.image import (

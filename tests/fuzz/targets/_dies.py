@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parser that crashes in C; tests/unit/test_fuzz_runner.py sees that it is caught."""
+"""A parser that crashes in C; test_fuzz_runner.py sees that it is caught."""
 
 import os
 import signal

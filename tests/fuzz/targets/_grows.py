@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parser that keeps what it took; tests/unit/test_fuzz_runner.py sees that it is caught."""
+"""A parser that keeps what it took; test_fuzz_runner.py sees that it is caught."""
 
 _KEPT: list[bytes] = []
 

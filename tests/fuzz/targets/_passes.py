@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parser without a defect, for tests/unit/test_fuzz_runner.py."""
+"""A parser without a defect, for test_fuzz_runner.py."""
 
 
 def fuzz(_data: bytes) -> None:

@@ -3,9 +3,12 @@
 
 import contextlib
 
-from ipitrace.errors import IpitraceError
-from ipitrace.storm.agent import libvirt_answer, unknown_answer
-from ipitrace.storm.qga import open_qga
+from ipitrace.base.errors import IpitraceError
+from ipitrace.storm.transport.agent import (
+    libvirt_answer,
+    unknown_answer,
+)
+from ipitrace.storm.transport.qga import open_qga
 
 from ..pieces import no_waiting
 

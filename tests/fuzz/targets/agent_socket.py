@@ -6,8 +6,8 @@ import secrets
 import socket
 from unittest import mock
 
-from ipitrace.errors import IpitraceError
-from ipitrace.storm.agent import open_agent
+from ipitrace.base.errors import IpitraceError
+from ipitrace.storm.transport.agent import open_agent
 
 
 def fuzz(data: bytes) -> None:

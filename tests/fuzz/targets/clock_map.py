@@ -5,10 +5,10 @@ import contextlib
 
 import numpy as np
 
+from ipitrace.base.errors import MeasurementError
 from ipitrace.clock.guest_tsc import GuestTsc, offset_changes, own_guest_tsc
 from ipitrace.clock.host_map import HostClockMap
 from ipitrace.clock.sandwich import Sandwich, measure_frequency, tsc_went_backwards
-from ipitrace.errors import MeasurementError
 
 from ..pieces import Pieces
 

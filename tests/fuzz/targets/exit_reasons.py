@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exit reasons as tracepoints and recordings have them."""
 
-from ipitrace.host.exit_reasons import reason_name
+from ipitrace.words.exit_reasons import reason_name
 
 from ..pieces import Pieces
 

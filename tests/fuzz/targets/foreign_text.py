@@ -3,7 +3,12 @@
 
 import json
 
-from ipitrace.foreign import plain, plain_json, plain_lines, plain_values
+from ipitrace.base.foreign import (
+    plain,
+    plain_json,
+    plain_lines,
+    plain_values,
+)
 
 _MOST = 40
 

@@ -3,12 +3,12 @@
 
 import contextlib
 
+from ipitrace.base.errors import UsageError
 from ipitrace.commands.comparing import parse_minimum
 from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import named_counts, parse_gate
 from ipitrace.compare.model import GateKind
 from ipitrace.compare.versus import parse_pair
-from ipitrace.errors import UsageError
 
 
 def fuzz(data: bytes) -> None:

@@ -3,10 +3,10 @@
 
 import contextlib
 
+from ipitrace.base.errors import UsageError
 from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import named_counts, parse_gate, read_gates
 from ipitrace.compare.model import GateKind
-from ipitrace.errors import UsageError
 
 from ..files import one_sentence, place
 

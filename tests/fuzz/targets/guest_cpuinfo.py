@@ -3,8 +3,8 @@
 
 import contextlib
 
-from ipitrace.errors import IpitraceError
-from ipitrace.storm.linux import LinuxGuest
+from ipitrace.base.errors import IpitraceError
+from ipitrace.storm.linux.driver import LinuxGuest
 
 from ..pieces import saying_guest
 

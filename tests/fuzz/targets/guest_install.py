@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
-from ipitrace.errors import IpitraceError
-from ipitrace.foreign import plain_lines
-from ipitrace.storm import install
-from ipitrace.storm.shell import Finished
+from ipitrace.base.errors import IpitraceError
+from ipitrace.base.foreign import plain_lines
+from ipitrace.storm.linux import install
+from ipitrace.storm.transport.shell import Finished
 
 from ..pieces import STATUS, SayingShell
 

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two readings of /proc/interrupts, with \\0 between, and what was added."""
 
-from ipitrace.host.interrupts import ROWS, arrived_elsewhere, delta, parse_interrupts
+from ipitrace.host.interrupts import (
+    delta,
+    parse_interrupts,
+)
+from ipitrace.words.interrupts import (
+    ROWS,
+    arrived_elsewhere,
+)
 
 
 def fuzz(data: bytes) -> None:

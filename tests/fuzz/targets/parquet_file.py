@@ -16,7 +16,11 @@ import warnings
 
 import pyarrow as pa
 
-from ipitrace.table_decoder import Question, decode, restrict
+from ipitrace.recording.decoder import (
+    Question,
+    decode,
+    restrict,
+)
 
 _CPU_S = 5
 _ENOUGH_S = 15.0

@@ -13,8 +13,11 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from ipitrace.errors import IpitraceError
-from ipitrace.storm.ssh import Destination, open_ssh
+from ipitrace.base.errors import IpitraceError
+from ipitrace.storm.transport.ssh import (
+    Destination,
+    open_ssh,
+)
 
 from .. import files
 

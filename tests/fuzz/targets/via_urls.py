@@ -4,9 +4,9 @@
 import contextlib
 from urllib.parse import urlsplit
 
-from ipitrace.errors import IpitraceError
-from ipitrace.storm.ssh import Destination
-from ipitrace.storm.via import open_shell
+from ipitrace.base.errors import IpitraceError
+from ipitrace.storm.transport.registry import open_shell
+from ipitrace.storm.transport.ssh import Destination
 
 
 def fuzz(data: bytes) -> None:

@@ -13,9 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from comparisons import steady
 
-from ipitrace.commands.ab import ab
-from ipitrace.defects import DefectError
-from ipitrace.errors import (
+from ipitrace.base.defects import DefectError
+from ipitrace.base.errors import (
     ExitCode,
     HostError,
     InterruptedRunError,
@@ -23,7 +22,8 @@ from ipitrace.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.recording import RecordingWriter
+from ipitrace.commands.ab import ab
+from ipitrace.recording.writer import RecordingWriter
 
 
 class Host:
@@ -150,7 +150,7 @@ def test_run_options_go_to_both_and_each_may_have_its_own(host: Host, tmp_path: 
     for command in host.words:
         assert command[0] == sys.executable
         assert command[1] == "-I"
-        assert command[4 + sys.dont_write_bytecode] == "run"
+        assert command[5 + sys.dont_write_bytecode] == "run"
         assert "--scenario self --no-trace" in " ".join(command)
         assert ("slow" in command) == ("/b/" in " ".join(command))
 

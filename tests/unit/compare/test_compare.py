@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from comparisons import TRUTH, exits_of, held_against, noisy, row_of, run_of, steady
 
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+    MeasurementError,
+    UsageError,
+)
 from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict
-from ipitrace.correlate.paths import Path
-from ipitrace.errors import ExitCode, HostError, MeasurementError, UsageError
-from ipitrace.metrics import PATH_RANKS
-from ipitrace.result import Exits, RunResult
+from ipitrace.recording.result import (
+    Exits,
+    RunResult,
+)
+from ipitrace.words.metrics import PATH_RANKS
+from ipitrace.words.paths import IpiPath
 
 
 def row(comparison: Comparison, metric: str) -> Row:
@@ -133,7 +141,7 @@ def test_a_path_is_judged_by_where_its_share_went(
 
 
 def test_every_path_but_unknown_has_a_rank() -> None:
-    assert {path.text for path in Path} - PATH_RANKS.keys() == {"unknown"}
+    assert {path.text for path in IpiPath} - PATH_RANKS.keys() == {"unknown"}
 
 
 def test_a_reason_that_one_side_never_saw_counts_as_zero() -> None:

@@ -31,13 +31,21 @@ from comparisons import exits_of, noisy, row_of, run_of, steady
 from jsonschema import Draft202012Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+    IpitraceError,
+    UsageError,
+)
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
-from ipitrace.console import PIPE_WIDTH
-from ipitrace.errors import ExitCode, HostError, IpitraceError, UsageError
-from ipitrace.recording import RecordingWriter
-from ipitrace.result import Exits, RunResult
+from ipitrace.recording.result import (
+    Exits,
+    RunResult,
+)
+from ipitrace.recording.writer import RecordingWriter
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 DOCS = Path(__file__).parents[3] / "docs"

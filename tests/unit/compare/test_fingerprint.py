@@ -6,11 +6,20 @@ from typing import Any
 import pytest
 from comparisons import exits_of, run_of, steady
 
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+    IpitraceError,
+    MeasurementError,
+    UsageError,
+)
 from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
 from ipitrace.compare.model import Difference
-from ipitrace.errors import ExitCode, HostError, IpitraceError, MeasurementError, UsageError
 from ipitrace.host.fingerprint import HostFingerprint
-from ipitrace.result import Exits, RunResult
+from ipitrace.recording.result import (
+    Exits,
+    RunResult,
+)
 
 
 def compared(base: RunResult, patched: RunResult, allow: Collection[str]) -> tuple[Difference, ...]:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from ipitrace.base.errors import UsageError
 from ipitrace.compare.gates import Gate, GateFile, parse_gate, read_gates
 from ipitrace.compare.model import GateKind
-from ipitrace.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ipitrace.compare.statistics import (
     student,
     wanted,
 )
-from ipitrace.metrics import CYCLES_METRICS
+from ipitrace.words.metrics import CYCLES_METRICS
 
 
 def arrays(*, unique: bool = False, most: int = 9) -> st.SearchStrategy[np.ndarray]:

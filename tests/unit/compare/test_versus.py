@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 from comparisons import exits_of, run_of, steady
 
+from ipitrace.base.errors import (
+    HostError,
+    UsageError,
+)
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.model import Comparison, Verdict
 from ipitrace.compare.versus import parse_pair
-from ipitrace.errors import HostError, UsageError
-from ipitrace.result import RunResult
+from ipitrace.recording.result import RunResult
 
 NAMES = ("off", "on")
 PAIR = ("unicast-running", "unicast-running-passthrough")

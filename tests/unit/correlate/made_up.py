@@ -8,12 +8,17 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ipitrace.abi.events import HOST_EVENT
+from ipitrace.abi.storm import (
+    RECEIPT,
+    SEND,
+)
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import SVM, VMX, Path
 from ipitrace.correlate.spans import Spans, StormTrace
-from ipitrace.correlate.stages import Stage
-from ipitrace.layout import HOST_EVENT, Kind
-from ipitrace.storm.abi import RECEIPT, SEND
+from ipitrace.words.events import Kind
+from ipitrace.words.exit_reasons import Isa
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import Stage
 
 VECTOR = 0xF0
 NO_IN_SERVICE = 0xFFFF
@@ -179,7 +184,7 @@ def trapped(
 
 def fastpath(*, entry: bool) -> Part:
     def send(ipi: Ipi) -> None:
-        ipi.exit(ipi.sender, VMX, 32, Stage.SENDER_EXIT)
+        ipi.exit(ipi.sender, Isa.VMX, 32, Stage.SENDER_EXIT)
         ipi.take_on()
         ipi.deliver(kick=True)
         ipi.wrote_icr(msr=True)
@@ -187,7 +192,7 @@ def fastpath(*, entry: bool) -> Part:
         if entry:
             ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
         else:  # the next exit, for something else, has no entry before it
-            ipi.exit(ipi.sender, VMX, 1)
+            ipi.exit(ipi.sender, Isa.VMX, 1)
             ipi.entry(ipi.sender)
 
     return send
@@ -198,7 +203,7 @@ def exit_told_late(ipi: Ipi) -> None:
     ipi.take_on()
     ipi.deliver(kick=True)
     ipi.wrote_icr(msr=True)
-    ipi.exit(ipi.sender, SVM, 0x7C, Stage.SENDER_EXIT)
+    ipi.exit(ipi.sender, Isa.SVM, 0x7C, Stage.SENDER_EXIT)
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
 
 
@@ -213,14 +218,14 @@ def two_stores(isa: int, reason: int) -> Part:
 
 
 def hypercall(ipi: Ipi) -> None:
-    ipi.exit(ipi.sender, VMX, 18, Stage.SENDER_EXIT)
+    ipi.exit(ipi.sender, Isa.VMX, 18, Stage.SENDER_EXIT)
     ipi.event(ipi.sender, Kind.KVM_HYPERCALL, word=10, arg=3)
     ipi.deliver(kick=True)
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
 
 
 def avic_incomplete(ipi: Ipi) -> None:
-    ipi.exit(ipi.sender, SVM, 0x401, Stage.SENDER_EXIT)
+    ipi.exit(ipi.sender, Isa.SVM, 0x401, Stage.SENDER_EXIT)
     ipi.event(ipi.sender, Kind.KVM_AVIC_INCOMPLETE_IPI, word=1, arg=VECTOR)
     ipi.deliver(kick=False, posted=True, doorbell=True)
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
@@ -310,12 +315,12 @@ def posted_woken(ipi: Ipi, target: int) -> None:
     ipi.entry(target, Stage.TARGET_ENTRY, of=[target])
     ipi.handle(target)
     ipi.end(target)
-    halts_again(ipi, target, VMX, 12)
+    halts_again(ipi, target, Isa.VMX, 12)
 
 
 def lazy_eoi(ipi: Ipi, target: int) -> None:
     """With PV EOI, KVM learns of the last one at the next exit: no stage of either."""
-    ipi.exit(target, VMX, 1, Stage.TARGET_EXIT, of=[target])
+    ipi.exit(target, Isa.VMX, 1, Stage.TARGET_EXIT, of=[target])
     if ipi.number:
         ipi.event(target, Kind.KVM_PV_EOI, detail=VECTOR)
     ipi.event(target, Kind.KVM_INJ_VIRQ, Stage.INJECT, of=[target], detail=VECTOR)
@@ -337,14 +342,14 @@ def self_emulated(ipi: Ipi) -> None:
 
 
 def self_trapped(ipi: Ipi) -> None:
-    ipi.exit(ipi.sender, VMX, 32, Stage.SENDER_EXIT)
+    ipi.exit(ipi.sender, Isa.VMX, 32, Stage.SENDER_EXIT)
     ipi.take_on()
     ipi.deliver(kick=False)
     ipi.wrote_icr(msr=True)
     ipi.event(ipi.sender, Kind.KVM_INJ_VIRQ, Stage.INJECT, detail=VECTOR)
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
     ipi.handle(ipi.sender)
-    ipi.exit(ipi.sender, VMX, 32)  # its EOI, also a write to an MSR
+    ipi.exit(ipi.sender, Isa.VMX, 32)  # its EOI, also a write to an MSR
     ipi.event(ipi.sender, Kind.KVM_EOI, Stage.KVM_EOI, detail=VECTOR)
     ipi.entry(ipi.sender)
     ipi.end(ipi.sender)
@@ -356,40 +361,44 @@ class Model:
 
     send: Part
     target: TargetPart | None
-    path: Path
+    path: IpiPath
 
 
-VMX_RUNNING, VMX_HALTED = kicked(VMX, 1, 32), woken(VMX, 12, 32)
-SVM_RUNNING, SVM_HALTED = kicked(SVM, 0x60, 0x7C), woken(SVM, 0x78, 0x7C)
+VMX_RUNNING, VMX_HALTED = kicked(Isa.VMX, 1, 32), woken(Isa.VMX, 12, 32)
+SVM_RUNNING, SVM_HALTED = kicked(Isa.SVM, 0x60, 0x7C), woken(Isa.SVM, 0x78, 0x7C)
 
 MODELS = {
-    "emulated": Model(emulated, emulated_running, Path.EMULATED),
-    "emulated-halted": Model(emulated, emulated_halted, Path.EMULATED),
-    "emulated-self": Model(self_emulated, None, Path.EMULATED),
-    "vmx": Model(trapped(VMX, 32), VMX_RUNNING, Path.MSR_EXIT),
-    "vmx-halted": Model(trapped(VMX, 32), VMX_HALTED, Path.MSR_EXIT),
-    "vmx-self": Model(self_trapped, None, Path.MSR_EXIT),
-    "vmx-immediate": Model(trapped(VMX, 85, flags=1 << 27), VMX_RUNNING, Path.MSR_EXIT),
-    "vmx-window": Model(trapped(VMX, 32), kicked(VMX, 1, 32, window=7), Path.MSR_EXIT),
-    "vmx-fastpath": Model(fastpath(entry=True), VMX_RUNNING, Path.MSR_FASTPATH),
-    "vmx-unpaired": Model(fastpath(entry=False), VMX_HALTED, Path.MSR_FASTPATH),
-    "vmx-lazy-eoi": Model(trapped(VMX, 32), lazy_eoi, Path.MSR_EXIT),
-    "svm": Model(trapped(SVM, 0x7C), SVM_RUNNING, Path.MSR_EXIT),
-    "svm-halted": Model(trapped(SVM, 0x7C), SVM_HALTED, Path.MSR_EXIT),
-    "svm-vintr": Model(trapped(SVM, 0x7C), kicked(SVM, 0x60, 0x7C, window=0x64), Path.MSR_EXIT),
-    "svm-late": Model(exit_told_late, SVM_RUNNING, Path.MSR_EXIT),
-    "xapic-misconfig": Model(two_stores(VMX, 49), VMX_RUNNING, Path.MMIO),
-    "xapic-access": Model(two_stores(VMX, 44), VMX_HALTED, Path.MMIO),
-    "xapic-npf": Model(two_stores(SVM, 0x400), SVM_RUNNING, Path.MMIO),
-    "posted": Model(trapped(VMX, 32, kick=False, posted=True), posted, Path.MSR_EXIT),
-    "posted-halted": Model(trapped(VMX, 32, posted=True), posted_woken, Path.MSR_EXIT),
-    "apic-write": Model(
-        trapped(VMX, 56, kick=False, posted=True, msr=False, arg=ICR), posted, Path.APIC_WRITE
+    "emulated": Model(emulated, emulated_running, IpiPath.EMULATED),
+    "emulated-halted": Model(emulated, emulated_halted, IpiPath.EMULATED),
+    "emulated-self": Model(self_emulated, None, IpiPath.EMULATED),
+    "vmx": Model(trapped(Isa.VMX, 32), VMX_RUNNING, IpiPath.MSR_EXIT),
+    "vmx-halted": Model(trapped(Isa.VMX, 32), VMX_HALTED, IpiPath.MSR_EXIT),
+    "vmx-self": Model(self_trapped, None, IpiPath.MSR_EXIT),
+    "vmx-immediate": Model(trapped(Isa.VMX, 85, flags=1 << 27), VMX_RUNNING, IpiPath.MSR_EXIT),
+    "vmx-window": Model(trapped(Isa.VMX, 32), kicked(Isa.VMX, 1, 32, window=7), IpiPath.MSR_EXIT),
+    "vmx-fastpath": Model(fastpath(entry=True), VMX_RUNNING, IpiPath.MSR_FASTPATH),
+    "vmx-unpaired": Model(fastpath(entry=False), VMX_HALTED, IpiPath.MSR_FASTPATH),
+    "vmx-lazy-eoi": Model(trapped(Isa.VMX, 32), lazy_eoi, IpiPath.MSR_EXIT),
+    "svm": Model(trapped(Isa.SVM, 0x7C), SVM_RUNNING, IpiPath.MSR_EXIT),
+    "svm-halted": Model(trapped(Isa.SVM, 0x7C), SVM_HALTED, IpiPath.MSR_EXIT),
+    "svm-vintr": Model(
+        trapped(Isa.SVM, 0x7C), kicked(Isa.SVM, 0x60, 0x7C, window=0x64), IpiPath.MSR_EXIT
     ),
-    "pv-hypercall": Model(hypercall, VMX_RUNNING, Path.PV_HYPERCALL),
-    "avic": Model(avic_incomplete, posted, Path.AVIC_INCOMPLETE),
-    "exitless": Model(nothing, posted, Path.EXITLESS),
-    "exitless-halted": Model(nothing, posted_woken, Path.EXITLESS),
+    "svm-late": Model(exit_told_late, SVM_RUNNING, IpiPath.MSR_EXIT),
+    "xapic-misconfig": Model(two_stores(Isa.VMX, 49), VMX_RUNNING, IpiPath.MMIO),
+    "xapic-access": Model(two_stores(Isa.VMX, 44), VMX_HALTED, IpiPath.MMIO),
+    "xapic-npf": Model(two_stores(Isa.SVM, 0x400), SVM_RUNNING, IpiPath.MMIO),
+    "posted": Model(trapped(Isa.VMX, 32, kick=False, posted=True), posted, IpiPath.MSR_EXIT),
+    "posted-halted": Model(trapped(Isa.VMX, 32, posted=True), posted_woken, IpiPath.MSR_EXIT),
+    "apic-write": Model(
+        trapped(Isa.VMX, 56, kick=False, posted=True, msr=False, arg=ICR),
+        posted,
+        IpiPath.APIC_WRITE,
+    ),
+    "pv-hypercall": Model(hypercall, VMX_RUNNING, IpiPath.PV_HYPERCALL),
+    "avic": Model(avic_incomplete, posted, IpiPath.AVIC_INCOMPLETE),
+    "exitless": Model(nothing, posted, IpiPath.EXITLESS),
+    "exitless-halted": Model(nothing, posted_woken, IpiPath.EXITLESS),
 }
 
 
@@ -488,7 +497,7 @@ def tell(
     counts = np.zeros((max(to) + 1, n), np.int64)
     for h in exits:
         counts[h.vcpu, h.ipi] += 1
-    if model.path == Path.EMULATED:  # kvm_exit does not fire there: nobody knows
+    if model.path == IpiPath.EMULATED:  # kvm_exit does not fire there: nobody knows
         counts[:] = ABSENT
     trace = StormTrace(
         sends=sends,
@@ -501,7 +510,7 @@ def tell(
         bound_cycles=bound,
         cpus=tuple(cpu_of(vcpu) for vcpu in range(max(to) + 1)) if pinned else None,
         complete=True,
-        exits_fire=model.path != Path.EMULATED,
+        exits_fire=model.path != IpiPath.EMULATED,
     )
     m = len(to)
     return Story(

@@ -10,9 +10,12 @@ from made_up import Story, stories, tell
 
 from ipitrace.correlate.breakdown import break_down, path_shares
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import Path
 from ipitrace.correlate.spans import Spans, correlate
-from ipitrace.correlate.stages import STAGES, Stage
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import (
+    STAGES,
+    Stage,
+)
 
 
 def sequence_of(row: list[int]) -> tuple[Stage, ...]:
@@ -81,9 +84,9 @@ def test_suspect_and_undelivered_spans_are_left_out() -> None:
 def test_paths_are_shared_out() -> None:
     parts = [correlate(tell(n, k, 1).trace) for n, k in (("vmx", 6), ("exitless", 3), ("avic", 1))]
     assert path_shares(parts) == {
-        Path.MSR_EXIT: 0.6,
-        Path.EXITLESS: 0.3,
-        Path.AVIC_INCOMPLETE: 0.1,
+        IpiPath.MSR_EXIT: 0.6,
+        IpiPath.EXITLESS: 0.3,
+        IpiPath.AVIC_INCOMPLETE: 0.1,
     }
     assert path_shares([]) == {}
     empty = correlate(tell("vmx", 0, 1).trace)

@@ -8,10 +8,10 @@ from made_up import SEEDS, Happening, Story, stories, tell
 
 from ipitrace.correlate.exits import ExitTable, exit_tables, share_of_deliver
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import VMX
 from ipitrace.correlate.spans import StormTrace, correlate
-from ipitrace.correlate.stages import Stage
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.exit_reasons import Isa
+from ipitrace.words.stages import Stage
 
 
 def tables_of(trace: StormTrace) -> tuple[list[ExitTable], int]:
@@ -29,7 +29,7 @@ def test_exits_cover_each_side_of_d_at_most_once(*, story: Story, seed: int, noi
         low, high = int(story.tsc[0, Stage.SEND]) - 9999, int(story.over[-1]) + 9999
         for tsc in rng.integers(low, high, 40).tolist():
             kind = Kind.KVM_EXIT if rng.random() < 0.5 else Kind.KVM_ENTRY
-            happenings.append(Happening(tsc, int(rng.integers(0, 4)), kind, -1, VMX, 1))
+            happenings.append(Happening(tsc, int(rng.integers(0, 4)), kind, -1, Isa.VMX, 1))
     tables, deliver = tables_of(story.with_events(happenings))
     sides = [[t for t in tables if t.vcpu == 0], [t for t in tables if t.vcpu != 0]]
     for side in sides:
@@ -68,7 +68,7 @@ def test_an_exit_over_several_windows_counts_in_each() -> None:
     send, handler = story.tsc[:, Stage.SEND], story.tsc[:, Stage.HANDLER]
     half = int(handler[1] - send[1]) // 2
     long = [
-        Happening(int(send[1]) + half, 1, Kind.KVM_EXIT, -1, VMX, 1),
+        Happening(int(send[1]) + half, 1, Kind.KVM_EXIT, -1, Isa.VMX, 1),
         Happening(int(handler[3]) + 7, 1, Kind.KVM_ENTRY, -1),
     ]
     tables, _ = tables_of(story.with_events(long))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from made_up import SEEDS, tell
 
 from ipitrace.correlate.pairing import NONE, pair_receipts
-from ipitrace.correlate.stages import Stage
+from ipitrace.words.stages import Stage
 
 
 @given(SEEDS, st.integers(0, 4), st.integers(1, 3))

@@ -22,10 +22,14 @@ from made_up import (
 )
 
 from ipitrace.correlate.pairing import ABSENT
-from ipitrace.correlate.paths import SVM, VMX, Path
 from ipitrace.correlate.spans import StormTrace, correlate
-from ipitrace.correlate.stages import GUEST_STAMPS, Stage
-from ipitrace.layout import Kind
+from ipitrace.words.events import Kind
+from ipitrace.words.exit_reasons import Isa
+from ipitrace.words.paths import IpiPath
+from ipitrace.words.stages import (
+    GUEST_STAMPS,
+    Stage,
+)
 
 
 def assert_true(story: Story, trace: StormTrace | None = None) -> None:
@@ -124,8 +128,8 @@ def test_lost_events_leave_gaps_and_no_lies(story: Story, seed: int, share: floa
         assert stage not in GUEST_STAMPS | _VECTORED, differences(spans.tsc, story.tsc)
         assert int(spans.tsc[row, column]) in own[row // m], differences(spans.tsc, story.tsc)
     for found, true in zip(spans.path.tolist(), story.path.tolist(), strict=True):
-        told = {true, Path.UNKNOWN}
-        assert found in told | ({Path.MSR_EXIT} if true == Path.MSR_FASTPATH else set())
+        told = {true, IpiPath.UNKNOWN}
+        assert found in told | ({IpiPath.MSR_EXIT} if true == IpiPath.MSR_FASTPATH else set())
     assert all(spans.sender_exits <= story.sender_exits)
     assert all(spans.target_exits <= story.target_exits)
     assert spans.unmatched_events == {}
@@ -151,7 +155,7 @@ def test_the_entry_after_the_handlers_own_exit_does_not_stand_in_for_a_lost_one(
 def test_another_exit_does_not_stand_in_for_a_lost_one(name: str, stages: list[Stage]) -> None:
     spans = correlate(_losing(tell(name, 4, 1), *stages))
     assert (spans.stage(Stage.SENDER_EXIT) == ABSENT).all()
-    assert spans.path.tolist() == [Path.UNKNOWN] * 4
+    assert spans.path.tolist() == [IpiPath.UNKNOWN] * 4
 
 
 def test_an_ipi_to_the_targets_cpu_after_the_send_is_no_kick() -> None:
@@ -239,7 +243,7 @@ def test_two_sends_that_merged_leave_one_handler() -> None:
 
 def test_a_halt_shortly_before_the_send_is_no_exit_for_it() -> None:
     """Neither while the sender's side is seen, nor where nothing of it can be."""
-    for name, isa, halt in (("vmx-halted", VMX, 12), ("exitless-halted", VMX, 12)):
+    for name, isa, halt in (("vmx-halted", Isa.VMX, 12), ("exitless-halted", Isa.VMX, 12)):
         story = tell(name, 4, 3, pace=4_000, bound=6_000)
         sends = story.trace.sends["send_tsc"].astype(np.int64).tolist()
         late = [Happening(s - 5, 1, Kind.KVM_EXIT, -1, detail=isa, word=halt) for s in sends]
@@ -263,7 +267,7 @@ def test_an_interrupt_that_hits_the_sender_before_its_send_is_not_the_sends_exit
     noise = []
     for send in story.trace.sends["send_tsc"].astype(np.int64).tolist():
         noise += [
-            Happening(send - 900, 0, Kind.KVM_EXIT, -1, detail=VMX, word=32),  # TSC deadline
+            Happening(send - 900, 0, Kind.KVM_EXIT, -1, detail=Isa.VMX, word=32),  # TSC deadline
             Happening(send - 300, 0, Kind.KVM_ENTRY, -1),
         ]
     spans = correlate(story.with_events([*noise, *story.happenings]))
@@ -271,35 +275,36 @@ def test_an_interrupt_that_hits_the_sender_before_its_send_is_not_the_sends_exit
     assert (spans.sender_exits == story.sender_exits + 1).all()
 
 
-@pytest.mark.parametrize(("arg", "path"), [(0x300, Path.APIC_WRITE), (0x380, Path.UNKNOWN)])
-def test_an_apic_write_exit_proves_a_send_only_if_it_was_the_icr(arg: int, path: Path) -> None:
+@pytest.mark.parametrize(("arg", "path"), [(0x300, IpiPath.APIC_WRITE), (0x380, IpiPath.UNKNOWN)])
+def test_an_apic_write_exit_proves_a_send_only_if_it_was_the_icr(arg: int, path: IpiPath) -> None:
     story = tell("exitless", 1, 2)
     send = int(story.trace.sends["send_tsc"][0])
-    write = Happening(send + 50, 0, Kind.KVM_EXIT, 0, detail=VMX, word=56, arg=arg)
-    timer = Happening(send + 60, 0, Kind.KVM_EXIT, 0, detail=VMX, word=32)
+    write = Happening(send + 50, 0, Kind.KVM_EXIT, 0, detail=Isa.VMX, word=56, arg=arg)
+    timer = Happening(send + 60, 0, Kind.KVM_EXIT, 0, detail=Isa.VMX, word=32)
     spans = correlate(story.with_events([write, timer], exits_fire=True))
     assert spans.path.tolist() == [path]
 
 
 @pytest.mark.parametrize(
-    ("isa", "reason"), [(VMX, 18), (VMX, 32), (VMX, 48), (SVM, 0x7C), (SVM, 0x400)]
+    ("isa", "reason"),
+    [(Isa.VMX, 18), (Isa.VMX, 32), (Isa.VMX, 48), (Isa.SVM, 0x7C), (Isa.SVM, 0x400)],
 )
 def test_an_exit_that_can_be_anything_proves_nothing_alone(isa: int, reason: int) -> None:
     story = tell("exitless", 1, 2)
     send = int(story.trace.sends["send_tsc"][0])
     alone = Happening(send + 50, 0, Kind.KVM_EXIT, 0, detail=isa, word=reason)
     spans = correlate(story.with_events([alone]))
-    assert spans.path.tolist() == [Path.UNKNOWN]
+    assert spans.path.tolist() == [IpiPath.UNKNOWN]
     assert spans.stage(Stage.SENDER_EXIT).tolist() == [ABSENT]
 
 
 def test_nothing_is_exitless_when_exits_are_not_told() -> None:
     story = tell("exitless", 3, 2)
     unseen = correlate(replace(story.trace, exits_fire=False))
-    assert unseen.path.tolist() == [Path.UNKNOWN] * 3
+    assert unseen.path.tolist() == [IpiPath.UNKNOWN] * 3
     assert {*unseen.sender_exits.tolist(), *unseen.target_exits.tolist()} == {ABSENT}
     assert unseen.unmatched_ipis == 3
-    assert correlate(replace(story.trace, complete=False)).path.tolist() == [Path.UNKNOWN] * 3
+    assert correlate(replace(story.trace, complete=False)).path.tolist() == [IpiPath.UNKNOWN] * 3
     assert correlate(story.trace).unmatched_ipis == 0
 
 

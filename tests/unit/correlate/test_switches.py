@@ -5,8 +5,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipitrace.abi.events import HOST_EVENT
 from ipitrace.correlate.switches import Switches, count_switches
-from ipitrace.layout import HOST_EVENT, Kind
+from ipitrace.words.events import Kind
 
 N_VCPUS = 3
 

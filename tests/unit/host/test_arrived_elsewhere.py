@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from ipitrace.host.interrupts import arrived_elsewhere
+from ipitrace.words.interrupts import arrived_elsewhere
 
 
 def test_only_posted_rows_on_foreign_cpus_are_told() -> None:

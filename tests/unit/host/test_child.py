@@ -12,9 +12,12 @@ import psutil
 import pytest
 from guests import until
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
+from ipitrace.base.units import (
+    KIB,
+    MIB,
+)
 from ipitrace.host.child import Child, run_bounded
-from ipitrace.units import KIB, MIB
 
 SLEEPER = f"sleep {1000 + os.getpid()}"
 """A command line that no other process has."""

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.errors import ExitCode, HostError
+from ipitrace.base.errors import (
+    ExitCode,
+    HostError,
+)
 from ipitrace.host.access import (
     NO_TRACE,
     read_lockdown,

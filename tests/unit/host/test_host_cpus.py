@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipitrace.errors import UsageError
+from ipitrace.base.errors import UsageError
 from ipitrace.host.cpus import CpuPlace, Pinning, choose_cpus, read_topology
 from ipitrace.host.files import HostFiles
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from ipitrace.host.files import HostFiles
 from ipitrace.host.interrupts import (
-    ROWS,
     InterruptCounts,
     delta,
     parse_interrupts,
     read_interrupts,
 )
+from ipitrace.words.interrupts import ROWS
 
 DATA = Path(__file__).parents[2] / "data" / "interrupts"
 INTEL = (DATA / "constructed-intel.txt").read_text()

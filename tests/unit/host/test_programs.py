@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 import ipitrace
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
+from ipitrace.base.search_path import (
+    others_may_write,
+    safe_entries,
+)
 from ipitrace.host.programs import clean_environment, find_program, own_command
-from ipitrace.search_path import others_may_write, safe_entries
 
 NOBODY = 65534
 HOME = str(Path(ipitrace.__file__).parents[1])

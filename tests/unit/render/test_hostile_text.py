@@ -18,25 +18,31 @@ from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
+from ipitrace.base.foreign import plain
 from ipitrace.commands.guest import _say_line, _tell_status
 from ipitrace.compare.model import Comparison, GateKind, GateResult, GateState
 from ipitrace.doctor.model import Check, Examination
-from ipitrace.foreign import plain
-from ipitrace.render.compare_csv import render_csv
-from ipitrace.render.compare_junit import render_junit
-from ipitrace.render.compare_openmetrics import render_openmetrics
-from ipitrace.render.compare_tables import render_comparison
+from ipitrace.recording.result import RunResult
+from ipitrace.render.compare.csv import render_csv
+from ipitrace.render.compare.junit import render_junit
+from ipitrace.render.compare.openmetrics import render_openmetrics
+from ipitrace.render.compare.tables import render_comparison
 from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.markdown import markdown
 from ipitrace.render.progress import ProgressBar
-from ipitrace.render.tables import render_run
-from ipitrace.render.timeline import Timeline, render_timeline
-from ipitrace.render.watch_openmetrics import render_openmetrics as render_watch_openmetrics
-from ipitrace.render.watch_text import render_interval
-from ipitrace.result import RunResult
-from ipitrace.storm.ipistorm import HelperStatus, Module
+from ipitrace.render.run.tables import render_run
+from ipitrace.render.run.timeline import (
+    Timeline,
+    render_timeline,
+)
+from ipitrace.render.watch.openmetrics import render_openmetrics as render_watch_openmetrics
+from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.limits import STATUS_CHARS
+from ipitrace.storm.linux.ipistorm import (
+    HelperStatus,
+    Module,
+)
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.watch.model import (
     Count,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
+from ipitrace.base.units import MIB
 from ipitrace.render.list import render_list
-from ipitrace.units import MIB
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 
 WEB = VirtualMachine(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from recordings import read_table
 
-from ipitrace.recording_reader import read_run
-from ipitrace.render.tables import render_run
+from ipitrace.recording.reader import read_run
+from ipitrace.render.run.tables import render_run
 
 RECORDINGS = sorted(
     path for path in (Path(__file__).parents[2] / "data/recordings").iterdir() if path.is_dir()

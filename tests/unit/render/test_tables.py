@@ -8,10 +8,22 @@ import pytest
 from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
-from ipitrace.render.tables import render_run, render_scenarios
-from ipitrace.result import Disturbance, Exits, Losses, RunLimits, RunResult
+from ipitrace.recording.result import (
+    Disturbance,
+    Exits,
+    Losses,
+    RunLimits,
+    RunResult,
+)
+from ipitrace.render.run.tables import (
+    render_run,
+    render_scenarios,
+)
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
+from ipitrace.words.scenarios import (
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+)
 
 UNTRACED = {"observer": None, "observer_absent": "nothing was traced (--no-trace)"}
 

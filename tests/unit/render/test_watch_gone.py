@@ -6,9 +6,9 @@ from dataclasses import replace
 from hostile import SAMPLES
 from test_watch_text import interval, vm
 
-from ipitrace.render.watch_gone import ended_words
-from ipitrace.render.watch_openmetrics import render_openmetrics
-from ipitrace.render.watch_text import render_interval
+from ipitrace.render.watch.gone import ended_words
+from ipitrace.render.watch.openmetrics import render_openmetrics
+from ipitrace.render.watch.text import render_interval
 from ipitrace.watch.ended import Ended
 from ipitrace.watch.model import MOST_ENDED, Count, EndedRest, EndedVm, Unseen
 from ipitrace.watch.unseen import MOST_STRANGERS, Strangers

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ipitrace.render.watch_openmetrics import render_openmetrics
-from ipitrace.render.watch_text import render_interval
+from ipitrace.render.watch.openmetrics import render_openmetrics
+from ipitrace.render.watch.text import render_interval
 from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,

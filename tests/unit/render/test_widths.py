@@ -19,30 +19,45 @@ from runs import made_run
 from test_hostile_text import EXAMINATION, STATUS, VM
 from test_watch_text import interval, vm
 
+from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.commands.guest import status_text
 from ipitrace.commands.report import _timeline
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.anchors import read_anchors
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.versus import parse_pair
-from ipitrace.console import PIPE_WIDTH
 from ipitrace.doctor import Examination
 from ipitrace.doctor.model import Check
-from ipitrace.preview import Attaching, Preview, PreviewedGuest, PreviewedStorms, Sending
-from ipitrace.recording_reader import read_run
-from ipitrace.render.compare_tables import render_anchors, render_comparison
+from ipitrace.measure.preview import (
+    Attaching,
+    Preview,
+    PreviewedGuest,
+    PreviewedStorms,
+    Sending,
+)
+from ipitrace.recording.reader import read_run
+from ipitrace.recording.result import Exits
+from ipitrace.render.compare.tables import (
+    render_anchors,
+    render_comparison,
+)
 from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.preview import render_preview
-from ipitrace.render.tables import render_run, render_scenarios
-from ipitrace.render.timeline import render_timeline
-from ipitrace.render.watch_text import render_interval
-from ipitrace.result import Exits
+from ipitrace.render.run.tables import (
+    render_run,
+    render_scenarios,
+)
+from ipitrace.render.run.timeline import render_timeline
+from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 from ipitrace.vm import Discovery
 from ipitrace.watch.model import ExitReason
 from ipitrace.watch.model import Exits as WatchExits
+from ipitrace.words.scenarios import (
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+)
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 WIDTHS = (80, 100, 132)

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.storm import limits
-from ipitrace.storm.agent import SocketAgent, libvirt_answer
-from ipitrace.storm.via import open_shell
+from ipitrace.storm.transport.agent import (
+    SocketAgent,
+    libvirt_answer,
+)
+from ipitrace.storm.transport.registry import open_shell
 
 if TYPE_CHECKING:
-    from ipitrace.storm.shell import Shell
+    from ipitrace.storm.transport.shell import Shell
 
 Ends = tuple[SocketAgent, socket.socket]
 

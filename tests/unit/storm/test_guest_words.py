@@ -8,11 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.storm import limits
-from ipitrace.storm.install import remove
-from ipitrace.storm.ipistorm import find_helper, read_cpus, read_status
-from ipitrace.storm.shell import Finished
+from ipitrace.storm.linux.install import remove
+from ipitrace.storm.linux.ipistorm import (
+    find_helper,
+    read_cpus,
+    read_status,
+)
+from ipitrace.storm.transport.shell import Finished
 
 STATUS = {
     "abi_version": 2,

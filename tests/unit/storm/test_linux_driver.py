@@ -6,15 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from ipitrace.errors import HostError, UsageError
-from ipitrace.model import SendMethod, StormRequest
-from ipitrace.storm.driver import Hooks
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module, read_cpus, read_status
-from ipitrace.storm.linux import LinuxGuest
-from ipitrace.storm.local import LocalShell
-from ipitrace.storm.scenarios import SCENARIOS, select_scenarios
-from ipitrace.storm.shell import Finished
+from ipitrace.base.errors import (
+    HostError,
+    UsageError,
+)
+from ipitrace.storm.driver import Hooks, StormRequest
+from ipitrace.storm.linux.driver import LinuxGuest
+from ipitrace.storm.linux.ipistorm import (
+    GuestCpus,
+    HelperStatus,
+    Module,
+    read_cpus,
+    read_status,
+)
+from ipitrace.storm.transport.local import LocalShell
+from ipitrace.storm.transport.shell import Finished
 from ipitrace.vm import Vcpu, VirtualMachine
+from ipitrace.words.scenarios import (
+    SCENARIOS,
+    SendMethod,
+    select_scenarios,
+)
 
 STATUS = HelperStatus(
     abi_version=2,

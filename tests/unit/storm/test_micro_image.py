@@ -10,15 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.errors import HostError, UsageError
-from ipitrace.guests import micro_guest
-from ipitrace.pipeline import WARMUP, RunRequest, check_count, check_request
-from ipitrace.storm.abi import RECEIPT, SEND, StormSendMethod
+from ipitrace.abi.storm import (
+    RECEIPT,
+    SEND,
+    StormSendMethod,
+)
+from ipitrace.base.errors import (
+    HostError,
+    UsageError,
+)
+from ipitrace.measure.guests import micro_guest
+from ipitrace.measure.run import (
+    WARMUP,
+    RunRequest,
+    check_count,
+    check_request,
+)
 from ipitrace.storm.micro import image
 from ipitrace.storm.micro.driver import MAX_VCPUS, MicroGuest, max_count
 from ipitrace.storm.micro.image import GuestMemory, LogSizes, Payload, load_payload
 from ipitrace.storm.micro.kvm import SpecialRegisters
-from ipitrace.storm.scenarios import select_scenarios
+from ipitrace.words.scenarios import select_scenarios
 
 N_VCPUS = 3
 MIB = 1 << 20

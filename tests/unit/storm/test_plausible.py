@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from recorded import recorded_storms
 
-from ipitrace.errors import ExitCode, MeasurementError
-from ipitrace.model import StormRequest
-from ipitrace.storm.abi import RECEIPT, SEND
-from ipitrace.storm.driver import Storm
+from ipitrace.abi.storm import (
+    RECEIPT,
+    SEND,
+)
+from ipitrace.base.errors import (
+    ExitCode,
+    MeasurementError,
+)
+from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.storm.plausible import check_plausible
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"

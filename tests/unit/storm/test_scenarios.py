@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from ipitrace.errors import UsageError
-from ipitrace.model import Pattern, SendMethod, TargetState
+from ipitrace.base.errors import UsageError
 from ipitrace.storm.micro import passthrough, rival
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.storm.scenarios import DEFAULT_SCENARIOS, SCENARIOS, select_scenarios
+from ipitrace.words.scenarios import (
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+    Pattern,
+    SendMethod,
+    TargetState,
+    select_scenarios,
+)
 
 
 def names(*asked: str) -> list[str]:

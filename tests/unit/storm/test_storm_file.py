@@ -5,14 +5,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Truth, receipts, sends, truths
 
+from ipitrace.abi.storm import (
+    ABI_VERSION,
+    FILE,
+    FILE_MAGIC,
+    RECEIPT,
+    StormState,
+)
+from ipitrace.base.errors import (
+    HostError,
+    IpitraceError,
+    MeasurementError,
+)
 from ipitrace.correlate.pairing import ABSENT, eoi_tsc
-from ipitrace.errors import HostError, IpitraceError, MeasurementError
-from ipitrace.model import StormRequest
-from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, StormState
+from ipitrace.storm.driver import StormRequest
+from ipitrace.storm.linux.storm_file import (
+    Asked,
+    StormFile,
+)
 from ipitrace.storm.plausible import check_plausible
-from ipitrace.storm.scenarios import select_scenarios
-from ipitrace.storm.storm_file import Asked, StormFile
 from ipitrace.summary.storms import cycles_of
+from ipitrace.words.scenarios import select_scenarios
 
 NOBODY = np.zeros(0, RECEIPT)
 

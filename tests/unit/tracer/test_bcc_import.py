@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.errors import HostError
+from ipitrace.base.errors import HostError
 from ipitrace.tracer.bcc_import import import_bcc
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace import resources
-from ipitrace.layout import Kind
+from ipitrace.base import resources
 from ipitrace.tracer import counting
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.formats import Column, parse_format
 from ipitrace.tracer.program import SOURCES, WATCH_SOURCES, Offer, Plan, cflags, plan, source
+from ipitrace.words.events import Kind
 
 TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
 TRACEPOINTS = [event for event in EVENTS if not event.symbol]

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ipitrace.layout import RING_EVENT, RING_HEAD
+from ipitrace.abi.events import (
+    RING_EVENT,
+    RING_HEAD,
+)
 from ipitrace.tracer.rings import RingReader
 
 N_SLOTS = 8

@@ -19,9 +19,12 @@ from vm_trees import (
     process,
 )
 
-from ipitrace.errors import HostError, UsageError
+from ipitrace.base.errors import (
+    HostError,
+    UsageError,
+)
+from ipitrace.base.units import MIB
 from ipitrace.host.files import HostFiles
-from ipitrace.units import MIB
 from ipitrace.vm import ApicMode, Discovery, Vcpu, VirtualMachine, discover, pick, still_there
 
 Make = Callable[[Mapping[str, str]], HostFiles]

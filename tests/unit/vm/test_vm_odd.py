@@ -17,7 +17,7 @@ from vm_trees import (
     process,
 )
 
-from ipitrace.errors import UsageError
+from ipitrace.base.errors import UsageError
 from ipitrace.host.files import HostFiles, parse_cpu_list
 from ipitrace.render.list import render_list
 from ipitrace.vm import ApicMode, Discovery, discover, pick, still_there

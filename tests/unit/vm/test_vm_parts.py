@@ -4,9 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vm_trees import IN_KVM_RUN, POLLING, RUNNING, WORKER
 
+from ipitrace.base.units import (
+    KIB,
+    MIB,
+)
 from ipitrace.host.files import parse_cpu_list
 from ipitrace.render.list import cpu_list
-from ipitrace.units import KIB, MIB
 from ipitrace.vm.agent import AgentChannel, agent_channel
 from ipitrace.vm.apic import mode_of
 from ipitrace.vm.names import libvirt_names, scope_name

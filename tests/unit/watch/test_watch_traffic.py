@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ipitrace.layout import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, Via, What
+from ipitrace.abi.watch import (
+    WATCH_CELL,
+    WATCH_HEAD,
+    WATCH_KEY,
+    WATCH_TARGET_UNKNOWN,
+    SentBy,
+    What,
+)
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.evidence import ENOUGH, ExitEvidence
 from ipitrace.watch.model import Count
@@ -86,8 +93,8 @@ def test_pairs_are_named_and_ordered_by_what_happened_lately() -> None:
         ({"isa": VMX, "reason": 56}, "apic-write"),
         ({"isa": VMX, "reason": 49}, "mmio"),
         ({"isa": SVM, "reason": 0x7C}, "msr-exit"),
-        ({"isa": SVM, "reason": 0x401, "via": Via.AVIC}, "avic-incomplete"),
-        ({"isa": VMX, "reason": 18, "via": Via.HYPERCALL}, "pv-hypercall"),
+        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC}, "avic-incomplete"),
+        ({"isa": VMX, "reason": 18, "sent_by": SentBy.HYPERCALL}, "pv-hypercall"),
         ({"isa": SVM, "reason": 0xFFFF}, "unknown"),
         ({"isa": VMX, "reason": 12}, "unknown"),
         ({}, "unknown"),
@@ -121,7 +128,7 @@ def test_that_kvm_exit_never_fires_takes_many_events_without_it() -> None:
 
 
 def test_an_unknown_target_is_none_and_nobodys() -> None:
-    found = since_zero({ipi(WATCH_TARGET_UNKNOWN, via=Via.AVIC): 4}, {})
+    found = since_zero({ipi(WATCH_TARGET_UNKNOWN, sent_by=SentBy.AVIC): 4}, {})
     ((pair,), _) = found.pairs(0)
     assert pair.target is None
     assert [vcpu.received.total for vcpu in found.vcpus()] == [0, 0]

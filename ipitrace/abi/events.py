@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy's view of bpf/ipitrace_events.h; tests/contract compares them."""
+
+from typing import Final
+
+import numpy as np
+
+# `struct ipitrace_event`, one slot of a ring.
+RING_EVENT: Final = np.dtype(
+    [("ts_ns", "u8"), ("arg", "u8"), ("word", "u4"), ("cpu", "u2"), ("detail", "u2")]
+)
+
+# `struct ipitrace_head`, one cache line.
+RING_HEAD: Final = np.dtype(
+    [
+        ("written", "u8"),
+        ("counted", "u8"),
+        ("missed", "u8"),
+        ("busy", "u8"),
+        ("elsewhere", "u8"),
+        ("count_only", "u8"),
+        ("pad", "u8", (2,)),
+    ]
+)
+
+# A ring's record once it has left its ring, with what its ring said about it.
+HOST_EVENT: Final = np.dtype([*RING_EVENT.descr, ("vcpu", "u2"), ("kind", "u1")], align=True)

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From `--vm` and `--via` to a guest that can be measured."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+from urllib.parse import quote
+
+from ipitrace.base.errors import UsageError
+from ipitrace.host.access import require_kvm
+from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
+from ipitrace.storm.driver import Driver
+from ipitrace.storm.linux.driver import LinuxGuest
+from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
+from ipitrace.storm.transport.registry import (
+    FORMS,
+    LOCAL,
+    open_agent_shell,
+    open_shell,
+)
+from ipitrace.storm.transport.shell import Shell
+from ipitrace.vm import Discovery, VirtualMachine, agent_of, connect_agent, discover, pick
+from ipitrace.words.scenarios import Scenario
+
+MICRO: Final = "micro"
+_DEFAULT_VCPUS: Final = 2
+_OTHERS_TO_RUN: Final = (
+    f"The built-in guest is --vm {MICRO}; with --via and --no-trace a guest is measured without "
+    "its host's side."
+)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest, and what the host's side has to know of it.
+
+    Attributes:
+        driver: runs storms in it.
+        pinning: where its vCPUs run.
+        pid: the process to trace; None where there is none on this host.
+        untraced: why there is none.
+        own_pids: the processes that are part of the measurement, not its neighbours.
+        shares_tsc: its TSC follows from this host's by an offset and a ratio.
+        tsc_stated_by: who states its TSC's rate.
+        ours: the built-in guest: nobody else uses it.
+        odd: what is odd about its VM's process, in words of our own and of its.
+    """
+
+    driver: Driver
+    pinning: Pinning
+    pid: int | None
+    untraced: str | None
+    own_pids: frozenset[int]
+    shares_tsc: bool = True
+    tsc_stated_by: str = "the guest's kernel"
+    ours: bool = False
+    odd: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
+    """The guest that `vm` and `via` mean; the way into it is closed at the end.
+
+    Args:
+        vm: `micro`, `micro:N`, `local`, or the name of a VM of this host.
+        via: see storm.via; None for the first two, and for a VM that shows the way into it.
+        trace: the host's side is wanted, so the VM must be found.
+
+    Raises:
+        UsageError: there is no such guest, or no such way into one.
+        HostError: it cannot be reached, or cannot run storms.
+    """
+    if is_micro(vm, via):
+        yield micro_guest(vcpus_of(vm))
+        return
+    if vm == LOCAL and via in {None, LOCAL}:
+        with open_shell(LOCAL) as shell:
+            yield _here(LinuxGuest.prepare(shell, None))
+        return
+    foreign = find_foreign(vm, via, trace=trace)
+    with foreign.way.open() as shell:
+        guest = _elsewhere(LinuxGuest.prepare(shell, foreign.machine), vm, foreign.machine)
+        yield replace(guest, odd=foreign.odd)
+
+
+def is_micro(vm: str, via: str | None) -> bool:
+    """The built-in guest is meant."""
+    return vm.partition(":")[0] == MICRO and via is None
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way into a guest that nobody has gone yet.
+
+    Attributes:
+        url: as --via has it.
+        open: goes it; raises as storm.via.open_shell(), and where it is not the VM's own.
+    """
+
+    url: str
+    open: Callable[[], contextlib.AbstractContextManager[Shell]]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A guest that is not ours, before anybody has connected to it.
+
+    Attributes:
+        machine: its VM; None where none is needed and none is there.
+        way: into it.
+        odd: what is odd about the VM's process, see vm.OddProcess.
+    """
+
+    machine: VirtualMachine | None
+    way: Way
+    odd: tuple[str, ...] = ()
+
+
+def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
+    """What open_guest() would open, without opening it.
+
+    Raises:
+        UsageError: there is no such guest, or its VM shows no way into it.
+    """
+    check_names(vm, via)
+    found = discover()
+    must_be_there = trace or via is None
+    machine = _machine(vm, found, must_be_there=must_be_there, otherwise=_OTHERS_TO_RUN)
+    odd = tuple(odd.says for odd in found.odd if machine is not None and odd.pid == machine.pid)
+    return Foreign(machine, _way(machine, vm, via), odd)
+
+
+def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
+    """The way into a guest that is not ours; the VM itself is not looked for.
+
+    Raises:
+        UsageError: no such way.
+    """
+    if vm == LOCAL and via in {None, LOCAL}:
+        return open_shell(LOCAL)
+    check_names(vm, via)
+    machine = None
+    if not via:
+        otherwise = "With --via its VM need not be on this host."
+        machine = _machine(vm, discover(), must_be_there=True, otherwise=otherwise)
+    return _way(machine, vm, via).open()
+
+
+def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str, str]:
+    """The names of those scenarios that a guest cannot run, and why; partly in its own words.
+
+    Needs neither KVM nor root for the built-in guest, and of another no more than the way in.
+
+    Raises:
+        UsageError, HostError: see open_guest().
+    """
+    with contextlib.ExitStack() as stack:
+        if is_micro(vm, via):
+            n_vcpus = _checked_vcpus(vcpus_of(vm))
+            pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
+            unsupported = MicroGuest.prepare(n_vcpus, pinning.cpus).unsupported
+        else:
+            shell = stack.enter_context(open_way(vm, via))
+            unsupported = LinuxGuest.prepare(shell, None).unsupported
+        found = {scenario.name: unsupported(scenario) for scenario in scenarios}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def check_names(vm: str, via: str | None) -> None:
+    """See that a guest and a way into it go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if via is None and vm.partition(":")[0] != MICRO:
+        return
+    if vm.partition(":")[0] == MICRO or LOCAL in {vm, via}:
+        if via is None:
+            raise UsageError(
+                f"--vm {vm} is the built-in guest, which has no system to put a module into.",
+                f"Any other guest is --vm NAME; '--vm {LOCAL}' is this machine itself.",
+            )
+        raise UsageError(
+            f"--vm {vm} does not go with --via {via}.",
+            f"The built-in guest ({MICRO}) needs no --via; '--vm {LOCAL}' is this machine itself; "
+            "any other guest is --vm NAME --via URL.",
+        )
+
+
+def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
+    """The way that the person named, else the one that the VM itself shows.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if via is not None:
+        return Way(via, partial(open_shell, via))
+    found = None if machine is None else agent_of(machine)
+    if machine is not None and found is not None:
+        if found.path is not None:
+            url = f"qga://{quote(found.path)}"
+            return Way(url, partial(_open_channel, machine, found.path))
+        if found.domain is not None:
+            url = f"qga+libvirt://{quote(found.domain, safe='')}"
+            return Way(url, partial(open_shell, url))
+    raise UsageError(
+        f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
+        f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
+    )
+
+
+def _open_channel(machine: VirtualMachine, path: str) -> contextlib.AbstractContextManager[Shell]:
+    """The agent behind the socket that the VM's own command line names.
+
+    Raises:
+        HostError: the socket is not the VM's.
+    """
+    return open_agent_shell(path, connect_agent(machine, path))
+
+
+def micro_guest(n_vcpus: int) -> Guest:
+    """The built-in guest.
+
+    Raises:
+        UsageError: it cannot have so many vCPUs.
+        HostError: no KVM, or the payload was not built.
+    """
+    _checked_vcpus(n_vcpus)
+    require_kvm()
+    pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
+    own = os.getpid()
+    return Guest(
+        MicroGuest.prepare(n_vcpus, pinning.cpus),
+        pinning,
+        own,
+        None,
+        frozenset({own}),
+        tsc_stated_by="KVM_GET_TSC_KHZ",
+        ours=True,
+    )
+
+
+def _checked_vcpus(n_vcpus: int) -> int:
+    """As many vCPUs, if the built-in guest can have them.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not MIN_VCPUS <= n_vcpus <= MAX_VCPUS:
+        raise UsageError(
+            f"The micro-guest cannot have {n_vcpus} vCPUs.",
+            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm {MICRO}:4.",
+        )
+    return n_vcpus
+
+
+def vcpus_of(vm: str) -> int:
+    """The micro-guest's vCPUs from `micro` or `micro:N`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    match = re.fullmatch(rf"{MICRO}(?::(\d{{1,6}}))?", vm)
+    if match is None:
+        raise UsageError(f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N.")
+    return int(match[1]) if match[1] else _DEFAULT_VCPUS
+
+
+def _machine(
+    name: str, found: Discovery, *, must_be_there: bool, otherwise: str
+) -> VirtualMachine | None:
+    """The VM of this name on this host; None where it is not needed and not there.
+
+    `otherwise` ends the hint: what the command that runs can do without it.
+    """
+    try:
+        return pick(found, name)
+    except UsageError as error:
+        if not must_be_there:
+            return None
+        raise UsageError(error.message, f"{error.hint} {otherwise}") from error
+
+
+def _here(driver: LinuxGuest) -> Guest:
+    where = "no hypervisor" if driver.cpus.native else "ipitrace runs inside the guest"
+    return Guest(
+        driver,
+        Pinning(None, overcommitted=False, why=f"{where}: each storm's thread keeps to its CPU"),
+        None,
+        f"there is no host's side here: {where}",
+        frozenset({os.getpid()}),
+    )
+
+
+def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) -> Guest:
+    if machine is None:
+        absent = f"this host's KVM has no VM '{name}'"
+        pinning = Pinning(None, overcommitted=False, why=f"not known: {absent}")
+        return Guest(driver, pinning, None, absent, frozenset({os.getpid()}), shares_tsc=False)
+    own = frozenset({os.getpid(), machine.pid})
+    return Guest(driver, _pinning(driver, machine), machine.pid, None, own)
+
+
+def _pinning(driver: LinuxGuest, machine: VirtualMachine) -> Pinning:
+    """Where the VM's vCPUs may run, which is its owner's choice."""
+    cpus = driver.pinned_cpus
+    room = {cpu for vcpu in machine.vcpus for cpu in vcpu.cpus}
+    crowded = 0 < len(room) < len(machine.vcpus)
+    shared = cpus is not None and len(set(cpus)) < len(cpus)
+    why = "pinned by its owner" if cpus is not None else "not pinned: its vCPUs may move"
+    if crowded or shared:
+        why = f"{len(machine.vcpus)} vCPUs on {len(room)} CPUs: they would measure the scheduler"
+    return Pinning(cpus, overcommitted=crowded or shared, why=why)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast and how long a run may storm; in a VM that is not ours, by default.
+
+docs/guests.md gives the reasons for the numbers.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from ipitrace.base.errors import (
+    MeasurementError,
+    UsageError,
+)
+from ipitrace.recording.result import RunLimits
+
+DEFAULT_RATE_HZ: Final = 10_000.0
+DEFAULT_TIME_S: Final = 60.0
+GRACE_S: Final = 5.0
+"""For the way to the guest and back, which is no storm."""
+FASTEST_TSC_HZ: Final = 5e9
+"""Taken where the guest's rate is not known: paces then come out too long, not too short."""
+
+
+def chosen_limits(
+    max_rate_hz: float | None, max_time_s: float | None, *, ours: bool
+) -> RunLimits | None:
+    """What holds for a run.
+
+    Args:
+        max_rate_hz: sends per second as asked for; 0 is no limit, None is nothing asked.
+        max_time_s: seconds of storms, likewise.
+        ours: the guest is the built-in one, which has no limits unless asked.
+    """
+    rate_hz = (0.0 if ours else DEFAULT_RATE_HZ) if max_rate_hz is None else max_rate_hz
+    time_s = (0.0 if ours else DEFAULT_TIME_S) if max_time_s is None else max_time_s
+    if not rate_hz and not time_s:
+        return None
+    return RunLimits(
+        rate_hz or None, time_s or None, by_default=max_rate_hz is None and max_time_s is None
+    )
+
+
+def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> int:
+    """The pace, made longer where it would let more be sent than the limit allows.
+
+    It is the time from an acknowledgement to the next send: the IPIs' own time comes on top, so
+    that the rate stays below the limit.
+    """
+    if limits is None or limits.max_rate_hz is None:
+        return pace_cycles
+    return max(pace_cycles, math.ceil(tsc_hz / limits.max_rate_hz))
+
+
+def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_hz: float) -> None:
+    """See beforehand that the storms can be over in time.
+
+    Args:
+        storms: sends, warm-up included, and pace in cycles of each.
+        limits: of the run.
+        tsc_hz: the guest TSC's rate.
+
+    Raises:
+        UsageError: the pace alone takes longer.
+    """
+    least_s = least_seconds(storms, tsc_hz)
+    if limits is not None and limits.max_time_s is not None and least_s > limits.max_time_s:
+        raise UsageError(
+            f"The storms would take {least_s:.0f} s or more, and --max-time is "
+            f"{limits.max_time_s:g} s.",
+            "Ask for less (--count, --repeat, --scenario), or for more time with --max-time; "
+            "--max-rate, too, makes storms longer.",
+        )
+
+
+def least_seconds(storms: Iterable[tuple[int, int]], tsc_hz: float) -> float:
+    """What the paces of storms (see check_time) add up to."""
+    return sum(sends * pace for sends, pace in storms) / tsc_hz
+
+
+class Budget:
+    """Time for storms, spent one after the other."""
+
+    def __init__(self, limits: RunLimits | None) -> None:
+        self._limit_s = None if limits is None else limits.max_time_s
+        self._spent_s = 0.0
+        self._began_s = time.monotonic()
+
+    def begin(self) -> None:
+        """A storm begins.
+
+        Raises:
+            MeasurementError: there is no time left for it.
+        """
+        self._began_s = time.monotonic()
+        if self._limit_s is not None and self._spent_s >= self._limit_s:
+            raise _time_is_up(self._limit_s)
+
+    def check(self) -> None:
+        """A storm goes on.
+
+        Raises:
+            MeasurementError: it has gone on for too long.
+        """
+        taken_s = time.monotonic() - self._began_s - GRACE_S
+        if self._limit_s is not None and self._spent_s + taken_s > self._limit_s:
+            raise _time_is_up(self._limit_s)
+
+    def end(self, storm_s: float | None) -> None:
+        """A storm is over, and took so long by the guest's own clock; None: nobody knows."""
+        taken_s = time.monotonic() - self._began_s
+        self._spent_s += taken_s if storm_s is None else min(storm_s, taken_s)
+
+
+def _time_is_up(limit_s: float) -> MeasurementError:
+    return MeasurementError(
+        f"The storms took longer than --max-time, {limit_s:g} s.",
+        "Ask for less, or for more time with --max-time.",
+    )

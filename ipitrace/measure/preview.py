@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would do: attach, send, load and write. Nothing of it is done to find out.
+
+The guest is not connected to, since no way into one is free of traces in it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ipitrace.base.errors import HostError
+from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
+from ipitrace.measure.guests import (
+    MICRO,
+    Foreign,
+    find_foreign,
+    is_micro,
+    micro_guest,
+    vcpus_of,
+)
+from ipitrace.measure.limits import (
+    FASTEST_TSC_HZ,
+    check_time,
+    least_seconds,
+    limited_pace,
+)
+from ipitrace.measure.run import (
+    WARMUP,
+    RunRequest,
+    limits_of,
+    pace_of,
+    sends_of,
+    tsc_hz_of_host,
+)
+from ipitrace.recording.result import RunLimits
+from ipitrace.storm.linux.ipistorm import (
+    HELPER,
+    INSTALLED,
+)
+from ipitrace.storm.transport.registry import LOCAL
+from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
+from ipitrace.words.scenarios import (
+    Mode,
+    Pattern,
+    Scenario,
+    TargetState,
+)
+
+_LOADING: Final = (
+    "whether the kernel accepts each of them shows only when it is loaded; what it refuses is "
+    "left out, and said"
+)
+
+
+@dataclass(frozen=True)
+class PreviewedGuest:
+    """Which guest would be measured; `threads` are its vCPUs', where they are there already."""
+
+    kind: str
+    what: str
+    pid: int | None
+    n_vcpus: int | None
+    threads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attaching:
+    """BPF programs: event to how it would be hooked, and to why it would not be."""
+
+    why_nothing: str | None
+    programs: Mapping[str, str]
+    left_out: Mapping[str, str]
+    only_when_loaded: str
+
+
+@dataclass(frozen=True)
+class PreviewedStorms:
+    """One scenario's storms; `sends` counts them all, warm-up included.
+
+    Attributes:
+        targets: how many vCPUs each send is for; None where that is not known.
+        most_per_s: sends, if the IPIs themselves took no time.
+    """
+
+    name: str
+    targets: int | None
+    repetitions: int
+    sends: int
+    pace_cycles: int
+    most_per_s: float
+
+
+@dataclass(frozen=True)
+class Sending:
+    """All storms."""
+
+    storms: int
+    sends: int
+    least_seconds: float
+    modes: tuple[str, ...]
+    scenarios: tuple[PreviewedStorms, ...]
+    unsupported: Mapping[str, str]
+    limits: str
+
+
+@dataclass(frozen=True)
+class Right:
+    """Something this process must be allowed to do; `lacking` says why it is not."""
+
+    what: str
+    lacking: str | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A dry run's answer."""
+
+    guest: PreviewedGuest
+    attaching: Attaching
+    sending: Sending
+    inside: tuple[str, ...]
+    writing: str
+    rights: tuple[Right, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"dry_run": True, **asdict(self)}
+
+
+def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> Preview:
+    """Find out what the run would do, by looking at this host alone.
+
+    Raises:
+        UsageError: there is no such guest, or the request cannot be carried out.
+        HostError: no KVM for the built-in guest.
+    """
+    unsupported: dict[str, str] = {}
+    tsc_hz = tsc_hz_of_host() or FASTEST_TSC_HZ
+    if is_micro(vm, via):
+        driver = micro_guest(vcpus_of(vm)).driver
+        guest = _micro(driver.n_vcpus, driver.pinned_cpus)
+        reasons = {s.name: driver.unsupported(s) for s in request.scenarios}
+        unsupported = {name: why for name, why in reasons.items() if why is not None}
+    elif vm == LOCAL and via in {None, LOCAL}:
+        guest = PreviewedGuest("local", "this machine itself", None, os.cpu_count(), ())
+        via = LOCAL
+    else:
+        foreign = find_foreign(vm, via, trace=request.trace)
+        via = foreign.way.url
+        guest = _foreign(vm, foreign)
+    limits = limits_of(request, ours=guest.kind == MICRO)
+    able = [s for s in request.scenarios if s.name not in unsupported]
+    modes = tuple(Mode) if _traced(request, guest) else (Mode.OFF,)
+
+    def paced(scenario: Scenario) -> int:
+        return limited_pace(pace_of(request, scenario), limits, tsc_hz)
+
+    sends = sends_of(request)
+    each = [(len(modes) * (n + WARMUP), paced(s)) for s in able for n in sends]
+    check_time(each, limits, tsc_hz)
+    storms = [
+        PreviewedStorms(
+            name=scenario.name,
+            targets=_targets(scenario, guest.n_vcpus),
+            repetitions=len(sends),
+            sends=len(modes) * (sum(sends) + WARMUP * len(sends)),
+            pace_cycles=paced(scenario),
+            most_per_s=tsc_hz / max(paced(scenario), 1),
+        )
+        for scenario in able
+    ]
+    sending = Sending(
+        storms=len(modes) * len(sends) * len(able),
+        sends=sum(storm.sends for storm in storms),
+        least_seconds=least_seconds(each, tsc_hz),
+        modes=tuple(modes),
+        scenarios=tuple(storms),
+        unsupported=unsupported,
+        limits=_limits_words(limits),
+    )
+    return Preview(
+        guest=guest,
+        attaching=_attaching(request, guest),
+        sending=sending,
+        inside=tuple(_inside(request, guest, via, able)),
+        writing=_writing(directory),
+        rights=tuple(_rights(request, guest, via)),
+    )
+
+
+def _micro(n_vcpus: int, cpus: Iterable[int] | None) -> PreviewedGuest:
+    where = "not pinned" if cpus is None else f"pinned to CPUs {', '.join(map(str, cpus))}"
+    what = f"the built-in one, {n_vcpus} vCPUs, {where}: a fresh VM for each storm"
+    return PreviewedGuest(MICRO, what, os.getpid(), n_vcpus, ())
+
+
+def _foreign(name: str, foreign: Foreign) -> PreviewedGuest:
+    machine, way = foreign.machine, foreign.way.url
+    if machine is None:
+        return PreviewedGuest("linux", f"{name}, no VM of this host, by {way}", None, None, ())
+    what = f"{machine.name} ({machine.vmm}), {len(machine.vcpus)} vCPUs, by {way}"
+    what = "; odd: ".join([what, *foreign.odd])
+    return PreviewedGuest("linux", what, machine.pid, len(machine.vcpus), machine.tids)
+
+
+def _traced(request: RunRequest, guest: PreviewedGuest) -> bool:
+    return request.trace and guest.pid is not None
+
+
+def _targets(scenario: Scenario, n_vcpus: int | None) -> int | None:
+    if scenario.pattern in {Pattern.UNICAST, Pattern.SELF}:
+        return 1
+    return None if n_vcpus is None else n_vcpus - 1
+
+
+def _limits_words(limits: RunLimits | None) -> str:
+    if limits is None:
+        return "none"
+    rate = "any rate" if limits.max_rate_hz is None else f"{limits.max_rate_hz:g} sends a second"
+    time = "any time" if limits.max_time_s is None else f"{limits.max_time_s:g} s of storms"
+    default = " (defaults for a guest that is not ours)" if limits.by_default else ""
+    return f"{rate}, {time}{default}"
+
+
+def _attaching(request: RunRequest, guest: PreviewedGuest) -> Attaching:
+    if not _traced(request, guest):
+        why = "--no-trace" if not request.trace else "the guest is no VM of this host"
+        return Attaching(why, {}, {}, "")
+    planned = plan_for_this_kernel(chosen_events(None), mount=False)
+    programs = {probe.event.name: str(probe.hook) for probe in planned.probes}
+    return Attaching(None, programs, planned.left_out, _LOADING)
+
+
+def _inside(
+    request: RunRequest, guest: PreviewedGuest, way: str | None, scenarios: list[Scenario]
+) -> Iterator[str]:
+    if guest.kind == MICRO:
+        yield "a VM by /dev/kvm in this process, one thread for each vCPU, and its payload"
+        if any(s.target_state == TargetState.PREEMPTED for s in scenarios):
+            yield "a process of real-time priority on the target's CPU, while it is kept preempted"
+        return
+    if (way or "").startswith("qga"):
+        yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for what programs print; removed at the end"
+    yield f"PATH={INSTALLED}:$PATH; command -v {HELPER}"
+    yield f"{HELPER} status; it must be of this version, and the kernel module {HELPER} loaded"
+    yield "cat /proc/cpuinfo"
+    for s in scenarios:
+        yield (
+            f"{HELPER} run --pattern {s.pattern} --state {s.target_state} --method "
+            f"{s.send_method} ..., for each of its storms, if the guest can"
+        )
+    yield "nothing is loaded or installed: see 'ipitrace guest install'"
+    if _traced(request, guest):
+        yield "on the host, debugfs is read for the vCPUs' TSC offsets"
+
+
+def _writing(directory: Path) -> str:
+    there = directory.exists() and any(directory.iterdir()) if directory.is_dir() else False
+    replaced = "; what is there must be a recording, and is replaced only with --force"
+    return (
+        f"{directory.absolute()}: run.json, SHA256SUMS and Parquet tables, first as "
+        f".{directory.name}.partial-PID beside it{replaced if there else ''}"
+    )
+
+
+def _rights(request: RunRequest, guest: PreviewedGuest, way: str | None) -> Iterator[Right]:
+    if guest.kind == MICRO:
+        yield _right("/dev/kvm, to read and write", require_kvm)
+    if _traced(request, guest):
+        what = "CAP_BPF and CAP_PERFMON (or root), outside of user and pid namespaces"
+        yield _right(what, require_trace_privilege, require_initial_pid_namespace)
+    if way is not None and way.startswith("ssh:"):
+        yield Right(f"a key for {way} (not tried)", None)
+    elif way == LOCAL:
+        yield Right("root", None if os.geteuid() == 0 else "it is another user")
+    elif way is not None:
+        yield Right(f"the guest agent's channel {way} (not tried)", None)
+
+
+def _right(what: str, *checks: Any) -> Right:  # noqa: ANN401 - functions that raise
+    try:
+        for check in checks:
+            check()
+    except HostError as error:
+        return Right(what, error.message)
+    return Right(what, None)

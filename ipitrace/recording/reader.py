@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recording on disk, read: anybody may have written it, a pull request's author for one.
+
+Everything is bounded before it is read or decoded; docs/recording.md tells the limits.
+"""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Timer
+from typing import Any, Final, NoReturn
+
+import ipitrace
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import MIB
+from ipitrace.base.untrusted import (
+    open_regular,
+    parse_json,
+    read_bounded,
+)
+from ipitrace.recording.decoder import Question
+from ipitrace.recording.result import (
+    SCHEMA_VERSION,
+    RunResult,
+)
+from ipitrace.recording.schema import (
+    MOST_ROWS,
+    MOST_TABLE_BYTES,
+)
+from ipitrace.recording.writer import (
+    CHECKSUM_FILE,
+    MOST_RUN_BYTES,
+    RUN_FILE,
+    TABLES,
+    file_of,
+)
+
+_AGAIN: Final = "Copy the whole recording again, or make a new one with 'ipitrace run'."
+_MOST_CHECKSUM_BYTES: Final = 4096  # four lines
+_MOST_ANSWER_BYTES: Final = 16 * MIB
+_EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
+_MOST_SCENARIOS: Final = 1000
+# Decoding takes a second for 100 MiB; a file that keeps the decoder longer is no recording.
+_LEAST_CPU_S: Final = 10
+_BYTES_A_SECOND: Final = 4 * MIB
+_WALL_FACTOR: Final = 6  # on a busy machine
+# Isolated from the environment and the current folder; found where this ipitrace was.
+_DECODER: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from ipitrace.recording.decoder import main; main(sys.argv[1:])"
+)
+
+
+def recording_of(path: Path) -> Path:
+    """The recording that a person means by `path`: its directory, or its run.json.
+
+    A run.json without the rest of its recording is answered as it is; so is what is neither.
+
+    Raises:
+        UsageError: it may not be looked at.
+    """
+    for place in (path, path / RUN_FILE):
+        try:
+            place.stat()
+        except PermissionError as error:
+            raise UsageError(
+                f"{path} may not be looked at: {error.strerror}.",
+                "Run it as a user who may read it.",
+            ) from error
+        except (OSError, ValueError):  # what is wrong with it, the reader says
+            break
+    whole = path.name == RUN_FILE and not path.is_dir() and (path.parent / CHECKSUM_FILE).exists()
+    return path.parent if whole else path
+
+
+def read_run(path: Path) -> RunResult:
+    """What a recording, or a run.json without the rest, says of its run.
+
+    Raises:
+        UsageError: it is neither, not whole, damaged, or newer than this program.
+    """
+    place = recording_of(path)
+    return _run_of(place / RUN_FILE if place.is_dir() else place, _read_checked(place)[1])
+
+
+def read_run_text(path: Path) -> str:
+    """run.json as it is, of a known version; undamaged, where the rest is there.
+
+    Raises:
+        UsageError: see read_run().
+    """
+    return _read_checked(recording_of(path))[0]
+
+
+def read_rows(
+    directory: Path,
+    run: RunResult,
+    table: str,
+    columns: Sequence[str] | None = None,
+    *,
+    between: Mapping[str, tuple[int, int]] | None = None,
+    equal: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Some rows of one table, in its order, found to be undamaged.
+
+    The file is decoded in a process of its own: see table_decoder. Memory does not grow
+    with the table.
+
+    Args:
+        directory: the recording, or its run.json.
+        run: what read_run() answered.
+        table: one of TABLES.
+        columns: those to read; None reads all.
+        between: integer column to the least and the greatest value of the rows wanted.
+        equal: text column to the value of the rows wanted.
+
+    Raises:
+        UsageError: the table cannot be read, or is not what docs/recording.md describes.
+    """
+    if table not in run.tables:
+        raise UsageError(
+            f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
+            "Record again with 'ipitrace run', not with 'ipitrace run --no-trace'.",
+        )
+    directory = recording_of(directory)
+    if not directory.is_dir():
+        raise UsageError(
+            f"{directory} is a run.json without its recording's tables.",
+            "Give the directory that 'ipitrace run' wrote.",
+        )
+    path = directory / file_of(table)
+    question = Question(table, run.tables[table].rows, columns, between or {}, equal or {})
+    with _reading(path), open_regular(path, MOST_TABLE_BYTES) as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        if checksum != _expected_checksum(directory, path.name):
+            _damaged(path)
+        rows = _rows_of(parse_json(_ask_decoder(file, question)))
+    return [_known(row, _uncounted(run)) for row in rows] if table == "spans" else rows
+
+
+def _uncounted(run: RunResult) -> set[str]:
+    """Scenarios whose exits are not kvm_exit's count."""
+    return {
+        row.name
+        for row in run.scenarios
+        if row.exits is None or not (row.exits.source or "").startswith("kvm_exit ")
+    }
+
+
+def _known(row: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
+    """A span without what it cannot know: where kvm_exit never fired, spans once said 0."""
+    unknown = {name: None for name in _EXIT_COUNTS if row.get(name) == 0}
+    return row | unknown if row.get("scenario") in uncounted else row
+
+
+@contextlib.contextmanager
+def computing_with(path: Path) -> Iterator[None]:
+    """What is computed inside has only the values of a recording to fail for.
+
+    Raises:
+        UsageError: it failed.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is damaged: what it says does not fit together "
+            f"({type(error).__name__} on the way).",
+            _AGAIN,
+        ) from error
+
+
+def _rows_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    if "why" in answer:
+        raise ValueError(answer["why"])
+    rows: list[dict[str, Any]] = answer["rows"]
+    return rows
+
+
+def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a raw binary file
+    size = os.fstat(file.fileno()).st_size
+    cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
+    place = str(Path(ipitrace.__file__).resolve().parents[1])
+    command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
+    # Not by host/child.py, which hands on this process's variables and feeds a pipe: the decoder
+    # has to seek in its file, gets just these variables, and restricts itself, its life, too.
+    with subprocess.Popen(
+        command,
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    ) as process:
+        late = Timer(_WALL_FACTOR * cpu_s, process.kill)
+        late.start()
+        try:
+            output = process.stdout
+            answer = b"" if output is None else output.read(_MOST_ANSWER_BYTES + 1)
+        finally:
+            late.cancel()
+            process.kill()  # whoever has said all has nothing left to do
+    if not answer or len(answer) > _MOST_ANSWER_BYTES:
+        raise ValueError("it cannot be decoded in bounded time and memory")
+    return answer
+
+
+def _read_checked(directory: Path) -> tuple[str, Any]:
+    """run.json's text, and what it says; `directory` is as recording_of() answers."""
+    if directory.exists() and not directory.is_dir():
+        return _read_alone(directory)
+    path = directory / RUN_FILE
+    if not path.exists():
+        raise UsageError(
+            f"{directory} is not a recording: it has no {RUN_FILE}."
+            if directory.is_dir()
+            else f"There is no recording {directory}.",
+            "Give the directory that 'ipitrace run' wrote.",
+        )
+    with _reading(path):
+        content = read_bounded(path, MOST_RUN_BYTES)
+    if not (directory / CHECKSUM_FILE).exists():
+        raise _not_whole(directory, content)
+    if hashlib.sha256(content).hexdigest() != _expected_checksum(directory, RUN_FILE):
+        _damaged(path)
+    hint = "Give the directory that 'ipitrace run' wrote."
+    try:
+        data = parse_json(content)
+    except ValueError as error:
+        raise UsageError(
+            f"{directory} is not a recording: of its {RUN_FILE}, {_why(error)}.", hint
+        ) from error
+    _check_version(
+        data, str(directory), f"is not a recording: its {RUN_FILE} is something else", hint
+    )
+    return content.decode(), data
+
+
+def _read_alone(path: Path) -> tuple[str, Any]:
+    """The same of a run.json without the rest."""
+    hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
+    try:
+        content = read_bounded(path, MOST_RUN_BYTES)
+        data = parse_json(content)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The file {path} is not a run.json: {_why(error)}.", hint) from error
+    _check_version(data, f"The file {path}", "is not a run.json", hint)
+    if _is_unfinished(data):
+        raise _not_whole(path.parent, content)
+    return content.decode(), data
+
+
+def _check_version(data: Any, what: str, nothing: str, hint: str) -> None:  # noqa: ANN401 - JSON
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int:
+        raise UsageError(f"{what} {nothing}.", hint)
+    if version > SCHEMA_VERSION:
+        by = str(data.get("ipitrace_version"))[:40]
+        raise UsageError(
+            f"{what} was made by a newer ipitrace ({by}; format {version}, this one knows "
+            f"{SCHEMA_VERSION}).",
+            "Upgrade ipitrace to read it.",
+        )
+
+
+def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
+    try:
+        run = RunResult.from_dict(data)
+        _check_counts(run)
+        _check_texts(run)
+        _check_names(run)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} does not follow version {SCHEMA_VERSION} of its format: {error}.",
+            "See docs/recording.md for what it should hold.",
+        ) from error
+    return run
+
+
+def _check_counts(run: RunResult) -> None:
+    if len(run.scenarios) > _MOST_SCENARIOS:
+        raise ValueError(f"it has more than {_MOST_SCENARIOS} scenarios")
+    for name, info in run.tables.items():
+        if name not in TABLES:
+            raise ValueError("it has a table that this version does not know")
+        if not 0 <= info.rows <= MOST_ROWS:
+            raise ValueError(f"its table {name} has {info.rows} rows")
+
+
+def _check_names(run: RunResult) -> None:
+    """A reason or a path without a name would be taken for the sum of all."""
+    for row in run.scenarios:
+        for figures in row.repetition_figures:
+            exits = figures.exits
+            named = [*(exits.sender or ()), *(exits.target or ())] if exits is not None else []
+            if "" in (*named, *(figures.paths or ())):
+                raise ValueError("an exit reason or a path has no name")
+
+
+def _check_texts(run: RunResult) -> None:
+    """Of what run.json holds without a type, see that what is printed as a text is one."""
+    fingerprint = run.host.get("fingerprint")
+    if not isinstance(fingerprint, Mapping | None):
+        raise ValueError("host.fingerprint is no object")  # noqa: TRY004 - one error for all
+    for where, values in (("host.fingerprint", fingerprint or {}), ("guest", run.guest)):
+        for key in ("kernel_release", "emulated"):
+            if not isinstance(values.get(key), str | None):
+                raise ValueError(f"{where}.{key} is no text")  # noqa: TRY004
+
+
+def _not_whole(directory: Path, content: bytes) -> UsageError:
+    try:
+        data = parse_json(content)
+    except ValueError:
+        data = None
+    if _is_unfinished(data):
+        return UsageError(
+            f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
+            "still going on.",
+            "If it was killed, the next run beside it removes what it left.",
+        )
+    return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
+
+
+def _is_unfinished(data: Any) -> bool:  # noqa: ANN401 - JSON
+    """It is the head that a run writes when it begins."""
+    head = {"schema_version", "ipitrace_version", "complete"}
+    return isinstance(data, dict) and data.keys() == head
+
+
+def _expected_checksum(directory: Path, name: str) -> str | None:
+    path = directory / CHECKSUM_FILE
+    with _reading(path):
+        text = read_bounded(path, _MOST_CHECKSUM_BYTES).decode(errors="replace")
+    lines = text.splitlines(keepends=True)
+    return next((line[:64] for line in lines if line[64:] == f"  {name}\n"), None)
+
+
+def _damaged(path: Path) -> NoReturn:
+    raise UsageError(
+        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} says otherwise.",
+        _AGAIN,
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {_why(error)}.", _AGAIN) from error
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run as tables on a terminal or in a log."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.base.foreign import plain_values
+from ipitrace.base.units import (
+    cycles_to_ns,
+    processes,
+)
+from ipitrace.recording.disturbances import describe_disturbances
+from ipitrace.recording.result import (
+    ClockResult,
+    Difference,
+    ObserverCost,
+    PerSide,
+    RunLimits,
+    RunResult,
+    ScenarioResult,
+    StageBreakdown,
+    Summary,
+)
+from ipitrace.render.grid import fill, table
+from ipitrace.words.interrupts import (
+    POSTED_ROWS,
+    arrived_elsewhere,
+)
+from ipitrace.words.scenarios import (
+    Scenario,
+    SendMethod,
+)
+from ipitrace.words.stages import GUEST_STAMPS
+
+_NOTHING = "-"
+_INDENT = " " * 7
+_GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
+
+
+def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
+    """Everything a run found, as text of `width` columns."""
+    run = plain_values(run)
+    measured = [row for row in run.scenarios if row.status == "measured"]
+    sections = [_header(run, width)]
+    if measured:
+        sections += [
+            _cycles(run, measured, width),
+            _exits(measured, width),
+            _exit_times(measured, width),
+            _paths(measured, width),
+            *(_stages(row, row.stages, width) for row in measured if row.stages),
+            _events(run, measured, width),
+            _observer(run, measured, width),
+        ]
+    sections += [
+        _not_measured(run, width),
+        fill(_losses(run), width, "losses "),
+        _notes(run, measured, width),
+    ]
+    if verbose:
+        sections.append(_details(run, width))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_scenarios(
+    rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str], width: int = PIPE_WIDTH
+) -> str:
+    """The table of scenarios; each comes with why it cannot run, or None when it can."""
+    lines = [
+        (
+            scenario.name,
+            "no" if reason is not None else "default" if scenario.name in default else "yes",
+            scenario.about if reason is None else f"{scenario.about} ({reason})",
+        )
+        for scenario, reason in rows
+    ]
+    return table(("scenario", "runs", "about"), lines, text=(0, 1, 2), width=width)
+
+
+def _header(run: RunResult, width: int) -> str:
+    clock = run.clock
+    lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
+    if run.limits is not None:
+        lines.append(("limits ", _limits(run.limits)))
+    if clock.tsc_hz:
+        rate = f"TSC {clock.tsc_hz / 1e6:.3f} MHz"
+        if clock.tsc_error_hz is not None:
+            rate += f" +- {clock.tsc_error_hz:.0f} Hz"
+        rate += f", {clock.source}"
+        lines.append(("clock  ", rate))
+    if clock.half_width_ns is not None:
+        reading = (
+            f"error bound: {clock.half_width_cycles:.0f} cycles "
+            f"({clock.half_width_ns:.0f} ns) of one reading of both clocks"
+        )
+        if clock.bound_cycles is not None:
+            reading += (
+                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) of a host event on the "
+                "guest's clock"
+            )
+        lines.append((_INDENT, reading))
+    if clock.drift_ppm is not None:
+        drift = (
+            f"drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
+            f"the readings' own error); causality violations: {_violations(clock)}"
+        )
+        lines.append((_INDENT, drift))
+    return "\n".join(fill(text, width, label) for label, text in lines)
+
+
+def _limits(limits: RunLimits) -> str:
+    parts = []
+    if limits.max_rate_hz is not None:
+        parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
+    if limits.max_time_s is not None:
+        parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
+    why = ": the guest is not ours" if limits.by_default else ""
+    return f"at most {' and '.join(parts)}{why}"
+
+
+def _violations(clock: ClockResult) -> str:
+    found = [f"{kind} {n}" for kind, n in clock.causality_violations.items() if n]
+    return ", ".join(found) or f"none of {len(clock.causality_violations)} kinds"
+
+
+def _guest(run: RunResult) -> str:
+    pinned = run.guest.get("pinned_cpus")
+    where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
+    if any(found.kind == "moved" for found in run.disturbances or ()):
+        where += ", but not all the time (see below)"
+    kind = run.guest["kind"]
+    if kind == "native":
+        return (
+            f"native: this machine's own {run.guest['n_vcpus']} CPUs, Linux {run.guest['kernel']}"
+        )
+    if kind == "linux":
+        vm = run.guest.get("vm")
+        name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
+        kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
+        where = where if vm else "its host's side is not known"
+        if run.guest.get("emulated"):
+            where += "; emulated guest: cycles are not real time"
+    return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
+
+
+def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+    """One block of rows for each of S, D and R keeps the table within a terminal."""
+    watched = ("watching",) if run.observer else ()
+    headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        costs = run.observer.costs.get(row.name, {}) if run.observer else {}
+        for first, letter, metric, summary in (
+            (row.name, "S", "send", row.send_cycles),
+            (f"{row.sent} sent", "D", "deliver", row.deliver_cycles),
+            (f"{row.delivered} delivered", "R", "round_trip", row.round_trip_cycles),
+        ):
+            p50, ns, *rest = _summary_cells(summary, run.clock.tsc_hz)
+            cost = costs.get(metric)
+            added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
+            lines.append((first, letter, p50, ns, *added, *rest))
+    title = (
+        "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
+    )
+    if watched:
+        title += "; watching: what our probes add to that p50, see the observer cost below"
+    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+
+
+def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
+    if summary is None:
+        return (_NOTHING,) * 5
+    ns = f"{cycles_to_ns(summary.p50, tsc_hz):.0f}" if tsc_hz else _NOTHING
+    return (
+        f"{summary.p50}",
+        ns,
+        f"{summary.p90}",
+        f"{summary.p99}",
+        f"{summary.max}",
+    )
+
+
+def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
+    names = _ordered(
+        name
+        for row in rows
+        if row.exits
+        for side in (row.exits.sender, row.exits.target)
+        for name in side or ()
+    )
+    headers = ("scenario", "vCPU", *names)
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        if row.exits is None:
+            continue
+        for label, side in (("sender", row.exits.sender), ("target", row.exits.target)):
+            if side is not None:
+                cells = (_per_ipi(side.get(name, 0.0)) for name in names)
+                lines.append((row.name, label, *cells))
+    sources = _ordered(row.exits.source for row in rows if row.exits and row.exits.source)
+    uncounted = [row for row in rows if not (row.exits and row.exits.source)]
+    unknown = "no source of counts is known"
+    reasons = _ordered((row.absent or {}).get("exits.source", unknown) for row in uncounted)
+    if not sources:
+        return f"VM exits per IPI: not counted, {'; '.join(reasons)}"
+    title = f"VM exits per IPI (source: {', '.join(sources)})"
+    if uncounted:
+        title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
+        title += "; ".join(reasons)
+    if not names:
+        return _titled(title, "none were counted", width)
+    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+
+
+def _events(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+    """Tracepoints down, scenarios across: there are more of the former."""
+    if run.observer is None:
+        return fill(f"Tracepoints per IPI: not counted, {run.observer_absent}", width)
+    names = _ordered(name for row in rows for name in row.events_per_ipi or ())
+    title = "Tracepoints per IPI, sender + target"
+    if not names:
+        return _titled(title, "none fired", width)
+    lines = [
+        (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
+    ]
+    headers = ("tracepoint", *(row.name for row in rows))
+    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+
+
+def _sides(side: PerSide | None) -> str:
+    if side is None:
+        return _NOTHING
+    return f"{_per_ipi(side.sender)} + {_per_ipi(side.target)}"
+
+
+def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+    if run.observer is None:
+        return ""
+    headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
+    certain = run.observer.confidence > 0  # one difference has no interval
+    lines = []
+    for row in rows:
+        costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
+        name = row.name
+        for letter, metric in (("S", "send"), ("D", "deliver"), ("R", "round_trip")):
+            cost = costs.get(metric)
+            if cost is not None:
+                lines.append((name, letter, *_cost_cells(cost, certain=certain)))
+                name = ""
+    if not lines:
+        return ""
+    title = (
+        "Observer cost: what probes that count, and probes that record, add to the median, in "
+        "cycles (and as a share of the off p50); "
+    ) + (
+        f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
+        "differences between neighbouring repetitions"
+        if certain
+        else "of one difference between neighbouring repetitions, which has no interval"
+    )
+    shown = table(headers, lines, text=(0, 1), keys=3, together=(4, 6), width=width)
+    return _titled(title, shown, width)
+
+
+def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
+    def cells(difference: Difference) -> tuple[str, str]:
+        share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
+        return (
+            f"{difference.median:+d} ({share:+.1%})",
+            f"[{difference.low:+d}, {difference.high:+d}]" if certain else _NOTHING,
+        )
+
+    return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
+
+
+def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
+    headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
+    lines = [
+        (
+            row.name,
+            time.side,
+            time.reason,
+            f"{time.exits}",
+            f"{time.unpaired}",
+            _NOTHING if time.p50_cycles is None else f"{time.p50_cycles}",
+            _NOTHING if time.p99_cycles is None else f"{time.p99_cycles}",
+            f"{time.share_of_deliver:.1%}",
+        )
+        for row in rows
+        for time in row.exit_times or ()
+    ]
+    if not lines:
+        reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
+        why = ", ".join(r for r in reasons if r)
+        return fill(f"Cycles from exit to entry: not measured, {why}", width)
+    title = (
+        "Cycles from exit to entry; share of D: the cycles of all these exits between an IPI's "
+        "send and its handler, divided by the D of all IPIs together (not by a p50)"
+    )
+    return _titled(title, table(headers, lines, text=(0, 1, 2), keys=3, width=width), width)
+
+
+def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
+    traced = [row for row in rows if row.paths is not None]
+    if not traced:
+        return ""
+    names = _ordered(name for row in traced for name in row.paths or ())
+    posted = _ordered(name for row in traced for name in row.late_posts or ())
+    headers = ("scenario", *names, "unmatched IPIs", "unmatched events", *posted)
+    lines = [
+        (
+            row.name,
+            *(f"{(row.paths or {}).get(name, 0.0):.1%}" for name in names),
+            f"{row.unmatched_ipis}",
+            f"{sum((row.unmatched_events or {}).values())}",
+            *(f"{(row.late_posts or {}).get(name, 0)}" for name in posted),
+        )
+        for row in traced
+    ]
+    title = "Paths, proved by events: shares of the traced IPIs, one for each send and target"
+    if posted:
+        title += f"; late posts ({', '.join(posted)}: notifications outside guest mode)"
+    else:
+        reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
+        title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
+    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+
+
+def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
+    """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
+    dominant = stages.sequences[0]
+    lines = []
+    for step in stages.steps:
+        on_the_way = step.step_cycles is not None
+        cycles = f"{step.step_cycles}" if on_the_way else ""
+        share = f"{step.share_of_deliver:.1%}" if on_the_way else ""
+        unknown = f"< {stages.bound_cycles}"
+        if on_the_way and not step.resolved:
+            cycles, share = unknown, "?"
+        since = f"{step.since_send_cycles}"
+        if step.stage not in _GUEST_STAGES and step.since_send_cycles < stages.bound_cycles:
+            since = unknown
+        lines.append((step.stage, step.side, since, cycles, share))
+    headers = ("stage", "vCPU", "since send", "step", "of D")
+    followed = dominant.spans / stages.spans
+    title = (
+        f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
+        f"({followed:.1%}) that went this way; of D: the sum of this step's cycles over the "
+        "sum of D, of these IPIs (medians do not divide so)"
+    )
+    others = [
+        fill(
+            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
+            + " > ".join(sequence.stages),
+            width,
+            "  next: ",
+        )
+        for sequence in stages.sequences[1:]
+    ]
+    if any(not step.resolved for step in stages.steps):
+        unknown = "shorter than the clock's error bound, so its length and share are not known"
+        others.append(fill(unknown, width, f"  < {stages.bound_cycles}: "))
+    return "\n".join(
+        [_titled(title, table(headers, lines, text=(0, 1), width=width), width), *others]
+    )
+
+
+def _not_measured(run: RunResult, width: int) -> str:
+    lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
+    if run.failure is not None:
+        lines.append(f"the rest: {run.failure}")
+    filled = [fill(line, width, "  ", " " * 4) for line in lines]
+    return "\n".join(["Not measured:", *filled]) if lines else ""
+
+
+def _losses(run: RunResult) -> str:
+    losses = run.losses
+    ipis = f"{losses.incomplete_ipis} incomplete IPIs"
+    if run.observer is None:
+        return ipis
+    overruns = sum(losses.ring_overruns.values())
+    counted = [n for n in losses.recursion_misses.values() if n is not None]
+    unknown = len(losses.recursion_misses) - len(counted)
+    misses = f"{sum(counted)} recursion misses"
+    if unknown:
+        misses += f" (not counted by this kernel for {unknown} programs)"
+    return f"{overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
+
+
+def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+    notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
+    notes += [
+        f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
+    ]
+    if run.host["pinning"]["overcommitted"]:
+        notes.append(
+            "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
+            f"({run.host['pinning']['why']})"
+        )
+    notes += _neighbours(run)
+    notes += [
+        f"note   {row.name}: {row.suspect_spans} IPIs left out of the stages: the guest's TSC "
+        "offset changed around them"
+        for row in rows
+        if row.suspect_spans
+    ]
+    notes += _foreign(run, rows)
+    notes += [
+        f"note   {said}" for said in describe_disturbances(run.disturbances or (), worthless=False)
+    ]
+    notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
+    return "\n".join(fill(note[7:], width, note[:7]) for note in notes)
+
+
+def _neighbours(run: RunResult) -> Iterator[str]:
+    """Other VMs, and that there may be some that could not be seen."""
+    around = run.host["neighbours"]
+    others = around.get("kvm_processes") or ()
+    if others:
+        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
+        yield f"note   other VMs were alive and disturb the numbers: {names}"
+    hidden = around.get("unreadable_processes")
+    if hidden:
+        yield (
+            f"note   {processes(hidden)} could not be looked into (docs/privileges.md): there may "
+            "have been more VMs"
+        )
+
+
+def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
+    """Interrupts that reached CPUs where they had nothing to do."""
+    vm_cpus = run.guest.get("pinned_cpus")
+    if vm_cpus is None:
+        return
+    for row in rows:
+        counted = row.host_interrupts or {}
+        found = arrived_elsewhere(counted, vm_cpus)
+        if found:
+            yield (
+                f"note   {row.name}: posted-interrupt notifications on CPUs that never ran this "
+                f"VM: {_on_cpus(found)}"
+            )
+        if row.send_method != SendMethod.PASSTHROUGH:
+            continue
+        others = arrived_elsewhere(counted, vm_cpus, [r for r in counted if r not in POSTED_ROWS])
+        if others:
+            yield (
+                f"note   {row.name}: the guest can send any interrupt to any CPU. On CPUs that "
+                f"never ran it, the host's own included: {_on_cpus(others)}"
+            )
+
+
+def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
+    return "; ".join(
+        f"{name} {', '.join(f'{n} on CPU {cpu}' for cpu, n in on_cpus.items())}"
+        for name, on_cpus in found.items()
+    )
+
+
+def _details(run: RunResult, width: int) -> str:
+    lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
+    if "payload_sha256" in run.guest:
+        lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
+    if "module_srcversion" in run.guest:
+        module = (
+            f"ipistorm {run.guest['module_version']}, srcversion {run.guest['module_srcversion']}"
+        )
+        lines.append(("module", module))
+    lines.append(("pinning", run.host["pinning"]["why"]))
+    if run.observer is not None:
+        took = (
+            f"loaded in {run.observer.setup_seconds:.3f} s, attached in "
+            f"{run.observer.attach_seconds:.3f} s"
+        )
+        hooked = ", ".join(f"{name} ({how})" for name, how in run.observer.hooks.items())
+        lines += [("BPF", took), ("watched", hooked)]
+        lines += [("left out", f"{name}: {why}") for name, why in run.observer.left_out.items()]
+    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)
+
+
+def _per_ipi(count: float) -> str:
+    return "0" if count == 0 else f"{count:.2f}"
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _titled(title: str, shown: str, width: int) -> str:
+    return f"{fill(title, width)}\n{shown}"

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One IPI told whole: all that happened between its send and its last stage, in order."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ipitrace.base.console import PIPE_WIDTH
+from ipitrace.base.foreign import (
+    plain,
+    plain_values,
+)
+from ipitrace.base.units import cycles_to_ns
+from ipitrace.render.grid import fill, table
+from ipitrace.words.exit_reasons import reason_name
+
+Row = Mapping[str, Any]
+"""One row of a recording's table, by column."""
+
+STAGE_END: Final = "_tsc"
+_NOTHING = "-"
+_UNKNOWN = "?"
+
+# The stages the guest stamps itself, by whose vCPU does; all others are host events.
+_GUEST_STAGES: Final = {
+    "send": "sender",
+    "sent": "sender",
+    "handler": "target",
+    "eoi": "target",
+    "ack": "sender",
+}
+
+# What arg, word and detail of each kind hold: bpf/ipitrace_events.h.
+_DETAILS: Final[Mapping[str, str]] = {
+    "kvm_entry": "",
+    "kvm_apic_ipi": "ICR {word:#x}, destination {arg:#x}",
+    "kvm_apic_accept_irq": "vector {detail:#x}, APIC {word}",
+    "kvm_apicv_accept_irq": "vector {detail:#x}, APIC {word}",
+    "kvm_pv_eoi": "vector {detail:#x}",
+    "kvm_msr": "MSR {word:#x}, data {arg:#x}",
+    "kvm_apic": "register {word:#x}, value {arg:#x}",
+    "kvm_hypercall": "number {word}, first argument {arg:#x}",
+    "kvm_inj_virq": "vector {detail:#x}",
+    "kvm_vcpu_wakeup": "after {arg} ns",
+    "kvm_avic_incomplete_ipi": "cause {word}, ICR {arg:#x}, index {detail}",
+    "kvm_avic_kick_vcpu_slowpath": "index {word}, ICR {arg:#x}",
+    "kvm_avic_doorbell": "vCPU {detail}, APIC {word}",
+    "kvm_write_tsc_offset": "vCPU {word}, new offset {arg:#x}",
+    "reschedule_entry": "vector {detail:#x}",
+    "call_function_entry": "vector {detail:#x}",
+    "call_function_single_entry": "vector {detail:#x}",
+    "ipi_send_cpu": "to CPU {word}",
+}
+_NO_VECTOR = 0xFFFF
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What is known of one IPI.
+
+    Attributes:
+        span: its row of `spans`.
+        before: the row of the IPI before it in the same repetition; None for the first.
+        after: the row of the IPI after it; None for the last.
+        events: rows of `host_events` inside window(span), on any vCPU.
+    """
+
+    span: Row
+    before: Row | None
+    after: Row | None
+    events: Sequence[Row]
+
+
+def stages_of(span: Row) -> dict[str, int]:
+    """The stages that were seen, and when in guest TSC cycles."""
+    return {
+        column.removesuffix(STAGE_END): tsc
+        for column, tsc in span.items()
+        if column.endswith(STAGE_END) and tsc is not None
+    }
+
+
+def window(span: Row) -> tuple[int, int]:
+    """The first and last guest TSC of an IPI's own story."""
+    stamps = stages_of(span).values()
+    return min(stamps), max(stamps)
+
+
+def render_timeline(
+    timeline: Timeline, tsc_hz: float | None, emulator: str | None, width: int = PIPE_WIDTH
+) -> str:
+    """The IPI as text.
+
+    Args:
+        timeline: the IPI.
+        tsc_hz: the TSC's rate; None where it is not known.
+        emulator: what emulates the host or the guest; None of real ones.
+        width: of the terminal, in columns.
+    """
+    timeline = plain_values(timeline)
+    span = timeline.span
+    stages = stages_of(span)
+    ours = [e for e in timeline.events if e["vcpu"] in {None, span["sender"], span["target"]}]
+    lines = [
+        *_guest_lines(span, stages),
+        *(_event_line(event, stages) for event in ours),
+        *_unseen_lines(stages, ours),
+    ]
+    lines.sort(key=lambda line: line.tsc)
+    send_tsc = span["send_tsc"]
+    cells = [
+        (
+            f"{line.tsc - send_tsc:+d}",
+            _ns(line.tsc - send_tsc, tsc_hz),
+            line.vcpu,
+            line.cpu,
+            line.stage,
+            line.what,
+        )
+        for line in lines
+    ]
+    headers = ("cycles", "ns", "vCPU", "CPU", "stage", "what")
+    asides = _asides(timeline, len(ours), tsc_hz, emulator)
+    sections = [
+        fill(_header(span), width),
+        table(headers, cells, text=(4, 5), width=width),
+        *(fill(aside, width) for aside in asides),
+    ]
+    return "\n".join(sections) + "\n"
+
+
+@dataclass(frozen=True)
+class _Line:
+    tsc: int
+    vcpu: str
+    cpu: str
+    stage: str
+    what: str
+
+
+def _header(span: Row) -> str:
+    return (
+        f"IPI {span['ipi']}: {span['scenario']}, repetition {span['repetition']}, send "
+        f"{span['seq']}, vCPU {span['sender']} to vCPU {span['target']}, path {span['path']}"
+    )
+
+
+def _guest_lines(span: Row, stages: Mapping[str, int]) -> Iterable[_Line]:
+    for name, side in _GUEST_STAGES.items():
+        if name in stages:
+            yield _Line(stages[name], f"{span[side]}", _NOTHING, name, "in the guest")
+
+
+def _event_line(event: Row, stages: Mapping[str, int]) -> _Line:
+    names = [
+        name for name, tsc in stages.items() if tsc == event["tsc"] and name not in _GUEST_STAGES
+    ]
+    vcpu = _UNKNOWN if event["vcpu"] is None else f"{event['vcpu']}"
+    what = f"{event['kind']} {_detail(event)}".strip()
+    return _Line(event["tsc"], vcpu, f"{event['cpu']}", ", ".join(names), what)
+
+
+def _unseen_lines(stages: Mapping[str, int], events: Sequence[Row]) -> Iterable[_Line]:
+    """Host stages whose event is not in the table: better told without it than not at all."""
+    seen = {event["tsc"] for event in events}
+    for name, tsc in stages.items():
+        if name not in _GUEST_STAGES and tsc not in seen:
+            yield _Line(tsc, _UNKNOWN, _UNKNOWN, name, "(its event is not recorded)")
+
+
+def _detail(event: Row) -> str:
+    arg, word, detail = event["arg"], event["word"], event["detail"]
+    match event["kind"]:
+        case "kvm_exit":
+            return f"{reason_name(detail or 0, word)}, info {arg:#x}"
+        case _ if detail is None:
+            return f"arg {arg:#x}, word {word:#x}, vector not known"
+        case "kvm_eoi":
+            return "nothing in service" if detail == _NO_VECTOR else f"vector {detail:#x}"
+        case "sched_switch":
+            return f"in, after thread {word}" if detail else f"out, for thread {word}"
+        case kind:
+            form = _DETAILS.get(kind, "arg {arg:#x}, word {word:#x}, detail {detail:#x}")
+            return form.format(arg=arg, word=word, detail=detail)
+
+
+def _asides(
+    timeline: Timeline, shown: int, tsc_hz: float | None, emulator: str | None
+) -> Iterable[str]:
+    send_tsc = timeline.span["send_tsc"]
+    yield ""
+    if emulator is not None:
+        yield f"emulated by {plain(emulator)}: cycles are not real time"
+    for word, other in (("before", timeline.before), ("after", timeline.after)):
+        if other is None:
+            yield f"{word}: none in this repetition"
+            continue
+        cycles = other["send_tsc"] - send_tsc
+        yield (
+            f"{word}: IPI {other['ipi']} to vCPU {other['target']}, sent at {cycles:+d} cycles "
+            f"({_ns(cycles, tsc_hz)} ns), path {other['path']}"
+        )
+    elsewhere = len(timeline.events) - shown
+    if elsewhere:
+        plural = "s" if elsewhere > 1 else ""
+        yield f"left out: {elsewhere} event{plural} of other vCPUs at the same time"
+
+
+def _ns(cycles: int, tsc_hz: float | None) -> str:
+    return _NOTHING if not tsc_hz else f"{cycles_to_ns(cycles, tsc_hz):+.0f}"

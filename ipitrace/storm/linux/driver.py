@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives a Linux guest that has ipistorm in it, or this machine itself."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+    UsageError,
+)
+from ipitrace.base.foreign import plain
+from ipitrace.base.units import MIB
+from ipitrace.clock import GuestTsc
+from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.storm import limits
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
+from ipitrace.storm.linux.ipistorm import (
+    INSTALL,
+    GuestCpus,
+    HelperStatus,
+    find_helper,
+    read_cpus,
+    read_status,
+)
+from ipitrace.storm.linux.storm_file import (
+    Asked,
+    StormFile,
+)
+from ipitrace.storm.transport.shell import (
+    Finished,
+    Shell,
+)
+from ipitrace.vm import VirtualMachine, still_there
+from ipitrace.words.scenarios import (
+    Pattern,
+    Scenario,
+    SendMethod,
+    TargetState,
+)
+
+# What the helper of this version takes and we can analyse.
+_KNOWN: Final = frozenset(
+    {
+        *(Pattern.UNICAST, Pattern.SELF, Pattern.BROADCAST),
+        *(TargetState.RUNNING, TargetState.RUNNING_KERNEL, TargetState.HALTED, TargetState.BLOCKED),
+        *(SendMethod.X2APIC, SendMethod.XAPIC, SendMethod.PASSTHROUGH),
+        *(SendMethod.SMP_CALL, SendMethod.PV_HYPERCALL),
+    }
+)
+_SENDER: Final = 0
+_TARGET: Final = 1
+_MIN_CPUS: Final = 2
+_MAX_COUNT: Final = 1_000_000
+_NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
+_LOOK_S: Final = 0.5  # after the VM itself, while a storm runs
+_LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and setting up
+_LOST_IPI: Final = "lost-ipi"
+_USAGE, _STORM_FAILED = 2, 4  # of the helper's exit codes
+
+
+@dataclass(frozen=True)
+class LinuxGuest:
+    """A guest that runs storms by its own kernel module.
+
+    Attributes:
+        shell: the way in.
+        helper: its path over there.
+        status: what it said of the guest.
+        vm: the VM on this host; None where there is none, or nobody looks.
+        cpus: its CPUs; their APIC ids are KVM's ids of the vCPUs.
+    """
+
+    shell: Shell
+    helper: str
+    status: HelperStatus
+    vm: VirtualMachine | None
+    cpus: GuestCpus
+
+    @classmethod
+    def prepare(cls, shell: Shell, vm: VirtualMachine | None) -> "LinuxGuest":
+        """Look at the guest.
+
+        Raises:
+            HostError: it cannot run storms, or its CPUs are not the VM's vCPUs.
+        """
+        helper = find_helper(shell)
+        status = read_status(shell, helper)
+        if not status.module.loaded:
+            raise HostError(
+                "The guest's kernel module ipistorm is not loaded.",
+                f"It goes with each reboot. {INSTALL}",
+            )
+        if not {_SENDER, _TARGET} <= set(status.online):
+            online = plain(", ".join(map(str, status.online)))
+            raise HostError(
+                f"The guest has the CPUs {online} online; storms need {_SENDER} and {_TARGET}.",
+                "Give it more CPUs, or bring them online.",
+            )
+        guest = cls(shell, helper, status, vm, read_cpus(shell, status.n_cpus))
+        if vm is not None:
+            guest.tids()
+        return guest
+
+    @property
+    def n_vcpus(self) -> int:
+        """CPUs of the guest; number 0 sends."""
+        return self.status.n_cpus
+
+    @property
+    def max_count(self) -> int:
+        """The largest storm, warm-up included, that the guest can log."""
+        return _MAX_COUNT
+
+    @property
+    def tsc_khz(self) -> int | None:
+        """The TSC's rate as the guest's kernel states it."""
+        return self.status.tsc_khz
+
+    @property
+    def apic_ids(self) -> tuple[int, ...] | None:
+        """Each CPU's APIC id; None where it is the CPU's own number."""
+        return self.cpus.apic_ids
+
+    @property
+    def pinned_cpus(self) -> tuple[int, ...] | None:
+        """The host CPU of each guest CPU where each may run on one only."""
+        if self.vm is None:
+            return None
+        by_id = {vcpu.index: vcpu.cpus for vcpu in self.vm.vcpus}
+        places = [by_id.get(i, ()) for i in self._vcpu_ids()]
+        return None if any(len(p) != 1 for p in places) else tuple(p[0] for p in places)
+
+    def _vcpu_ids(self) -> tuple[int, ...]:
+        return self.cpus.apic_ids if self.cpus.apic_ids is not None else tuple(range(self.n_vcpus))
+
+    def tids(self) -> tuple[int, ...]:
+        """The host thread of each guest CPU, found by its APIC id.
+
+        Raises:
+            HostError: a CPU has no vCPU with its id, or the vCPU's thread is not known.
+        """
+        if self.vm is None:
+            return ()
+        known = {vcpu.index: vcpu.tid for vcpu in self.vm.vcpus}
+        tids = []
+        for cpu, vcpu in enumerate(self._vcpu_ids()):
+            tid = known.get(vcpu)
+            if vcpu not in known:
+                raise HostError(
+                    f"The guest's CPU {cpu} has APIC id {vcpu}, and the VM {self.vm.name} no such "
+                    f"vCPU (it has {', '.join(map(str, sorted(known)))}).",
+                    "See whether --vm and --via name the same machine.",
+                )
+            if tid is None:
+                raise HostError(
+                    f"The thread of vCPU {vcpu} is not known: {self.vm.unknown.get('tid', '')}.",
+                    "See 'ipitrace list'; --no-trace does without.",
+                )
+            tids.append(tid)
+        return tuple(tids)
+
+    def unsupported(self, scenario: Scenario) -> str | None:
+        """Why this guest cannot run `scenario`, or None when it can."""
+        parts = (scenario.pattern, scenario.target_state, scenario.send_method)
+        for part in parts:
+            if part in self.status.unsupported:
+                return self.status.unsupported[part]
+        if scenario.pattern == Pattern.RING:
+            return "ipitrace tells one sender's IPIs apart, not yet those of many at once"
+        if not _KNOWN.issuperset(parts):
+            return "ipistorm does not do it"
+        return None
+
+    def targets(self, scenario: Scenario) -> tuple[int, ...]:
+        """The CPUs that handle each IPI of `scenario`."""
+        if scenario.pattern == Pattern.SELF:
+            return (_SENDER,)
+        if scenario.pattern == Pattern.UNICAST:
+            return (_TARGET,)
+        return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
+
+    def describe(self) -> dict[str, object]:
+        """The guest as run.json shows it."""
+        vm, module = self.vm, self.status.module
+        return {
+            "kind": "native" if self.cpus.native else "linux",
+            "n_vcpus": self.n_vcpus,
+            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
+            "via": self.shell.via,
+            "kernel": self.status.kernel,
+            "emulated": self.cpus.emulated,
+            "apic_mode": self.status.apic_mode,
+            "module_version": module.version,
+            "module_srcversion": module.srcversion,
+            "helper_version": self.status.helper_version,
+            "apic_ids": None if self.cpus.apic_ids is None else list(self.cpus.apic_ids),
+            "vm": None if vm is None else {"name": vm.name, "vmm": vm.vmm, "pid": vm.pid},
+        }
+
+    def run(self, request: StormRequest, hooks: Hooks) -> Storm:
+        """Run one storm.
+
+        Raises:
+            HostError: the guest cannot be reached, or cannot do it.
+            MeasurementError: the VM died or changed, or IPIs were lost.
+        """
+        if request.inject not in {None, _LOST_IPI}:
+            raise UsageError(f"Only the micro-guest takes --inject {request.inject}.", "")
+        targets = self.targets(request.scenario)
+        asked = Asked(request.warmup + request.count, targets, self.n_vcpus)
+        most_bytes = limits.storm_bytes(asked.sends, len(targets), self.n_vcpus)
+        if most_bytes > limits.STORM_BYTES:
+            raise UsageError(
+                f"The records of {asked.sends} IPIs to {len(targets)} CPUs take "
+                f"{most_bytes // MIB} MiB; {limits.STORM_BYTES // MIB} MiB is the most.",
+                "Ask for a smaller --count, or share it among more repetitions: --repeat.",
+            )
+        self._check_vm()
+        hooks.threads_known(self.tids())
+        before, _ = self._tscs()
+        tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
+        tick = _every(_LOOK_S, self._check_vm)
+
+        def each_tick() -> None:
+            hooks.tick(0)
+            tick()
+
+        try:
+            done = self.shell.run(
+                self._command(request, tsc_khz),
+                timeout_s=_LONGEST_S,
+                tick=each_tick,
+                limit_bytes=most_bytes,
+            )
+        except HostError as error:
+            self._check_vm()  # the better reason
+            raise MeasurementError(error.message, error.hint) from error
+        self._check_vm()
+        hooks.over()
+        storm = self._storm_of(done, asked, request.warmup)
+        after, absent = self._tscs()
+        if before is None or after is None:
+            return replace(storm, no_tsc=absent)
+        return replace(
+            storm,
+            tsc_offset=after[0].offset,
+            tsc_ratio=(after[0].ratio, after[0].frac_bits),
+            tsc_offsets_start=tuple(tsc.offset for tsc in before),
+            tsc_offsets_end=tuple(tsc.offset for tsc in after),
+        )
+
+    def _command(self, request: StormRequest, tsc_khz: int) -> list[str]:
+        scenario = request.scenario
+        options = {
+            "pattern": scenario.pattern,
+            "state": scenario.target_state,
+            "method": scenario.send_method,
+            "sender": _SENDER,
+            "target": _SENDER if scenario.pattern == Pattern.SELF else _TARGET,
+            "warmup": request.warmup,
+            "count": request.count,
+            "pace-cycles": request.pace_cycles,
+            "timeout-cycles": int(request.timeout_s * tsc_khz * 1000),
+            "burn-cycles": request.handler_burn_cycles,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        lose = ["--lose-one"] if request.inject == _LOST_IPI else []
+        return [self.helper, "run", *words, *lose]
+
+    def _storm_of(self, done: Finished, asked: Asked, warmup: int) -> Storm:
+        if done.status == 0:
+            return StormFile.parse(done.stdout, asked).storm(warmup, self.n_vcpus)
+        said = plain(done.stderr) or f"nothing, and ends with status {done.status}"
+        if done.status == _STORM_FAILED:
+            raise MeasurementError(
+                f"The storm failed in the guest: {said}", "See the guest's load, and its dmesg."
+            )
+        if done.status == _USAGE:
+            raise UsageError(f"The guest's ipistorm says: {said}", "Ask for less of it.")
+        raise HostError(f"The guest's ipistorm says: {said}", f"See its dmesg. {INSTALL}")
+
+    def _check_vm(self) -> None:
+        """See that the VM is the one it was.
+
+        Raises:
+            MeasurementError: it is not.
+        """
+        reason = None if self.vm is None else still_there(self.vm)
+        if self.vm is not None and reason is not None:
+            raise MeasurementError(
+                f"The VM {self.vm.name} is not what it was: {reason}.",
+                "See 'ipitrace list'.",
+            )
+
+    def _tscs(self) -> tuple[tuple[GuestTsc, ...] | None, str | None]:
+        """Each guest CPU's TSC, or None and why it is not known."""
+        vm = self.vm
+        if vm is None:
+            return None, "nothing was traced"
+        found = read_vm_tsc(vm.creator_tid or vm.pid, vm.vm_fd)
+        if any(i not in found.vcpus for i in self._vcpu_ids()):
+            return None, found.absent or "debugfs does not show every vCPU"
+        return tuple(found.vcpus[i] for i in self._vcpu_ids()), None
+
+
+def _every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls `call`, but no more often than that."""
+    next_s = 0.0
+
+    def sometimes() -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s:
+            call()
+            next_s = time.monotonic() + seconds
+
+    return sometimes

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting ipistorm into a guest, and taking it out again without a trace.
+
+Everything that is put there lies in one folder, ipistorm.INSTALLED; the module is loaded
+from it. So an install that was interrupted can be repeated, or removed.
+"""
+
+import contextlib
+import hashlib
+import io
+import re
+import shlex
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ipitrace.base.errors import HostError
+from ipitrace.base.foreign import plain
+from ipitrace.base.resources import guest_tools_dir
+from ipitrace.host.child import run_bounded
+from ipitrace.storm import limits
+from ipitrace.storm.guest_json import shown
+from ipitrace.storm.linux.ipistorm import (
+    HELPER,
+    INSTALLED,
+    HelperStatus,
+    read_status,
+)
+from ipitrace.storm.transport.shell import (
+    Finished,
+    Shell,
+)
+
+Tell = Callable[[str], None]
+"""Gets a line for each thing that was done."""
+
+Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
+"""Is entered for each thing that takes its time; what it answers is called meanwhile."""
+
+_MODULE: Final = "ipistorm"
+_HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
+_MODULE_PATH: Final = f"{INSTALLED}/src/{_MODULE}.ko"
+_STAMP_PATH: Final = f"{INSTALLED}/installed"
+_BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
+_LOOK_LINES: Final = 5
+_RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
+"""uname's, which becomes part of a path; struct new_utsname has 64 characters for it."""
+_OURS: Final = "helper"  # sources with such names are the helper's, which is built already
+_COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
+_TAIL_LINES: Final = 8
+_PACKAGES: Final = {
+    "debian": "apt-get install linux-headers-{kernel} make gcc",
+    "fedora": "dnf install kernel-devel-{kernel} make gcc",
+    "suse": "zypper install kernel-default-devel make gcc",
+    "arch": "pacman -S linux-headers make gcc",
+}
+_REFUSED: Final = {
+    "Key was rejected": "The guest's kernel loads signed modules only (Secure Boot): sign it, or "
+    "boot the guest without.",
+    "Required key not available": "The guest's kernel loads signed modules only (Secure Boot): "
+    "sign it, or boot the guest without.",
+    "Operation not permitted": "Lockdown or a confined login (SELinux) forbids modules there.",
+    "Invalid module format": "The module belongs to another kernel: see the guest's dmesg.",
+}
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """What an install has to know beforehand."""
+
+    kernel: str
+    like: str
+    lacking: tuple[str, ...]
+    loaded: bool
+    stamp: str
+
+
+_LOOK: Final = f"""
+uname -r
+( . /etc/os-release && echo "$ID $ID_LIKE" ) 2>/dev/null || echo unknown
+[ -e "/lib/modules/$(uname -r)/build/Makefile" ] || printf 'headers '
+command -v make >/dev/null || printf 'make '
+command -v gcc >/dev/null || command -v cc >/dev/null || printf 'gcc '
+echo
+[ -e /sys/module/{_MODULE} ] && echo loaded || echo no
+cat {_STAMP_PATH} 2>/dev/null || echo none
+"""
+
+
+def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) -> HelperStatus:
+    """Copy, build, load; what is there already is not done again.
+
+    Args:
+        shell: the way into the guest.
+        tell: is told what was done.
+        step: is told what is being done.
+        module: built elsewhere for the guest's kernel; None builds it in the guest.
+
+    Raises:
+        HostError: it cannot be built or loaded there; what was copied stays for another try,
+            and `remove` takes it away.
+    """
+    with step("looking at the guest"):
+        guest = _look(shell)
+    files = _files(module)
+    stamp = f"{guest.kernel} {_digest(files)}"
+    if guest.stamp == stamp:
+        tell(f"{INSTALLED} is up to date")
+    else:
+        if module is None and guest.lacking:
+            raise _lacks(guest)
+        if guest.loaded:
+            _unload(shell, tell)
+            guest = _look(shell)
+        _checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
+        unpack = ["sh", "-c", f"umask 022; mkdir -p {INSTALLED} && tar -x -C {INSTALLED}"]
+        with step(f"copying {len(files)} files to the guest") as tick:
+            _checked(shell.run(unpack, stdin=_archive(files), tick=tick), "copying to the guest")
+        tell(f"copied {len(files)} files to {INSTALLED}")
+        if module is None:
+            with step(f"building {_MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
+                _build(shell, guest.kernel, tick)
+            tell(f"built {_MODULE}.ko for Linux {guest.kernel}")
+        write = ["sh", "-c", f'echo "$1" >{_STAMP_PATH}', "sh", stamp]
+        _checked(shell.run(write), f"writing {_STAMP_PATH}")
+    if guest.loaded:
+        tell(f"{_MODULE} is loaded")
+    else:
+        with step(f"loading {_MODULE}"):
+            _load(shell)
+        tell(f"loaded {_MODULE}")
+    return read_status(shell, _HELPER_PATH)
+
+
+def remove(shell: Shell, tell: Tell) -> None:
+    """Unload the module and remove whatever install() put there.
+
+    Raises:
+        HostError: a storm is running, or the guest refuses.
+    """
+    guest = _look(shell)
+    if guest.loaded:
+        _unload(shell, tell)
+    there = shell.run(["sh", "-c", f"[ -e {INSTALLED} ] && find {INSTALLED} -type f | wc -l"])
+    if there.status == 0:
+        _checked(shell.run(["rm", "-rf", INSTALLED]), f"removing {INSTALLED}")
+        n = int(there.text) if _COUNT.fullmatch(there.text) else "unknown number of"
+        tell(f"removed {INSTALLED} and the {n} files in it")
+    if there.status != 0 and not guest.loaded:
+        tell("there was nothing to remove")
+
+
+def _look(shell: Shell) -> _Guest:
+    done = _checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
+    lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
+    sound = len(lines) == _LOOK_LINES and all(
+        len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
+    )
+    if not sound or not _RELEASE.fullmatch(lines[0]):
+        raise HostError(
+            f"The guest says something unknown of itself: {shown(done.stdout)}.",
+            "Its output must not be mixed with another program's: see the login's start-up files.",
+        )
+    kernel, like, lacking, loaded, stamp = lines
+    return _Guest(kernel, like, tuple(lacking.split()), loaded == "loaded", stamp)
+
+
+def _files(module: Path | None) -> dict[str, Path]:
+    """What goes into the guest, by its path below INSTALLED."""
+    tools = guest_tools_dir()
+    sources = tools / _MODULE
+    files = {HELPER: _helper(sources)}
+    if module is not None:
+        return files | {f"src/{_MODULE}.ko": module}
+    files["src/storm_abi.h"] = tools / "storm_abi.h"
+    parts = [f for f in sources.iterdir() if f.suffix in {".c", ".h"} or f.name == "Kbuild"]
+    kept = [f for f in parts if not f.name.endswith(".mod.c") and not f.name.startswith(_OURS)]
+    return files | {f"src/{f.name}": f for f in sorted(kept)}
+
+
+def _helper(sources: Path) -> Path:
+    """The static helper; a checkout's is built when it is missing."""
+    helper = sources / HELPER
+    if not helper.is_file():
+        done = run_bounded(
+            ["make", "-s", "-C", str(sources), HELPER],
+            timeout_s=_BUILD_S,
+            limit_bytes=limits.TEXT_BYTES,
+        )
+        if done.status:
+            raise HostError(
+                f"The helper {helper} was not built, and cannot be: make ends with {done.status}.",
+                f"See what this says: make -C {sources} {HELPER} (it needs a static libc).",
+            )
+    return helper
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    whole = hashlib.sha256()
+    for name, path in files.items():
+        whole.update(f"{name} {hashlib.sha256(_bytes_of(path)).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _archive(files: Mapping[str, Path]) -> bytes:
+    """A tar archive of the files, owned by root."""
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, path in files.items():
+            data = _bytes_of(path)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            entry.mode = 0o755 if name == HELPER else 0o644
+            archive.addfile(entry, io.BytesIO(data))
+    return memory.getvalue()
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}.", "") from error
+
+
+def _build(shell: Shell, kernel: str, tick: Callable[[], None]) -> None:
+    command = ["make", "-C", f"/lib/modules/{kernel}/build", f"M={INSTALLED}/src", "modules"]
+    done = shell.run(command, timeout_s=_BUILD_S, tick=tick)
+    if done.status != 0:
+        lines = (done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:]
+        tail = "\n".join(plain(line) for line in lines)
+        raise HostError(
+            f"The module could not be built in the guest ({shlex.join(command)}):\n{tail}",
+            "Mend that, or hand in a module built elsewhere with --module.",
+        )
+
+
+def _load(shell: Shell) -> None:
+    done = shell.run(["insmod", _MODULE_PATH])
+    if done.status != 0:
+        hint = next((h for sign, h in _REFUSED.items() if sign in done.stderr), "See its dmesg.")
+        raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
+
+
+def _unload(shell: Shell, tell: Tell) -> None:
+    done = shell.run(["rmmod", _MODULE])
+    if done.status != 0:
+        raise HostError(
+            f"The module cannot be unloaded: {plain(done.stderr)}",
+            "While a storm runs in the guest that is so: wait for its end, or end it there.",
+        )
+    tell(f"unloaded {_MODULE}")
+
+
+def _lacks(guest: _Guest) -> HostError:
+    names = {"headers": f"the headers of its kernel {guest.kernel}"}
+    told = ", ".join(names.get(what, what) for what in guest.lacking)
+    how = next((text for name, text in _PACKAGES.items() if name in guest.like), None)
+    hint = f"In the guest: {how.format(kernel=guest.kernel)}. " if how else ""
+    return HostError(
+        f"The module cannot be built in the guest, which lacks {told}.",
+        f"{hint}Or hand in a module built elsewhere for that kernel with --module.",
+    )
+
+
+def _checked(done: Finished, what: str) -> Finished:
+    if done.status != 0:
+        raise HostError(
+            f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
+            "See that the guest's disk has room and is not read-only.",
+        )
+    return done

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The helper in a Linux guest: where it is, and what it says of the guest."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from ipitrace.abi.storm import ABI_VERSION
+from ipitrace.base.errors import HostError
+from ipitrace.base.foreign import plain
+from ipitrace.base.loading import load
+from ipitrace.base.untrusted import parse_json
+from ipitrace.host.fingerprint import TCG_CPU
+from ipitrace.storm import limits
+from ipitrace.storm.guest_json import checked, number, shown
+from ipitrace.storm.linux.storm_file import other_version
+from ipitrace.storm.transport.shell import Shell
+
+HELPER: Final = "ipistorm"
+INSTALLED: Final = "/var/lib/ipitrace"
+"""The one folder in a guest that `ipitrace guest install` makes."""
+
+INSTALL: Final = "Put it there and load it: ipitrace guest install --vm ... --via ..."
+_MOST_VERSION: Final = 0xFFFF_FFFF  # an unsigned int in storm_abi.h
+_NOT_FOUND: Final = (126, 127)  # a POSIX shell's
+
+
+@dataclass(frozen=True)
+class Module:
+    """The guest's kernel module; the rest is None while it is not loaded."""
+
+    loaded: bool
+    version: str | None = None
+    srcversion: str | None = None
+
+
+@dataclass(frozen=True)
+class HelperStatus:
+    """What `ipistorm status` says.
+
+    Attributes:
+        kernel: the guest's release.
+        n_cpus: of the guest, those that are offline among them.
+        online: the numbers of the others.
+        unsupported: name of a pattern, target state or send method to why the guest lacks it.
+    """
+
+    abi_version: int
+    helper_version: str
+    module: Module
+    kernel: str
+    n_cpus: int
+    online: tuple[int, ...]
+    apic_mode: str | None
+    tsc_khz: int | None
+    unsupported: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """See that it can be.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if not 1 <= self.n_cpus <= limits.GUEST_CPUS:
+            raise ValueError(f"n_cpus is not 1 to {limits.GUEST_CPUS}")
+        rising = all(cpu < following for cpu, following in pairwise(self.online))
+        if not rising or not set(self.online) <= set(range(self.n_cpus)):
+            raise ValueError("online is no rising list of its CPUs")
+        least, most = limits.TSC_KHZ
+        if self.tsc_khz and not least <= self.tsc_khz <= most:
+            raise ValueError(f"tsc_khz is not {least} to {most}")
+        if len(self.unsupported) > limits.STATUS_REASONS:
+            raise ValueError(f"unsupported has more than {limits.STATUS_REASONS} members")
+        for text in self._texts():
+            if len(text) > limits.STATUS_CHARS or not text.isprintable():
+                raise ValueError("a text is too long, or cannot be printed")
+
+    def _texts(self) -> Iterator[str]:
+        module = self.module
+        maybe = (self.apic_mode, module.version, module.srcversion)
+        yield from (self.helper_version, self.kernel, *(text for text in maybe if text is not None))
+        for name, reason in self.unsupported.items():
+            yield from (name, reason)
+
+
+def find_helper(shell: Shell) -> str:
+    """The helper's path in the guest: the one we installed, or one from a package.
+
+    Raises:
+        HostError: there is none, or the guest cannot be reached.
+    """
+    done = shell.run(["sh", "-c", f"PATH={INSTALLED}:$PATH; command -v {HELPER}"])
+    if done.status != 0 or not done.text:
+        raise HostError(f"The guest has no {HELPER}.", INSTALL)
+    helper = done.text.splitlines()[-1]
+    if len(helper) > limits.STATUS_CHARS or not helper.isprintable():
+        raise HostError(f"The guest's path of {HELPER} is none: {shown(done.stdout)}.", INSTALL)
+    return helper
+
+
+def read_status(shell: Shell, helper: str) -> HelperStatus:
+    """Ask the helper.
+
+    Raises:
+        HostError: it does not answer as it should, or is of another version.
+    """
+    done = shell.run([helper, "status"])
+    if done.status in _NOT_FOUND:
+        raise HostError(
+            f"{helper} cannot be run in the guest: {plain(done.stderr)}",
+            INSTALL,
+        )
+    if done.status != 0:
+        raise HostError(
+            f"{helper} says: "
+            f"{plain(done.stderr) or f'nothing, and ends with status {done.status}'}",
+            "Install it again: ipitrace guest install --vm ... --via ...",
+        )
+    try:
+        said = checked(parse_json(done.stdout), dict, "the whole")
+        version = number(said, "abi_version", 0, _MOST_VERSION)
+        if version != ABI_VERSION:
+            raise other_version(version)
+        names = HelperStatus.__dataclass_fields__
+        return load(HelperStatus, {name: said[name] for name in names if name in said})
+    except ValueError as error:
+        raise HostError(
+            f"{helper} answered something unknown: {shown(done.stdout)} ({plain(str(error))}).",
+            "Install the one that belongs to this ipitrace: ipitrace guest install ...",
+        ) from error
+
+
+@dataclass(frozen=True)
+class GuestCpus:
+    """What a guest's /proc/cpuinfo says.
+
+    Attributes:
+        apic_ids: each CPU's, by its number; None where it does not show them all.
+        native: no hypervisor below.
+        emulated: the emulator that makes the CPUs up, None for real ones.
+    """
+
+    apic_ids: tuple[int, ...] | None
+    native: bool
+    emulated: str | None
+
+
+def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
+    """Look at the guest's CPUs; `n_cpus` is how many it has.
+
+    Raises:
+        HostError: the guest cannot be reached, or contradicts itself.
+    """
+    text = shell.run(["cat", "/proc/cpuinfo"]).text
+    ids: dict[int, int] = {}
+    flags: set[str] = set()
+    cpu = None
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "processor":
+            cpu = _number(value, limits.GUEST_CPUS - 1)
+        elif name == "apicid" and cpu is not None:
+            if cpu in ids:
+                raise _odd_cpus(f"CPU {cpu} is there twice")
+            ids[cpu] = _number(value, limits.APIC_ID)
+        elif name == "flags":
+            flags.update(value.split())
+    if len(set(ids.values())) < len(ids):
+        raise _odd_cpus("two CPUs have the same APIC id")
+    all_shown = all(cpu in ids for cpu in range(n_cpus))
+    return GuestCpus(
+        apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if all_shown else None,
+        native=bool(flags) and "hypervisor" not in flags,
+        emulated="QEMU TCG" if TCG_CPU in text else None,
+    )
+
+
+def _number(value: str, most: int) -> int:
+    if not value.isascii() or not value.isdecimal() or len(value) > len(str(most)):
+        raise _odd_cpus(f"'{plain(value, 20)}' is no number of a CPU")
+    if int(value) > most:
+        raise _odd_cpus(f"{value} is no number of a CPU")
+    return int(value)
+
+
+def _odd_cpus(why: str) -> HostError:
+    return HostError(
+        f"The guest's /proc/cpuinfo cannot be: {why}.", "See what the guest shows there."
+    )

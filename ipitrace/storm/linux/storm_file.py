@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the helper in a Linux guest hands back, read: see struct storm_file in storm_abi.h."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.abi.storm import (
+    ABI_VERSION,
+    FILE,
+    FILE_MAGIC,
+    RECEIPT,
+    SEND,
+    StormState,
+)
+from ipitrace.base.errors import (
+    HostError,
+    MeasurementError,
+)
+from ipitrace.storm import limits
+from ipitrace.storm.driver import Storm
+from ipitrace.storm.guest_json import shown
+
+_COUNT = np.dtype("<u8")
+_MIXED: Final = (
+    "Its output must not be mixed with another program's: see the login's start-up files, and "
+    "'ipitrace guest status'."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the guest; its file has no more than that.
+
+    Attributes:
+        sends: warm-up included.
+        targets: the CPUs that handle each of them.
+        n_vcpus: CPUs of the guest.
+    """
+
+    sends: int
+    targets: Collection[int]
+    n_vcpus: int
+
+
+@dataclass(frozen=True)
+class StormFile:
+    """One file, taken apart.
+
+    Attributes:
+        header: one abi.FILE.
+        sends: dtype abi.SEND, warm-up included.
+        receipts: each vCPU's, dtype abi.RECEIPT, likewise.
+    """
+
+    header: np.void
+    sends: NDArray[np.void]
+    receipts: tuple[NDArray[np.void], ...]
+
+    @classmethod
+    def parse(cls, data: bytes, asked: Asked) -> "StormFile":
+        """Take a file apart.
+
+        Raises:
+            HostError: it is none, is of another version, is cut off, or has what was not
+                asked for.
+        """
+        if not data.startswith(FILE_MAGIC):
+            raise HostError(
+                f"The guest's ipistorm handed back no records but {shown(data)}.", _MIXED
+            )
+        header = np.frombuffer(data[: FILE.itemsize].ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
+        if header["abi_version"] != ABI_VERSION:
+            raise other_version(int(header["abi_version"]))
+        header_bytes = _within(header, "header_bytes", FILE.itemsize, limits.HEADER_BYTES)
+        n_sends = _within(header, "n_sends", 0, asked.sends)
+        n_vcpus = _within(header, "n_vcpus", 1, asked.n_vcpus)
+        _within(header, "vector", *limits.VECTORS)
+        if header["tsc_khz"]:
+            _within(header, "tsc_khz", *limits.TSC_KHZ)
+        rest = _Rest(data, header_bytes)
+        sends = rest.take(SEND, n_sends)
+        counts = [int(n) for n in rest.take(_COUNT, n_vcpus)]
+        for cpu, n in enumerate(counts):
+            if n > (asked.sends if cpu in asked.targets else 0):
+                raise _out_of_range(f"n_receipts of CPU {cpu}", n)
+        receipts = tuple(rest.take(RECEIPT, n) for n in counts)
+        rest.end()
+        return cls(header, sends, receipts)
+
+    def storm(self, warmup: int, n_vcpus: int) -> Storm:
+        """The measured part; what only the host knows is not in it.
+
+        Args:
+            warmup: sends that it leaves out.
+            n_vcpus: of the guest; the file stops at the last one that takes part.
+
+        Raises:
+            MeasurementError: the storm did not end as it should.
+        """
+        status = self.header["status"]
+        state = int(status["state"])
+        if state != StormState.DONE or len(self.sends) <= warmup:
+            raise MeasurementError(
+                f"The guest gave up after {int(status['sent'])} sends: "
+                f"{int(status['incomplete'])} IPIs were not acknowledged in time.",
+                "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
+            )
+        measured = self.sends[warmup:]
+        first_tsc = measured["send_tsc"].min()
+        receipts = tuple(r[r["handler_tsc"] >= first_tsc] for r in self.receipts)
+        receipts += (np.zeros(0, RECEIPT),) * (n_vcpus - len(receipts))
+        entries = sum(map(len, self.receipts))
+        return Storm(
+            sends=measured,
+            receipts=receipts,
+            handled=tuple(map(len, receipts)),
+            incomplete=int(status["incomplete"]),
+            spurious=int(status["spurious"]),
+            start=None,
+            end=None,
+            tsc_offset=None,
+            tsc_khz=int(self.header["tsc_khz"]) or None,
+            vector=int(self.header["vector"]),
+            as_asked=int(status["as_asked"]) / entries if entries else None,
+        )
+
+
+class _Rest:
+    """What of a file was not taken yet."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data = data
+        self._offset = offset
+
+    def take(self, dtype: np.dtype[np.void] | np.dtype[np.uint64], n: int) -> NDArray[np.void]:
+        end = self._offset + n * dtype.itemsize
+        if end > len(self._data):
+            raise HostError(
+                f"The guest's records are cut off: {len(self._data)} bytes came, at least {end} "
+                "were announced.",
+                "See whether the connection and the guest are sound, and run it again.",
+            )
+        taken: NDArray[np.void] = np.frombuffer(self._data, dtype, n, self._offset)
+        self._offset = end
+        return taken
+
+    def end(self) -> None:
+        if self._offset != len(self._data):
+            raise HostError(
+                f"The guest's records are followed by {len(self._data) - self._offset} bytes that "
+                "are none.",
+                _MIXED,
+            )
+
+
+def _within(header: np.void, name: str, least: int, most: int) -> int:
+    value = int(header[name])
+    if not least <= value <= most:
+        raise _out_of_range(name, value)
+    return value
+
+
+def _out_of_range(name: str, value: int) -> HostError:
+    return HostError(
+        f"The guest's records are not what was asked for: {name} is {value}.",
+        "Install the ipistorm that belongs to this ipitrace: ipitrace guest install ...",
+    )
+
+
+def other_version(theirs: int) -> HostError:
+    """The error for a guest whose module or helper speaks another version."""
+    return HostError(
+        f"The guest's ipistorm speaks version {theirs} of the storm interface, this ipitrace "
+        f"version {ABI_VERSION}.",
+        "Install the one that belongs to it: ipitrace guest install --vm ... --via ...",
+    )

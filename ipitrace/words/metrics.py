@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric that can be compared: its unit, which way is better, one sentence."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from ipitrace.base.errors import UsageError
+
+
+class Scale(StrEnum):
+    """How a change of a metric is told."""
+
+    RELATIVE = "relative"  # as a share of the base
+    ABSOLUTE = "absolute"  # in the metric's own unit
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of one scenario.
+
+    Attributes:
+        name: as gates and outputs spell it.
+        better: -1 when less is better, 1 when more is, 0 when neither.
+        headline: one of those that the verdict on a comparison rests on.
+    """
+
+    name: str
+    unit: str
+    scale: Scale
+    better: int
+    headline: bool
+    about: str
+
+
+PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999"}
+"""How a percentile is spelled, and its field in result.Percentiles."""
+
+_CYCLES: Final = {
+    "send": "cycles the sender spends in sending (S)",
+    "deliver": "cycles from before the send to the handler's first instruction (D)",
+    "round_trip": "cycles from before the send to the acknowledgement (R)",
+}
+_SIDES: Final = {"sender": "the sender's, per send", "target": "the targets', per delivery"}
+TOTAL_EXITS: Final = "exits"
+
+PATH_RANKS: Final = {
+    "exitless": 0,  # the sender does not exit
+    "msr-fastpath": 1,  # it exits, and KVM's fastpath handles that
+    "msr-exit": 2,  # from here on KVM's usual way of handling an exit
+    "apic-write": 2,
+    "mmio": 2,
+    "pv-hypercall": 2,
+    "avic-incomplete": 2,
+    "emulated": 2,
+}
+"""What an IPI's path costs the sender in exits: less is better. `unknown` has no rank."""
+
+_BEST_RANK: Final = min(PATH_RANKS.values())
+_WORST_RANK: Final = max(PATH_RANKS.values())
+
+
+def cycles_metric(kind: str, percentile: str) -> Metric:
+    """A percentile of S, D or R: `deliver.p50`."""
+    about = f"{percentile} of the {_CYCLES[kind]}"
+    return Metric(f"{kind}.{percentile}", "cycles", Scale.RELATIVE, -1, percentile == "p50", about)
+
+
+def exits_metric(side: str, reason: str) -> Metric:
+    """Exits per IPI of one side: `exits.sender` are all, `exits.sender.MSR_WRITE` some."""
+    total = reason == TOTAL_EXITS
+    name = f"exits.{side}" if total else f"exits.{side}.{reason}"
+    about = f"VM exits, {_SIDES[side]}" + ("" if total else f", because of {reason}")
+    return Metric(name, "exits/IPI", Scale.ABSOLUTE, -1, total, about)
+
+
+def path_metric(path: str) -> Metric:
+    """The share of IPIs that took a path: `path.exitless`.
+
+    Of a path between the best and the worst neither more nor less is better by itself.
+    """
+    better = {_BEST_RANK: 1, _WORST_RANK: -1}.get(PATH_RANKS.get(path, -1), 0)
+    return Metric(
+        f"path.{path}",
+        "share",
+        Scale.ABSOLUTE,
+        better,
+        headline=False,
+        about=f"IPIs on path {path}",
+    )
+
+
+def path_of(metric: Metric) -> str | None:
+    """The path whose share the metric is; None of any other metric."""
+    return metric.name.removeprefix("path.") if metric.name.startswith("path.") else None
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this full name."""
+    kind, _dot, rest = name.partition(".")
+    if kind in _CYCLES:
+        return cycles_metric(kind, rest)
+    if kind == "path":
+        return path_metric(rest)
+    side, _dot, reason = rest.partition(".")
+    return exits_metric(side, reason or TOTAL_EXITS)
+
+
+CYCLES_METRICS: Final = tuple(cycles_metric(kind, p) for kind in _CYCLES for p in PERCENTILES)
+
+
+def expand(name: str) -> tuple[str, ...]:
+    """The full names a person's short one stands for.
+
+    `deliver` is `deliver.p50`, and `exits` both `exits.sender` and `exits.target`.
+
+    Raises:
+        UsageError: no metric can have that name.
+    """
+    if name in _CYCLES:
+        return (f"{name}.p50",)
+    if name == "exits":
+        return tuple(f"exits.{side}" for side in _SIDES)
+    known = {metric.name for metric in CYCLES_METRICS}
+    if name in known or re.fullmatch(r"exits\.(sender|target)(\..+)?|path\..+", name):
+        return (name,)
+    raise UsageError(
+        f"There is no metric {name[:60]!r}.",
+        f"Known: {', '.join(_CYCLES)} with {', '.join('.' + p for p in PERCENTILES)}; exits, "
+        "exits.sender, exits.target, exits.SIDE.REASON; path.PATH.",
+    )
+
+
+def scale_of(name: str) -> Scale:
+    """How a change of the metric of this full name is told."""
+    return Scale.RELATIVE if name.partition(".")[0] in _CYCLES else Scale.ABSOLUTE
