@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ipitrace.correlate.pairing import ABSENT, NONE, eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.storm.driver import Storm
-from ipitrace.words.events import Kind
+from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.stages import (
     CRITICAL,
@@ -54,13 +54,8 @@ HOST_EVENT_MEANINGS = {
     "detail": "see bpf/ipitrace_events.h",
 }
 
-# Their detail is 0 where the kernel does not tell: bpf/ipitrace_events.h.
-_ZERO_IS_UNKNOWN = (
-    Kind.KVM_EXIT,
-    Kind.VMX_DELIVER_INTERRUPT,
-    Kind.VMX_DELIVER_POSTED_INTERRUPT,
-)
-_KIND_NAMES = np.array([kind.name.lower() for kind in Kind], dtype=object)
+_ZERO_IS_UNKNOWN = [event.kind for event in HOST_EVENTS if event.zero_is_unknown]
+_KIND_NAMES = np.array([event.name for event in HOST_EVENTS], dtype=object)
 
 
 def host_event_columns(place: Place, trace: StormTrace) -> Columns:

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from ipitrace.words.events import Kind
+from ipitrace.words.events import HOST_EVENT_OF, Kind
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,8 @@ class EventSpec:
 
     kind: Kind
     category: str
-    meaning: str
     fields: tuple[Field, ...] = ()
     prototypes: tuple[str, ...] = ()
-    ring: bool = True
     symbol: str = ""
     on_return: bool = False
     anyones: bool = False
@@ -55,6 +53,11 @@ class EventSpec:
         """What we call it: a tracepoint's name as kernel and tracefs spell it."""
         return self.kind.name.lower()
 
+    @property
+    def recorded(self) -> bool:
+        """It has rings, and leaves records in them; otherwise it is only counted."""
+        return HOST_EVENT_OF[self.kind].recorded
+
 
 def _same(*names: str) -> tuple[Field, ...]:
     """Fields that every kernel spells as we do."""
@@ -63,7 +66,6 @@ def _same(*names: str) -> tuple[Field, ...]:
 
 def _function(
     kind: Kind,
-    meaning: str,
     fields: tuple[Field, ...] = (),
     *,
     symbol: str = "",
@@ -72,7 +74,7 @@ def _function(
 ) -> EventSpec:
     """A kernel function; its symbol is the kind's name unless said otherwise."""
     symbol = symbol or kind.name.lower()
-    return EventSpec(kind, "", meaning, fields, symbol=symbol, on_return=on_return, anyones=anyones)
+    return EventSpec(kind, "", fields, symbol=symbol, on_return=on_return, anyones=anyones)
 
 
 _ACCEPT = ("apicid:u32 dm:u16 tm:u16 vec:u8",)
@@ -82,7 +84,6 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     EventSpec(
         Kind.KVM_EXIT,
         "kvm",
-        "The guest left to KVM, and why.",
         (
             # The reason is a raw argument only before 0a62a0319abb, "KVM: x86: Get
             # exit_reason as part of kvm_x86_ops.get_exit_info"; info1 never is one.
@@ -92,53 +93,46 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         ),
         ("vcpu:*kvm_vcpu isa:u32", "exit_reason:u32 vcpu:*kvm_vcpu isa:u32"),
     ),
-    EventSpec(Kind.KVM_ENTRY, "kvm", "KVM is about to enter the guest."),
+    EventSpec(Kind.KVM_ENTRY, "kvm"),
     EventSpec(
         Kind.KVM_APIC_IPI,
         "kvm",
-        "KVM's local APIC sends an IPI the guest asked for.",
         _same("icr_low", "dest_id"),
         ("icr_low:u32 dest_id:u32",),
     ),
     EventSpec(
         Kind.KVM_APIC_ACCEPT_IRQ,
         "kvm",
-        "The destination's local APIC accepts an interrupt.",
         _same("apicid", "dm", "vec"),
         _ACCEPT,
     ),
     EventSpec(
         Kind.KVM_APICV_ACCEPT_IRQ,
         "kvm",
-        "The interrupt was handed to APICv or AVIC.",
         _same("apicid", "dm", "vec"),
         _ACCEPT,
     ),
     EventSpec(
         Kind.KVM_EOI,
         "kvm",
-        "KVM handles an end of interrupt.",
         _same("vector"),
         ("apic:*kvm_lapic vector:s32",),
     ),
     EventSpec(
         Kind.KVM_PV_EOI,
         "kvm",
-        "KVM finds an end of interrupt the guest left in memory.",
         _same("vector"),
         ("apic:*kvm_lapic vector:s32",),
     ),
     EventSpec(
         Kind.KVM_MSR,
         "kvm",
-        "The guest accesses the x2APIC ICR or self-IPI register through an exit.",
         _same("write", "ecx", "data", "exception"),
         ("write:u32 ecx:u32 data:u64 exception:bool",),
     ),
     EventSpec(
         Kind.KVM_APIC,
         "kvm",
-        "KVM accesses the ICR of the virtual APIC for the guest.",
         _same("rw", "reg", "val"),
         # val grew from u32 with IPI virtualization: the 64-bit ICR of x2APIC.
         ("rw:u32 reg:u32 val:u64", "rw:u32 reg:u32 val:u32"),
@@ -146,14 +140,12 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     EventSpec(
         Kind.KVM_HYPERCALL,
         "kvm",
-        "The guest sends IPIs by hypercall.",
         _same("nr", "a0", "a3"),
         ("nr:u64 a0:u64 a1:u64 a2:u64 a3:u64",),
     ),
     EventSpec(
         Kind.KVM_INJ_VIRQ,
         "kvm",
-        "KVM injects an interrupt at the next entry.",
         # "vector" since soft and reinjected joined it; "irq" before.
         (Field("vector", ("vector", "irq")),),
         ("vector:u32 soft:bool reinjected:bool", "irq:u32"),
@@ -161,52 +153,43 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     EventSpec(
         Kind.KVM_VCPU_WAKEUP,
         "kvm",
-        "A halted vCPU wakes up.",
         _same("ns", "waited", "valid"),
         ("ns:u64 waited:bool valid:bool",),
     ),
-    EventSpec(
-        Kind.KVM_EMULATE_INSN, "kvm", "KVM emulates an instruction for the guest.", ring=False
-    ),
+    EventSpec(Kind.KVM_EMULATE_INSN, "kvm"),
     EventSpec(
         Kind.KVM_AVIC_INCOMPLETE_IPI,
         "kvm",
-        "AVIC could not deliver an IPI by itself, and why.",
         _same("icrh", "icrl", "id", "index"),
         ("vcpu:u32 icrh:u32 icrl:u32 id:u32 index:u32",),
     ),
     EventSpec(
         Kind.KVM_AVIC_KICK_VCPU_SLOWPATH,
         "kvm",
-        "AVIC found the target not running and KVM searches for it.",
         _same("icrh", "icrl", "index"),
         ("icrh:u32 icrl:u32 index:u32",),
     ),
     EventSpec(
         Kind.KVM_AVIC_DOORBELL,
         "kvm",
-        "KVM rings the AVIC doorbell of the CPU the target runs on.",
         _same("vcpuid", "apicid"),
         ("vcpuid:u32 apicid:u32",),
     ),
     EventSpec(
         Kind.KVM_APICV_INHIBIT_CHANGED,
         "kvm",
-        "APICv or AVIC is switched off or on for the VM.",
         _same("reason", "set", "inhibits"),
         ("reason:s32 set:bool inhibits:u64",),
     ),
     EventSpec(
         Kind.KVM_WRITE_TSC_OFFSET,
         "kvm",
-        "A vCPU's TSC offset is written.",
         _same("vcpu_id", "next_tsc_offset"),
         ("vcpu_id:u32 previous_tsc_offset:u64 next_tsc_offset:u64",),
     ),
     EventSpec(
         Kind.KVM_PI_IRTE_UPDATE,
         "kvm",
-        "A device's interrupt is posted to a vCPU, or no longer.",
         _same("host_irq", "gsi", "gvec"),
         (
             "host_irq:u32 vcpu:*kvm_vcpu gsi:u32 gvec:u32 set:bool",
@@ -216,35 +199,30 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     EventSpec(
         Kind.RESCHEDULE_ENTRY,
         "irq_vectors",
-        "A reschedule IPI interrupts the vCPU's thread.",
         _same("vector"),
         _VECTOR,
     ),
     EventSpec(
         Kind.CALL_FUNCTION_ENTRY,
         "irq_vectors",
-        "A call-function IPI interrupts the vCPU's thread.",
         _same("vector"),
         _VECTOR,
     ),
     EventSpec(
         Kind.CALL_FUNCTION_SINGLE_ENTRY,
         "irq_vectors",
-        "A single call-function IPI interrupts the vCPU's thread.",
         _same("vector"),
         _VECTOR,
     ),
     EventSpec(
         Kind.IPI_SEND_CPU,
         "ipi",
-        "The vCPU's thread sends a physical IPI.",
         _same("cpu"),
         ("cpu:u32 callsite:u64 callback:*",),
     ),
     EventSpec(
         Kind.SCHED_SWITCH,
         "sched",
-        "The vCPU's thread leaves a CPU or gets one.",
         (Field("next", ("next",), columns=("next_pid",)),),
         (
             "preempt:bool prev:*task_struct next:*task_struct prev_state:u32",
@@ -254,12 +232,10 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     ),
     _function(
         Kind.PI_WAKEUP_HANDLER,
-        "A posted interrupt arrives for a blocked vCPU.",
         anyones=True,
     ),
     _function(
         Kind.SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI,
-        "A posted interrupt arrives for a blocked vCPU (outside KVM).",
         # The entry code around it may not be probed: 13cad9851c9b, "x86/entry: Convert
         # various system vectors".
         symbol="__sysvec_kvm_posted_intr_wakeup_ipi",
@@ -267,28 +243,23 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     ),
     _function(
         Kind.SMP_KVM_POSTED_INTR_IPI,
-        "A posted interrupt came too late: its vCPU had left the guest (up to Linux 5.7).",
         anyones=True,
     ),
     _function(
         Kind.VMX_DELIVER_INTERRUPT,
-        "KVM delivers an interrupt to a vCPU, posting it if it can.",
         (Field("vector", ("vector",), optional=True),),
     ),
     _function(
         Kind.VMX_DELIVER_POSTED_INTERRUPT,
-        "KVM posts an interrupt to a vCPU.",
         (Field("vector", ("vector",), optional=True),),
     ),
     _function(
         Kind.HANDLE_FASTPATH_SET_MSR_IRQOFF,
-        "The fastpath handled the vCPU's MSR write.",
         on_return=True,
     ),
-    _function(Kind.HANDLE_FASTPATH_WRMSR, "The fastpath handled the vCPU's WRMSR.", on_return=True),
+    _function(Kind.HANDLE_FASTPATH_WRMSR, on_return=True),
     _function(
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
-        "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
         on_return=True,
     ),
 )

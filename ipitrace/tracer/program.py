@@ -83,7 +83,7 @@ class Plan:
     @property
     def n_rings(self) -> int:
         """How many rows have a ring."""
-        return sum(probe.event.ring for probe in self.probes)
+        return sum(probe.event.recorded for probe in self.probes)
 
 
 def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] | None:
@@ -170,7 +170,7 @@ def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
             probes.append(hooked)
         else:
             left_out[event.name] = hooked
-    probes.sort(key=lambda probe: not probe.event.ring)
+    probes.sort(key=lambda probe: not probe.event.recorded)
     return Plan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa)
 
 

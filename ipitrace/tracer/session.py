@@ -279,7 +279,7 @@ class Tracer:
             {
                 probe.event.name: int(overruns[row_of[probe.event.name]])
                 for probe in self._probes
-                if probe.event.ring
+                if probe.event.recorded
             },
             misses,
         )

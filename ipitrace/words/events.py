@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host events that ipitrace records or counts."""
+"""The host events that ipitrace records or counts: one table."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from ipitrace.words.exit_reasons import reason_name
 
 
 class Kind(IntEnum):
@@ -43,3 +47,199 @@ class Kind(IntEnum):
 
 
 NR_KINDS: Final = len(Kind)
+
+_NO_VECTOR: Final = 0xFFFF
+_VECTOR_UNKNOWN: Final = "vector not known"
+
+
+@dataclass(frozen=True)
+class HostEvent:
+    """One kind of host event.
+
+    Attributes:
+        meaning: one sentence.
+        values: how a record's values print: a format string of `arg`, `word` and `detail`, or a
+            function of the three. bpf/ipitrace_events.h says what they hold.
+        recorded: it leaves records; otherwise it is only counted.
+        zero_is_unknown: the kernel does not always know `detail`; 0 then is recorded as null.
+    """
+
+    kind: Kind
+    meaning: str
+    values: str | Callable[[int, int, int | None], str] = ""
+    recorded: bool = True
+    zero_is_unknown: bool = False
+
+    @property
+    def name(self) -> str:
+        """The tracepoint's or function's name, as the kernel spells it."""
+        return self.kind.name.lower()
+
+    def describe(self, arg: int, word: int, detail: int | None) -> str:
+        """A record's values for people; `detail` is None where it is not known."""
+        if callable(self.values):
+            return self.values(arg, word, detail)
+        return self.values.format(arg=arg, word=word, detail=detail)
+
+
+def _exit(arg: int, word: int, detail: int | None) -> str:
+    return f"{reason_name(detail or 0, word)}, info {arg:#x}"
+
+
+def _eoi(_arg: int, _word: int, detail: int | None) -> str:
+    return "nothing in service" if detail == _NO_VECTOR else f"vector {detail:#x}"
+
+
+def _msr(arg: int, word: int, detail: int | None) -> str:
+    fault = ", which raises an exception" if detail is not None and detail & 2 else ""
+    return f"{_access(detail)} of MSR {word:#x}, data {arg:#x}{fault}"
+
+
+def _register(arg: int, word: int, detail: int | None) -> str:
+    return f"{_access(detail)} of register {word:#x}, value {arg:#x}"
+
+
+def _access(detail: int | None) -> str:
+    return "write" if detail is not None and detail & 1 else "read"
+
+
+def _wakeup(arg: int, _word: int, detail: int | None) -> str:
+    return f"after {arg} ns of {'waiting' if detail is not None and detail & 1 else 'polling'}"
+
+
+def _inhibit(arg: int, word: int, detail: int | None) -> str:
+    return f"reason {word} {'set' if detail else 'cleared'}, inhibits {arg:#x}"
+
+
+def _switch(_arg: int, word: int, detail: int | None) -> str:
+    return f"in, after thread {word}" if detail else f"out, for thread {word}"
+
+
+def _posted(_arg: int, _word: int, detail: int | None) -> str:
+    return _VECTOR_UNKNOWN if detail is None else f"vector {detail:#x}"
+
+
+HOST_EVENTS: Final = (
+    HostEvent(Kind.KVM_EXIT, "The guest left to KVM, and why.", _exit, zero_is_unknown=True),
+    HostEvent(Kind.KVM_ENTRY, "KVM is about to enter the guest."),
+    HostEvent(
+        Kind.KVM_APIC_IPI,
+        "KVM's local APIC sends an IPI the guest asked for.",
+        "ICR {word:#x}, destination {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_APIC_ACCEPT_IRQ,
+        "The destination's local APIC accepts an interrupt.",
+        "vector {detail:#x}, APIC {word}",
+    ),
+    HostEvent(
+        Kind.KVM_APICV_ACCEPT_IRQ,
+        "The interrupt was handed to APICv or AVIC.",
+        "vector {detail:#x}, APIC {word}",
+    ),
+    HostEvent(Kind.KVM_EOI, "KVM handles an end of interrupt.", _eoi),
+    HostEvent(
+        Kind.KVM_PV_EOI,
+        "KVM finds an end of interrupt the guest left in memory.",
+        "vector {detail:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_MSR,
+        "The guest accesses the x2APIC ICR or self-IPI register through an exit.",
+        _msr,
+    ),
+    HostEvent(Kind.KVM_APIC, "KVM accesses the ICR of the virtual APIC for the guest.", _register),
+    HostEvent(
+        Kind.KVM_HYPERCALL,
+        "The guest sends IPIs by hypercall.",
+        "number {word}, first argument {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_INJ_VIRQ, "KVM injects an interrupt at the next entry.", "vector {detail:#x}"
+    ),
+    HostEvent(Kind.KVM_VCPU_WAKEUP, "A halted vCPU wakes up.", _wakeup),
+    HostEvent(Kind.KVM_EMULATE_INSN, "KVM emulates an instruction for the guest.", recorded=False),
+    HostEvent(
+        Kind.KVM_AVIC_INCOMPLETE_IPI,
+        "AVIC could not deliver an IPI by itself, and why.",
+        "cause {word}, ICR {arg:#x}, index {detail}",
+    ),
+    HostEvent(
+        Kind.KVM_AVIC_KICK_VCPU_SLOWPATH,
+        "AVIC found the target not running and KVM searches for it.",
+        "index {word}, ICR {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_AVIC_DOORBELL,
+        "KVM rings the AVIC doorbell of the CPU the target runs on.",
+        "vCPU {detail}, APIC {word}",
+    ),
+    HostEvent(
+        Kind.KVM_APICV_INHIBIT_CHANGED, "APICv or AVIC is switched off or on for the VM.", _inhibit
+    ),
+    HostEvent(
+        Kind.KVM_WRITE_TSC_OFFSET,
+        "A vCPU's TSC offset is written.",
+        "vCPU {word}, new offset {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_PI_IRTE_UPDATE,
+        "A device's interrupt is posted to a vCPU, or no longer.",
+        "host interrupt {word}, GSI {arg}, guest vector {detail:#x}",
+    ),
+    HostEvent(
+        Kind.RESCHEDULE_ENTRY,
+        "A reschedule IPI interrupts the vCPU's thread.",
+        "vector {detail:#x}",
+    ),
+    HostEvent(
+        Kind.CALL_FUNCTION_ENTRY,
+        "A call-function IPI interrupts the vCPU's thread.",
+        "vector {detail:#x}",
+    ),
+    HostEvent(
+        Kind.CALL_FUNCTION_SINGLE_ENTRY,
+        "A single call-function IPI interrupts the vCPU's thread.",
+        "vector {detail:#x}",
+    ),
+    HostEvent(Kind.IPI_SEND_CPU, "The vCPU's thread sends a physical IPI.", "to CPU {word}"),
+    HostEvent(Kind.SCHED_SWITCH, "The vCPU's thread leaves a CPU or gets one.", _switch),
+    HostEvent(Kind.PI_WAKEUP_HANDLER, "A posted interrupt arrives for a blocked vCPU."),
+    HostEvent(
+        Kind.SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI,
+        "A posted interrupt arrives for a blocked vCPU (outside KVM).",
+    ),
+    HostEvent(
+        Kind.SMP_KVM_POSTED_INTR_IPI,
+        "A posted interrupt came too late: its vCPU had left the guest (up to Linux 5.7).",
+    ),
+    HostEvent(
+        Kind.VMX_DELIVER_INTERRUPT,
+        "KVM delivers an interrupt to a vCPU, posting it if it can.",
+        _posted,
+        zero_is_unknown=True,
+    ),
+    HostEvent(
+        Kind.VMX_DELIVER_POSTED_INTERRUPT,
+        "KVM posts an interrupt to a vCPU.",
+        _posted,
+        zero_is_unknown=True,
+    ),
+    HostEvent(
+        Kind.HANDLE_FASTPATH_SET_MSR_IRQOFF,
+        "The fastpath handled the vCPU's MSR write.",
+        "returned {word}",
+    ),
+    HostEvent(
+        Kind.HANDLE_FASTPATH_WRMSR, "The fastpath handled the vCPU's WRMSR.", "returned {word}"
+    ),
+    HostEvent(
+        Kind.HANDLE_FASTPATH_WRMSR_IMM,
+        "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
+        "returned {word}",
+    ),
+)
+"""In the order of Kind."""
+
+HOST_EVENT_OF: Final = {event.kind: event for event in HOST_EVENTS}
+HOST_EVENT_BY_NAME: Final = {event.name: event for event in HOST_EVENTS}

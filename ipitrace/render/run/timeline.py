@@ -12,7 +12,8 @@ from ipitrace.base.foreign import (
 )
 from ipitrace.base.units import cycles_to_ns
 from ipitrace.render.grid import fill, table
-from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.events import HOST_EVENT_BY_NAME
+from ipitrace.words.stages import STAGES
 
 Row = Mapping[str, Any]
 """One row of a recording's table, by column."""
@@ -21,37 +22,8 @@ STAGE_END: Final = "_tsc"
 _NOTHING = "-"
 _UNKNOWN = "?"
 
-# The stages the guest stamps itself, by whose vCPU does; all others are host events.
-_GUEST_STAGES: Final = {
-    "send": "sender",
-    "sent": "sender",
-    "handler": "target",
-    "eoi": "target",
-    "ack": "sender",
-}
-
-# What arg, word and detail of each kind hold: bpf/ipitrace_events.h.
-_DETAILS: Final[Mapping[str, str]] = {
-    "kvm_entry": "",
-    "kvm_apic_ipi": "ICR {word:#x}, destination {arg:#x}",
-    "kvm_apic_accept_irq": "vector {detail:#x}, APIC {word}",
-    "kvm_apicv_accept_irq": "vector {detail:#x}, APIC {word}",
-    "kvm_pv_eoi": "vector {detail:#x}",
-    "kvm_msr": "MSR {word:#x}, data {arg:#x}",
-    "kvm_apic": "register {word:#x}, value {arg:#x}",
-    "kvm_hypercall": "number {word}, first argument {arg:#x}",
-    "kvm_inj_virq": "vector {detail:#x}",
-    "kvm_vcpu_wakeup": "after {arg} ns",
-    "kvm_avic_incomplete_ipi": "cause {word}, ICR {arg:#x}, index {detail}",
-    "kvm_avic_kick_vcpu_slowpath": "index {word}, ICR {arg:#x}",
-    "kvm_avic_doorbell": "vCPU {detail}, APIC {word}",
-    "kvm_write_tsc_offset": "vCPU {word}, new offset {arg:#x}",
-    "reschedule_entry": "vector {detail:#x}",
-    "call_function_entry": "vector {detail:#x}",
-    "call_function_single_entry": "vector {detail:#x}",
-    "ipi_send_cpu": "to CPU {word}",
-}
-_NO_VECTOR = 0xFFFF
+# The stages that the guest stamps, and whose vCPU does; all others are host events.
+_GUEST_STAGES: Final = {spec.name: spec.side for spec in STAGES if spec.guest}
 
 
 @dataclass(frozen=True)
@@ -156,7 +128,7 @@ def _event_line(event: Row, stages: Mapping[str, int]) -> _Line:
         name for name, tsc in stages.items() if tsc == event["tsc"] and name not in _GUEST_STAGES
     ]
     vcpu = _UNKNOWN if event["vcpu"] is None else f"{event['vcpu']}"
-    what = f"{event['kind']} {_detail(event)}".strip()
+    what = f"{event['kind']} {_values(event)}".strip()
     return _Line(event["tsc"], vcpu, f"{event['cpu']}", ", ".join(names), what)
 
 
@@ -168,20 +140,12 @@ def _unseen_lines(stages: Mapping[str, int], events: Sequence[Row]) -> Iterable[
             yield _Line(tsc, _UNKNOWN, _UNKNOWN, name, "(its event is not recorded)")
 
 
-def _detail(event: Row) -> str:
+def _values(event: Row) -> str:
     arg, word, detail = event["arg"], event["word"], event["detail"]
-    match event["kind"]:
-        case "kvm_exit":
-            return f"{reason_name(detail or 0, word)}, info {arg:#x}"
-        case _ if detail is None:
-            return f"arg {arg:#x}, word {word:#x}, vector not known"
-        case "kvm_eoi":
-            return "nothing in service" if detail == _NO_VECTOR else f"vector {detail:#x}"
-        case "sched_switch":
-            return f"in, after thread {word}" if detail else f"out, for thread {word}"
-        case kind:
-            form = _DETAILS.get(kind, "arg {arg:#x}, word {word:#x}, detail {detail:#x}")
-            return form.format(arg=arg, word=word, detail=detail)
+    known = HOST_EVENT_BY_NAME.get(event["kind"])
+    if known is None:  # of a newer version
+        return f"arg {arg:#x}, word {word:#x}, detail {detail or 0:#x}"
+    return known.describe(arg, word, detail)
 
 
 def _asides(

@@ -81,7 +81,7 @@ def test_a_detail_that_the_kernel_does_not_tell_is_null() -> None:
 def test_an_ipi_with_an_event_of_unknown_vector_is_told() -> None:
     recording = ROOT / "tests/data/recordings/passthrough-off"
     done = CliRunner().invoke(report, [str(recording), "--ipi", "1"])
-    assert "vmx_deliver_interrupt arg 0x0, word 0x0, vector not known" in done.output
+    assert "vmx_deliver_interrupt vector not known" in done.output
 
 
 def test_zeros_of_an_older_recording_are_read_as_unknown(tmp_path: Path) -> None:
