@@ -77,6 +77,8 @@ class HostEvent:
 
     def describe(self, arg: int, word: int, detail: int | None) -> str:
         """A record's values for people; `detail` is None where it is not known."""
+        if detail is None and not self.zero_is_unknown:
+            return f"arg {arg:#x}, word {word:#x}"
         if callable(self.values):
             return self.values(arg, word, detail)
         return self.values.format(arg=arg, word=word, detail=detail)
@@ -91,7 +93,7 @@ def _eoi(_arg: int, _word: int, detail: int | None) -> str:
 
 
 def _msr(arg: int, word: int, detail: int | None) -> str:
-    fault = ", which raises an exception" if detail is not None and detail & 2 else ""
+    fault = ", which raises an exception" if (detail or 0) & 2 else ""
     return f"{_access(detail)} of MSR {word:#x}, data {arg:#x}{fault}"
 
 
@@ -100,11 +102,11 @@ def _register(arg: int, word: int, detail: int | None) -> str:
 
 
 def _access(detail: int | None) -> str:
-    return "write" if detail is not None and detail & 1 else "read"
+    return "write" if (detail or 0) & 1 else "read"
 
 
 def _wakeup(arg: int, _word: int, detail: int | None) -> str:
-    return f"after {arg} ns of {'waiting' if detail is not None and detail & 1 else 'polling'}"
+    return f"after {arg} ns of {'waiting' if (detail or 0) & 1 else 'polling'}"
 
 
 def _inhibit(arg: int, word: int, detail: int | None) -> str:
