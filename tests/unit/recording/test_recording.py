@@ -161,7 +161,7 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     said = {key.decode(): value.decode() for key, value in metadata.metadata.items()}
     assert said["ipitrace.schema_version"] == str(SCHEMA_VERSION)
     assert said["ipitrace.table"] == "spans"
-    columns = json.loads(said["ipitrace.measure.columns"])
+    columns = json.loads(said["ipitrace.columns"])
     assert columns["send_tsc"] == {"description": "before the send", "unit": "TSC cycles"}
     assert columns["path"]["unit"] is None
     column = metadata.row_group(0).column(0)
