@@ -8,6 +8,11 @@ from ipitrace.base.errors import HostError
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+def import_folder() -> Path:
+    """The folder through which Python finds the package."""
+    return _PACKAGE.parent
+
+
 def _data_dir(name: str, checkout_path: str | None = None) -> Path:
     """`ipitrace/_data/<name>` of a wheel, else its place beside the package (an editable install).
 

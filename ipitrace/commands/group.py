@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-import ipitrace
 from ipitrace.base.defects import TRACEBACK_VARIABLE
 from ipitrace.base.errors import UsageError
+from ipitrace.base.version import VERSION
 from ipitrace.host.access import require_descriptors
 
 _COMMANDS: Final = {
@@ -65,7 +65,7 @@ class _LazyGroup(click.Group):
     is_flag=True,
     help=f"Should ipitrace itself fail, print where; ${TRACEBACK_VARIABLE}=1 does the same.",
 )
-@click.version_option(ipitrace.__version__, prog_name="ipitrace")
+@click.version_option(VERSION, prog_name="ipitrace")
 def ipitrace_group(*, traceback: bool) -> None:
     """Measure what an inter-processor interrupt (IPI) costs on a KVM host."""
     if traceback:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-import ipitrace
 from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     HostError,
@@ -22,6 +21,7 @@ from ipitrace.base.errors import (
 )
 from ipitrace.base.signals import finish_undisturbed
 from ipitrace.base.units import NS_PER_S
+from ipitrace.base.version import VERSION
 from ipitrace.clock import Clock, GuestTsc, Sandwich, measure_frequency, stamp_resolution_ns
 from ipitrace.correlate.switches import NO_SWITCHES, Switches
 from ipitrace.host.access import (
@@ -345,7 +345,7 @@ def run(
     all_sends = sum(r.sent + m.warmup for m in gathered.measured for r in m.repetitions)
     recorded_sends = sum(row.sent for row in gathered.rows)
     result = RunResult(
-        ipitrace_version=ipitrace.__version__,
+        ipitrace_version=VERSION,
         started_at=started_at,
         duration_seconds=round(time.monotonic() - started_s, 3),
         command=request.command,

@@ -79,6 +79,27 @@ def decode(file: IO[bytes], question: Question) -> Iterator[dict[str, Any]]:
         ValueError: the file is not what docs/recording.md describes.
         pa.ArrowException, OSError, MemoryError: it cannot be decoded.
     """
+    parquet, kinds = open_checked(file, question)
+    found = 0
+    for group in range(parquet.metadata.num_row_groups):
+        if _cannot_hold(parquet.metadata.row_group(group), question.between):
+            continue
+        batches = parquet.iter_batches(_BATCH_ROWS, [group], list(kinds), use_threads=False)
+        for batch in batches:
+            rows = _wanted(batch, question)
+            found += rows.num_rows
+            if found > MOST_ROWS_READ:
+                raise ValueError(f"more than {MOST_ROWS_READ} rows fit the question")
+            yield from _plain_rows(rows, question.columns or list(kinds))
+
+
+def open_checked(file: IO[bytes], question: Question) -> tuple[pq.ParquetFile, dict[str, Holds]]:
+    """The file, found to be what docs/recording.md describes, and the columns to decode.
+
+    Raises:
+        ValueError: it is not.
+        pa.ArrowException, OSError, MemoryError: its footer cannot be decoded.
+    """
     size = file.seek(0, os.SEEK_END)
     _check_footer(file, size)
     limits = {
@@ -93,17 +114,7 @@ def decode(file: IO[bytes], question: Question) -> Iterator[dict[str, Any]]:
     # As a dictionary each text is there once, whoever wrote the file.
     texts = [name for name, kind in kinds.items() if kind == Holds.TEXT]
     parquet = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=texts, **limits)
-    found = 0
-    for group in range(parquet.metadata.num_row_groups):
-        if _cannot_hold(parquet.metadata.row_group(group), question.between):
-            continue
-        batches = parquet.iter_batches(_BATCH_ROWS, [group], list(kinds), use_threads=False)
-        for batch in batches:
-            rows = _wanted(batch, question)
-            found += rows.num_rows
-            if found > MOST_ROWS_READ:
-                raise ValueError(f"more than {MOST_ROWS_READ} rows fit the question")
-            yield from _plain_rows(rows, question.columns or list(kinds))
+    return parquet, kinds
 
 
 def _check_footer(file: IO[bytes], size: int) -> None:

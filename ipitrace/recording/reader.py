@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
-from typing import Any, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
-import ipitrace
 from ipitrace.base.errors import UsageError
+from ipitrace.base.resources import import_folder
 from ipitrace.base.units import MIB
 from ipitrace.base.untrusted import (
     open_regular,
@@ -42,7 +43,7 @@ from ipitrace.recording.writer import (
 _AGAIN: Final = "Copy the whole recording again, or make a new one with 'ipitrace run'."
 _MOST_CHECKSUM_BYTES: Final = 4096  # four lines
 _MOST_ANSWER_BYTES: Final = 16 * MIB
-_EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
+EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
 _MOST_SCENARIOS: Final = 1000
 # Decoding takes a second for 100 MiB; a file that keeps the decoder longer is no recording.
 _LEAST_CPU_S: Final = 10
@@ -121,6 +122,27 @@ def read_rows(
     Raises:
         UsageError: the table cannot be read, or is not what docs/recording.md describes.
     """
+    question = Question(table, 0, columns, between or {}, equal or {})
+    with open_table(directory, run, table) as file:
+        rows = _rows_of(
+            parse_json(_ask_decoder(file, replace(question, rows=run.tables[table].rows)))
+        )
+    return [_known(row, uncounted(run)) for row in rows] if table == "spans" else rows
+
+
+@contextlib.contextmanager
+def open_table(directory: Path, run: RunResult, table: str) -> Iterator[IO[bytes]]:
+    """One table's file, found to be undamaged.
+
+    Args:
+        directory: the recording, or its run.json.
+        run: what read_run() answered.
+        table: one of TABLES.
+
+    Raises:
+        UsageError: the table is not there, or is damaged; also where the caller's code inside
+            raises what a decoder raises.
+    """
     if table not in run.tables:
         raise UsageError(
             f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
@@ -133,16 +155,14 @@ def read_rows(
             "Give the directory that 'ipitrace run' wrote.",
         )
     path = directory / file_of(table)
-    question = Question(table, run.tables[table].rows, columns, between or {}, equal or {})
     with _reading(path), open_regular(path, MOST_TABLE_BYTES) as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if checksum != _expected_checksum(directory, path.name):
             _damaged(path)
-        rows = _rows_of(parse_json(_ask_decoder(file, question)))
-    return [_known(row, _uncounted(run)) for row in rows] if table == "spans" else rows
+        yield file
 
 
-def _uncounted(run: RunResult) -> set[str]:
+def uncounted(run: RunResult) -> set[str]:
     """Scenarios whose exits are not kvm_exit's count."""
     return {
         row.name
@@ -153,7 +173,7 @@ def _uncounted(run: RunResult) -> set[str]:
 
 def _known(row: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
     """A span without what it cannot know: where kvm_exit never fired, spans once said 0."""
-    unknown = {name: None for name in _EXIT_COUNTS if row.get(name) == 0}
+    unknown = {name: None for name in EXIT_COUNTS if row.get(name) == 0}
     return row | unknown if row.get("scenario") in uncounted else row
 
 
@@ -184,7 +204,7 @@ def _rows_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a raw binary file
     size = os.fstat(file.fileno()).st_size
     cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
-    place = str(Path(ipitrace.__file__).resolve().parents[1])
+    place = str(import_folder())
     command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
     # Not by host/child.py, which hands on this process's variables and feeds a pipe: the decoder
     # has to seek in its file, gets just these variables, and restricts itself, its life, too.

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import ipitrace
 from ipitrace.base.errors import (
     HostError,
     UsageError,
@@ -42,6 +41,7 @@ from ipitrace.base.untrusted import (
     parse_json,
     read_bounded,
 )
+from ipitrace.base.version import VERSION
 from ipitrace.recording.result import (
     SCHEMA_VERSION,
     RunResult,
@@ -91,7 +91,7 @@ class RecordingWriter:
     def __enter__(self) -> Self:
         header = {
             "schema_version": SCHEMA_VERSION,
-            "ipitrace_version": ipitrace.__version__,
+            "ipitrace_version": VERSION,
             "complete": False,
         }
         try:
@@ -304,7 +304,7 @@ class _TableWriter:
         }
         return {
             "ipitrace.schema_version": str(SCHEMA_VERSION),
-            "ipitrace.version": ipitrace.__version__,
+            "ipitrace.version": VERSION,
             "ipitrace.table": self._name,
             "ipitrace.columns": json.dumps(columns),
         }
