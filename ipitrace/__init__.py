@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Final
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
-from ipitrace.base.version import VERSION as __version__
+from ipitrace.base import version
+
+__version__ = version.VERSION
 
 if TYPE_CHECKING:
     from ipitrace.base.errors import (
