@@ -15,7 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,15 +174,13 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_polars_reads_it(tmp_path: Path) -> None:
-    polars = pytest.importorskip("polars")
     make_recording(tmp_path / "r")
-    frame = polars.read_parquet(tmp_path / "r" / "spans.parquet")
+    frame = pl.read_parquet(tmp_path / "r" / "spans.parquet")
     assert frame["handler_tsc"].null_count() == 10
-    assert frame["path"].cast(polars.String).to_list()[:2] == ["exitless", "msr-exit"]
+    assert frame["path"].cast(pl.String).to_list()[:2] == ["exitless", "msr-exit"]
 
 
 def test_duckdb_reads_it(tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
     make_recording(tmp_path / "r")
     query = (
         f"select path, count(handler_tsc) from '{tmp_path}/r/spans.parquet' group by 1 order by 1"  # noqa: S608
@@ -188,9 +189,8 @@ def test_duckdb_reads_it(tmp_path: Path) -> None:
 
 
 def test_pandas_reads_it(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
     make_recording(tmp_path / "r")
-    frame = pandas.read_parquet(tmp_path / "r" / "spans.parquet")
+    frame = pd.read_parquet(tmp_path / "r" / "spans.parquet")
     assert frame["handler_tsc"].isna().sum() == 10
 
 
