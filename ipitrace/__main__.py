@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace`, and `python -m ipitrace`: the one way in."""
+"""`ipitrace`, and `python -m ipitrace`: the only entry point."""
 
 from ipitrace.base import search_path
 

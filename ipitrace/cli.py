@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line; the one place where errors become text and exit codes.
+"""The command line: turns every error into text and an exit code.
 
 What can fail to be imported is imported inside of main(), where it is told in a sentence.
 """

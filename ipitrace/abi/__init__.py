@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirrors of the C headers that kernel, guest and Python share; tests/contract compares them."""
+"""NumPy mirrors of the C headers shared with kernel and guest."""

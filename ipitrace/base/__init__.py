@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every room uses and what knows nothing of IPIs: errors, units, files, terminal, signals."""
+"""What everything uses: errors, units, files, terminal, signals. Knows nothing of IPIs."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thin file a verb."""
+"""One module for each command, without logic of its own."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings held against each other: is one side better, by how much, and can it be believed?
+"""Compares recordings: which side is better, by how much, and is that significant?
 
 How that is decided is written in docs/statistics.md.
 """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host events belong to which IPI: pure functions on arrays, no loop over events."""
+"""Assigns host events to IPIs: pure functions on arrays, no loop over events."""

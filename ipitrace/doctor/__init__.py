@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this host fit to measure IPIs on? It looks, and changes nothing."""
+"""Checks whether this host can measure IPIs, and changes nothing."""
 
 import contextlib
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How results look to people."""
+"""How results are printed."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the repetitions of one scenario to its row: pure, no guest and no host needed."""
+"""Reduces the repetitions of one scenario to its row: pure functions."""
 
 from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_EXIT_UNSORTED, KVM_STATS_SOURCE
 from ipitrace.summary.observer import observer_costs

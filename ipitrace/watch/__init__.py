@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What running VMs do, counted on the host without their cooperation."""
+"""Counts what running VMs do, on the host, without their cooperation."""
 
 from ipitrace.watch.model import Interval, VmInterval
 from ipitrace.watch.watcher import Watcher

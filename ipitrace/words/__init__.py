@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the project talks about: one table a word, with name, meaning and how it is printed."""
+"""The project's terms, one table each: name, meaning, and how it is printed."""

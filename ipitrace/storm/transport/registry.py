@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--via`: which way into a guest a URL means."""
+"""The transports into a guest: what each form of `--via` opens."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from ipitrace.base.errors import UsageError
 from ipitrace.storm.transport.agent import open_agent
@@ -18,33 +19,76 @@ from ipitrace.storm.transport.ssh import (
 )
 
 LOCAL: Final = "local"
-FORMS: Final = "ssh://user@host:port, qga:///path/to/socket, qga+libvirt://domain, or local"
+
+Open = Callable[[SplitResult], AbstractContextManager[Shell] | None]
+"""Opens a transport when it is entered and closes it when it is left; None: not of its form."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """One form of `--via`.
+
+    Attributes:
+        scheme: the URL's scheme; empty for the one that is a bare word.
+        form: an example, as help and errors show it.
+        open: raises UsageError when the URL is wrong, HostError when the guest cannot be reached.
+    """
+
+    scheme: str
+    form: str
+    open: Open
+
+
+def _ssh(url: SplitResult) -> AbstractContextManager[Shell]:
+    return open_ssh(Destination.parse(url))
+
+
+def _qga(url: SplitResult) -> AbstractContextManager[Shell] | None:
+    if url.netloc or len(url.path) <= 1:
+        return None
+    return _open_agent(path=unquote(url.path))
+
+
+def _qga_libvirt(url: SplitResult) -> AbstractContextManager[Shell] | None:
+    if not url.netloc or url.path not in {"", "/"}:
+        return None
+    return _open_agent(domain=unquote(url.netloc))
+
+
+def _local(url: SplitResult) -> AbstractContextManager[Shell] | None:
+    return open_local() if url.geturl() == LOCAL else None
+
+
+TRANSPORTS: Final = (
+    Transport("ssh", "ssh://user@host:port", _ssh),
+    Transport("qga", "qga:///path/to/socket", _qga),
+    Transport("qga+libvirt", "qga+libvirt://domain", _qga_libvirt),
+    Transport("", LOCAL, _local),
+)
+
+_FORMS: Final = [transport.form for transport in TRANSPORTS]
+FORMS: Final = f"{', '.join(_FORMS[:-1])}, or {_FORMS[-1]}"
 
 
 def open_shell(via: str) -> AbstractContextManager[Shell]:
-    """The way into a guest; opened when it is entered, closed when it is left.
+    """The transport that `via` names; opened when it is entered, closed when it is left.
 
     Raises:
-        UsageError: `via` is none of FORMS.
+        UsageError: `via` has none of FORMS.
     """
-    if via == LOCAL:
-        return open_local()
     try:
         url = urlsplit(via)
     except ValueError as error:
         raise UsageError(f"--via {via}: {error}", f"It takes {FORMS}.") from error
-    if url.scheme == "ssh":
-        return open_ssh(Destination.parse(url))
-    if url.scheme == "qga" and not url.netloc and len(url.path) > 1:
-        return _open_agent(path=unquote(url.path))
-    if url.scheme == "qga+libvirt" and url.netloc and url.path in {"", "/"}:
-        return _open_agent(domain=unquote(url.netloc))
-    raise UsageError(f"--via {via} is no way into a guest.", f"It takes {FORMS}.")
+    for transport in TRANSPORTS:
+        if transport.scheme == url.scheme and (shell := transport.open(url)) is not None:
+            return shell
+    raise UsageError(f"--via {via} is not a transport into a guest.", f"It takes {FORMS}.")
 
 
 @contextmanager
 def open_agent_shell(path: str, connected: socket.socket) -> Iterator[Shell]:
-    """The agent at the other end of a connection that was made already; closed at the end."""
+    """The agent at the other end of a connection that exists already; closed at the end."""
     with connected, open_agent(socket=path, connected=connected) as agent, open_qga(agent) as shell:
         yield shell
 
