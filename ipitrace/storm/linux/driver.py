@@ -37,19 +37,10 @@ from ipitrace.vm import VirtualMachine, still_there
 from ipitrace.words.scenarios import (
     Pattern,
     Scenario,
-    SendMethod,
     TargetState,
 )
 
-# What the helper of this version takes and we can analyse.
-_KNOWN: Final = frozenset(
-    {
-        *(Pattern.UNICAST, Pattern.SELF, Pattern.BROADCAST),
-        *(TargetState.RUNNING, TargetState.RUNNING_KERNEL, TargetState.HALTED, TargetState.BLOCKED),
-        *(SendMethod.X2APIC, SendMethod.XAPIC, SendMethod.PASSTHROUGH),
-        *(SendMethod.SMP_CALL, SendMethod.PV_HYPERCALL),
-    }
-)
+_UNSUPPORTED: Final = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
 _SENDER: Final = 0
 _TARGET: Final = 1
 _MIN_CPUS: Final = 2
@@ -170,7 +161,7 @@ class LinuxGuest:
                 return self.status.unsupported[part]
         if scenario.pattern == Pattern.RING:
             return "ipitrace tells one sender's IPIs apart, not yet those of many at once"
-        if not _KNOWN.issuperset(parts):
+        if not _UNSUPPORTED.isdisjoint(parts):
             return "ipistorm does not do it"
         return None
 

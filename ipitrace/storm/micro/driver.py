@@ -40,24 +40,17 @@ _MAX_INCOMPLETE = 3
 _RIVAL_S = 60.0  # that a rival has beyond the storm it is for
 _NOMINAL_TSC_HZ = 3_000_000_000  # only where KVM does not state the guest's; bounds a timeout
 
-_PATTERNS = {
-    Pattern.UNICAST: StormPattern.UNICAST,
-    Pattern.SELF: StormPattern.SELF,
-    Pattern.BROADCAST: StormPattern.BROADCAST,
-}
-_STATES = {
+# A word's number is that of the same name, but for these.
+_OTHER_NAMES = {
     TargetState.RUNNING: StormTargetState.RUNNING_USER,
-    TargetState.RUNNING_KERNEL: StormTargetState.RUNNING_KERNEL,
-    TargetState.HALTED: StormTargetState.HALTED,
     TargetState.BLOCKED: StormTargetState.HALTED,
-    TargetState.MASKED: StormTargetState.MASKED,
-    TargetState.PREEMPTED: StormTargetState.PREEMPTED,
 }
-_METHODS = {
-    SendMethod.X2APIC: StormSendMethod.X2APIC,
-    SendMethod.XAPIC: StormSendMethod.XAPIC,
-    SendMethod.PASSTHROUGH: StormSendMethod.PASSTHROUGH,
+_PATTERNS = {pattern: StormPattern[pattern.name] for pattern in Pattern}
+_STATES = {
+    state: _OTHER_NAMES[state] if state in _OTHER_NAMES else StormTargetState[state.name]
+    for state in TargetState
 }
+_METHODS = {method: StormSendMethod[method.name] for method in SendMethod}
 _UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
     Pattern.RING: "the micro-guest has one sender",
     SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
