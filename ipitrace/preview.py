@@ -17,7 +17,7 @@ from ipitrace.limits import FASTEST_TSC_HZ, check_time, least_seconds, limited_p
 from ipitrace.model import Pattern, Scenario, TargetState
 from ipitrace.pipeline import WARMUP, RunRequest, limits_of, pace_of, sends_of, tsc_hz_of_host
 from ipitrace.result import RunLimits
-from ipitrace.storm.ipistorm import HELPER, INSTALLED
+from ipitrace.storm.ipitrace_storm import HELPER, INSTALLED, MODULE
 from ipitrace.storm.via import LOCAL
 from ipitrace.summary import Mode
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
@@ -218,7 +218,7 @@ def _inside(
     if (way or "").startswith("qga"):
         yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for what programs print; removed at the end"
     yield f"PATH={INSTALLED}:$PATH; command -v {HELPER}"
-    yield f"{HELPER} status; it must be of this version, and the kernel module {HELPER} loaded"
+    yield f"{HELPER} status; it must be of this version, and the kernel module {MODULE} loaded"
     yield "cat /proc/cpuinfo"
     for s in scenarios:
         yield (

@@ -14,7 +14,7 @@ from ipitrace.guests import open_way
 from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
 from ipitrace.storm.install import install, remove
-from ipitrace.storm.ipistorm import HelperStatus, find_helper, read_status
+from ipitrace.storm.ipitrace_storm import MODULE, HelperStatus, find_helper, read_status
 from ipitrace.storm.via import FORMS
 
 
@@ -43,7 +43,7 @@ def _which(command: Callable[..., Any]) -> Callable[..., Any]:
     "--module",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="An ipistorm.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
+    help=f"An {MODULE}.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
 )
 def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
     """Copy the module's sources and the helper into the guest, build, and load.

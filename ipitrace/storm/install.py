@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting ipistorm into a guest, and taking it out again without a trace.
+"""Putting ipitrace_storm into a guest, and taking it out again without a trace.
 
-Everything that is put there lies in one folder, ipistorm.INSTALLED; the module is loaded
+Everything that is put there lies in one folder, ipitrace_storm.INSTALLED; the module is loaded
 from it. So an install that was interrupted can be repeated, or removed.
 """
 
@@ -22,7 +22,7 @@ from ipitrace.host.child import run_bounded
 from ipitrace.resources import guest_tools_dir
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import shown
-from ipitrace.storm.ipistorm import HELPER, INSTALLED, HelperStatus, read_status
+from ipitrace.storm.ipitrace_storm import HELPER, INSTALLED, MODULE, HelperStatus, read_status
 from ipitrace.storm.shell import Finished, Shell
 
 Tell = Callable[[str], None]
@@ -31,9 +31,8 @@ Tell = Callable[[str], None]
 Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
 """Is entered for each thing that takes its time; what it answers is called meanwhile."""
 
-_MODULE: Final = "ipistorm"
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
-_MODULE_PATH: Final = f"{INSTALLED}/src/{_MODULE}.ko"
+_MODULE_PATH: Final = f"{INSTALLED}/src/{MODULE}.ko"
 _STAMP_PATH: Final = f"{INSTALLED}/installed"
 _BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
 _LOOK_LINES: Final = 5
@@ -76,7 +75,7 @@ uname -r
 command -v make >/dev/null || printf 'make '
 command -v gcc >/dev/null || command -v cc >/dev/null || printf 'gcc '
 echo
-[ -e /sys/module/{_MODULE} ] && echo loaded || echo no
+[ -e /sys/module/{MODULE} ] && echo loaded || echo no
 cat {_STAMP_PATH} 2>/dev/null || echo none
 """
 
@@ -112,17 +111,17 @@ def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) ->
             _checked(shell.run(unpack, stdin=_archive(files), tick=tick), "copying to the guest")
         tell(f"copied {len(files)} files to {INSTALLED}")
         if module is None:
-            with step(f"building {_MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
+            with step(f"building {MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
                 _build(shell, guest.kernel, tick)
-            tell(f"built {_MODULE}.ko for Linux {guest.kernel}")
+            tell(f"built {MODULE}.ko for Linux {guest.kernel}")
         write = ["sh", "-c", f'echo "$1" >{_STAMP_PATH}', "sh", stamp]
         _checked(shell.run(write), f"writing {_STAMP_PATH}")
     if guest.loaded:
-        tell(f"{_MODULE} is loaded")
+        tell(f"{MODULE} is loaded")
     else:
-        with step(f"loading {_MODULE}"):
+        with step(f"loading {MODULE}"):
             _load(shell)
-        tell(f"loaded {_MODULE}")
+        tell(f"loaded {MODULE}")
     return read_status(shell, _HELPER_PATH)
 
 
@@ -162,10 +161,10 @@ def _look(shell: Shell) -> _Guest:
 def _files(module: Path | None) -> dict[str, Path]:
     """What goes into the guest, by its path below INSTALLED."""
     tools = guest_tools_dir()
-    sources = tools / _MODULE
+    sources = tools / MODULE
     files = {HELPER: _helper(sources)}
     if module is not None:
-        return files | {f"src/{_MODULE}.ko": module}
+        return files | {f"src/{MODULE}.ko": module}
     files["src/storm_abi.h"] = tools / "storm_abi.h"
     parts = [f for f in sources.iterdir() if f.suffix in {".c", ".h"} or f.name == "Kbuild"]
     kept = [f for f in parts if not f.name.endswith(".mod.c") and not f.name.startswith(_OURS)]
@@ -236,13 +235,13 @@ def _load(shell: Shell) -> None:
 
 
 def _unload(shell: Shell, tell: Tell) -> None:
-    done = shell.run(["rmmod", _MODULE])
+    done = shell.run(["rmmod", MODULE])
     if done.status != 0:
         raise HostError(
             f"The module cannot be unloaded: {plain(done.stderr)}",
             "While a storm runs in the guest that is so: wait for its end, or end it there.",
         )
-    tell(f"unloaded {_MODULE}")
+    tell(f"unloaded {MODULE}")
 
 
 def _lacks(guest: _Guest) -> HostError:

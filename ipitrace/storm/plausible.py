@@ -38,7 +38,7 @@ seen. That guest is refused: its pace, --max-rate and each time in its report wo
 _HINT: Final = (
     "No sound guest makes such records, unless its TSC was set meanwhile, differs between its "
     "vCPUs, or has another rate than its kernel measured (dmesg | grep -i tsc): see who else is "
-    "root in it, and whether its payload or ipistorm belongs to this ipitrace."
+    "root in it, and whether its payload or ipitrace_storm belongs to this ipitrace."
 )
 
 Stamps = NDArray[np.int64]

@@ -18,7 +18,7 @@ import pytest
 from checks import assert_sound
 
 from ipitrace.errors import ExitCode
-from ipitrace.storm.ipistorm import INSTALLED
+from ipitrace.storm.ipitrace_storm import INSTALLED
 from lab.guest.machine import NAME, Running, running_guest, ssh_folder
 from lab.guest.module import build_module
 
@@ -83,7 +83,7 @@ def installed(debian: Debian, way: str) -> Iterator[str]:
     yield done.stdout
     done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via(way))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"unloaded ipistorm\nremoved {INSTALLED} and the ")
+    assert done.stdout.startswith(f"unloaded ipitrace_storm\nremoved {INSTALLED} and the ")
     assert state_of(debian) == before
 
 
@@ -114,7 +114,7 @@ def install_words(debian: Debian, way: str) -> list[str]:
 
 
 def built_module() -> str:
-    return str(build_module("trixie").directory / "ipistorm.ko")
+    return str(build_module("trixie").directory / "ipitrace_storm.ko")
 
 
 def state_of(debian: Debian) -> tuple[str, ...]:
@@ -128,33 +128,34 @@ def state_of(debian: Debian) -> tuple[str, ...]:
 
 
 def storms_in(debian: Debian) -> int:
-    return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipistorm || true"))
+    return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipitrace-storm || true"))
 
 
 def test_an_install_says_what_it_did(debian: Debian, way: str, installed: str) -> None:
     kernel = debian.inside("uname -r")
-    assert (f"built ipistorm.ko for Linux {kernel}" in installed) == (way == "ssh")
-    assert "\nloaded ipistorm\n" in installed
+    assert (f"built ipitrace_storm.ko for Linux {kernel}" in installed) == (way == "ssh")
+    assert "\nloaded ipitrace_storm\n" in installed
     assert f"guest    Linux {kernel}, CPUs 0, 1, 2 online of {N_CPUS}" in installed
-    assert debian.inside("cat /sys/module/ipistorm/srcversion") in installed
+    assert debian.inside("cat /sys/module/ipitrace_storm/srcversion") in installed
 
 
 def test_a_second_install_does_nothing(debian: Debian, way: str, installed: str) -> None:
     assert installed
     done = debian.ipitrace(*install_words(debian, way))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{INSTALLED} is up to date\nipistorm is loaded\n")
+    assert done.stdout.startswith(f"{INSTALLED} is up to date\nipitrace_storm is loaded\n")
 
 
 def test_after_a_reboot_it_is_only_loaded(debian: Debian, way: str, installed: str) -> None:
     assert installed
-    debian.inside("/usr/sbin/rmmod ipistorm")  # as a reboot does
+    debian.inside("/usr/sbin/rmmod ipitrace_storm")  # as a reboot does
     run = debian.ipitrace("run", "--vm", NAME, "--via", debian.via(way), "--no-trace")
     assert run.returncode == ExitCode.ENVIRONMENT
     assert "not loaded" in run.stderr
     assert "ipitrace guest install" in run.stderr
     done = debian.ipitrace(*install_words(debian, way))
-    assert done.stdout.startswith(f"{INSTALLED} is up to date\nloaded ipistorm\n"), done.stderr
+    told = f"{INSTALLED} is up to date\nloaded ipitrace_storm\n"
+    assert done.stdout.startswith(told), done.stderr
 
 
 def test_status_names_what_the_guest_cannot_do(debian: Debian, way: str, installed: str) -> None:
@@ -314,7 +315,7 @@ def test_a_guest_that_dies_leaves_what_was_finished(way: str, told: str, tmp_pat
         seen: set[str] = set()
         while len(seen) < 3:
             assert run.poll() is None
-            seen |= set(guest.inside("pidof -s ipistorm || true").split())
+            seen |= set(guest.inside("pidof -s ipitrace-storm || true").split())
         with contextlib.suppress(subprocess.CalledProcessError):
             guest.inside("echo o >/proc/sysrq-trigger")  # off at once
         _, said = run.communicate()

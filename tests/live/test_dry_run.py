@@ -24,7 +24,7 @@ from ipitrace.guests import Guest
 from ipitrace.host.cpus import Pinning
 from ipitrace.pipeline import RunRequest, run
 from ipitrace.result import RunLimits
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module
+from ipitrace.storm.ipitrace_storm import GuestCpus, HelperStatus, Module
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.local import LocalShell
 from ipitrace.storm.scenarios import select_scenarios
@@ -103,7 +103,7 @@ def test_a_dry_run_does_not_connect_to_the_guest(tmp_path: Path) -> None:
         assert said["guest"]["pid"] == guest.pid
         assert set(said["guest"]["threads"]) <= set(guest.tids)
         assert way in said["guest"]["what"]
-        assert any("ipistorm run --pattern unicast" in step for step in said["inside"])
+        assert any("ipitrace-storm run --pattern unicast" in step for step in said["inside"])
         assert "defaults for a guest that is not ours" in said["sending"]["limits"]
         assert all(s["most_per_s"] <= 10_000 for s in said["sending"]["scenarios"])
         refused = ipi(
@@ -143,7 +143,7 @@ class Nowhere:
 @pytest.fixture
 def endless(tmp_path: Path) -> LinuxGuest:
     """A Linux guest's driver whose helper says how it was called, and never ends."""
-    helper = tmp_path / "ipistorm"
+    helper = tmp_path / "ipitrace-storm"
     helper.write_text(
         f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho $$ >{tmp_path}/pid\nexec sleep 1000\n'
     )

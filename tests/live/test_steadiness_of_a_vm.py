@@ -18,7 +18,7 @@ from ipitrace.model import StormRequest
 from ipitrace.steadiness import Looks, Setting, compare
 from ipitrace.storm.abi import ABI_VERSION, FILE, FILE_MAGIC, StormState
 from ipitrace.storm.driver import Hooks
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module
+from ipitrace.storm.ipitrace_storm import GuestCpus, HelperStatus, Module
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.local import LocalShell
 from ipitrace.storm.scenarios import select_scenarios
@@ -67,7 +67,7 @@ def test_an_owner_who_moves_vcpus_in_mid_storm(
     tmp_path: Path,
 ) -> None:
     canned_storm(tmp_path / "storm")
-    helper = tmp_path / "ipistorm"
+    helper = tmp_path / "ipitrace-storm"
     helper.write_text(f"#!/bin/sh\nsleep 1.5\ncat {tmp_path}/storm\n")
     helper.chmod(0o755)
     looks: list[Conditions] = []

@@ -12,7 +12,7 @@ import pytest
 from ipitrace.errors import MeasurementError, UsageError
 from ipitrace.model import StormRequest
 from ipitrace.storm.driver import Hooks
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module
+from ipitrace.storm.ipitrace_storm import GuestCpus, HelperStatus, Module
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.local import LocalShell
 from ipitrace.storm.scenarios import select_scenarios
@@ -40,7 +40,7 @@ def appeared(pid: int) -> VirtualMachine:
 
 
 def test_a_vm_that_is_killed_ends_its_storm(tmp_path: Path) -> None:
-    helper = tmp_path / "ipistorm"  # a storm that takes for ever
+    helper = tmp_path / "ipitrace-storm"  # a storm that takes for ever
     helper.write_text("#!/bin/sh\nexec sleep 1000\n")
     helper.chmod(0o755)
     command = ["qemu-system-x86_64", "-accel", "kvm", "-S", "-smp", "2", "-m", "16"]

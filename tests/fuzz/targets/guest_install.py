@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a guest says while ipistorm is put into it and taken out; parts between \xff.
+r"""What a guest says while ipitrace_storm is put into it and taken out; parts between \xff.
 
 First what it says of itself, then what each command after that prints. The last byte says how
 the last of them and all later ones end.

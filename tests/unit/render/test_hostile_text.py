@@ -35,7 +35,7 @@ from ipitrace.render.timeline import Timeline, render_timeline
 from ipitrace.render.watch_openmetrics import render_openmetrics as render_watch_openmetrics
 from ipitrace.render.watch_text import render_interval
 from ipitrace.result import RunResult
-from ipitrace.storm.ipistorm import HelperStatus, Module
+from ipitrace.storm.ipitrace_storm import HelperStatus, Module
 from ipitrace.storm.limits import STATUS_CHARS
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.watch.model import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ipitrace.errors import HostError
 from ipitrace.storm import limits
 from ipitrace.storm.install import remove
-from ipitrace.storm.ipistorm import find_helper, read_cpus, read_status
+from ipitrace.storm.ipitrace_storm import find_helper, read_cpus, read_status
 from ipitrace.storm.shell import Finished
 
 STATUS = {

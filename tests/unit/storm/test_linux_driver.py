@@ -9,7 +9,7 @@ import pytest
 from ipitrace.errors import HostError, UsageError
 from ipitrace.model import SendMethod, StormRequest
 from ipitrace.storm.driver import Hooks
-from ipitrace.storm.ipistorm import GuestCpus, HelperStatus, Module, read_cpus, read_status
+from ipitrace.storm.ipitrace_storm import GuestCpus, HelperStatus, Module, read_cpus, read_status
 from ipitrace.storm.linux import LinuxGuest
 from ipitrace.storm.local import LocalShell
 from ipitrace.storm.scenarios import SCENARIOS, select_scenarios
@@ -51,7 +51,7 @@ def machine(*vcpus: Vcpu) -> VirtualMachine:
 
 def guest(vm: VirtualMachine | None, apic_ids: tuple[int, ...] | None) -> LinuxGuest:
     cpus = GuestCpus(apic_ids, native=False, emulated=None)
-    return LinuxGuest(LocalShell(), "/ipistorm", STATUS, vm, cpus)
+    return LinuxGuest(LocalShell(), "/ipitrace-storm", STATUS, vm, cpus)
 
 
 SPREAD = machine(Vcpu(0, 100, (0,)), Vcpu(2, 102, (1,)), Vcpu(4, 104, (2,)))

@@ -17,7 +17,8 @@ from ipitrace.storm.shell import Shell
 from ipitrace.storm.storm_file import other_version
 from ipitrace.untrusted import parse_json
 
-HELPER: Final = "ipistorm"
+MODULE: Final = "ipitrace_storm"
+HELPER: Final = "ipitrace-storm"
 INSTALLED: Final = "/var/lib/ipitrace"
 """The one folder in a guest that `ipitrace guest install` makes."""
 
@@ -37,7 +38,7 @@ class Module:
 
 @dataclass(frozen=True)
 class HelperStatus:
-    """What `ipistorm status` says.
+    """What `ipitrace-storm status` says.
 
     Attributes:
         kernel: the guest's release.
