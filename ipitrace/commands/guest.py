@@ -71,7 +71,7 @@ def status_command(*, vm: str, via: str | None) -> None:
 @guest.command("remove", short_help="Unload it, and remove whatever install put there.")
 @_which
 def remove_command(*, vm: str, via: str | None) -> None:
-    """Unload the module and remove whatever install put into the guest."""
+    """Unload the module and remove whatever install put into the guest, an older one's as well."""
     with open_way(vm, via) as shell:
         remove(shell, _say_line)
 

@@ -127,8 +127,89 @@ def state_of(debian: Debian) -> tuple[str, ...]:
     )
 
 
+def names_of(debian: Debian) -> list[str]:
+    """Its modules, files and devices, but what a test keeps for itself in /root."""
+    names = "\n".join(state_of(debian)).splitlines()
+    return [name for name in names if not name.startswith("/root/")]
+
+
 def storms_in(debian: Debian) -> int:
     return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipitrace-storm || true"))
+
+
+AUTHOR = "The ipitrace developers"
+ANOTHER = "The unrelated developer"
+FORMER = f"""
+set -e
+mkdir /root/former
+cd /root/former
+cat >ipistorm.c <<'END'
+#include <linux/cpuhotplug.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+static bool marks;
+module_param(marks, bool, 0);
+static const struct file_operations operations = {{.owner = THIS_MODULE}};
+static struct miscdevice device = {{
+	.minor = MISC_DYNAMIC_MINOR, .name = "ipistorm", .fops = &operations}};
+static int state;
+static int leaves(unsigned int cpu)
+{{
+	return 0;
+}}
+static int __init begin(void)
+{{
+	if (!marks)
+		return 0;
+	state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "ipistorm:online", NULL, leaves);
+	return state < 0 ? state : misc_register(&device);
+}}
+static void __exit end(void)
+{{
+	if (!marks)
+		return;
+	misc_deregister(&device);
+	cpuhp_remove_state_nocalls(state);
+}}
+module_init(begin);
+module_exit(end);
+MODULE_AUTHOR("{AUTHOR}");
+MODULE_LICENSE("GPL");
+END
+echo 'obj-m := ipistorm.o' >Kbuild
+make -s -C "/lib/modules/$(uname -r)/build" M="$PWD" modules 2>&1
+"""
+"""A module of the former name: as ours was marked, and with other words in it as another's."""
+
+
+def test_what_an_older_ipitrace_left_goes_and_anothers_stays(debian: Debian) -> None:
+    """First of all tests, as nothing is installed yet."""
+    debian.inside("/usr/sbin/depmod")
+    before = state_of(debian)
+    debian.inside(FORMER)
+    source = "/usr/src/ipistorm-1.0"
+    built = f"/lib/modules/{debian.inside('uname -r')}/updates/ipistorm.ko"
+    named = [source, built]
+    for ours in (True, False):
+        author = f"LC_ALL=C sed 's/{AUTHOR}/{AUTHOR if ours else ANOTHER}/' /root/former"
+        debian.inside(f"mkdir -p {source} {Path(built).parent}")
+        debian.inside(f"{author}/ipistorm.c >{source}/device.c; {author}/ipistorm.ko >{built}")
+        debian.inside(f"/usr/sbin/depmod; /usr/sbin/insmod {built} marks={int(ours)}")
+        done = debian.ipitrace(*install_words(debian, "qga"))
+        assert done.returncode == 0, done.stderr
+        told = done.stdout.splitlines()[:3]
+        if ours:
+            assert told == ["unloaded ipistorm", *(f"removed {path}" for path in named)]
+            assert not [name for name in names_of(debian) if "ipistorm" in name]
+    left = ["left ipistorm loaded: it is not ipitrace's"]
+    left += [f"left {path} alone: it is not ipitrace's" for path in named]
+    assert told == left
+    done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via("ssh"))
+    assert done.stdout.splitlines()[1:4] == left, done.stderr
+    debian.inside(f"/usr/sbin/rmmod ipistorm; rm -r {built} {source} /root/former")
+    debian.inside(f"rmdir --ignore-fail-on-non-empty {Path(built).parent}; /usr/sbin/depmod")
+    assert state_of(debian) == before
 
 
 def test_an_install_says_what_it_did(debian: Debian, way: str, installed: str) -> None:

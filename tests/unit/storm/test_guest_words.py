@@ -47,8 +47,9 @@ class Says:
     def __init__(self, stdout: bytes, status: int = 0, stderr: str = "") -> None:
         self._done = Finished(status, stdout, stderr)
 
-    def run(self, _command: Sequence[str], **_more: object) -> Finished:
-        return self._done
+    def run(self, command: Sequence[str], **_more: object) -> Finished:
+        # Of a former ipitrace: see test_former.py. Else nothing after it would be tried here.
+        return Finished(0, b"", "") if "/var/lib/dkms/" in command[-1] else self._done
 
 
 def assert_told(error: HostError) -> None:
