@@ -60,7 +60,7 @@ sbom: ## write what the running program consists of to dist/ipitrace.cdx.json (C
 
 clean: ## remove what builds and checks leave; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean
-	$(MAKE) --no-print-directory -C guest-tools/ipistorm clean
+	$(MAKE) --no-print-directory -C guest-tools/ipitrace_storm clean
 	rm -rf build dist __pycache__ .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find ipitrace tests -name __pycache__ -prune -exec rm -r {} +
 
@@ -82,7 +82,7 @@ lab-clean: ## remove all that the lab has built
 
 # All of them: GUESTS=bullseye,bookworm,trixie,trixie-backports
 GUESTS ?= bookworm,trixie
-test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux guest (as root)
+test-guest: ## build ipitrace_storm for Debian's kernels, run its tests in a Linux guest (as root)
 	@script/setup lab
 	@.venv/bin/python -m lab.guest
 	@IPITRACE_GUEST=$(GUESTS) .venv/bin/python -m pytest -m guest tests/guest $(ARGS)

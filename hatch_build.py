@@ -19,7 +19,7 @@ class PayloadBuildHook(BuildHookInterface[Any]):
         make = ["make", "--no-print-directory", "-C"]
         try:
             subprocess.run([*make, tools / "microguest"], check=True)
-            subprocess.run([*make, tools / "ipistorm", "ipistorm"], check=True)
+            subprocess.run([*make, tools / "ipitrace_storm", "ipitrace-storm"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             message = f"building the wheel needs make, gcc, binutils and a static libc: {error}"
             raise RuntimeError(message) from error

@@ -14,6 +14,7 @@
 
 #define STORM_ABI_VERSION 2
 #define STORM_ALL_BUT_SELF 0xffff
+/* The module's name when the format was made; the format keeps it. */
 #define STORM_FILE_MAGIC "IPISTORM"
 
 #ifndef __ASSEMBLER__

@@ -11,7 +11,7 @@ import numpy as np
 
 ABI_VERSION = 2
 ALL_BUT_SELF = 0xFFFF
-FILE_MAGIC = b"IPISTORM"
+FILE_MAGIC = b"IPISTORM"  # the module's name when the format was made
 
 
 class StormPattern(IntEnum):

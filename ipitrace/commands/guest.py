@@ -19,14 +19,15 @@ from ipitrace.base.foreign import (
 from ipitrace.measure.guests import open_way
 from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
-from ipitrace.storm.linux.install import (
-    install,
-    remove,
-)
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
+    MODULE,
     HelperStatus,
     find_helper,
     read_status,
+)
+from ipitrace.storm.linux.install import (
+    install,
+    remove,
 )
 from ipitrace.storm.transport.registry import FORMS
 
@@ -56,7 +57,7 @@ def _which(command: Callable[..., Any]) -> Callable[..., Any]:
     "--module",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="An ipistorm.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
+    help=f"An {MODULE}.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
 )
 def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
     """Copy the module's sources and the helper into the guest, build, and load.
@@ -84,7 +85,7 @@ def status_command(*, vm: str, via: str | None) -> None:
 @guest.command("remove", short_help="Unload it, and remove whatever install put there.")
 @_which
 def remove_command(*, vm: str, via: str | None) -> None:
-    """Unload the module and remove whatever install put into the guest."""
+    """Unload the module and remove whatever install put into the guest, an older one's as well."""
     with open_way(vm, via) as shell:
         remove(shell, _say_line)
 

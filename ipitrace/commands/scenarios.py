@@ -34,7 +34,7 @@ from ipitrace.words.scenarios import (
 def scenarios(*, vm: str, via: str | None) -> None:
     """List the scenarios, and for those that a guest cannot run, why.
 
-    A Linux guest is connected to and asked; ipistorm must be loaded there, see
+    A Linux guest is connected to and asked; ipitrace_storm must be loaded there, see
     'ipitrace guest'. The built-in guest (micro) needs nothing.
     """
     reasons = plain_values(why_not(vm, via, SCENARIOS))

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipitrace.base.errors import HostError
-from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
+from ipitrace.host.access import (
+    require_initial_pid_namespace,
+    require_kvm,
+    require_trace_privilege,
+)
 from ipitrace.measure.guests import (
     MICRO,
     Foreign,
@@ -35,9 +39,10 @@ from ipitrace.measure.run import (
     tsc_hz_of_host,
 )
 from ipitrace.recording.result import RunLimits
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
     HELPER,
     INSTALLED,
+    MODULE,
 )
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
@@ -244,7 +249,7 @@ def _inside(
     if (way or "").startswith("qga"):
         yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for what programs print; removed at the end"
     yield f"PATH={INSTALLED}:$PATH; command -v {HELPER}"
-    yield f"{HELPER} status; it must be of this version, and the kernel module {HELPER} loaded"
+    yield f"{HELPER} status; it must be of this version, and the kernel module {MODULE} loaded"
     yield "cat /proc/cpuinfo"
     for s in scenarios:
         yield (

@@ -66,7 +66,7 @@ ASIDE_BYTES: Final = 8 * MIB
 """Likewise, in bytes."""
 
 STORM_S: Final = 600.0
-"""A storm's time besides its pace; ipistorm ends one after as long (STORM_MAX_SECONDS)."""
+"""A storm's time besides its pace; ipitrace_storm ends one after as long (STORM_MAX_SECONDS)."""
 
 
 def storm_bytes(sends: int, targets: int, n_vcpus: int) -> int:

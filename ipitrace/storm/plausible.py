@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 from ipitrace.abi.storm import ALL_BUT_SELF
 from ipitrace.base.errors import MeasurementError
 from ipitrace.storm import limits
-from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
+from ipitrace.storm.driver import (
+    Driver,
+    Hooks,
+    Storm,
+    StormRequest,
+)
 from ipitrace.words.scenarios import Pattern
 
 _SENDER: Final = 0
@@ -38,7 +43,7 @@ seen. That guest is refused: its pace, --max-rate and each time in its report wo
 _HINT: Final = (
     "No sound guest makes such records, unless its TSC was set meanwhile, differs between its "
     "vCPUs, or has another rate than its kernel measured (dmesg | grep -i tsc): see who else is "
-    "root in it, and whether its payload or ipistorm belongs to this ipitrace."
+    "root in it, and whether its payload or ipitrace_storm belongs to this ipitrace."
 )
 
 Stamps = NDArray[np.int64]

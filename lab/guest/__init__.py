@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest for ipistorm: its module built for Debian's kernels, booted in QEMU's TCG."""
+"""A Linux guest for ipitrace_storm: its module built for Debian's kernels, booted in QEMU's TCG."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lab.guest`: build ipistorm for every kernel in SUITES; fail on any warning."""
+"""`python -m lab.guest`: build ipitrace_storm for every kernel in SUITES; fail on any warning."""
 
 import sys
 

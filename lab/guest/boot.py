@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Booting the Linux guest: a kernel, busybox, ipistorm and a script, in QEMU's TCG."""
+"""Booting the Linux guest: a kernel, busybox, ipitrace_storm and a script, in QEMU's TCG."""
 
 import shutil
 import tempfile
@@ -37,8 +37,8 @@ class Guest:
         suite: of Debian, whose kernel it is.
         cpus: how many.
         x2apic: whether the APICs are in x2APIC mode.
-        script: run by busybox' sh; /job has `ipistorm`, `ipistorm.ko` and the empty folder
-            `result`, which comes back.
+        script: run by busybox' sh; /job has `ipitrace-storm`, `ipitrace_storm.ko` and the
+            empty folder `result`, which comes back.
         parameters: added to the kernel's command line.
     """
 
@@ -67,7 +67,7 @@ def boot_guest(guest: Guest, output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".job-", dir=cache_dir()) as scratch:
         tree, disk = Path(scratch) / "tree", Path(scratch) / "job.img"
         (tree / "result").mkdir(parents=True)
-        for file in ("ipistorm", "ipistorm.ko"):
+        for file in ("ipitrace-storm", "ipitrace_storm.ko"):
             shutil.copy(module.directory / file, tree)
         shutil.copy(guest.script, tree / "run")
         job_disk(tree, disk)

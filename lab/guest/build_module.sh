@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Build ipistorm against a suite's kernel headers, with the kernel's own extra checks.
+# Build ipitrace_storm against a suite's kernel headers, with the kernel's own extra checks.
 # Usage, inside the builder's root: build_module.sh HEADERS SOURCES DIRECTORY CC SPARSE DKMS
 # SPARSE is the program; DKMS is 0 or 1: whether to build by it first. Leaves
-# DIRECTORY/ipistorm.ko, DIRECTORY/ipistorm (the helper) and DIRECTORY/warnings, what compiler
-# and sparse had to say.
+# DIRECTORY/ipitrace_storm.ko, DIRECTORY/ipitrace-storm (the helper) and DIRECTORY/warnings, what
+# compiler and sparse had to say.
 set -eu
 headers=$1 sources=$2 directory=$3 compiler=$4 sparse=$5 dkms=$6
 
@@ -15,17 +15,17 @@ build=$(dirname /usr/src/linux-headers-*/.config)
 release=${build#/usr/src/linux-headers-}
 
 mkdir /tmp/installed
-make -s -C "$sources/ipistorm" DESTDIR=/tmp/installed install-source
-cd /tmp/installed/usr/src/ipistorm-*
+make -s -C "$sources/ipitrace_storm" DESTDIR=/tmp/installed install-source
+cd /tmp/installed/usr/src/ipitrace_storm-*
 version=${PWD##*-}
-make -s ipistorm
-cp ipistorm "$directory/"
+make -s ipitrace-storm
+cp ipitrace-storm "$directory/"
 
 if [ "$dkms" = 1 ]; then # it must find everything in what install-source leaves
 	mkdir /tmp/dkms
-	dkms build -m ipistorm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
+	dkms build -m ipitrace_storm -v "$version" -k "$release/x86_64" --kernelsourcedir "$build" \
 		--dkmstree /tmp/dkms --sourcetree /tmp/installed/usr/src >dkms.log 2>&1 || {
-		cat dkms.log /tmp/dkms/ipistorm/"$version"/build/make.log >&2
+		cat dkms.log /tmp/dkms/ipitrace_storm/"$version"/build/make.log >&2
 		exit 1
 	}
 fi
@@ -56,6 +56,6 @@ done
 for file in *.[ch]; do
 	[ "$file" = canary.c ] || grep -E "(^|/)$file:[0-9]+" messages || :
 done >"$directory/warnings"
-strip --strip-debug ipistorm.ko
-cp ipistorm.ko "$directory/"
+strip --strip-debug ipitrace_storm.ko
+cp ipitrace_storm.ko "$directory/"
 echo "$release" >"$directory/release"

@@ -21,14 +21,14 @@ def guest_files(
     environment: Sequence[str] = (),
     machine: Sequence[str] = (),
 ) -> dict[str, Path]:
-    """What a job finds in /job to start the guest by start_guest.sh and to put ipistorm into it.
+    """What a job finds in /job to start the guest by start_guest.sh and put ipitrace_storm into it.
 
     The guest's disk is the host's third.
 
     Args:
         scratch: an empty folder, kept until the job's disk is made.
         kernel: the guest's.
-        module: ipistorm for that kernel.
+        module: ipitrace_storm for that kernel.
         ssh: how it may be reached beside its agent.
         environment: of QEMU, as VARIABLE=VALUE.
         machine: more of its command line.
@@ -48,5 +48,5 @@ def guest_files(
         "qemu": qemu,
         "vmlinuz": kernel.image,
         "initramfs": guest_initramfs(kernel, network=ssh is not None),
-        "ipistorm.ko": module.directory / "ipistorm.ko",
+        "ipitrace_storm.ko": module.directory / "ipitrace_storm.ko",
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ipistorm, built for the kernels that Debian has."""
+"""ipitrace_storm, built for the kernels that Debian has."""
 
 import hashlib
 import shutil
@@ -50,7 +50,7 @@ class Build:
     """A module and its helper.
 
     Attributes:
-        directory: has `ipistorm.ko` and `ipistorm`, the static helper.
+        directory: has `ipitrace_storm.ko` and `ipitrace-storm`, the static helper.
         release: of the kernel it is for, as `uname -r` prints it.
         warnings: what compiler (W=1) and sparse said about our sources.
     """
@@ -107,7 +107,7 @@ def _build(name: str, headers: Path, toolchain: Toolchain) -> Build:
 
 
 def _sources() -> list[Path]:
-    module = _SOURCES / "ipistorm"
+    module = _SOURCES / "ipitrace_storm"
     files = [*module.glob("*.[ch]"), *(module / name for name in ("Kbuild", "Makefile"))]
     return sorted([*files, module / "dkms.conf", _SOURCES / "storm_abi.h"])
 

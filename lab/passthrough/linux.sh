@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# What the host does: start the guest, put ipistorm into it, measure; take a CPU away and bring
+# What the host does: start the guest, put ipitrace_storm in, measure; take a CPU away and bring
 # it back, measure again.
 # Arguments: those of `ipitrace run`.
 set -eu
@@ -9,8 +9,8 @@ set -eu
 export TMPDIR=/tmp
 
 start_guest
-python3 -m ipitrace guest install --vm guest1 --module /job/ipistorm.ko >/job/result/install.txt
-say "ipistorm is in"
+python3 -m ipitrace guest install --vm guest1 --module /job/ipitrace_storm.ko >/job/result/install.txt
+say "ipitrace_storm is in"
 no_limits="--max-rate unlimited --max-time unlimited" # the machines are emulated, and ours
 # shellcheck disable=SC2086 # words
 python3 -m ipitrace run --vm guest1 $no_limits -o /job/result/recording "$@"

@@ -98,7 +98,7 @@ def saying_guest(
             return Finished(0, cpuinfo, "")
         if "run" in command and run is not None:
             return run
-        return Finished(0, b"/var/lib/ipitrace/ipistorm\n", "")
+        return Finished(0, b"/var/lib/ipitrace/ipitrace-storm\n", "")
 
     return SayingShell(answer)
 

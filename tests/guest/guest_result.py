@@ -50,8 +50,8 @@ class GuestResult:
         assert (self.output / f"{name}.out").stat().st_size == 0, name
         said = self.text(f"{name}.err").splitlines()
         assert len(said) == 1, said
-        assert said[0].startswith("ipistorm: "), said
-        return said[0].removeprefix("ipistorm: ")
+        assert said[0].startswith("ipitrace-storm: "), said
+        return said[0].removeprefix("ipitrace-storm: ")
 
     @cached_property
     def status(self) -> Any:

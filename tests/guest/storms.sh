@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the Linux guest does (busybox' sh): load the module, run every scenario, provoke every
 # error, unload. Each `try NAME COMMAND` leaves NAME.out, NAME.err and NAME.status in
-# /job/result; test_ipistorm.py judges them.
+# /job/result; test_ipitrace_storm.py judges them.
 cd /job || exit 1
 r=/job/result
 cpu1=/sys/devices/system/cpu/cpu1/online
@@ -20,7 +20,7 @@ try() {
 storm() {
 	name=$1
 	shift
-	try "$name" ./ipistorm run --pattern unicast --state running-kernel --method "$apic" \
+	try "$name" ./ipitrace-storm run --pattern unicast --state running-kernel --method "$apic" \
 		--sender 0 --target 1 --warmup 5 --count 60 --pace-cycles "$pace" \
 		--timeout-cycles "$timeout" "$@"
 }
@@ -32,21 +32,21 @@ start_long() {
 	(storm "$name" --count 10000 --pace-cycles $((khz * 3)) "$@") &
 	long=$!
 	tries=0
-	until ps | grep -q '[[]ipistorm/0[]]'; do
+	until ps | grep -q '[[]ipitrace/0[]]'; do
 		tries=$((tries + 1))
 		[ $tries -lt 300 ] || break
 		sleep 0.1
 	done
 	sleep 1
-	ps | grep '[[]ipistorm/' >"$r/$name.workers"
+	ps | grep '[[]ipitrace/' >"$r/$name.workers"
 }
 
 # The first started, not its children.
-helper() { ps | sed -n 's/^ *\([0-9]*\) root *\.\/ipistorm run.*/\1/p' | head -n 1; }
+helper() { ps | sed -n 's/^ *\([0-9]*\) root *\.\/ipitrace-storm run.*/\1/p' | head -n 1; }
 
-try insmod insmod ./ipistorm.ko
-try mode stat -c %a /dev/ipistorm
-try status ./ipistorm status
+try insmod insmod ./ipitrace_storm.ko
+try mode stat -c %a /dev/ipitrace_storm
+try status ./ipitrace-storm status
 khz=$(sed 's/.*"tsc_khz": \([0-9]*\).*/\1/' $r/status.out)
 apic=$(sed 's/.*"apic_mode": "\([a-z0-9]*\)".*/\1/' $r/status.out)
 pace=$((khz / 10))
@@ -90,13 +90,13 @@ storm bad-number --count 1x
 storm bad-option --state asleep
 storm no-memory --count 10000000 --warmup 0 --pace-cycles 0 --pattern ring
 storm check --check
-chmod 666 /dev/ipistorm # its mode is not all that guards it
-try user su nobody -c "/job/ipistorm run --pattern self --state running --method $apic --count 1 --timeout-cycles 1000000"
-chmod 600 /dev/ipistorm
-try user-mode su nobody -c "/job/ipistorm run --pattern self --state running --method $apic --count 1 --timeout-cycles 1000000"
+chmod 666 /dev/ipitrace_storm # its mode is not all that guards it
+try user su nobody -c "/job/ipitrace-storm run --pattern self --state running --method $apic --count 1 --timeout-cycles 1000000"
+chmod 600 /dev/ipitrace_storm
+try user-mode su nobody -c "/job/ipitrace-storm run --pattern self --state running --method $apic --count 1 --timeout-cycles 1000000"
 
 start_long killed
-try rmmod-running rmmod ipistorm
+try rmmod-running rmmod ipitrace_storm
 storm second
 kill -9 "$(helper)"
 wait $long
@@ -105,7 +105,7 @@ start_long terminated --state running
 kill "$(helper)"
 wait $long
 sleep 1
-ps | grep '[r]oot *\./ipistorm run' >"$r/left-over"
+ps | grep '[r]oot *\./ipitrace-storm run' >"$r/left-over"
 
 for state in running running-kernel halted; do
 	start_long "offline-$state" --state $state
@@ -125,13 +125,13 @@ wait $long
 echo 1 >$cpu1
 storm after-offline
 
-try rmmod rmmod ipistorm
-ls /dev/ipistorm /sys/module/ipistorm >"$r/unloaded" 2>/dev/null
-grep ipistorm /proc/kallsyms /sys/devices/system/cpu/hotplug/states /proc/misc >>"$r/unloaded"
-ps | grep '[[]ipistorm' >>"$r/unloaded"
-try no-module ./ipistorm run --pattern self --state running --method "$apic" --count 1 \
+try rmmod rmmod ipitrace_storm
+ls /dev/ipitrace_storm /sys/module/ipitrace_storm >"$r/unloaded" 2>/dev/null
+grep ipitrace_storm /proc/kallsyms /sys/devices/system/cpu/hotplug/states /proc/misc >>"$r/unloaded"
+ps | grep '[[]ipitrace' >>"$r/unloaded"
+try no-module ./ipitrace-storm run --pattern self --state running --method "$apic" --count 1 \
 	--timeout-cycles 1000000
-try status-unloaded ./ipistorm status
-try insmod-again insmod ./ipistorm.ko
+try status-unloaded ./ipitrace-storm status
+try insmod-again insmod ./ipitrace_storm.ko
 storm again
-try rmmod-again rmmod ipistorm
+try rmmod-again rmmod ipitrace_storm

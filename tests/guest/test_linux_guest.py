@@ -18,7 +18,7 @@ import pytest
 from checks import assert_sound
 
 from ipitrace.base.errors import ExitCode
-from ipitrace.storm.linux.ipistorm import INSTALLED
+from ipitrace.storm.linux.helper import INSTALLED
 from lab.guest.machine import NAME, Running, running_guest, ssh_folder
 from lab.guest.module import build_module
 
@@ -83,7 +83,7 @@ def installed(debian: Debian, way: str) -> Iterator[str]:
     yield done.stdout
     done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via(way))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"unloaded ipistorm\nremoved {INSTALLED} and the ")
+    assert done.stdout.startswith(f"unloaded ipitrace_storm\nremoved {INSTALLED} and the ")
     assert state_of(debian) == before
 
 
@@ -114,7 +114,7 @@ def install_words(debian: Debian, way: str) -> list[str]:
 
 
 def built_module() -> str:
-    return str(build_module("trixie").directory / "ipistorm.ko")
+    return str(build_module("trixie").directory / "ipitrace_storm.ko")
 
 
 def state_of(debian: Debian) -> tuple[str, ...]:
@@ -127,34 +127,116 @@ def state_of(debian: Debian) -> tuple[str, ...]:
     )
 
 
+def names_of(debian: Debian) -> list[str]:
+    """Its modules, files and devices, but what a test keeps for itself in /root."""
+    names = "\n".join(state_of(debian)).splitlines()
+    return [name for name in names if not name.startswith("/root/")]
+
+
 def storms_in(debian: Debian) -> int:
-    return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipistorm || true"))
+    return int(debian.inside("cat /proc/[0-9]*/comm 2>/dev/null | grep -xc ipitrace-storm || true"))
+
+
+AUTHOR = "The ipitrace developers"
+ANOTHER = "The unrelated developer"
+FORMER = f"""
+set -e
+mkdir /root/former
+cd /root/former
+cat >ipistorm.c <<'END'
+#include <linux/cpuhotplug.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+static bool marks;
+module_param(marks, bool, 0);
+static const struct file_operations operations = {{.owner = THIS_MODULE}};
+static struct miscdevice device = {{
+	.minor = MISC_DYNAMIC_MINOR, .name = "ipistorm", .fops = &operations}};
+static int state;
+static int leaves(unsigned int cpu)
+{{
+	return 0;
+}}
+static int __init begin(void)
+{{
+	if (!marks)
+		return 0;
+	state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "ipistorm:online", NULL, leaves);
+	return state < 0 ? state : misc_register(&device);
+}}
+static void __exit end(void)
+{{
+	if (!marks)
+		return;
+	misc_deregister(&device);
+	cpuhp_remove_state_nocalls(state);
+}}
+module_init(begin);
+module_exit(end);
+MODULE_AUTHOR("{AUTHOR}");
+MODULE_LICENSE("GPL");
+END
+echo 'obj-m := ipistorm.o' >Kbuild
+make -s -C "/lib/modules/$(uname -r)/build" M="$PWD" modules 2>&1
+"""
+"""A module of the former name: as ours was marked, and with other words in it as another's."""
+
+
+def test_what_an_older_ipitrace_left_goes_and_anothers_stays(debian: Debian) -> None:
+    """First of all tests, as nothing is installed yet."""
+    debian.inside("/usr/sbin/depmod")
+    before = state_of(debian)
+    debian.inside(FORMER)
+    source = "/usr/src/ipistorm-1.0"
+    built = f"/lib/modules/{debian.inside('uname -r')}/updates/ipistorm.ko"
+    named = [source, built]
+    for ours in (True, False):
+        author = f"LC_ALL=C sed 's/{AUTHOR}/{AUTHOR if ours else ANOTHER}/' /root/former"
+        debian.inside(f"mkdir -p {source} {Path(built).parent}")
+        debian.inside(f"{author}/ipistorm.c >{source}/device.c; {author}/ipistorm.ko >{built}")
+        debian.inside(f"/usr/sbin/depmod; /usr/sbin/insmod {built} marks={int(ours)}")
+        done = debian.ipitrace(*install_words(debian, "qga"))
+        assert done.returncode == 0, done.stderr
+        told = done.stdout.splitlines()[:3]
+        if ours:
+            assert told == ["unloaded ipistorm", *(f"removed {path}" for path in named)]
+            assert not [name for name in names_of(debian) if "ipistorm" in name]
+    left = ["left ipistorm loaded: it is not ipitrace's"]
+    left += [f"left {path} alone: it is not ipitrace's" for path in named]
+    assert told == left
+    done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via("ssh"))
+    assert done.stdout.splitlines()[1:4] == left, done.stderr
+    debian.inside(f"/usr/sbin/rmmod ipistorm; rm -r {built} {source} /root/former")
+    debian.inside(f"rmdir --ignore-fail-on-non-empty {Path(built).parent}; /usr/sbin/depmod")
+    assert state_of(debian) == before
 
 
 def test_an_install_says_what_it_did(debian: Debian, way: str, installed: str) -> None:
     kernel = debian.inside("uname -r")
-    assert (f"built ipistorm.ko for Linux {kernel}" in installed) == (way == "ssh")
-    assert "\nloaded ipistorm\n" in installed
+    assert (f"built ipitrace_storm.ko for Linux {kernel}" in installed) == (way == "ssh")
+    assert "\nloaded ipitrace_storm\n" in installed
     assert f"guest    Linux {kernel}, CPUs 0, 1, 2 online of {N_CPUS}" in installed
-    assert debian.inside("cat /sys/module/ipistorm/srcversion") in installed
+    assert debian.inside("cat /sys/module/ipitrace_storm/srcversion") in installed
 
 
 def test_a_second_install_does_nothing(debian: Debian, way: str, installed: str) -> None:
     assert installed
     done = debian.ipitrace(*install_words(debian, way))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{INSTALLED} is up to date\nipistorm is loaded\n")
+    assert done.stdout.startswith(f"{INSTALLED} is up to date\nipitrace_storm is loaded\n")
 
 
 def test_after_a_reboot_it_is_only_loaded(debian: Debian, way: str, installed: str) -> None:
     assert installed
-    debian.inside("/usr/sbin/rmmod ipistorm")  # as a reboot does
+    debian.inside("/usr/sbin/rmmod ipitrace_storm")  # as a reboot does
     run = debian.ipitrace("run", "--vm", NAME, "--via", debian.via(way), "--no-trace")
     assert run.returncode == ExitCode.ENVIRONMENT
     assert "not loaded" in run.stderr
     assert "ipitrace guest install" in run.stderr
     done = debian.ipitrace(*install_words(debian, way))
-    assert done.stdout.startswith(f"{INSTALLED} is up to date\nloaded ipistorm\n"), done.stderr
+    told = f"{INSTALLED} is up to date\nloaded ipitrace_storm\n"
+    assert done.stdout.startswith(told), done.stderr
 
 
 def test_status_names_what_the_guest_cannot_do(debian: Debian, way: str, installed: str) -> None:
@@ -314,7 +396,7 @@ def test_a_guest_that_dies_leaves_what_was_finished(way: str, told: str, tmp_pat
         seen: set[str] = set()
         while len(seen) < 3:
             assert run.poll() is None
-            seen |= set(guest.inside("pidof -s ipistorm || true").split())
+            seen |= set(guest.inside("pidof -s ipitrace-storm || true").split())
         with contextlib.suppress(subprocess.CalledProcessError):
             guest.inside("echo o >/proc/sysrq-trigger")  # off at once
         _, said = run.communicate()

@@ -291,7 +291,7 @@ STATUS: Final[dict[str, object]] = {
 CPUINFO: Final = "".join(
     f"processor\t: {i}\napicid\t\t: {i}\nflags\t\t: fpu hypervisor\n\n" for i in range(2)
 )
-HELPER_PATH: Final = "/var/lib/ipitrace/ipistorm"
+HELPER_PATH: Final = "/var/lib/ipitrace/ipitrace-storm"
 WARMUP: Final = 100  # pipeline.WARMUP
 COUNT: Final = 20
 RUN: Final = (
@@ -334,11 +334,11 @@ def answers() -> dict[str, bytes]:
 
 
 SIGNS: Final = {
-    "command -v ipistorm": "helper",
+    "command -v ipitrace-storm": "helper",
     "/proc/cpuinfo": "cpuinfo",
     "/etc/os-release": "look",
-    "ipistorm status": "status",
-    "ipistorm run": "run",
+    "ipitrace-storm status": "status",
+    "ipitrace-storm run": "run",
     "id -u": "uid",
 }
 """What in a command tells which of these answers it asks for."""

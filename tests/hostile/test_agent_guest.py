@@ -188,7 +188,7 @@ MODES: Final = (
     at("eof lacks", READ, ("without", "eof"), said="'eof' is missing"),
     at("closes while it reads", f"{READ} run", ("close", 2), said="was lost"),
     # The helper.
-    Mode("no helper", words=STATUS, codes={"helper": 1}, said="has no ipistorm"),
+    Mode("no helper", words=STATUS, codes={"helper": 1}, said="has no ipitrace-storm"),
     Mode("a helper with escapes", words=STATUS, files={"helper": ESCAPES.encode()}),
     Mode("a helper of 1 MiB", words=STATUS, files={"helper": b"/" * (1 << 20)}),
     Mode("no status", words=STATUS, files={"status": b""}, said="something unknown"),

@@ -17,8 +17,8 @@ STEPS = (
     "connecting to hostile",
     "looking at the guest",
     "copying",
-    "building ipistorm.ko in the guest for Linux 6.12.0",
-    "loading ipistorm",
+    "building ipitrace_storm.ko in the guest for Linux 6.12.0",
+    "loading ipitrace_storm",
 )
 
 
@@ -29,7 +29,7 @@ def test_a_line_a_step() -> None:
     assert len(lines) == len(STEPS)
     for line, step in zip(lines, STEPS, strict=True):
         assert line.startswith(step)
-    assert "built ipistorm.ko for Linux 6.12.0" in done.stdout
+    assert "built ipitrace_storm.ko for Linux 6.12.0" in done.stdout
     assert not any(step in done.stdout for step in STEPS)
 
 

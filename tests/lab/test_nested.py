@@ -56,7 +56,7 @@ def test_a_name_is_enough_for_a_guest_with_an_agent(nested: LabResult) -> None:
 
 def test_all_was_removed_from_the_guest(nested: LabResult) -> None:
     said = (nested.output / "remove.txt").read_text()
-    assert said.startswith("unloaded ipistorm\nremoved /var/lib/ipitrace")
+    assert said.startswith("unloaded ipitrace_storm\nremoved /var/lib/ipitrace")
 
 
 def test_the_host_measured_itself(nested: LabResult) -> None:
@@ -66,7 +66,7 @@ def test_the_host_measured_itself(nested: LabResult) -> None:
     assert (run.guest["kind"], run.guest["via"], run.guest["vm"]) == ("linux", "local", None)
     assert [row.delivered for row in run.scenarios] == [100, 100 * (N_HOST_CPUS - 1)]
     assert all(row.exits is None or row.exits.source is None for row in run.scenarios)
-    assert (nested.output / "local-remove.txt").read_text().startswith("unloaded ipistorm\n")
+    assert (nested.output / "local-remove.txt").read_text().startswith("unloaded ipitrace_storm\n")
 
 
 @pytest.mark.parametrize("name", SENDS)

@@ -176,7 +176,7 @@ def test_a_cpu_that_was_away_sends_as_before(linux: tuple[LabResult, LabResult])
         assert scenario.exits.sender.get("MSR_WRITE", 0) == pytest.approx(exits, abs=2 * FEW)
 
 
-def test_ipistorm_knows_whose_the_icr_is(linux: tuple[LabResult, LabResult]) -> None:
+def test_ipitrace_storm_knows_whose_the_icr_is(linux: tuple[LabResult, LabResult]) -> None:
     off, on = ((result.output / "install.txt").read_text() for result in linux)
     assert "the guest's kernel does not use Passthrough IPI" in off
     assert "the ICR is the host's" not in off

@@ -28,7 +28,7 @@ from ipitrace.measure.run import (
 )
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
     GuestCpus,
     HelperStatus,
     Module,
@@ -110,7 +110,7 @@ def test_a_dry_run_does_not_connect_to_the_guest(tmp_path: Path) -> None:
         assert said["guest"]["pid"] == guest.pid
         assert set(said["guest"]["threads"]) <= set(guest.tids)
         assert way in said["guest"]["what"]
-        assert any("ipistorm run --pattern unicast" in step for step in said["inside"])
+        assert any("ipitrace-storm run --pattern unicast" in step for step in said["inside"])
         assert "defaults for a guest that is not ours" in said["sending"]["limits"]
         assert all(s["most_per_s"] <= 10_000 for s in said["sending"]["scenarios"])
         refused = ipi(
@@ -150,7 +150,7 @@ class Nowhere:
 @pytest.fixture
 def endless(tmp_path: Path) -> LinuxGuest:
     """A Linux guest's driver whose helper says how it was called, and never ends."""
-    helper = tmp_path / "ipistorm"
+    helper = tmp_path / "ipitrace-storm"
     helper.write_text(
         f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho $$ >{tmp_path}/pid\nexec sleep 1000\n'
     )

@@ -19,15 +19,21 @@ from ipitrace.abi.storm import (
     StormState,
 )
 from ipitrace.base.errors import UsageError
-from ipitrace.host.conditions import Conditions, read_conditions
+from ipitrace.host.conditions import (
+    Conditions,
+    read_conditions,
+)
 from ipitrace.measure.steadiness import (
     Looks,
     Setting,
     compare,
 )
-from ipitrace.storm.driver import Hooks, StormRequest
+from ipitrace.storm.driver import (
+    Hooks,
+    StormRequest,
+)
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
     GuestCpus,
     HelperStatus,
     Module,
@@ -79,7 +85,7 @@ def test_an_owner_who_moves_vcpus_in_mid_storm(
     tmp_path: Path,
 ) -> None:
     canned_storm(tmp_path / "storm")
-    helper = tmp_path / "ipistorm"
+    helper = tmp_path / "ipitrace-storm"
     helper.write_text(f"#!/bin/sh\nsleep 1.5\ncat {tmp_path}/storm\n")
     helper.chmod(0o755)
     looks: list[Conditions] = []

@@ -13,9 +13,12 @@ from ipitrace.base.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.storm.driver import Hooks, StormRequest
+from ipitrace.storm.driver import (
+    Hooks,
+    StormRequest,
+)
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
     GuestCpus,
     HelperStatus,
     Module,
@@ -46,7 +49,7 @@ def appeared(pid: int) -> VirtualMachine:
 
 
 def test_a_vm_that_is_killed_ends_its_storm(tmp_path: Path) -> None:
-    helper = tmp_path / "ipistorm"  # a storm that takes for ever
+    helper = tmp_path / "ipitrace-storm"  # a storm that takes for ever
     helper.write_text("#!/bin/sh\nexec sleep 1000\n")
     helper.chmod(0o755)
     command = ["qemu-system-x86_64", "-accel", "kvm", "-S", "-smp", "2", "-m", "16"]

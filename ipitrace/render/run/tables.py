@@ -462,10 +462,9 @@ def _details(run: RunResult, width: int) -> str:
     if "payload_sha256" in run.guest:
         lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
     if "module_srcversion" in run.guest:
-        module = (
-            f"ipistorm {run.guest['module_version']}, srcversion {run.guest['module_srcversion']}"
-        )
-        lines.append(("module", module))
+        guest = run.guest
+        module = f"{guest['module_version']}, srcversion {guest['module_srcversion']}"
+        lines.append(("module", f"ipitrace_storm {module}"))
     lines.append(("pinning", run.host["pinning"]["why"]))
     if run.observer is not None:
         took = (

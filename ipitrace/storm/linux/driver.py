@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a Linux guest that has ipistorm in it, or this machine itself."""
+"""Drives a Linux guest that has ipitrace_storm in it, or this machine itself."""
 
 import time
 from collections.abc import Callable
@@ -16,9 +16,15 @@ from ipitrace.base.units import MIB
 from ipitrace.clock import GuestTsc
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm import limits
-from ipitrace.storm.driver import Hooks, Storm, StormRequest
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.driver import (
+    Hooks,
+    Storm,
+    StormRequest,
+)
+from ipitrace.storm.linux.helper import (
+    HELPER,
     INSTALL,
+    MODULE,
     GuestCpus,
     HelperStatus,
     find_helper,
@@ -33,7 +39,10 @@ from ipitrace.storm.transport.shell import (
     Finished,
     Shell,
 )
-from ipitrace.vm import VirtualMachine, still_there
+from ipitrace.vm import (
+    VirtualMachine,
+    still_there,
+)
 from ipitrace.words.scenarios import (
     Pattern,
     Scenario,
@@ -81,7 +90,7 @@ class LinuxGuest:
         status = read_status(shell, helper)
         if not status.module.loaded:
             raise HostError(
-                "The guest's kernel module ipistorm is not loaded.",
+                f"The guest's kernel module {MODULE} is not loaded.",
                 f"It goes with each reboot. {INSTALL}",
             )
         if not {_SENDER, _TARGET} <= set(status.online):
@@ -162,7 +171,7 @@ class LinuxGuest:
         if scenario.pattern == Pattern.RING:
             return "ipitrace tells one sender's IPIs apart, not yet those of many at once"
         if not _UNSUPPORTED.isdisjoint(parts):
-            return "ipistorm does not do it"
+            return f"{MODULE} does not do it"
         return None
 
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
@@ -270,8 +279,8 @@ class LinuxGuest:
                 f"The storm failed in the guest: {said}", "See the guest's load, and its dmesg."
             )
         if done.status == _USAGE:
-            raise UsageError(f"The guest's ipistorm says: {said}", "Ask for less of it.")
-        raise HostError(f"The guest's ipistorm says: {said}", f"See its dmesg. {INSTALL}")
+            raise UsageError(f"The guest's {HELPER} says: {said}", "Ask for less of it.")
+        raise HostError(f"The guest's {HELPER} says: {said}", f"See its dmesg. {INSTALL}")
 
     def _check_vm(self) -> None:
         """See that the VM is the one it was.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting ipistorm into a guest, and taking it out again without a trace.
+"""Putting ipitrace_storm into a guest, and taking it out again without a trace.
 
-Everything that is put there lies in one folder, ipistorm.INSTALLED; the module is loaded
+Everything that is put there lies in one folder, ipitrace_storm.INSTALLED; the module is loaded
 from it. So an install that was interrupted can be repeated, or removed.
 """
 
@@ -11,7 +11,7 @@ import io
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,29 +21,30 @@ from ipitrace.base.foreign import plain
 from ipitrace.base.resources import guest_tools_dir
 from ipitrace.host.child import run_bounded
 from ipitrace.storm import limits
+from ipitrace.storm.guest_change import (
+    CHANGE_S,
+    Step,
+    Tell,
+    checked,
+    unload,
+)
 from ipitrace.storm.guest_json import shown
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.former import remove_former
+from ipitrace.storm.linux.helper import (
     HELPER,
     INSTALLED,
+    MODULE,
     HelperStatus,
     read_status,
 )
 from ipitrace.storm.transport.shell import (
-    Finished,
     Shell,
+    nothing,
 )
 
-Tell = Callable[[str], None]
-"""Gets a line for each thing that was done."""
-
-Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
-"""Is entered for each thing that takes its time; what it answers is called meanwhile."""
-
-_MODULE: Final = "ipistorm"
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
-_MODULE_PATH: Final = f"{INSTALLED}/src/{_MODULE}.ko"
+_MODULE_PATH: Final = f"{INSTALLED}/src/{MODULE}.ko"
 _STAMP_PATH: Final = f"{INSTALLED}/installed"
-_BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
 _LOOK_LINES: Final = 5
 _RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
 """uname's, which becomes part of a path; struct new_utsname has 64 characters for it."""
@@ -84,13 +85,15 @@ uname -r
 command -v make >/dev/null || printf 'make '
 command -v gcc >/dev/null || command -v cc >/dev/null || printf 'gcc '
 echo
-[ -e /sys/module/{_MODULE} ] && echo loaded || echo no
+[ -e /sys/module/{MODULE} ] && echo loaded || echo no
 cat {_STAMP_PATH} 2>/dev/null || echo none
 """
 
 
 def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) -> HelperStatus:
     """Copy, build, load; what is there already is not done again.
+
+    What an older ipitrace left there is removed first.
 
     Args:
         shell: the way into the guest.
@@ -106,54 +109,62 @@ def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) ->
         guest = _look(shell)
     files = _files(module)
     stamp = f"{guest.kernel} {_digest(files)}"
-    if guest.stamp == stamp:
+    up_to_date = guest.stamp == stamp
+    if not up_to_date and module is None and guest.lacking:
+        raise _lacks(guest)
+    remove_former(shell, tell, step)
+    if up_to_date:
         tell(f"{INSTALLED} is up to date")
     else:
-        if module is None and guest.lacking:
-            raise _lacks(guest)
         if guest.loaded:
-            _unload(shell, tell)
+            unload(shell, MODULE, tell)
             guest = _look(shell)
-        _checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
+        checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
         unpack = ["sh", "-c", f"umask 022; mkdir -p {INSTALLED} && tar -x -C {INSTALLED}"]
         with step(f"copying {len(files)} files to the guest") as tick:
-            _checked(shell.run(unpack, stdin=_archive(files), tick=tick), "copying to the guest")
+            checked(shell.run(unpack, stdin=_archive(files), tick=tick), "copying to the guest")
         tell(f"copied {len(files)} files to {INSTALLED}")
         if module is None:
-            with step(f"building {_MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
+            with step(f"building {MODULE}.ko in the guest for Linux {guest.kernel}") as tick:
                 _build(shell, guest.kernel, tick)
-            tell(f"built {_MODULE}.ko for Linux {guest.kernel}")
+            tell(f"built {MODULE}.ko for Linux {guest.kernel}")
         write = ["sh", "-c", f'echo "$1" >{_STAMP_PATH}', "sh", stamp]
-        _checked(shell.run(write), f"writing {_STAMP_PATH}")
+        checked(shell.run(write), f"writing {_STAMP_PATH}")
     if guest.loaded:
-        tell(f"{_MODULE} is loaded")
+        tell(f"{MODULE} is loaded")
     else:
-        with step(f"loading {_MODULE}"):
+        with step(f"loading {MODULE}"):
             _load(shell)
-        tell(f"loaded {_MODULE}")
+        tell(f"loaded {MODULE}")
     return read_status(shell, _HELPER_PATH)
 
 
 def remove(shell: Shell, tell: Tell) -> None:
-    """Unload the module and remove whatever install() put there.
+    """Unload the module and remove whatever install() put there, an older one's as well.
 
     Raises:
         HostError: a storm is running, or the guest refuses.
     """
     guest = _look(shell)
     if guest.loaded:
-        _unload(shell, tell)
+        unload(shell, MODULE, tell)
+    former = remove_former(shell, tell, _untold)
     there = shell.run(["sh", "-c", f"[ -e {INSTALLED} ] && find {INSTALLED} -type f | wc -l"])
     if there.status == 0:
-        _checked(shell.run(["rm", "-rf", INSTALLED]), f"removing {INSTALLED}")
+        checked(shell.run(["rm", "-rf", INSTALLED]), f"removing {INSTALLED}")
         n = int(there.text) if _COUNT.fullmatch(there.text) else "unknown number of"
         tell(f"removed {INSTALLED} and the {n} files in it")
-    if there.status != 0 and not guest.loaded:
+    if there.status != 0 and not guest.loaded and not former:
         tell("there was nothing to remove")
 
 
+@contextlib.contextmanager
+def _untold(_what: str) -> Iterator[Callable[[], None]]:
+    yield nothing
+
+
 def _look(shell: Shell) -> _Guest:
-    done = _checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
+    done = checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
     lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
     sound = len(lines) == _LOOK_LINES and all(
         len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
@@ -170,10 +181,10 @@ def _look(shell: Shell) -> _Guest:
 def _files(module: Path | None) -> dict[str, Path]:
     """What goes into the guest, by its path below INSTALLED."""
     tools = guest_tools_dir()
-    sources = tools / _MODULE
+    sources = tools / MODULE
     files = {HELPER: _helper(sources)}
     if module is not None:
-        return files | {f"src/{_MODULE}.ko": module}
+        return files | {f"src/{MODULE}.ko": module}
     files["src/storm_abi.h"] = tools / "storm_abi.h"
     parts = [f for f in sources.iterdir() if f.suffix in {".c", ".h"} or f.name == "Kbuild"]
     kept = [f for f in parts if not f.name.endswith(".mod.c") and not f.name.startswith(_OURS)]
@@ -186,7 +197,7 @@ def _helper(sources: Path) -> Path:
     if not helper.is_file():
         done = run_bounded(
             ["make", "-s", "-C", str(sources), HELPER],
-            timeout_s=_BUILD_S,
+            timeout_s=CHANGE_S,
             limit_bytes=limits.TEXT_BYTES,
         )
         if done.status:
@@ -226,7 +237,7 @@ def _bytes_of(path: Path) -> bytes:
 
 def _build(shell: Shell, kernel: str, tick: Callable[[], None]) -> None:
     command = ["make", "-C", f"/lib/modules/{kernel}/build", f"M={INSTALLED}/src", "modules"]
-    done = shell.run(command, timeout_s=_BUILD_S, tick=tick)
+    done = shell.run(command, timeout_s=CHANGE_S, tick=tick)
     if done.status != 0:
         lines = (done.text + "\n" + done.stderr).strip().splitlines()[-_TAIL_LINES:]
         tail = "\n".join(plain(line) for line in lines)
@@ -243,16 +254,6 @@ def _load(shell: Shell) -> None:
         raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
 
 
-def _unload(shell: Shell, tell: Tell) -> None:
-    done = shell.run(["rmmod", _MODULE])
-    if done.status != 0:
-        raise HostError(
-            f"The module cannot be unloaded: {plain(done.stderr)}",
-            "While a storm runs in the guest that is so: wait for its end, or end it there.",
-        )
-    tell(f"unloaded {_MODULE}")
-
-
 def _lacks(guest: _Guest) -> HostError:
     names = {"headers": f"the headers of its kernel {guest.kernel}"}
     told = ", ".join(names.get(what, what) for what in guest.lacking)
@@ -262,12 +263,3 @@ def _lacks(guest: _Guest) -> HostError:
         f"The module cannot be built in the guest, which lacks {told}.",
         f"{hint}Or hand in a module built elsewhere for that kernel with --module.",
     )
-
-
-def _checked(done: Finished, what: str) -> Finished:
-    if done.status != 0:
-        raise HostError(
-            f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
-            "See that the guest's disk has room and is not read-only.",
-        )
-    return done

@@ -70,7 +70,7 @@ class StormFile:
         """
         if not data.startswith(FILE_MAGIC):
             raise HostError(
-                f"The guest's ipistorm handed back no records but {shown(data)}.", _MIXED
+                f"The guest's ipitrace-storm handed back no records but {shown(data)}.", _MIXED
             )
         header = np.frombuffer(data[: FILE.itemsize].ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
         if header["abi_version"] != ABI_VERSION:
@@ -167,14 +167,14 @@ def _within(header: np.void, name: str, least: int, most: int) -> int:
 def _out_of_range(name: str, value: int) -> HostError:
     return HostError(
         f"The guest's records are not what was asked for: {name} is {value}.",
-        "Install the ipistorm that belongs to this ipitrace: ipitrace guest install ...",
+        "Install the ipitrace_storm that belongs to this ipitrace: ipitrace guest install ...",
     )
 
 
 def other_version(theirs: int) -> HostError:
     """The error for a guest whose module or helper speaks another version."""
     return HostError(
-        f"The guest's ipistorm speaks version {theirs} of the storm interface, this ipitrace "
+        f"The guest's ipitrace-storm speaks version {theirs} of the storm interface, this ipitrace "
         f"version {ABI_VERSION}.",
         "Install the one that belongs to it: ipitrace guest install --vm ... --via ...",
     )

@@ -14,8 +14,15 @@ from ipitrace.abi.storm import (
 )
 from ipitrace.base.units import MIB
 from ipitrace.storm import limits
-from ipitrace.storm.driver import Hooks, Storm, StormRequest
-from ipitrace.storm.micro import passthrough, rival
+from ipitrace.storm.driver import (
+    Hooks,
+    Storm,
+    StormRequest,
+)
+from ipitrace.storm.micro import (
+    passthrough,
+    rival,
+)
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
     MG_MAX_VCPUS,

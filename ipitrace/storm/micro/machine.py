@@ -28,7 +28,11 @@ from ipitrace.base.errors import (
 )
 from ipitrace.base.signals import held_back
 from ipitrace.host.vm_tsc import read_vm_tsc
-from ipitrace.storm.driver import Hooks, Mark, Storm
+from ipitrace.storm.driver import (
+    Hooks,
+    Mark,
+    Storm,
+)
 from ipitrace.storm.limits import STORM_S
 from ipitrace.storm.micro.image import (
     MG_DESCRIPTORS,
@@ -38,7 +42,11 @@ from ipitrace.storm.micro.image import (
     LogSizes,
     Payload,
 )
-from ipitrace.storm.micro.kvm import ExitReason, Vcpu, Vm
+from ipitrace.storm.micro.kvm import (
+    ExitReason,
+    Vcpu,
+    Vm,
+)
 from ipitrace.storm.micro.stats_fd import VcpuStats
 
 _TICK_S = 0.02

@@ -16,7 +16,11 @@ from typing import Final, TypeVar
 from ipitrace.base.errors import HostError
 from ipitrace.base.foreign import plain
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import checked, member, number
+from ipitrace.storm.guest_json import (
+    checked,
+    member,
+    number,
+)
 from ipitrace.storm.transport.agent import (
     Agent,
     unknown_answer,

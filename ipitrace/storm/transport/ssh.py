@@ -28,7 +28,11 @@ from ipitrace.base.errors import (
 )
 from ipitrace.base.foreign import plain
 from ipitrace.base.search_path import others_may_write
-from ipitrace.host.child import TICK_S, Child, run_bounded
+from ipitrace.host.child import (
+    TICK_S,
+    Child,
+    run_bounded,
+)
 from ipitrace.storm import limits
 from ipitrace.storm.transport.shell import (
     QUICK_S,

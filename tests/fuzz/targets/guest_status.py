@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the helper in a Linux guest says of itself: the JSON of `ipistorm status`."""
+"""What the helper in a Linux guest says of itself: the JSON of `ipitrace-storm status`."""
 
 import contextlib
 

@@ -11,6 +11,7 @@ from ipitrace.recording.result import (
     RunLimits,
     RunResult,
 )
+from ipitrace.render.run.tables import render_run
 
 
 def test_a_run_survives_its_way_to_json_and_back() -> None:
@@ -20,6 +21,35 @@ def test_a_run_survives_its_way_to_json_and_back() -> None:
     again = RunResult.from_dict(read)
     assert again.to_json() == run.to_json()
     assert again.scenarios[0].send_cycles == run.scenarios[0].send_cycles
+
+
+def test_the_modules_former_name_is_read_and_shown_where_a_recording_has_it() -> None:
+    old = made_run(
+        complete=False,
+        failure="The guest's ipistorm says: ipistorm: CPU 1 went offline during the storm",
+        guest={
+            "kind": "linux",
+            "n_vcpus": 2,
+            "pinned_cpus": None,
+            "via": "ssh",
+            "kernel": "6.12.0",
+            "emulated": None,
+            "apic_mode": "x2apic",
+            "apic_ids": [0, 1],
+            "module_version": "1.0",
+            "module_srcversion": "0" * 24,
+            "helper_version": "1.0",
+            "vm": None,
+        },
+        scenarios=(measured_row(), replace(unsupported_row(), reason="ipistorm does not do it")),
+    )
+    read = json.loads(old.to_json())
+    assert_sound(read)
+    again = RunResult.from_dict(read)
+    assert again == RunResult.from_dict(old.to_dict())
+    shown = " ".join(render_run(again).split())
+    assert "ipistorm does not do it" in shown
+    assert "The guest's ipistorm says: ipistorm: CPU 1 went offline" in shown
 
 
 def test_what_later_programs_look_for_is_kept_apart_from_what_nobody_looked_for() -> None:

@@ -19,9 +19,20 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
 from ipitrace.base.foreign import plain
-from ipitrace.commands.guest import _say_line, _tell_status
-from ipitrace.compare.model import Comparison, GateKind, GateResult, GateState
-from ipitrace.doctor.model import Check, Examination
+from ipitrace.commands.guest import (
+    _say_line,
+    _tell_status,
+)
+from ipitrace.compare.model import (
+    Comparison,
+    GateKind,
+    GateResult,
+    GateState,
+)
+from ipitrace.doctor.model import (
+    Check,
+    Examination,
+)
 from ipitrace.recording.result import RunResult
 from ipitrace.render.compare.csv import render_csv
 from ipitrace.render.compare.junit import render_junit
@@ -39,10 +50,7 @@ from ipitrace.render.run.timeline import (
 from ipitrace.render.watch.openmetrics import render_openmetrics as render_watch_openmetrics
 from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.limits import STATUS_CHARS
-from ipitrace.storm.linux.ipistorm import (
-    HelperStatus,
-    Module,
-)
+from ipitrace.storm.linux.helper import HelperStatus, Module
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.watch.model import (
     Count,

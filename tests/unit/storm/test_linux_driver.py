@@ -10,9 +10,12 @@ from ipitrace.base.errors import (
     HostError,
     UsageError,
 )
-from ipitrace.storm.driver import Hooks, StormRequest
+from ipitrace.storm.driver import (
+    Hooks,
+    StormRequest,
+)
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.ipistorm import (
+from ipitrace.storm.linux.helper import (
     GuestCpus,
     HelperStatus,
     Module,
@@ -22,11 +25,7 @@ from ipitrace.storm.linux.ipistorm import (
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.storm.transport.shell import Finished
 from ipitrace.vm import Vcpu, VirtualMachine
-from ipitrace.words.scenarios import (
-    SCENARIOS,
-    SendMethod,
-    select_scenarios,
-)
+from ipitrace.words.scenarios import SCENARIOS, SendMethod, select_scenarios
 
 STATUS = HelperStatus(
     abi_version=2,
@@ -63,7 +62,7 @@ def machine(*vcpus: Vcpu) -> VirtualMachine:
 
 def guest(vm: VirtualMachine | None, apic_ids: tuple[int, ...] | None) -> LinuxGuest:
     cpus = GuestCpus(apic_ids, native=False, emulated=None)
-    return LinuxGuest(LocalShell(), "/ipistorm", STATUS, vm, cpus)
+    return LinuxGuest(LocalShell(), "/ipitrace-storm", STATUS, vm, cpus)
 
 
 SPREAD = machine(Vcpu(0, 100, (0,)), Vcpu(2, 102, (1,)), Vcpu(4, 104, (2,)))

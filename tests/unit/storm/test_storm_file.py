@@ -17,7 +17,10 @@ from ipitrace.base.errors import (
     IpitraceError,
     MeasurementError,
 )
-from ipitrace.correlate.pairing import ABSENT, eoi_tsc
+from ipitrace.correlate.pairing import (
+    ABSENT,
+    eoi_tsc,
+)
 from ipitrace.storm.driver import StormRequest
 from ipitrace.storm.linux.storm_file import (
     Asked,

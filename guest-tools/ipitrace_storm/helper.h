@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What the helper's files share. */
-#ifndef IPISTORM_HELPER_H
-#define IPISTORM_HELPER_H
+#ifndef IPITRACE_STORM_HELPER_H
+#define IPITRACE_STORM_HELPER_H
 
 #include <stdbool.h>
 
-#include "ipistorm_ioctl.h"
+#include "ipitrace_storm_ioctl.h"
 
-#define DEVICE "/dev/" IPISTORM_DEVICE
+#define DEVICE "/dev/" IPITRACE_STORM_DEVICE
 #define ONLINE "/sys/devices/system/cpu/online"
 #define MAX_CPUS 8192
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * ipistorm: runs storms through /dev/ipistorm. One static program, so that a
+ * ipitrace-storm: runs storms through /dev/ipitrace_storm. One static program, so that a
  * minimal guest needs nothing else.
  */
 #include <errno.h>
@@ -19,7 +19,7 @@ void fail(int code, const char *why, ...)
 	va_list arguments;
 
 	va_start(arguments, why);
-	fputs("ipistorm: ", stderr);
+	fputs("ipitrace-storm: ", stderr);
 	vfprintf(stderr, why, arguments);
 	fputc('\n', stderr);
 	va_end(arguments);
@@ -85,8 +85,8 @@ int main(int n_words, char **words)
 	if (n_words == 2 && !strcmp(verb, "--help"))
 		return help();
 	if (n_words == 2 && !strcmp(verb, "--version")) {
-		puts(IPISTORM_VERSION);
+		puts(IPITRACE_STORM_VERSION);
 		return 0;
 	}
-	fail(EXIT_USAGE, "say status or run; see ipistorm --help");
+	fail(EXIT_USAGE, "say status or run; see ipitrace-storm --help");
 }

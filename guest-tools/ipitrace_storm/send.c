@@ -16,7 +16,7 @@
 #include <asm/irq_vectors.h>
 #include <asm/msr-index.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 #define X2APIC_MSR(reg) (APIC_BASE_MSR + ((reg) >> 4))
 #define PV_BITMAP_BITS (2 * BITS_PER_LONG)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ipistorm in a Linux guest under QEMU's TCG: every scenario, every refusal, every way to end.
+"""The module in a Linux guest under QEMU's TCG: every scenario, every refusal, every way to end.
 
 Emulated CPUs share two real ones with whatever else runs: nothing here judges a duration.
 """
@@ -225,7 +225,7 @@ def test_a_check_says_nothing_and_runs_nothing(guest: GuestResult) -> None:
 
 
 def test_the_module_stays_while_it_runs(guest: GuestResult) -> None:
-    assert guest.text("killed.workers").count("ipistorm/") == 2
+    assert guest.text("killed.workers").count("ipitrace/") == 2
     assert guest.exit_code("rmmod-running") != 0
 
 
@@ -244,7 +244,7 @@ def test_a_target_that_goes_offline_ends_the_storm(guest: GuestResult, state: st
 
 
 def test_a_ring_ends_when_one_of_it_goes_offline(guest: GuestResult) -> None:
-    assert guest.text("offline-ring.workers").count("ipistorm/") == guest.guest.cpus
+    assert guest.text("offline-ring.workers").count("ipitrace/") == guest.guest.cpus
     assert guest.exit_code("offline-ring") == 4
     assert guest.error("offline-ring") == "CPU 1 went offline during the storm"
     assert len(guest.records("after-offline").sends) == TOTAL
@@ -261,9 +261,9 @@ def test_unloading_leaves_nothing(guest: GuestResult) -> None:
 
 def test_the_kernel_has_nothing_to_complain_about(guest: GuestResult) -> None:
     said = guest.text("dmesg.txt")
-    assert "ipistorm: loading out-of-tree module" in said
+    assert "ipitrace_storm: loading out-of-tree module" in said
     complaints = re.compile(r"WARNING:|BUG:|Oops|Call Trace|stall|lockup|hung task|refcount")
     assert not [line for line in said.splitlines() if complaints.search(line)]
-    ours = [line for line in said.splitlines() if "ipistorm" in line]
+    ours = [line for line in said.splitlines() if "ipitrace" in line]
     kernels_own = "out-of-tree|signature|no longer affine"  # a target's user task lost its CPU
     assert all(re.search(kernels_own, line) for line in ours), ours

@@ -13,11 +13,16 @@ from ipitrace.base.loading import load
 from ipitrace.base.untrusted import parse_json
 from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import checked, number, shown
+from ipitrace.storm.guest_json import (
+    checked,
+    number,
+    shown,
+)
 from ipitrace.storm.linux.storm_file import other_version
 from ipitrace.storm.transport.shell import Shell
 
-HELPER: Final = "ipistorm"
+MODULE: Final = "ipitrace_storm"
+HELPER: Final = "ipitrace-storm"
 INSTALLED: Final = "/var/lib/ipitrace"
 """The one folder in a guest that `ipitrace guest install` makes."""
 
@@ -37,7 +42,7 @@ class Module:
 
 @dataclass(frozen=True)
 class HelperStatus:
-    """What `ipistorm status` says.
+    """What `ipitrace-storm status` says.
 
     Attributes:
         kernel: the guest's release.

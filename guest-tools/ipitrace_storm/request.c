@@ -9,7 +9,7 @@
 #include <linux/slab.h>
 #include <asm/tsc.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 #define MAX_TIMEOUT_SECONDS 10 /* for one IPI */
 #define MAX_SENDS 10000000ULL
@@ -17,7 +17,7 @@
 #define MAX_BURN_CYCLES 1000000 /* interrupts are off in the handler */
 
 /* Puts the reason, printf-like, into the request; answers `error`. */
-int refuse(struct ipistorm_request *request, int error, const char *why, ...)
+int refuse(struct ipitrace_storm_request *request, int error, const char *why, ...)
 {
 	va_list arguments;
 
@@ -32,7 +32,7 @@ static u64 cycles(u64 seconds)
 	return seconds * tsc_khz * 1000;
 }
 
-static int check_numbers(struct ipistorm_request *request)
+static int check_numbers(struct ipitrace_storm_request *request)
 {
 	const struct storm_params *params = &request->params;
 	const u64 total = params->warmup + params->count;
@@ -73,7 +73,7 @@ static int check_numbers(struct ipistorm_request *request)
 	return 0;
 }
 
-static int check_cpu(struct ipistorm_request *request, const char *role, unsigned int cpu)
+static int check_cpu(struct ipitrace_storm_request *request, const char *role, unsigned int cpu)
 {
 	if (cpu >= nr_cpu_ids || !cpu_possible(cpu))
 		return refuse(request, -EINVAL, "%s: there is no CPU %u", role, cpu);
@@ -83,7 +83,7 @@ static int check_cpu(struct ipistorm_request *request, const char *role, unsigne
 }
 
 /* Which CPUs take part. Under cpus_read_lock(), since it depends on who is online. */
-static int choose_cpus(struct ipistorm_request *request, struct storm *storm)
+static int choose_cpus(struct ipitrace_storm_request *request, struct storm *storm)
 {
 	const struct storm_params *params = &request->params;
 	int error;
@@ -129,7 +129,7 @@ static u64 memory_needed(const struct storm *storm)
 	       (senders * sizeof(struct storm_send) + cpus * sizeof(struct storm_receipt));
 }
 
-static int check_memory(struct ipistorm_request *request, const struct storm *storm)
+static int check_memory(struct ipitrace_storm_request *request, const struct storm *storm)
 {
 	const u64 needed = memory_needed(storm);
 	const u64 allowed = (u64)max(si_mem_available(), 0L) * PAGE_SIZE / 2;
@@ -159,7 +159,7 @@ static struct storm *make_storm(const struct storm_params *params)
 }
 
 /* The storm that is asked for, without its records yet; or an error, and why. */
-int request_accept(struct ipistorm_request *request, struct storm **result)
+int request_accept(struct ipitrace_storm_request *request, struct storm **result)
 {
 	struct storm *storm;
 	int error;
@@ -183,7 +183,7 @@ int request_accept(struct ipistorm_request *request, struct storm **result)
 }
 
 /* Would this storm be run? Else says why not. */
-int request_check(struct ipistorm_request *request)
+int request_check(struct ipitrace_storm_request *request)
 {
 	struct storm *storm;
 	int error = request_accept(request, &storm);

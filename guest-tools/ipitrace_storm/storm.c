@@ -14,7 +14,7 @@
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 static DEFINE_MUTEX(one_storm_at_a_time);
 static DEFINE_SPINLOCK(active_lock);
@@ -53,7 +53,7 @@ static int cpu_goes_offline(unsigned int cpu)
 	return 0;
 }
 
-static int why_over(struct ipistorm_request *request, const struct storm *storm)
+static int why_over(struct ipitrace_storm_request *request, const struct storm *storm)
 {
 	switch (storm->error) {
 	case -ENODEV:
@@ -67,7 +67,7 @@ static int why_over(struct ipistorm_request *request, const struct storm *storm)
 	return storm->error;
 }
 
-static int run_attached(struct ipistorm_request *request, struct storm *storm)
+static int run_attached(struct ipitrace_storm_request *request, struct storm *storm)
 {
 	unsigned int cpu;
 	long left;
@@ -95,7 +95,7 @@ static int run_attached(struct ipistorm_request *request, struct storm *storm)
 	return why_over(request, storm);
 }
 
-static int run(struct ipistorm_request *request, struct storm *storm)
+static int run(struct ipitrace_storm_request *request, struct storm *storm)
 {
 	const u64 strays = receive_strays();
 	int error;
@@ -130,7 +130,7 @@ static int run(struct ipistorm_request *request, struct storm *storm)
  * request_check() says; -EBUSY another storm runs; -EINTR killed; -ENODEV a CPU
  * went offline; -ETIME took too long. request->reason says so in words.
  */
-int storm_run(struct ipistorm_request *request, struct storm **result)
+int storm_run(struct ipitrace_storm_request *request, struct storm **result)
 {
 	struct storm *storm;
 	int error;
@@ -151,7 +151,7 @@ int storm_run(struct ipistorm_request *request, struct storm **result)
 
 int storm_init(void)
 {
-	int state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "ipistorm:online", NULL,
+	int state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "ipitrace_storm:online", NULL,
 					      cpu_goes_offline);
 
 	if (state < 0)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* ipistorm status: the guest, and what it cannot do, as one line of JSON. */
+/* ipitrace-storm status: the guest, and what it cannot do, as one line of JSON. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -10,13 +10,13 @@
 
 #include "helper.h"
 
-#define MODULE "/sys/module/" IPISTORM_DEVICE "/"
+#define MODULE "/sys/module/" IPITRACE_STORM_DEVICE "/"
 #define PRESENT "/sys/devices/system/cpu/present"
 
 /* What the module has against a request, or NULL. */
-static const char *refusal(int device, struct ipistorm_request *request)
+static const char *refusal(int device, struct ipitrace_storm_request *request)
 {
-	if (!ioctl(device, IPISTORM_CHECK, request))
+	if (!ioctl(device, IPITRACE_STORM_CHECK, request))
 		return NULL;
 	return request->reason[0] ? request->reason : strerror(errno);
 }
@@ -59,9 +59,9 @@ static void print_cpus(const bool cpus[MAX_CPUS])
 }
 
 /* A request that asks for nothing special: what is refused is the one thing changed in it. */
-static struct ipistorm_request plain_request(const bool online[MAX_CPUS], bool x2apic)
+static struct ipitrace_storm_request plain_request(const bool online[MAX_CPUS], bool x2apic)
 {
-	struct ipistorm_request request = {
+	struct ipitrace_storm_request request = {
 		.params =
 			{
 				.abi_version = STORM_ABI_VERSION,
@@ -83,11 +83,11 @@ static struct ipistorm_request plain_request(const bool online[MAX_CPUS], bool x
 }
 
 /* Asks the module about each name, put into `field` of an otherwise plain request. */
-static const char *print_refusals(int device, const struct ipistorm_request *plain,
+static const char *print_refusals(int device, const struct ipitrace_storm_request *plain,
 				  const struct name *names, size_t field, const char *comma)
 {
 	for (; names->name; names++) {
-		struct ipistorm_request request = *plain;
+		struct ipitrace_storm_request request = *plain;
 		const char *why;
 
 		memcpy((char *)&request.params + field, &names->value, sizeof(names->value));
@@ -103,7 +103,7 @@ static const char *print_refusals(int device, const struct ipistorm_request *pla
 
 static void print_unsupported(int device, const bool online[MAX_CPUS], bool x2apic)
 {
-	struct ipistorm_request plain = plain_request(online, x2apic);
+	struct ipitrace_storm_request plain = plain_request(online, x2apic);
 	const char *comma = "";
 
 	if (refusal(device, &plain)) /* its kernel uses Passthrough IPI */
@@ -120,19 +120,19 @@ int status(void)
 	static bool online[MAX_CPUS], present[MAX_CPUS];
 	const bool loaded = !access(MODULE "refcnt", F_OK);
 	const int device = open_device();
-	struct ipistorm_guest guest = {};
+	struct ipitrace_storm_guest guest = {};
 	const unsigned int n_present = read_cpus(PRESENT, present);
 	struct utsname name;
 
 	if (loaded && device < 0)
 		fail(EXIT_ENVIRONMENT, "cannot open " DEVICE ": %s", strerror(errno));
-	if (device >= 0 && ioctl(device, IPISTORM_GET_GUEST, &guest))
+	if (device >= 0 && ioctl(device, IPITRACE_STORM_GET_GUEST, &guest))
 		fail(EXIT_ENVIRONMENT, DEVICE " is not what this helper expects: %s",
 		     strerror(errno));
 	uname(&name);
 	read_cpus(ONLINE, online);
 	printf("{\"abi_version\": %u, \"helper_version\": \"%s\"", STORM_ABI_VERSION,
-	       IPISTORM_VERSION);
+	       IPITRACE_STORM_VERSION);
 	printf(", \"module\": {\"loaded\": %s", loaded ? "true" : "false");
 	print_text_of("version", MODULE "version");
 	print_text_of("srcversion", MODULE "srcversion");

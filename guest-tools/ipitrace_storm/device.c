@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /dev/ipistorm: IPI storms inside a Linux guest, for ipitrace.
+ * /dev/ipitrace_storm: IPI storms inside a Linux guest, for ipitrace.
  *
- * ioctl(IPISTORM_RUN) runs one storm and returns when it is over; read() then
+ * ioctl(IPITRACE_STORM_RUN) runs one storm and returns when it is over; read() then
  * gives its records as the storm file of storm_abi.h. Each open file has the
  * records of its own last storm. An open file keeps the module loaded.
  */
@@ -17,14 +17,14 @@
 #include <asm/tsc.h>
 #include <asm/uv/uv.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 struct open_file {
 	struct mutex lock;
 	struct storm *storm; /* the last one that was run */
 };
 
-static int ipistorm_open(struct inode *inode, struct file *file)
+static int ipitrace_storm_open(struct inode *inode, struct file *file)
 {
 	struct open_file *open;
 
@@ -38,7 +38,7 @@ static int ipistorm_open(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static int ipistorm_release(struct inode *inode, struct file *file)
+static int ipitrace_storm_release(struct inode *inode, struct file *file)
 {
 	struct open_file *open = file->private_data;
 
@@ -49,7 +49,7 @@ static int ipistorm_release(struct inode *inode, struct file *file)
 
 static int get_guest(void __user *argument)
 {
-	const struct ipistorm_guest guest = {
+	const struct ipitrace_storm_guest guest = {
 		.abi_version = STORM_ABI_VERSION,
 		.x2apic = send_in_x2apic_mode(),
 		.tsc_unstable = check_tsc_unstable(),
@@ -61,13 +61,13 @@ static int get_guest(void __user *argument)
 
 static int run_or_check(struct open_file *open, unsigned int command, void __user *argument)
 {
-	struct ipistorm_request *request = memdup_user(argument, sizeof(*request));
+	struct ipitrace_storm_request *request = memdup_user(argument, sizeof(*request));
 	int error;
 
 	if (IS_ERR(request))
 		return PTR_ERR(request);
 	memset(request->reason, 0, sizeof(request->reason));
-	if (command == IPISTORM_CHECK) {
+	if (command == IPITRACE_STORM_CHECK) {
 		error = request_check(request);
 	} else {
 		storm_free(open->storm);
@@ -80,16 +80,16 @@ static int run_or_check(struct open_file *open, unsigned int command, void __use
 	return error;
 }
 
-static long ipistorm_ioctl(struct file *file, unsigned int command, unsigned long argument)
+static long ipitrace_storm_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct open_file *open = file->private_data;
 	int error;
 
 	switch (command) {
-	case IPISTORM_GET_GUEST:
+	case IPITRACE_STORM_GET_GUEST:
 		return get_guest((void __user *)argument);
-	case IPISTORM_CHECK:
-	case IPISTORM_RUN:
+	case IPITRACE_STORM_CHECK:
+	case IPITRACE_STORM_RUN:
 		break;
 	default:
 		return -ENOTTY;
@@ -123,7 +123,7 @@ static ssize_t read_storm(const struct storm *storm, char __user *to, size_t siz
 	return 0;
 }
 
-static ssize_t ipistorm_read(struct file *file, char __user *to, size_t size, loff_t *at)
+static ssize_t ipitrace_storm_read(struct file *file, char __user *to, size_t size, loff_t *at)
 {
 	struct open_file *open = file->private_data;
 	ssize_t done = -ENODATA;
@@ -136,23 +136,23 @@ static ssize_t ipistorm_read(struct file *file, char __user *to, size_t size, lo
 	return done;
 }
 
-static const struct file_operations ipistorm_operations = {
+static const struct file_operations ipitrace_storm_operations = {
 	.owner = THIS_MODULE,
-	.open = ipistorm_open,
-	.release = ipistorm_release,
-	.read = ipistorm_read,
+	.open = ipitrace_storm_open,
+	.release = ipitrace_storm_release,
+	.read = ipitrace_storm_read,
 	.llseek = default_llseek,
-	.unlocked_ioctl = ipistorm_ioctl,
+	.unlocked_ioctl = ipitrace_storm_ioctl,
 };
 
-static struct miscdevice ipistorm_device = {
+static struct miscdevice ipitrace_storm_device = {
 	.minor = MISC_DYNAMIC_MINOR,
-	.name = IPISTORM_DEVICE,
-	.fops = &ipistorm_operations,
+	.name = IPITRACE_STORM_DEVICE,
+	.fops = &ipitrace_storm_operations,
 	.mode = 0600,
 };
 
-static int __init ipistorm_init(void)
+static int __init ipitrace_storm_init(void)
 {
 	int error;
 
@@ -172,7 +172,7 @@ static int __init ipistorm_init(void)
 		pr_err("cannot attach to the tracepoint %s\n", storm_tracepoint);
 		goto no_receive;
 	}
-	error = misc_register(&ipistorm_device);
+	error = misc_register(&ipitrace_storm_device);
 	if (error)
 		goto no_device;
 	return 0;
@@ -184,16 +184,16 @@ no_receive:
 	return error;
 }
 
-static void __exit ipistorm_exit(void)
+static void __exit ipitrace_storm_exit(void)
 {
-	misc_deregister(&ipistorm_device);
+	misc_deregister(&ipitrace_storm_device);
 	receive_exit();
 	storm_exit();
 }
 
-module_init(ipistorm_init);
-module_exit(ipistorm_exit);
+module_init(ipitrace_storm_init);
+module_exit(ipitrace_storm_exit);
 MODULE_DESCRIPTION("IPI storms for ipitrace");
 MODULE_AUTHOR("The ipitrace developers");
-MODULE_VERSION(IPISTORM_VERSION);
+MODULE_VERSION(IPITRACE_STORM_VERSION);
 MODULE_LICENSE("GPL");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * ipistorm run: a storm, and its storm file on stdout.
+ * ipitrace-storm run: a storm, and its storm file on stdout.
  *
  * The module keeps the CPUs that send, and those that wait in kernel mode or in
  * HLT. Targets that run user code are this program's children.
@@ -153,7 +153,7 @@ static void copy_records(int device)
 /* Runs the storm, or only asks the module about it; answers the exit code. */
 int run(const struct options *options)
 {
-	struct ipistorm_request request = {.params = options->params};
+	struct ipitrace_storm_request request = {.params = options->params};
 	const int device = open_device();
 
 	if (device < 0)
@@ -161,7 +161,8 @@ int run(const struct options *options)
 		     errno == ENOENT ? " (is the module loaded?)" : "");
 	if (!options->check_only)
 		spin(&options->params);
-	if (ioctl(device, options->check_only ? IPISTORM_CHECK : IPISTORM_RUN, &request)) {
+	if (ioctl(device, options->check_only ? IPITRACE_STORM_CHECK : IPITRACE_STORM_RUN,
+		  &request)) {
 		const int error = errno;
 
 		fail(exit_code(error), "%s", request.reason[0] ? request.reason : strerror(error));

@@ -38,7 +38,7 @@ static unsigned int number_of(const struct name *names, const char *option, cons
 	for (; names->name; names++)
 		if (!strcmp(names->name, given))
 			return names->value;
-	fail(EXIT_USAGE, "--%s: there is no %s; see ipistorm --help", option, given);
+	fail(EXIT_USAGE, "--%s: there is no %s; see ipitrace-storm --help", option, given);
 }
 
 static unsigned long long parse_number(const char *option, const char *given)
@@ -109,7 +109,7 @@ struct options parse(int n_words, char **words)
 		const char *name = which == '?' || which == ':' ? "" : known[index].name;
 
 		if (which == '?' || which == ':')
-			fail(EXIT_USAGE, "%s %s; see ipistorm --help", words[optind - 1],
+			fail(EXIT_USAGE, "%s %s; see ipitrace-storm --help", words[optind - 1],
 			     which == ':' ? "needs a value" : "is no option of run");
 		seen |= 1ull << which;
 		switch (which) {
@@ -156,7 +156,7 @@ struct options parse(int n_words, char **words)
 		}
 	}
 	if (optind < n_words)
-		fail(EXIT_USAGE, "%s: not understood; see ipistorm --help", words[optind]);
+		fail(EXIT_USAGE, "%s: not understood; see ipitrace-storm --help", words[optind]);
 	for (index = 0; index < (int)(sizeof(mandatory) / sizeof(*mandatory)); index++)
 		if (!(seen & 1ull << mandatory[index]))
 			fail(EXIT_USAGE, "run needs --%s", known[mandatory[index] - 1].name);
@@ -177,8 +177,8 @@ static void print_names(const char *option, const struct name *names)
 
 int help(void)
 {
-	puts("ipistorm status    one line of JSON: the guest, and what it cannot do\n"
-	     "ipistorm run ...   runs a storm and writes its storm file to stdout");
+	puts("ipitrace-storm status    one line of JSON: the guest, and what it cannot do\n"
+	     "ipitrace-storm run ...   runs a storm and writes its storm file to stdout");
 	print_names("pattern", patterns);
 	print_names("state", states);
 	print_names("method", methods);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-#ifndef IPISTORM_H
-#define IPISTORM_H
+#ifndef IPITRACE_STORM_H
+#define IPITRACE_STORM_H
 
 #include <linux/cache.h>
 #include <linux/cpumask.h>
@@ -8,10 +8,10 @@
 #include <linux/types.h>
 #include <linux/wait.h>
 
-#include "ipistorm_ioctl.h"
+#include "ipitrace_storm_ioctl.h"
 
 #undef pr_fmt
-#define pr_fmt(fmt) "ipistorm: " fmt
+#define pr_fmt(fmt) "ipitrace_storm: " fmt
 
 #define STORM_MAX_SECONDS 600 /* of a storm, whatever it does */
 
@@ -72,9 +72,9 @@ struct storm {
 };
 
 /* request.c */
-int refuse(struct ipistorm_request *request, int error, const char *why, ...) __printf(3, 4);
-int request_check(struct ipistorm_request *request);
-int request_accept(struct ipistorm_request *request, struct storm **result);
+int refuse(struct ipitrace_storm_request *request, int error, const char *why, ...) __printf(3, 4);
+int request_check(struct ipitrace_storm_request *request);
+int request_accept(struct ipitrace_storm_request *request, struct storm **result);
 
 /* records.c */
 int records_allocate(struct storm *storm);
@@ -89,7 +89,7 @@ int workers_start(struct storm *storm);
 void workers_stop(struct storm *storm);
 
 /* storm.c */
-int storm_run(struct ipistorm_request *request, struct storm **result);
+int storm_run(struct ipitrace_storm_request *request, struct storm **result);
 int storm_init(void);
 void storm_exit(void);
 

@@ -9,7 +9,7 @@
 #include <linux/smp.h>
 #include <linux/topology.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 /* The first error is the one that counts. */
 void storm_end(struct storm *storm, int error)
@@ -156,7 +156,7 @@ int workers_start(struct storm *storm)
 
 		if (!has_worker(here))
 			continue;
-		worker = kthread_create_on_node(work, here, cpu_to_node(cpu), "ipistorm/%u", cpu);
+		worker = kthread_create_on_node(work, here, cpu_to_node(cpu), "ipitrace/%u", cpu);
 		if (IS_ERR(worker))
 			return PTR_ERR(worker);
 		kthread_bind(worker, cpu);

@@ -17,7 +17,7 @@
 #include <asm/irq_vectors.h>
 #include <asm/ptrace.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 const char storm_tracepoint[] = "x86_platform_ipi_entry";
 

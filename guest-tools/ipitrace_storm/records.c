@@ -6,7 +6,7 @@
 #include <linux/vmalloc.h>
 #include <asm/tsc.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 static bool receives(const struct storm *storm, unsigned int cpu)
 {

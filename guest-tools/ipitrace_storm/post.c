@@ -10,7 +10,7 @@
 #include <asm/apicdef.h>
 #include <asm/irq_vectors.h>
 
-#include "ipistorm.h"
+#include "ipitrace_storm.h"
 
 #define FEATURE_PASSTHROUGH_IPI 30
 #define MSR_PASSTHROUGH_IPI 0x4b564df0
