@@ -21,15 +21,15 @@ from ipitrace.base.foreign import plain
 from ipitrace.base.resources import guest_tools_dir
 from ipitrace.host.child import run_bounded
 from ipitrace.storm import limits
-from ipitrace.storm.guest_change import (
+from ipitrace.storm.guest_json import shown
+from ipitrace.storm.linux.former import remove_former
+from ipitrace.storm.linux.guest_change import (
     CHANGE_S,
     Step,
     Tell,
     checked,
     unload,
 )
-from ipitrace.storm.guest_json import shown
-from ipitrace.storm.linux.former import remove_former
 from ipitrace.storm.linux.helper import (
     HELPER,
     INSTALLED,

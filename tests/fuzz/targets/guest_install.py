@@ -14,7 +14,7 @@ from unittest import mock
 
 from ipitrace.base.errors import IpitraceError
 from ipitrace.base.foreign import plain_lines
-from ipitrace.storm.linux.driver import install
+from ipitrace.storm.linux import install
 from ipitrace.storm.transport.shell import Finished
 
 from ..pieces import STATUS, SayingShell

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_guest_words import STATUS, assert_told
 
 from ipitrace.base.errors import HostError
-from ipitrace.storm.linux.driver import install
+from ipitrace.storm.linux import install
 from ipitrace.storm.linux.former import remove_former
 from ipitrace.storm.linux.helper import INSTALLED
 from ipitrace.storm.transport.local import LocalShell
