@@ -313,7 +313,7 @@ def test_notes_say_where_the_target_was_not_as_asked() -> None:
 
 
 def test_posted_interrupts_outside_guest_mode_are_added_up() -> None:
-    delta = InterruptDelta((0, 1), {"PIN": (3, 4), "RES": (10, None)}, (1,))
+    delta = InterruptDelta((0, 1), {"PIN": (3, 4), "RES": (10, None)})
     row = row_of("unicast-running", *(recorded(PLAIN, (1,), interrupts=delta),) * 2)
     assert row.late_posts == {"PIN": 14}
     assert row.host_interrupts == {"PIN": {"0": 6, "1": 8}}
