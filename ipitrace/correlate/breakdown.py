@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.stages import (
     STAGES,
     Stage,
 )
 
-_LATE = np.iinfo(np.int64).max
 _NAMED_SEQUENCES = 3
 _BETWEEN = np.array(
     [s.stage for s in STAGES if s.critical and s.stage not in {Stage.SEND, Stage.HANDLER}]
@@ -91,10 +90,10 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
 
 
 def _since_send(spans: Spans) -> NDArray[np.int64]:
-    """Cycles since the send of every delivered, unsuspected span; _LATE where absent."""
+    """Cycles since the send of every delivered, unsuspected span; NEVER where absent."""
     tsc = spans.tsc[(spans.stage(Stage.HANDLER) != ABSENT) & ~spans.suspect]
     send = tsc[:, Stage.SEND : Stage.SEND + 1]
-    return np.where(tsc == ABSENT, _LATE, tsc - np.where(tsc == ABSENT, 0, send))
+    return np.where(tsc == ABSENT, NEVER, tsc - np.where(tsc == ABSENT, 0, send))
 
 
 def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -104,7 +103,7 @@ def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.uint64]:
     """
     between = since[:, _BETWEEN]
     order = np.argsort(between, axis=1, kind="stable")
-    numbers = np.where(np.take_along_axis(between, order, axis=1) == _LATE, 0, order + 1)
+    numbers = np.where(np.take_along_axis(between, order, axis=1) == NEVER, 0, order + 1)
     shifts = np.arange(len(_BETWEEN))[::-1] * _BITS
     codes: NDArray[np.uint64] = (numbers << shifts).sum(axis=1).astype(np.uint64)
     return codes
@@ -122,7 +121,7 @@ def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: 
     before = dict(zip(sequence[1:], sequence[:-1], strict=True))
     steps = []
     for spec in STAGES:
-        present = since[:, spec.stage] != _LATE
+        present = since[:, spec.stage] != NEVER
         if not present.any():
             continue
         stamps = since[present, spec.stage]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import Stage
 
@@ -71,8 +71,8 @@ def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> 
     if not len(entry_tsc):
         return np.full(len(exit_tsc), ABSENT, np.int64)
     at = np.searchsorted(entry_tsc, exit_tsc, side="right")
-    entry = np.append(entry_tsc, np.iinfo(np.int64).max)[at]
-    next_exit = np.append(exit_tsc[1:], np.iinfo(np.int64).max)
+    entry = np.append(entry_tsc, NEVER)[at]
+    next_exit = np.append(exit_tsc[1:], NEVER)
     ends = (at < len(entry_tsc)) & (entry <= next_exit)
     return np.asarray(np.where(ends, entry, ABSENT), np.int64)
 
@@ -105,7 +105,7 @@ def _covered(
     if not len(start):
         return np.zeros(len(until), np.int64)
     # where clocks contradict each other an interval may seem to reach into the next
-    length = np.minimum(length, np.append(np.diff(start), np.iinfo(np.int64).max))
+    length = np.minimum(length, np.append(np.diff(start), NEVER))
     before = np.concatenate([[0], np.cumsum(length)])
     at = np.searchsorted(start, until, side="right") - 1
     inside = np.clip(until - start[np.maximum(at, 0)], 0, length[np.maximum(at, 0)])

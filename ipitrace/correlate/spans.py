@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex, Events
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.sender import SenderSide, is_ipi_with
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.target import target_side
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT, eoi_tsc, pair_receipts, taken
+from ipitrace.correlate.pairing import eoi_tsc, pair_receipts, taken
+from ipitrace.correlate.stamps import ABSENT
 
 
 @dataclass(frozen=True)

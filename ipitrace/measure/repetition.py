@@ -20,8 +20,8 @@ from ipitrace.clock import (
     own_guest_tsc,
 )
 from ipitrace.correlate.exits import exit_tables
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
 from ipitrace.host.conditions import Conditions, read_conditions
 from ipitrace.host.interrupts import (

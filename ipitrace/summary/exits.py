@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
-from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.result import (
     Exits,
     ExitTime,

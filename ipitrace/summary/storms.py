@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
-from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+from ipitrace.correlate.pairing import pair_receipts, taken
 from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Storm
 from ipitrace.words.scenarios import Mode, Scenario

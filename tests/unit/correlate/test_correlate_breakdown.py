@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from made_up import Story, stories, tell
 
 from ipitrace.correlate.breakdown import break_down, path_shares
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.stages import (
     STAGES,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from made_up import SEEDS, Happening, Story, stories, tell
 
 from ipitrace.correlate.exits import ExitTable, exit_tables
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import StormTrace, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.result import ExitTime
 from ipitrace.summary.exits import exit_times
 from ipitrace.summary.storms import Cycles, Measured, Repetition, Watched

@@ -18,8 +18,8 @@ from ipitrace.base.errors import ExitCode
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.correlate.exits import ExitTable, exit_tables
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.measure.columns import (

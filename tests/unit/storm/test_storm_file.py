@@ -17,7 +17,8 @@ from ipitrace.base.errors import (
     IpitraceError,
     MeasurementError,
 )
-from ipitrace.correlate.pairing import ABSENT, eoi_tsc
+from ipitrace.correlate.pairing import eoi_tsc
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.storm.driver import StormRequest
 from ipitrace.storm.linux.storm_file import (
     Asked,
