@@ -23,7 +23,7 @@ from ipitrace.words.scenarios import Pattern
 
 
 @dataclass(frozen=True)
-class Pair:
+class MetricPair:
     """One metric of one scenario on both sides.
 
     Attributes:
@@ -59,7 +59,7 @@ class Pair:
 
 def pairs(
     base: Sequence[RunResult], patched: Sequence[RunResult], *, cycles: bool, also: Collection[str]
-) -> tuple[tuple[Pair, ...], tuple[Missing, ...]]:
+) -> tuple[tuple[MetricPair, ...], tuple[Missing, ...]]:
     """Every metric that both sides have, and the headline ones that they do not.
 
     A count or share that only one side knows is 0 on the other, if its kind was counted there.
@@ -70,7 +70,7 @@ def pairs(
         cycles: compare cycles, too; else only counts and shares.
         also: full names of counts and shares to look at even if they never happened.
     """
-    found: list[Pair] = []
+    found: list[MetricPair] = []
     missing: list[Missing] = []
     for row in base[0].scenarios:
         if row.status != "measured":
@@ -82,7 +82,7 @@ def pairs(
                 continue
             one, other = (_of_all(side, metric) for side in sides)
             if one and other:
-                found.append(Pair(row.name, metric, one, other))
+                found.append(MetricPair(row.name, metric, one, other))
         has = {pair.metric.name for pair in found if pair.scenario == row.name}
         missing += _missing(row, has, cycles=cycles)
     return tuple(found), tuple(missing)

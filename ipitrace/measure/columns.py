@@ -24,7 +24,7 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Place:
+class RepetitionKey:
     """Which repetition of which scenario rows belong to."""
 
     scenario: str
@@ -59,7 +59,7 @@ _ZERO_IS_UNKNOWN = [event.kind for event in HOST_EVENTS if event.zero_is_unknown
 _KIND_NAMES = np.array([event.name for event in HOST_EVENTS], dtype=object)
 
 
-def host_event_columns(place: Place, trace: StormTrace) -> Columns:
+def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
     """One row for each host event of a recorded repetition, in order of time."""
     order = np.argsort(trace.event_tsc, kind="stable")
     events = trace.events[order]
@@ -93,7 +93,7 @@ GUEST_IPI_MEANINGS = {
 
 
 def guest_ipi_columns(
-    place: Place, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
+    place: RepetitionKey, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
 ) -> Columns:
     """One row for each send and target; rows of one send follow each other."""
     n, m = len(storm.sends), len(targets)
@@ -139,7 +139,7 @@ _PATH_NAMES = np.array([path.text for path in IpiPath], dtype=object)
 _STAGE_NAMES = [spec.name for spec in STAGES]
 
 
-def span_columns(place: Place, spans: Spans, sender: int, first_ipi: int) -> Columns:
+def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int) -> Columns:
     """One row for each delivery of a recorded repetition."""
     n = len(spans.seq)
     return {

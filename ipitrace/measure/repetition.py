@@ -34,7 +34,7 @@ from ipitrace.measure.steadiness import (
 )
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.summary import Watched
+from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
 from ipitrace.words.events import (
     NR_KINDS,
@@ -82,7 +82,7 @@ class Recorded:
 
     storm: Storm
     mode: Mode
-    watched: Watched | None
+    watched: HostSide | None
     trace: StormTrace | None
     no_trace_reason: str | None
     violations: Mapping[str, int]
@@ -229,7 +229,7 @@ def run_repetition(
     return Recorded(
         storm,
         mode,
-        Watched(spans, exit_tables(trace, spans), interrupts),
+        HostSide(spans, exit_tables(trace, spans), interrupts),
         trace,
         None,
         _violations(spans, trace.bound_cycles),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from ipitrace.recording.result import PerSide
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.storms import (
+    HostSide,
     Repetition,
-    Watched,
 )
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.scenarios import (
@@ -36,7 +36,7 @@ _OF_TRACED_ROWS = (
 
 def absent_figures(
     storms: Sequence[Repetition],
-    watched: Sequence[Watched],
+    watched: Sequence[HostSide],
     stats: Mapping[str, PerSide] | None,
     *,
     kvm_exit_fires: bool,

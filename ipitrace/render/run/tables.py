@@ -12,8 +12,8 @@ from ipitrace.base.units import (
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import (
     ClockResult,
-    Difference,
     ObserverCost,
+    PairedDifference,
     PerSide,
     RunLimits,
     RunResult,
@@ -263,7 +263,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
 
 
 def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
-    def cells(difference: Difference) -> tuple[str, str]:
+    def cells(difference: PairedDifference) -> tuple[str, str]:
         share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
         return (
             f"{difference.median:+d} ({share:+.1%})",

@@ -11,7 +11,7 @@ from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.result import ExitTime
 from ipitrace.summary.exits import exit_times
-from ipitrace.summary.storms import Cycles, Measured, Repetition, Watched
+from ipitrace.summary.storms import Cycles, HostSide, Measured, Repetition
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.scenarios import SCENARIOS, Mode
@@ -30,7 +30,7 @@ def rows_of(trace: StormTrace) -> tuple[ExitTime, ...]:
     handled = spans.stage(Stage.HANDLER) != ABSENT
     deliver = (spans.stage(Stage.HANDLER) - spans.stage(Stage.SEND))[handled]
     n = len(trace.receipts)
-    watched = Watched(spans, exit_tables(trace, spans), None)
+    watched = HostSide(spans, exit_tables(trace, spans), None)
     repetition = Repetition(
         mode=Mode.FULL,
         cycles=Cycles(NOTHING, deliver, NOTHING, 0, 0),
