@@ -7,10 +7,8 @@ import numpy as np
 
 from ipitrace.compare.pairs import MetricPair
 from ipitrace.compare.statistics import Values
-from ipitrace.words.metrics import (
-    PATH_RANKS,
-    path_of,
-)
+from ipitrace.words.metrics import path_of
+from ipitrace.words.paths import PATH_RANKS
 
 
 def moves(found: Iterable[MetricPair]) -> dict[tuple[str, str], MetricPair]:

@@ -15,6 +15,7 @@ from ipitrace.recording.result import (
 )
 from ipitrace.words.metrics import (
     CYCLES_METRICS,
+    SIDES,
     Metric,
     Scale,
     metric_of,
@@ -121,7 +122,7 @@ def _missing(row: ScenarioResult, has: Collection[str], *, cycles: bool) -> Iter
         if metric.headline and metric.name not in has:
             why = "a recording has no such cycles" if cycles else "emulated and real cycles"
             yield Missing(row.name, metric.name, why)
-    for side in ("sender", "target"):
+    for side in SIDES:
         expected = side == "sender" or row.pattern != Pattern.SELF
         if expected and f"exits.{side}" not in has:
             yield Missing(row.name, f"exits.{side}", "a recording did not count them")

@@ -26,6 +26,7 @@ from ipitrace.words.interrupts import (
     POSTED_ROWS,
     arrived_elsewhere,
 )
+from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import (
     Scenario,
     SendMethod,
@@ -150,18 +151,13 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     lines: list[tuple[str, ...]] = []
     for row in rows:
         costs = run.observer.costs.get(row.name, {}) if run.observer else {}
-        for first, letter, metric, summary in (
-            (row.name, "S", "send", row.send_cycles),
-            (f"{row.sent} sent", "D", "deliver", row.deliver_cycles),
-            (f"{row.delivered} delivered", "R", "round_trip", row.round_trip_cycles),
-        ):
-            p50, ns, *rest = _summary_cells(summary, run.clock.tsc_hz)
-            cost = costs.get(metric)
+        counts = (row.name, f"{row.sent} sent", f"{row.delivered} delivered")
+        for first, timing in zip(counts, TIMINGS, strict=True):
+            p50, ns, *rest = _summary_cells(getattr(row, timing.field), run.clock.tsc_hz)
+            cost = costs.get(timing.name)
             added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
-            lines.append((first, letter, p50, ns, *added, *rest))
-    title = (
-        "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
-    )
+            lines.append((first, timing.letter, p50, ns, *added, *rest))
+    title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
     if watched:
         title += "; watching: what our probes add to that p50, see the observer cost below"
     return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
@@ -242,10 +238,10 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
         name = row.name
-        for letter, metric in (("S", "send"), ("D", "deliver"), ("R", "round_trip")):
-            cost = costs.get(metric)
+        for timing in TIMINGS:
+            cost = costs.get(timing.name)
             if cost is not None:
-                lines.append((name, letter, *_cost_cells(cost, certain=certain)))
+                lines.append((name, timing.letter, *_cost_cells(cost, certain=certain)))
                 name = ""
     if not lines:
         return ""

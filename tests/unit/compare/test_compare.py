@@ -19,8 +19,7 @@ from ipitrace.recording.result import (
     ExitsPerIpi,
     RunResult,
 )
-from ipitrace.words.metrics import PATH_RANKS
-from ipitrace.words.paths import IpiPath
+from ipitrace.words.paths import PATH_RANKS, IpiPath
 
 
 def row(comparison: Comparison, metric: str) -> Row:
