@@ -6,10 +6,20 @@ from typing import Final
 
 from ipitrace.base.errors import UsageError
 from ipitrace.base.units import processes
-from ipitrace.vm.discovery import Discovery
+from ipitrace.host.files import HOST, HostFiles
+from ipitrace.vm.discovery import Discovery, discover
 from ipitrace.vm.model import VirtualMachine
 
 _MOST_LISTED: Final = 50
+
+
+def resolve_vm(name: str, files: HostFiles = HOST) -> VirtualMachine:
+    """Discover, and pick the one VM that answers to `name`.
+
+    Raises:
+        UsageError: none does, or several do; the hint lists what there is.
+    """
+    return pick(discover(files), name)
 
 
 def pick(found: Discovery, name: str) -> VirtualMachine:

@@ -13,7 +13,7 @@ from least_rights import folder_of_theirs
 from odd_vmms import NOBODY, python_named, run_as, vmm
 
 from ipitrace.base.errors import HostError
-from ipitrace.vm import AgentChannel, VirtualMachine, agent_of, connect_agent, discover, pick
+from ipitrace.vm import AgentChannel, VirtualMachine, agent_of, connect_agent, resolve_vm
 
 pytestmark = pytest.mark.live("root", "kvm")
 
@@ -68,7 +68,7 @@ def test_the_vmm_s_own_socket_by_a_relative_path(folder: Path, tmp_path: Path) -
     """Relative to where the VMM runs, not to where we do."""
     qemu = python_named(tmp_path, "qemu-system-x86_64")
     with vmm(*agent_words("agent.sock"), program=qemu, odd=LISTEN, cwd=str(folder)) as process:
-        vm = pick(discover(), f"pid:{process.pid}")
+        vm = resolve_vm(f"pid:{process.pid}")
         with connect_agent(vm, channel(vm)) as connection:
             assert connection.getpeername() == "agent.sock"
 
@@ -77,7 +77,7 @@ def test_a_socket_that_only_root_may_open_is_not_opened(folder: Path, tmp_path: 
     qemu = python_named(tmp_path, "qemu-system-x86_64")
     path = folder / "docker.sock"
     with listener(path, 0o600) as taken, vmm(*agent_words(path), program=qemu) as process:
-        vm = pick(discover(), f"pid:{process.pid}")
+        vm = resolve_vm(f"pid:{process.pid}")
         with pytest.raises(HostError, match=f"as user {NOBODY}.*Permission denied"):
             connect_agent(vm, channel(vm))
         done = run_as(["guest", "status", "--vm", f"pid:{process.pid}"])
@@ -89,7 +89,7 @@ def test_another_s_socket_is_not_talked_to(folder: Path, tmp_path: Path) -> None
     qemu = python_named(tmp_path, "qemu-system-x86_64")
     path = folder / "open.sock"
     with listener(path, 0o666) as taken, vmm(*agent_words(path), program=qemu) as process:
-        vm = pick(discover(), f"pid:{process.pid}")
+        vm = resolve_vm(f"pid:{process.pid}")
         with pytest.raises(HostError, match=f"process {os.getpid()} listens there"):
             connect_agent(vm, channel(vm))
         for connection in taken:
@@ -100,7 +100,7 @@ def test_a_command_line_like_a_libvirt_domain_s_is_no_domain(tmp_path: Path) -> 
     qemu = python_named(tmp_path, "qemu-system-x86_64")
     words = ("-chardev", "socket,id=agent,fd=31", "-device", PORT, "-D", "/var/lib/libvirt/x")
     with vmm("-name", "others-domain", *words, program=qemu) as process:
-        assert agent_of(pick(discover(), f"pid:{process.pid}")) is None
+        assert agent_of(resolve_vm(f"pid:{process.pid}")) is None
 
 
 def test_options_nested_too_deep(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_options_nested_too_deep(tmp_path: Path) -> None:
     deep = '{"a":' * 10_000 + "1" + "}" * 10_000
     listed = '{"chardev":["x"],"name":"org.qemu.guest_agent.0"}'
     with vmm("-device", deep, "-device", listed, program=qemu) as process:
-        assert agent_of(pick(discover(), f"pid:{process.pid}")) is None
+        assert agent_of(resolve_vm(f"pid:{process.pid}")) is None
 
 
 def test_a_process_that_took_the_number_is_not_the_vm(folder: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_process_that_took_the_number_is_not_the_vm(folder: Path, tmp_path: Pa
 
     qemu = python_named(tmp_path, "qemu-system-x86_64")
     with vmm(*agent_words("agent.sock"), program=qemu, odd=LISTEN, cwd=str(folder)) as process:
-        vm = pick(discover(), f"pid:{process.pid}")
+        vm = resolve_vm(f"pid:{process.pid}")
         former = replace(vm, started_at_ticks=vm.started_at_ticks - 1)
         with pytest.raises(HostError, match="has ended"):
             connect_agent(former, "agent.sock")

@@ -33,7 +33,7 @@ from ipitrace.storm.linux.ipistorm import (
     Module,
 )
 from ipitrace.storm.transport.local import LocalShell
-from ipitrace.vm import VirtualMachine, discover, pick
+from ipitrace.vm import VirtualMachine, resolve_vm
 from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = [
@@ -61,7 +61,7 @@ def canned_storm(path: Path) -> None:
 def seen(pid: int, tids: Sequence[int]) -> VirtualMachine | None:
     """The VM as it is found; who its threads are is known from QEMU's own names."""
     try:
-        vm = pick(discover(), f"pid:{pid}")
+        vm = resolve_vm(f"pid:{pid}")
     except UsageError:
         return None
     vcpus = tuple(replace(vcpu, tid=tids[vcpu.index]) for vcpu in vm.vcpus)

@@ -18,7 +18,7 @@ from ipitrace.base.units import MIB
 from ipitrace.host.descriptors import read_descriptors
 from ipitrace.host.files import HostFiles
 from ipitrace.tracer.vcpu_entries import entering_threads
-from ipitrace.vm import VirtualMachine, discover, find_vms, pick, still_there
+from ipitrace.vm import VirtualMachine, discover, find_vms, resolve_vm, still_there
 from ipitrace.vm.threads import find_in_kvm_run
 
 pytestmark = pytest.mark.live("root", "kvm")
@@ -61,7 +61,7 @@ def test_a_micro_guest_is_found(micro: Guest) -> None:
     assert vm.name == f"pid:{micro.pid}"
     assert vm.memory_bytes is None
     assert vm.unknown["memory_bytes"]
-    assert pick(discover(), vm.name) == vm
+    assert resolve_vm(vm.name) == vm
     assert still_there(vm) is None
 
 
@@ -100,7 +100,7 @@ def test_guests_of_two_processes_are_two(micro: Guest) -> None:
         assert vms[micro.pid].tids == micro.tids
         assert vms[other.pid].tids == other.tids
         with pytest.raises(UsageError, match="no VM 'guest1'") as raised:
-            pick(discover(), "guest1")
+            resolve_vm("guest1")
         assert f"pid:{micro.pid}" in raised.value.hint
         assert f"pid:{other.pid}" in raised.value.hint
 
@@ -108,7 +108,7 @@ def test_guests_of_two_processes_are_two(micro: Guest) -> None:
 def test_qemu_is_found_by_its_name() -> None:
     with qemu_guest("-name", "guest=ipitrace-test,debug-threads=on") as guest:
         vm = until(lambda: whole(guest))
-        assert vm == pick(discover(), "ipitrace-test") == pick(discover(), f"pid:{guest.pid}")
+        assert vm == resolve_vm("ipitrace-test") == resolve_vm(f"pid:{guest.pid}")
         assert vm.vmm == "QEMU"
         assert vm.tids == guest.tids
         assert vm.memory_bytes == 64 * MIB
@@ -122,7 +122,7 @@ def test_an_ambiguous_name_lists_the_candidates() -> None:
     name = "-name", "guest=ipitrace-twin,debug-threads=on"
     with qemu_guest(*name) as one, qemu_guest(*name) as other:
         with pytest.raises(UsageError, match="2 VMs answer to 'ipitrace-twin'") as raised:
-            pick(discover(), "ipitrace-twin")
+            resolve_vm("ipitrace-twin")
         assert f"pid:{one.pid}, pid:{other.pid}" in raised.value.hint
 
 
@@ -162,7 +162,7 @@ def test_a_vm_that_grows_and_one_that_is_closed() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "one\n"
-        vm = pick(discover(), f"pid:{process.pid}")
+        vm = resolve_vm(f"pid:{process.pid}")
         assert vm.tids == ()
         assert "has not run yet" in vm.unknown["tid"]
         assert vm.apic_mode is None

@@ -21,7 +21,7 @@ from ipitrace.storm.linux.ipistorm import (
     Module,
 )
 from ipitrace.storm.transport.local import LocalShell
-from ipitrace.vm import VirtualMachine, discover, pick
+from ipitrace.vm import VirtualMachine, resolve_vm
 from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = [
@@ -36,7 +36,7 @@ def appeared(pid: int) -> VirtualMachine:
     deadline_s = time.monotonic() + 60
     while True:
         try:
-            vm = pick(discover(), f"pid:{pid}")
+            vm = resolve_vm(f"pid:{pid}")
         except UsageError:
             assert time.monotonic() < deadline_s
         else:
