@@ -161,7 +161,7 @@ def _median(values: NDArray[np.int64]) -> int:
 
 
 def path_shares(parts: Sequence[Spans]) -> dict[int, float]:
-    """Share of all spans that took each path, by paths.Path number, largest first."""
+    """Share of all spans that took each path, by IpiPath number, largest first."""
     paths = np.concatenate([part.path for part in parts]) if parts else np.empty(0, np.int8)
     if not len(paths):
         return {}

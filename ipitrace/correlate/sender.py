@@ -50,7 +50,7 @@ class SenderSide:
         first_event: the earliest of what the send made KVM do.
         began: the earliest of it that surely came before any target was told.
         exits: kvm_exit of the sender in the window, for whatever reason.
-        path: a paths.Path.
+        path: an IpiPath.
     """
 
     def __init__(self, trace: StormTrace, guest: GuestSide, events: EventIndex) -> None:
