@@ -17,7 +17,7 @@ from ipitrace.recording.result import (
     ScenarioResult,
 )
 from ipitrace.words.metrics import TOTAL_EXITS
-from ipitrace.words.scenarios import Mode, SendMethod
+from ipitrace.words.scenarios import Mode, ScenarioStatus, SendMethod
 
 MOST_PASSTHROUGH_EXITS = 0.05
 """Sender exits per IPI above which a passthrough scenario did not pass the interrupts through."""
@@ -309,7 +309,7 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _measured(run: RunResult) -> dict[str, ScenarioResult]:
-    return {row.name: row for row in run.scenarios if row.status == "measured"}
+    return {row.name: row for row in run.scenarios if row.status == ScenarioStatus.MEASURED}
 
 
 def _short(value: object) -> str:

@@ -20,7 +20,7 @@ from ipitrace.words.metrics import (
     Scale,
     metric_of,
 )
-from ipitrace.words.scenarios import Pattern
+from ipitrace.words.scenarios import Pattern, ScenarioStatus
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def pairs(
     found: list[MetricPair] = []
     missing: list[Missing] = []
     for row in base[0].scenarios:
-        if row.status != "measured":
+        if row.status != ScenarioStatus.MEASURED:
             continue
         sides = tuple(tuple(_samples(run, row.name) for run in side) for side in (base, patched))
         for name in _names([recording for side in sides for recording in side], also):

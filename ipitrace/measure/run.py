@@ -94,6 +94,7 @@ from ipitrace.words.scenarios import (
     SENDER,
     Mode,
     Scenario,
+    ScenarioStatus,
     TargetState,
 )
 
@@ -503,7 +504,7 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
         pattern=scenario.pattern,
         target_state=scenario.target_state,
         send_method=scenario.send_method,
-        status="unsupported",
+        status=ScenarioStatus.UNSUPPORTED,
         reason=reason,
     )
 

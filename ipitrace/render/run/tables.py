@@ -22,6 +22,7 @@ from ipitrace.recording.result import (
     Summary,
 )
 from ipitrace.render.grid import fill, table
+from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import (
     POSTED_ROWS,
     arrived_elsewhere,
@@ -29,6 +30,7 @@ from ipitrace.words.interrupts import (
 from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import (
     Scenario,
+    ScenarioStatus,
     SendMethod,
 )
 from ipitrace.words.stages import GUEST_STAMPS
@@ -41,7 +43,7 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
     """Everything a run found, as text of `width` columns."""
     run = plain_values(run)
-    measured = [row for row in run.scenarios if row.status == "measured"]
+    measured = [row for row in run.scenarios if row.status == ScenarioStatus.MEASURED]
     sections = [_header(run, width)]
     if measured:
         sections += [
@@ -127,7 +129,7 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    if any(found.kind == "moved" for found in run.disturbances or ()):
+    if any(found.kind == DisturbanceKind.MOVED for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
     kind = run.guest["kind"]
     if kind == "native":
@@ -362,7 +364,11 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
 
 
 def _not_measured(run: RunResult, width: int) -> str:
-    lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
+    lines = [
+        f"{row.name}: {row.reason}"
+        for row in run.scenarios
+        if row.status != ScenarioStatus.MEASURED
+    ]
     if run.failure is not None:
         lines.append(f"the rest: {run.failure}")
     filled = [fill(line, width, "  ", " " * 4) for line in lines]
