@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.base.errors import HostError
-from ipitrace.storm.micro.kvm import Vcpu, Vm
+from ipitrace.storm.micro.kvm import KvmVcpu, Vm
 
 _SIGNAL_MSI: Final = 0x4020AEA5  # include/uapi/linux/kvm.h
 # struct kvm_msi: to APIC 0, physical, fixed, edge (SDM vol. 3A, 11.11); vector 0x51.
@@ -88,14 +88,14 @@ def _hold(n_vms: int, n_vcpus: int, rate_hz: int, said: int) -> None:
         os._exit(1)
 
 
-def _switch_apic_on(vcpu: Vcpu) -> None:
+def _switch_apic_on(vcpu: KvmVcpu) -> None:
     lapic = bytearray(_LAPIC_BYTES)
     ioctl(vcpu.fd, _GET_LAPIC, lapic)
     lapic[_SPIV] = _SPIV_ON
     ioctl(vcpu.fd, _SET_LAPIC, lapic)
 
 
-def _run(vm: Vm, vcpu: Vcpu, rate_hz: int, entered: threading.Semaphore) -> None:
+def _run(vm: Vm, vcpu: KvmVcpu, rate_hz: int, entered: threading.Semaphore) -> None:
     """Enter KVM_RUN once without running the guest; then inject, or wait."""
     vcpu.ask_immediate_exit()
     with contextlib.suppress(InterruptedError):

@@ -15,7 +15,7 @@ from typing import Final
 
 from ipitrace.abi.storm import StormSendMethod
 from ipitrace.storm.micro.image import GuestMemory, LogSizes, load_payload
-from ipitrace.storm.micro.kvm import Vcpu, Vm
+from ipitrace.storm.micro.kvm import KvmVcpu, Vm
 
 _GET_LAPIC: Final = 0x8400AE8E  # include/uapi/linux/kvm.h
 _SET_LAPIC: Final = 0x4400AE8F
@@ -46,7 +46,7 @@ def main() -> None:
     raise SystemExit(f"the sender came back: exit reason {sender.exit_reason}")
 
 
-def _vcpu(vm: Vm, memory: GuestMemory, index: int) -> Vcpu:
+def _vcpu(vm: Vm, memory: GuestMemory, index: int) -> KvmVcpu:
     vcpu = vm.create_vcpu(index)
     special, general = memory.start_state(index, StormSendMethod.X2APIC, vcpu.special_registers())
     vcpu.set_special_registers(special)
@@ -59,7 +59,7 @@ def _vcpu(vm: Vm, memory: GuestMemory, index: int) -> Vcpu:
     return vcpu
 
 
-def _enter(vcpu: Vcpu) -> None:
+def _enter(vcpu: KvmVcpu) -> None:
     """Enter KVM_RUN once without running the guest, so that KVM knows the vCPU's thread."""
     vcpu.ask_immediate_exit()
     with contextlib.suppress(InterruptedError):

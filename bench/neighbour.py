@@ -29,12 +29,13 @@ from ipitrace.base.errors import HostError
 from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.vm import VirtualMachine, find_vms
+from ipitrace.words.metrics import TIMINGS
 
 _MOST_S: Final = 130.0  # for all rounds: none is begun that would take longer
 _MOST_ROUNDS: Final = 30
 _LEAST_CONFIDENCE: Final = 0.95
 _COUNT: Final = 300
-_METRICS: Final = ("S", "D", "R")
+_METRICS: Final = tuple(timing.letter for timing in TIMINGS)
 _RATE_HZ: Final = 1_000
 _BUSY: Final = f"another VM, {_RATE_HZ:,} interrupts/s"
 _SETTLE_S: Final = 0.2

@@ -2,7 +2,7 @@
 /*
  * What the BPF programs and user space share: the record of one host event,
  * the head of one ring, and the number of each kind of event. The only
- * definition; ipitrace/layout.py mirrors it and tests/contract compares them.
+ * definition; ipitrace/abi/events.py mirrors it and tests/contract compares them.
  *
  * A ring belongs to one (vCPU, kind). A program runs in the context of the
  * vCPU's thread, which is on one CPU at a time, so only an interrupt on that CPU

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the counting programs (watch.bpf.c) and user space share. The only
- * definition; ipitrace/layout.py mirrors it and tests/contract compares them.
+ * definition; ipitrace/abi/watch.py mirrors it and tests/contract compares them.
  *
  * Nothing is recorded: events are added up in memory that user space maps. A
  * watched vCPU has a slot: one head of fixed counters and a table of N_CELLS cells,

@@ -2,11 +2,24 @@
 /*
  * How a probe names its program and reads its fields, whatever it is hooked to.
  * User space sets by -D, for each attached event X: HAVE_X, HOOK_X (RAW, CLASSIC,
- * KPROBE or KRETPROBE), and ARG_X_field (a raw argument's position from 0, a format
- * column's name, or a function argument's position from 1).
+ * KPROBE or KRETPROBE), and for each field that this kernel has:
+ * HAVE_ARG_X_field, and ARG_X_field (a raw argument's position from 0, a format column's
+ * name, or a function argument's position from 1).
  */
 #ifndef IPITRACE_PROBE_H
 #define IPITRACE_PROBE_H
+
+/* PICK(flag, yes, no): `yes` where -D set the flag, as the kernel's IS_ENABLED() finds out. */
+#define PLACEHOLDER_1 0,
+#define TAKE_SECOND(first, second, ...) second
+#define PICK_2(junk, yes, no) TAKE_SECOND(junk yes, no, )
+#define PICK_1(flag, yes, no) PICK_2(PLACEHOLDER_##flag, yes, no)
+#define PICK(flag, yes, no) PICK_1(flag, yes, no)
+
+/* IF_HAVE(x, text): the text where the event is attached, else nothing. */
+#define KEEP(...) __VA_ARGS__
+#define DROP(...)
+#define IF_HAVE(event, ...) PICK(HAVE_##event, KEEP, DROP)(__VA_ARGS__)
 
 /* FIELD(x, f): a raw argument, a column of the tracepoint's record, a function's argument. */
 #define CTX_RAW(event) struct bpf_raw_tracepoint_args
@@ -23,6 +36,17 @@
 #define FIELD_2(hook, place) FIELD_##hook(place)
 #define FIELD_1(hook, place) FIELD_2(hook, place)
 #define FIELD(event, field) FIELD_1(HOOK_##event, ARG_##event##_##field)
+#define FIELD_OR(event, field, otherwise) \
+	PICK(HAVE_ARG_##event##_##field, FIELD(event, field), otherwise)
+
+#define MSR_X2APIC_ICR 0x830
+#define MSR_X2APIC_SELF_IPI 0x83f
+#define KVM_HC_SEND_IPI 10
+
+static __always_inline bool is_icr_msr(u32 msr)
+{
+	return msr == MSR_X2APIC_ICR || msr == MSR_X2APIC_SELF_IPI;
+}
 
 #define MMAPABLE 1024 /* BPF_F_MMAPABLE */
 #define compiler_barrier() asm volatile("" ::: "memory")

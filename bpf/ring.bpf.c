@@ -6,6 +6,9 @@
  * each attached event X: ROW_X, and what probe.h wants.
  *
  * Rows below N_RINGS have slots; the rows after them are counted only.
+ *
+ * The end of this file has one macro for each kind of probe. A probe whose event is not
+ * attached expands to nothing.
  */
 #include "ipitrace_events.h"
 #include "probe.h"
@@ -54,11 +57,18 @@ static __always_inline void count(u32 vcpu, u32 row)
 		head->counted++;
 }
 
+static __always_inline void ignore(u32 row)
+{
+}
+
 /* Any thread may come here at any time, hence the atomic add, and no record. */
 static __always_inline void count_elsewhere(u32 row)
 {
-	struct ipitrace_head *head = head_of(0, row);
+	struct ipitrace_head *head;
 
+	if (!in_our_process())
+		return;
+	head = head_of(0, row);
 	if (head)
 		__sync_fetch_and_add(&head->elsewhere, 1);
 }
@@ -108,3 +118,27 @@ static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 det
 	compiler_barrier();
 	head->busy = 0;
 }
+
+#define RECORDER(event, condition, elsewhere, arg, word, detail) \
+	PROBE(event) \
+	{ \
+		int vcpu; \
+\
+		if (!(condition)) \
+			return 0; \
+		vcpu = this_vcpu(); \
+		if (vcpu >= 0) \
+			record(vcpu, ROW_##event, arg, word, detail); \
+		else \
+			elsewhere(ROW_##event); \
+		return 0; \
+	}
+
+/* Where the condition holds, record the three values in a vCPU's thread; else `elsewhere`. */
+#define RECORD_OR(event, condition, elsewhere, arg, word, detail) \
+	IF_HAVE(event, RECORDER(event, condition, elsewhere, arg, word, detail))
+
+#define RECORD(event, arg, word, detail) RECORD_OR(event, true, ignore, arg, word, detail)
+
+#define RECORD_IF(event, condition, arg, word, detail) \
+	RECORD_OR(event, condition, ignore, arg, word, detail)

@@ -165,8 +165,6 @@ PROBE(kvm_apic_ipi)
 #endif
 
 #ifdef HAVE_kvm_hypercall
-#define KVM_HC_SEND_IPI 10
-
 PROBE(kvm_hypercall)
 {
 	u64 nr = FIELD(kvm_hypercall, nr);
@@ -285,14 +283,11 @@ PROBE(kvm_exit)
 {
 	u32 reason = FIELD(kvm_exit, exit_reason);
 	struct ipitrace_watch_head *head;
-	u8 isa = HOST_ISA;
+	u8 isa = FIELD_OR(kvm_exit, isa, HOST_ISA);
 	int slot = this_slot();
 
 	if (slot < 0)
 		return 0;
-#ifdef ARG_kvm_exit_isa
-	isa = FIELD(kvm_exit, isa);
-#endif
 	head = enter(slot);
 	if (!head)
 		return 0;
@@ -329,16 +324,12 @@ PROBE(kvm_entry)
 
 /* The end of an ICR write where neither kvm_exit nor kvm_entry tells. */
 #ifdef HAVE_kvm_msr
-#define MSR_X2APIC_ICR 0x830
-#define MSR_X2APIC_SELF_IPI 0x83f
-
 PROBE(kvm_msr)
 {
-	u32 ecx = FIELD(kvm_msr, ecx);
 	struct ipitrace_watch_head *head;
 	int slot;
 
-	if (ecx != MSR_X2APIC_ICR && ecx != MSR_X2APIC_SELF_IPI)
+	if (!is_icr_msr(FIELD(kvm_msr, ecx)))
 		return 0;
 	slot = this_slot();
 	if (slot < 0)

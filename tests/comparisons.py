@@ -12,7 +12,7 @@ from runs import made_run, measured_row
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.model import Comparison
 from ipitrace.recording.result import (
-    Exits,
+    ExitsPerIpi,
     Percentiles,
     RepetitionFigures,
     RunResult,
@@ -32,7 +32,7 @@ def figures(
     cycles: Mapping[str, float],
     *,
     mode: str = "off",
-    exits: Exits | None = None,
+    exits: ExitsPerIpi | None = None,
     paths: Mapping[str, float] | None = None,
 ) -> RepetitionFigures:
     """One repetition with these medians."""
@@ -43,16 +43,16 @@ def figures(
     return RepetitionFigures(order=order, mode=mode, sent=1000, exits=exits, paths=paths, **made)
 
 
-def exits_of(sender: float, target: float | None = 0.0, source: str = "kvm_exit") -> Exits:
+def exits_of(sender: float, target: float | None = 0.0, source: str = "kvm_exit") -> ExitsPerIpi:
     by_reason = {"exits": sender, "MSR_WRITE": sender}
-    return Exits(source, by_reason, None if target is None else {"exits": target})
+    return ExitsPerIpi(source, by_reason, None if target is None else {"exits": target})
 
 
 def row_of(
     name: str,
     medians: Sequence[Mapping[str, float]],
     *,
-    exits: Sequence[Exits] = (),
+    exits: Sequence[ExitsPerIpi] = (),
     paths: Sequence[Mapping[str, float]] = (),
 ) -> ScenarioResult:
     """A scenario of these repetitions: each once with nobody watching and once recorded."""

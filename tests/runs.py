@@ -8,10 +8,10 @@ from strategies import left_alone, receipts, recorded, sends, storm
 
 from ipitrace.recording.result import (
     ClockResult,
-    Difference,
     Losses,
     Observer,
     ObserverCost,
+    PairedDifference,
     RunResult,
     ScenarioResult,
 )
@@ -58,7 +58,7 @@ def unsupported_row(name: str = "ring") -> ScenarioResult:
 
 def made_run(**changes: Any) -> RunResult:
     """A traced run of one scenario, with these fields changed."""
-    cost = ObserverCost(20, 22, 25, Difference(2, 1, 4), Difference(5, 3, 7))
+    cost = ObserverCost(20, 22, 25, PairedDifference(2, 1, 4), PairedDifference(5, 3, 7))
     costs = {"send": cost, "deliver": cost, "round_trip": cost}
     run = RunResult(
         ipitrace_version="0.0",

@@ -18,8 +18,8 @@ from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Mark, Storm
 from ipitrace.summary import (
+    HostSide,
     Repetition,
-    Watched,
     reduce_storm,
 )
 from ipitrace.words.events import (
@@ -148,6 +148,6 @@ def recorded(
         exits_fire=bool(exits),
     )
     spans = correlate(trace)
-    watched = Watched(spans, exit_tables(trace, spans), interrupts)
+    watched = HostSide(spans, exit_tables(trace, spans), interrupts)
     counted = counts(n_vcpus, seen or {}).astype(np.int64)
     return reduce_storm(one, targets, Mode.FULL, watched, seen=counted)

@@ -40,7 +40,7 @@ _CREATE: Final = _WRITE | os.O_CREAT | os.O_EXCL
 
 
 @dataclass
-class Place:
+class DirectoryEntry:
     """An entry of a directory that is held open: it stays the same one, whoever renames what.
 
     A context manager, after which it is closed.
@@ -82,11 +82,11 @@ class Place:
         """
         return set(os.listdir(self.path))
 
-    def sibling(self, name: str) -> "Place":
+    def sibling(self, name: str) -> "DirectoryEntry":
         """Another entry of the same directory, which this one keeps open."""
-        return Place(self.directory_fd, name)
+        return DirectoryEntry(self.directory_fd, name)
 
-    def rename_to(self, other: "Place") -> None:
+    def rename_to(self, other: "DirectoryEntry") -> None:
         """Move what is here there."""
         here, there = self.directory_fd, other.directory_fd
         os.rename(self.name, other.name, src_dir_fd=here, dst_dir_fd=there)
@@ -122,7 +122,7 @@ def trusted_users() -> set[int]:
     return {0, os.geteuid(), *(owner[:1] if owner else ())}
 
 
-def locate(path: Path, *, make_parents: bool = False) -> Place:
+def locate(path: Path, *, make_parents: bool = False) -> DirectoryEntry:
     """The place that `path` means; a link that ends it is followed, if it may be.
 
     Raises:
@@ -134,12 +134,12 @@ def locate(path: Path, *, make_parents: bool = False) -> Place:
         try:
             here, name = walk.to_the_end()
         except BaseException:
-            Place(-1, "", walk.made).remove_made()
+            DirectoryEntry(-1, "", walk.made).remove_made()
             raise
-        return Place(here, name, walk.made, held.pop_all())
+        return DirectoryEntry(here, name, walk.made, held.pop_all())
 
 
-def create_directory(place: Place) -> int:
+def create_directory(place: DirectoryEntry) -> int:
     """Make a directory, and answer a descriptor of it.
 
     Raises:
@@ -306,7 +306,7 @@ class _Walk:
 
 def _make_parent(here: int, name: str, made: list[tuple[int, str]]) -> None:
     try:
-        fd = create_directory(Place(here, name))
+        fd = create_directory(DirectoryEntry(here, name))
     except FileExistsError:
         return  # somebody was faster
     try:
@@ -333,7 +333,9 @@ def _only_written_by(directory: os.stat_result, trusted: set[int]) -> bool:
     return directory.st_uid in trusted and not directory.st_mode & _OTHERS_WRITE
 
 
-def _write_new(place: Place, data: bytes, former: os.stat_result | None, *, readable: bool) -> None:
+def _write_new(
+    place: DirectoryEntry, data: bytes, former: os.stat_result | None, *, readable: bool
+) -> None:
     new = place.sibling(f".ipitrace-{secrets.token_hex(8)}")
     fd = create_file(new.directory_fd, new.name)
     try:
@@ -352,7 +354,7 @@ def _write_new(place: Place, data: bytes, former: os.stat_result | None, *, read
         raise
 
 
-def _write_into(place: Place, found: os.stat_result, data: bytes, flags: int = 0) -> None:
+def _write_into(place: DirectoryEntry, found: os.stat_result, data: bytes, flags: int = 0) -> None:
     """Write to what is there itself."""
     with _opened(place, found, flags) as fd:
         now = os.fstat(fd)
@@ -367,7 +369,7 @@ def _write_into(place: Place, found: os.stat_result, data: bytes, flags: int = 0
 
 
 @contextlib.contextmanager
-def _opened(place: Place, found: os.stat_result, flags: int) -> Iterator[int]:
+def _opened(place: DirectoryEntry, found: os.stat_result, flags: int) -> Iterator[int]:
     if stat.S_ISLNK(found.st_mode):  # of /proc, or locate() would have followed it
         if place.real.parent == Path(f"/proc/{os.getpid()}/fd"):
             fd = os.dup(int(place.name))  # with its offset

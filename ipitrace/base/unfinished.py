@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.base.output import (
-    Place,
+    DirectoryEntry,
     create_file,
     hand_over,
     trusted_users,
@@ -35,7 +35,7 @@ class Unfinished:
     tell it from what a killed run left, in whatever container that run was.
     """
 
-    def __init__(self, place: Place, fd: int) -> None:
+    def __init__(self, place: DirectoryEntry, fd: int) -> None:
         self.place = place
         self._fd = fd
         self._locked_fd: int | None = None
@@ -93,7 +93,9 @@ class Unfinished:
         os.close(self._fd)
 
 
-def remove_leftovers(place: Place, *, files: AbstractSet[str], run_file: str, seal: str) -> None:
+def remove_leftovers(
+    place: DirectoryEntry, *, files: AbstractSet[str], run_file: str, seal: str
+) -> None:
     """Remove the leftovers in the place's directory that nobody can want any more.
 
     That is: a directory of ours with nothing in it but a recording's `files`, whose writer

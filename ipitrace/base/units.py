@@ -12,11 +12,6 @@ def cycles_to_ns(cycles: float, tsc_hz: float) -> float:
     return cycles * NS_PER_S / tsc_hz
 
 
-def ns_to_cycles(ns: float, tsc_hz: float) -> int:
-    """Convert nanoseconds to whole TSC cycles at `tsc_hz` cycles per second."""
-    return round(ns * tsc_hz / NS_PER_S)
-
-
 def spell_time(seconds: float) -> str:
     """A time that somebody waits: "40 s", "12 min", "1.5 h"."""
     if seconds < _TOO_MANY:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host TSC to a guest's TSC and back: guest = ((host x ratio) >> frac_bits) + offset.
+"""Host TSC to a guest's TSC: guest = ((host x ratio) >> frac_bits) + offset.
 
 All of it modulo 2^64, as hardware does it: VMX with 48 fraction bits (Intel SDM
 vol. 3C, "Time-Stamp Counter Offsetting and Scaling"), SVM with 32 (AMD APM vol. 2,
@@ -20,7 +20,6 @@ _HALF = np.uint64(32)
 _WORD_BITS = 64
 _MAX_FRAC_BITS = 48
 _MAX_RATIO = 1 << 60
-_LARGEST_DOUBLE = 2.0**64 - 2.0**11  # of those that are still a 64-bit number
 _TOLERANCE = 250e-6  # KVM does not scale for less: kvm.tsc_tolerance_ppm's default
 
 
@@ -52,26 +51,6 @@ class GuestTsc:
         with np.errstate(over="ignore"):
             return self._scaled(np.asarray(host_tsc).astype(np.uint64)) + self._offset
 
-    def to_host(self, guest_tsc: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The first host TSC at which the guest's TSC is at least this; any shape.
-
-        So to_host(to_guest(h)) is h where the guest's TSC is not slower than the host's,
-        and elsewhere the first host cycle of the same guest cycle. True as long as the
-        scaled host TSC and the result fit 64 bits, which they do for centuries.
-        """
-        with np.errstate(over="ignore"):
-            wanted = np.asarray(guest_tsc).astype(np.uint64) - self._offset
-            if self.ratio == 1 << self.frac_bits:
-                return np.asarray(wanted)
-            guess = np.minimum(wanted.astype(np.float64) / self.scale, _LARGEST_DOUBLE)
-            host = guess.astype(np.uint64)
-            # A double has 53 bits; what it missed is the small rest.
-            rest = _signed(wanted - self._scaled(host))
-            host = host + np.rint(rest / self.scale).astype(np.int64).astype(np.uint64)
-            # Now only fractions are missing: few enough for the product's lower word alone.
-            short = _signed((wanted << np.uint64(self.frac_bits)) - host * np.uint64(self.ratio))
-            return host - (-short // self.ratio).astype(np.uint64)
-
     @property
     def _offset(self) -> np.uint64:
         return np.uint64(self.offset % (1 << _WORD_BITS))
@@ -92,11 +71,6 @@ class GuestTsc:
         frac = np.uint64(self.frac_bits)
         product: NDArray[np.uint64] = (top << (np.uint64(_WORD_BITS) - frac)) | (bottom >> frac)
         return product
-
-
-def _signed(words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Differences modulo 2^64 as the signed numbers they are."""
-    return np.asarray(words).astype(np.int64)
 
 
 def own_guest_tsc(

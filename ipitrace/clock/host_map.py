@@ -43,13 +43,10 @@ class Drift:
     Attributes:
         rate_change_ppm: the largest change of rate from one segment to the next.
         noise_ppm: how much of that the sandwiches' widths alone could make.
-        residual_cycles: each inner sandwich's distance from the line through its
-            neighbours, (used - 2,).
     """
 
     rate_change_ppm: float
     noise_ppm: float
-    residual_cycles: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -116,27 +113,16 @@ class HostClockMap:
         """The widest used sandwich's, in cycles."""
         return float(self.half_width_cycles.max())
 
-    @property
-    def max_half_width_ns(self) -> float:
-        """The widest used sandwich's, in ns."""
-        return self.max_half_width_cycles / self.cycles_per_ns
-
     def to_tsc(self, ts_ns: ArrayLike) -> NDArray[np.int64]:
         """The host TSC at CLOCK_MONOTONIC `ts_ns`; any shape, never decreasing.
 
-        Outside the map the end segments' lines go on; see extrapolated().
+        Outside the map the end segments' lines go on.
         """
         stamps = _stamps(ts_ns)
         at = self._segment(stamps)
         # A double has 53 bits. Distances inside a segment fit, absolute values do not.
         cycles = (stamps - self.ts_ns[at]) * self._rates()[at]
         return self.tsc[at] + np.rint(cycles).astype(np.int64)
-
-    def extrapolated(self, ts_ns: ArrayLike) -> NDArray[np.bool_]:
-        """Which stamps lie before the first or after the last used sandwich."""
-        stamps = _stamps(ts_ns)
-        outside: NDArray[np.bool_] = (stamps < self.ts_ns[0]) | (stamps > self.ts_ns[-1])
-        return outside
 
     def bound_cycles(self, ts_ns: ArrayLike) -> NDArray[np.float64]:
         """How far to_tsc(ts_ns) may be from the TSC at the moment of the stamp."""
@@ -158,17 +144,14 @@ class HostClockMap:
     def drift(self) -> Drift:
         """What the sandwiches show of the clocks' steadiness; zeros for fewer than three."""
         if len(self.tsc) < 3:  # noqa: PLR2004
-            return Drift(0.0, 0.0, np.zeros(0))
+            return Drift(0.0, 0.0)
         knots = np.arange(len(self.tsc))
         lows, highs = self._rate_interval(knots[:-1], knots[1:])
         rates, errors = (highs + lows) / 2, (highs - lows) / 2
         changes = np.abs(np.diff(rates)) / rates[:-1]
         noise = (errors[:-1] + errors[1:]) / rates[:-1]
-        share = np.diff(self.ts_ns)[:-1] / (self.ts_ns[2:] - self.ts_ns[:-2])
-        on_line = (self.tsc[2:] - self.tsc[:-2]) * share
-        residuals = (self.tsc[1:-1] - self.tsc[:-2]) - on_line
         worst = int(np.argmax(changes))
-        return Drift(float(changes[worst]) * _PPM, float(noise[worst]) * _PPM, residuals)
+        return Drift(float(changes[worst]) * _PPM, float(noise[worst]) * _PPM)
 
     def _segment(self, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
         after = np.searchsorted(self.ts_ns, stamps, side="right")

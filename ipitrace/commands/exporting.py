@@ -12,7 +12,7 @@ from ipitrace.base.output import (
     replace_file,
 )
 from ipitrace.render.watch.openmetrics import render_openmetrics
-from ipitrace.watch import Interval
+from ipitrace.watch import WatchInterval
 
 
 class Exporter:
@@ -38,7 +38,7 @@ class Exporter:
             return ""
         return f"{self._path} cannot be written: {self._why}; it is tried again each interval."
 
-    def put(self, interval: Interval) -> str | None:
+    def put(self, interval: WatchInterval) -> str | None:
         """Write the interval's totals; the answer is news: that it failed first, or works again."""
         text = render_openmetrics(interval, write_failures=self._failures)
         former, self._why = self._why, None

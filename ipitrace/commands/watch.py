@@ -34,7 +34,7 @@ from ipitrace.render.watch.screen import (
     print_block,
 )
 from ipitrace.vm import discover, pick
-from ipitrace.watch import Interval, Watcher
+from ipitrace.watch import Watcher, WatchInterval
 
 _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 
@@ -146,7 +146,7 @@ def _loop(
                 return
 
 
-def _show(interval: Interval, screen: Show | None, note: str, *, as_json: bool) -> None:
+def _show(interval: WatchInterval, screen: Show | None, note: str, *, as_json: bool) -> None:
     if as_json:
         say_json(interval.to_json(), end="\n")
     elif screen is not None:

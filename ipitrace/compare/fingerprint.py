@@ -11,13 +11,13 @@ from ipitrace.base.errors import (
     MeasurementError,
     UsageError,
 )
-from ipitrace.compare.model import Difference
+from ipitrace.compare.model import FingerprintDifference
 from ipitrace.recording.result import (
     RunResult,
     ScenarioResult,
 )
 from ipitrace.words.metrics import TOTAL_EXITS
-from ipitrace.words.scenarios import Mode, SendMethod
+from ipitrace.words.scenarios import Mode, ScenarioStatus, SendMethod
 
 MOST_PASSTHROUGH_EXITS = 0.05
 """Sender exits per IPI above which a passthrough scenario did not pass the interrupts through."""
@@ -150,7 +150,9 @@ def check_allowed(keys: Collection[str]) -> None:
             )
 
 
-def check_comparable(base: Named, patched: Named, allow: Collection[str]) -> tuple[Difference, ...]:
+def check_comparable(
+    base: Named, patched: Named, allow: Collection[str]
+) -> tuple[FingerprintDifference, ...]:
     """See that two runs may be compared, and answer how they differ nevertheless.
 
     Args:
@@ -168,7 +170,8 @@ def check_comparable(base: Named, patched: Named, allow: Collection[str]) -> tup
     found = list(_differences(base, patched))
     _refuse([d for d in found if not d.accepted and d.key not in allow], base, patched)
     return tuple(
-        d if d.accepted else Difference(d.key, d.base, d.patched, "--allow") for d in found
+        d if d.accepted else FingerprintDifference(d.key, d.base, d.patched, "--allow")
+        for d in found
     )
 
 
@@ -184,7 +187,7 @@ def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
         _refuse([d for d in found if d.key in _COMPARED and d.key not in allow], runs[0], run)
 
 
-def _refuse(barred: Sequence[Difference], base: Named, patched: Named) -> None:
+def _refuse(barred: Sequence[FingerprintDifference], base: Named, patched: Named) -> None:
     if not barred:
         return
     told = "; ".join(f"{d.key} ({_short(d.base)} against {_short(d.patched)})" for d in barred)
@@ -252,29 +255,31 @@ def _check_scenarios(base: Named, patched: Named) -> None:
         )
 
 
-def _differences(ours: Named, others: Named) -> Iterator[Difference]:
+def _differences(ours: Named, others: Named) -> Iterator[FingerprintDifference]:
     """`accepted` is empty where the item must match."""
     base, patched = ours[1], others[1]
     if base.failure or patched.failure:
-        yield Difference("incomplete", base.failure, patched.failure, "--allow")
+        yield FingerprintDifference("incomplete", base.failure, patched.failure, "--allow")
     if base.untrustworthy or patched.untrustworthy:
         doubts = (list(base.untrustworthy), list(patched.untrustworthy))
-        yield Difference("untrustworthy", *doubts, "--allow")
+        yield FingerprintDifference("untrustworthy", *doubts, "--allow")
     for item in ITEMS:
         one, other = _value(item, ours), _value(item, others)
         if one != other:
             if isinstance(one, dict) and isinstance(other, dict):
                 one, other = _apart(one, other)
-            yield Difference(item.key, one, other, "" if item.must_match else "may differ")
+            yield FingerprintDifference(
+                item.key, one, other, "" if item.must_match else "may differ"
+            )
     theirs = _measured(patched)
     for name, row in _measured(base).items():
         one, other = _conditions(row), _conditions(theirs[name])
         for key in one:
             if one[key] != other[key]:
-                yield Difference(f"{name}.{key}", one[key], other[key], "")
+                yield FingerprintDifference(f"{name}.{key}", one[key], other[key], "")
         sends = [max(f.sent for f in r.repetition_figures) for r in (row, theirs[name])]
         if abs(sends[0] - sends[1]) > 1:  # what is left over goes to the first repetitions
-            yield Difference(f"{name}.{_SENDS}", sends[0], sends[1], "")
+            yield FingerprintDifference(f"{name}.{_SENDS}", sends[0], sends[1], "")
 
 
 def _value(item: Item, named: Named) -> Any:  # noqa: ANN401 - as run.json has it
@@ -304,7 +309,7 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _measured(run: RunResult) -> dict[str, ScenarioResult]:
-    return {row.name: row for row in run.scenarios if row.status == "measured"}
+    return {row.name: row for row in run.scenarios if row.status == ScenarioStatus.MEASURED}
 
 
 def _short(value: object) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipitrace.compare.model import Figures, MinimumEffect, Row, Verdict
-from ipitrace.compare.pairs import Pair
+from ipitrace.compare.pairs import MetricPair
 from ipitrace.compare.statistics import (
     ALPHA,
-    Interval,
+    Estimate,
     Values,
     cliffs_delta,
     fewest,
@@ -31,12 +31,14 @@ from ipitrace.words.metrics import (
 class _Found:
     """What the tests say of one pair, in the scale they work in."""
 
-    change: Interval
+    change: Estimate
     p: float
 
 
 def judge(
-    family: Sequence[Pair], minimum: MinimumEffect, moves: Mapping[tuple[str, str], Pair]
+    family: Sequence[MetricPair],
+    minimum: MinimumEffect,
+    moves: Mapping[tuple[str, str], MetricPair],
 ) -> tuple[Row, ...]:
     """The rows of metrics whose p values are corrected together; `moves` as moves() has them."""
     found = [_test(pair, len(family)) for pair in family]
@@ -48,7 +50,7 @@ def judge(
     )
 
 
-def _test(pair: Pair, family: int) -> _Found:
+def _test(pair: MetricPair, family: int) -> _Found:
     """Over the units; recordings too few for ranks have to convince two tests.
 
     Student's t over the recordings knows what differs between them, and the U test over their
@@ -64,12 +66,12 @@ def _test(pair: Pair, family: int) -> _Found:
     return _Found(_hull(between, within), max(p, p_value(*repetitions)))
 
 
-def _hull(one: Interval, other: Interval) -> Interval:
+def _hull(one: Estimate, other: Estimate) -> Estimate:
     """The first one's estimate in an interval that encloses both."""
     if None in {one.low, one.high, other.low, other.high}:
-        return Interval(one.value, None, None)
+        return Estimate(one.value, None, None)
     bounds = [b for b in (one.low, one.high, other.low, other.high) if b is not None]
-    return Interval(one.value, min(bounds), max(bounds))
+    return Estimate(one.value, min(bounds), max(bounds))
 
 
 def _scale(metric: Metric) -> Callable[[Values], Values]:
@@ -89,13 +91,19 @@ def _minimum(metric: Metric, minimum: MinimumEffect) -> float:
 
 
 def _row(
-    pair: Pair, found: _Found, corrected: float, minimum: float, family: int, *, move: Pair | None
+    pair: MetricPair,
+    found: _Found,
+    corrected: float,
+    minimum: float,
+    family: int,
+    *,
+    move: MetricPair | None,
 ) -> Row:
     low, high = (
         None if bound is None else _told(pair.metric, bound)
         for bound in (found.change.low, found.change.high)
     )
-    change = Interval(_told(pair.metric, found.change.value), low, high)
+    change = Estimate(_told(pair.metric, found.change.value), low, high)
     verdict = _verdict(pair.metric, change, corrected, minimum)
     if move is not None and verdict not in {Verdict.SAME, Verdict.INCONCLUSIVE}:
         verdict = _by_move(change.value, _test(move, family).change)
@@ -131,14 +139,14 @@ def _figures(values: Values) -> Figures:
     return Figures(len(values), middle.value, middle.low, middle.high)
 
 
-def _between(pair: Pair) -> float | None:
+def _between(pair: MetricPair) -> float | None:
     """The largest difference between two recordings of one side."""
     if not pair.several:
         return None
     return max(_told(pair.metric, np.ptp(_scale(pair.metric)(side))) for side in pair.units)
 
 
-def _verdict(metric: Metric, change: Interval, corrected: float, minimum: float) -> Verdict:
+def _verdict(metric: Metric, change: Estimate, corrected: float, minimum: float) -> Verdict:
     if change.low is None or change.high is None:
         return Verdict.INCONCLUSIVE
     real = corrected <= ALPHA and (change.low > 0 or change.high < 0)
@@ -151,7 +159,7 @@ def _verdict(metric: Metric, change: Interval, corrected: float, minimum: float)
     return Verdict.INCONCLUSIVE
 
 
-def _by_move(change: float, towards_better: Interval) -> Verdict:
+def _by_move(change: float, towards_better: Estimate) -> Verdict:
     """The verdict on a path whose share changed: where did the most of that go, or come from?"""
     low, high = towards_better.low, towards_better.high
     if low is None or high is None or abs(towards_better.value) < abs(change) / 2:
@@ -159,7 +167,7 @@ def _by_move(change: float, towards_better: Interval) -> Verdict:
     return Verdict.BETTER if low > 0 else Verdict.WORSE if high < 0 else Verdict.CHANGED
 
 
-def _lacking(pair: Pair, change: float, family: int) -> tuple[str, int]:
+def _lacking(pair: MetricPair, change: float, family: int) -> tuple[str, int]:
     """What an undecided metric lacks, and about how many units a side would tell `change`."""
     base, patched = map(_scale(pair.metric), pair.units)
     n = min(len(base), len(patched))

@@ -133,7 +133,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
+class FingerprintDifference:
     """An item of the fingerprint that is not the same on both sides."""
 
     key: str
@@ -191,7 +191,7 @@ class Comparison:
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     gates: tuple[GateResult, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[FingerprintDifference, ...]
 
     @property
     def headline(self) -> tuple[Row, ...]:

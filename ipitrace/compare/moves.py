@@ -5,15 +5,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ipitrace.compare.pairs import Pair
+from ipitrace.compare.pairs import MetricPair
 from ipitrace.compare.statistics import Values
-from ipitrace.words.metrics import (
-    PATH_RANKS,
-    path_of,
-)
+from ipitrace.words.metrics import path_of
+from ipitrace.words.paths import PATH_RANKS
 
 
-def moves(found: Iterable[Pair]) -> dict[tuple[str, str], Pair]:
+def moves(found: Iterable[MetricPair]) -> dict[tuple[str, str], MetricPair]:
     """For each path with a rank: the shares of better paths less those of worse ones.
 
     It grows when IPIs leave the path for a better one, or come to it from a worse one. What
@@ -22,13 +20,13 @@ def moves(found: Iterable[Pair]) -> dict[tuple[str, str], Pair]:
     Returns:
         By scenario and metric, a pair of that metric with these values in place of its own.
     """
-    by_scenario: dict[str, dict[str, Pair]] = {}
+    by_scenario: dict[str, dict[str, MetricPair]] = {}
     for pair in found:
         path = path_of(pair.metric)
         if path is not None and path in PATH_RANKS:
             by_scenario.setdefault(pair.scenario, {})[path] = pair
     return {
-        (pair.scenario, pair.metric.name): Pair(
+        (pair.scenario, pair.metric.name): MetricPair(
             pair.scenario,
             pair.metric,
             _towards_better(path, {other: one.base for other, one in paths.items()}),

@@ -15,15 +15,16 @@ from ipitrace.recording.result import (
 )
 from ipitrace.words.metrics import (
     CYCLES_METRICS,
+    SIDES,
     Metric,
     Scale,
     metric_of,
 )
-from ipitrace.words.scenarios import Pattern
+from ipitrace.words.scenarios import Pattern, ScenarioStatus
 
 
 @dataclass(frozen=True)
-class Pair:
+class MetricPair:
     """One metric of one scenario on both sides.
 
     Attributes:
@@ -59,7 +60,7 @@ class Pair:
 
 def pairs(
     base: Sequence[RunResult], patched: Sequence[RunResult], *, cycles: bool, also: Collection[str]
-) -> tuple[tuple[Pair, ...], tuple[Missing, ...]]:
+) -> tuple[tuple[MetricPair, ...], tuple[Missing, ...]]:
     """Every metric that both sides have, and the headline ones that they do not.
 
     A count or share that only one side knows is 0 on the other, if its kind was counted there.
@@ -70,10 +71,10 @@ def pairs(
         cycles: compare cycles, too; else only counts and shares.
         also: full names of counts and shares to look at even if they never happened.
     """
-    found: list[Pair] = []
+    found: list[MetricPair] = []
     missing: list[Missing] = []
     for row in base[0].scenarios:
-        if row.status != "measured":
+        if row.status != ScenarioStatus.MEASURED:
             continue
         sides = tuple(tuple(_samples(run, row.name) for run in side) for side in (base, patched))
         for name in _names([recording for side in sides for recording in side], also):
@@ -82,7 +83,7 @@ def pairs(
                 continue
             one, other = (_of_all(side, metric) for side in sides)
             if one and other:
-                found.append(Pair(row.name, metric, one, other))
+                found.append(MetricPair(row.name, metric, one, other))
         has = {pair.metric.name for pair in found if pair.scenario == row.name}
         missing += _missing(row, has, cycles=cycles)
     return tuple(found), tuple(missing)
@@ -121,7 +122,7 @@ def _missing(row: ScenarioResult, has: Collection[str], *, cycles: bool) -> Iter
         if metric.headline and metric.name not in has:
             why = "a recording has no such cycles" if cycles else "emulated and real cycles"
             yield Missing(row.name, metric.name, why)
-    for side in ("sender", "target"):
+    for side in SIDES:
         expected = side == "sender" or row.pattern != Pattern.SELF
         if expected and f"exits.{side}" not in has:
             yield Missing(row.name, f"exits.{side}", "a recording did not count them")

@@ -14,6 +14,8 @@ from ipitrace.recording.result import (
 )
 from ipitrace.words.metrics import (
     PERCENTILES,
+    SIDES,
+    TIMINGS,
     TOTAL_EXITS,
     Metric,
     cycles_metric,
@@ -45,21 +47,21 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
 
 
 def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
-    for kind in ("send", "deliver", "round_trip"):
-        figures: list[Percentiles | None] = [getattr(r, f"{kind}_cycles") for r in repetitions]
+    for timing in TIMINGS:
+        figures: list[Percentiles | None] = [getattr(r, timing.field) for r in repetitions]
         if None in figures:  # to leave a repetition out would be to choose
             continue
         for name, field in PERCENTILES.items():
             values = np.array([getattr(f, field) for f in figures], float)
             if len(values) and values.min() > 0:  # a change is a ratio
-                yield Sample(cycles_metric(kind, name), values)
+                yield Sample(cycles_metric(timing.name, name), values)
 
 
 def _exits(row: ScenarioResult, repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
     """Of one source only: KVM's statistics know other reasons than kvm_exit."""
     source = None if row.exits is None else row.exits.source
     counted = [r.exits for r in repetitions if r.exits is not None and r.exits.source == source]
-    for side in ("sender", "target"):
+    for side in SIDES:
         by_reason = [getattr(exits, side) for exits in counted]
         if by_reason and None not in by_reason:
             for reason in _names(by_reason) or [TOTAL_EXITS]:

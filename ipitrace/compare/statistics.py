@@ -26,7 +26,7 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Interval:
+class Estimate:
     """An estimate, and its confidence interval; the bounds are None with too few values."""
 
     value: float
@@ -34,14 +34,14 @@ class Interval:
     high: float | None
 
 
-def median_interval(values: Values) -> Interval:
+def median_interval(values: Values) -> Estimate:
     """The median and its 95 % interval from order statistics; it takes 6 values to have one."""
     middle = float(np.median(values))
     places = _interval_places(len(values))
     if places is None:
-        return Interval(middle, None, None)
+        return Estimate(middle, None, None)
     low, high = np.sort(values)[list(places)]
-    return Interval(middle, float(low), float(high))
+    return Estimate(middle, float(low), float(high))
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def _interval_places(n: int) -> tuple[int, int] | None:
     return None if np.isnan(found).any() else (int(found[0]), int(found[1]))
 
 
-def shift(base: Values, patched: Values) -> Interval:
+def shift(base: Values, patched: Values) -> Estimate:
     """How far `patched` lies above `base`: Hodges and Lehmann's estimate and its interval.
 
     That is the median of all differences between a value of one and a value of the other;
@@ -61,8 +61,8 @@ def shift(base: Values, patched: Values) -> Interval:
     value = float(np.median(differences))
     rejected = int(np.count_nonzero(_u_distribution(len(base), len(patched)) <= ALPHA / 2))
     if rejected == 0:
-        return Interval(value, None, None)
-    return Interval(value, float(differences[rejected - 1]), float(differences[-rejected]))
+        return Estimate(value, None, None)
+    return Estimate(value, float(differences[rejected - 1]), float(differences[-rejected]))
 
 
 @functools.lru_cache(maxsize=4)  # 16 MB each at the most repetitions that are compared
@@ -121,7 +121,7 @@ def _tied_p_value(scores: NDArray[np.int_], n: int) -> float | None:
     return min(2 * float(one_sided), 1.0)
 
 
-def student(base: Values, patched: Values) -> tuple[float, Interval]:
+def student(base: Values, patched: Values) -> tuple[float, Estimate]:
     """Student's t with one spread for both sides: the p value, and how far `patched` lies above.
 
     One side may be a single value: then the other one's spread serves for both.
@@ -135,9 +135,9 @@ def student(base: Values, patched: Values) -> tuple[float, Interval]:
     value = float(patched.mean() - base.mean())
     error = spread(base, patched) * math.sqrt(1 / len(base) + 1 / len(patched))
     if error == 0:
-        return float(value == 0), Interval(value, value, value)
+        return float(value == 0), Estimate(value, value, value)
     half = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
-    return 2 * float(stats.t.sf(abs(value) / error, freedom)), Interval(
+    return 2 * float(stats.t.sf(abs(value) / error, freedom)), Estimate(
         value, value - half, value + half
     )
 

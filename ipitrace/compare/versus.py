@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ipitrace.base.errors import UsageError
 from ipitrace.compare.fingerprint import Named
+from ipitrace.words.scenarios import ScenarioStatus
 
 # What makes a scenario another one. All else that must match still must.
 _ASKED_FOR = ("send_method", "target_state", "pattern")
@@ -38,7 +39,7 @@ def under_pairs(recording: Named, pairs: Sequence[tuple[str, str]], side: int) -
         UsageError: it lacks a scenario of the pairs.
     """
     name, run = recording
-    known = {row.name: row for row in run.scenarios if row.status == "measured"}
+    known = {row.name: row for row in run.scenarios if row.status == ScenarioStatus.MEASURED}
     missing = [pair[side] for pair in pairs if pair[side] not in known]
     if missing:
         raise UsageError(

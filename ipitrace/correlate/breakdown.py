@@ -7,19 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.stages import (
     STAGES,
     Stage,
 )
 
-_LATE = np.iinfo(np.int64).max
 _NAMED_SEQUENCES = 3
 _BETWEEN = np.array(
     [s.stage for s in STAGES if s.critical and s.stage not in {Stage.SEND, Stage.HANDLER}]
 )
-_BITS = 4  # hold one of them, or 0 for none; all together 44 bits
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,12 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
     since = np.concatenate([_since_send(part) for part in parts])
     if not len(since):
         return None
-    codes = _sequence_codes(since)
-    unique, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    order = _in_order(since)
+    _codes, first, inverse, counts = np.unique(
+        _one_number_a_row(order), return_index=True, return_inverse=True, return_counts=True
+    )
     by_count = np.argsort(-counts, kind="stable")[:_NAMED_SEQUENCES]
-    sequences = tuple(Followed(_decoded(int(unique[i])), int(counts[i])) for i in by_count)
+    sequences = tuple(Followed(_sequence(order[first[i]]), int(counts[i])) for i in by_count)
     dominant = since[inverse == by_count[0]]
     return Breakdown(
         spans=len(since),
@@ -91,29 +91,43 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
 
 
 def _since_send(spans: Spans) -> NDArray[np.int64]:
-    """Cycles since the send of every delivered, unsuspected span; _LATE where absent."""
+    """Cycles since the send of every delivered, unsuspected span; NEVER where absent."""
     tsc = spans.tsc[(spans.stage(Stage.HANDLER) != ABSENT) & ~spans.suspect]
     send = tsc[:, Stage.SEND : Stage.SEND + 1]
-    return np.where(tsc == ABSENT, _LATE, tsc - np.where(tsc == ABSENT, 0, send))
+    return np.where(tsc == ABSENT, NEVER, tsc - np.where(tsc == ABSENT, 0, send))
 
 
-def _sequence_codes(since: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """For each span its critical stages in order of time, as one number.
+def _in_order(since: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each span its critical stages in order of time: places in _BETWEEN from 1, then zeros.
 
     Whatever the clock's error, the send came first and the handler last: left out.
     """
     between = since[:, _BETWEEN]
     order = np.argsort(between, axis=1, kind="stable")
-    numbers = np.where(np.take_along_axis(between, order, axis=1) == _LATE, 0, order + 1)
-    shifts = np.arange(len(_BETWEEN))[::-1] * _BITS
-    codes: NDArray[np.uint64] = (numbers << shifts).sum(axis=1).astype(np.uint64)
+    return np.where(np.take_along_axis(between, order, axis=1) == NEVER, 0, order + 1)
+
+
+def _one_number_a_row(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Equal numbers for equal rows, and in the order of the rows.
+
+    A row is read as a number in base `len(_BETWEEN) + 1`. Before that exceeds 64 bits, the
+    numbers so far are replaced by their ranks, of which there are few.
+    """
+    base = len(_BETWEEN) + 1
+    codes, values = np.zeros(len(order), np.int64), 1
+    for column in order.T:
+        if values * base > NEVER:
+            distinct, codes = np.unique(codes, return_inverse=True)
+            values = len(distinct)
+        codes = codes * base + column
+        values *= base
     return codes
 
 
-def _decoded(code: int) -> tuple[Stage, ...]:
-    """The stages of a sequence's number."""
-    numbers = [code >> i * _BITS & (1 << _BITS) - 1 for i in reversed(range(len(_BETWEEN)))]
-    return (Stage.SEND, *(Stage(int(_BETWEEN[i - 1])) for i in numbers if i), Stage.HANDLER)
+def _sequence(places: NDArray[np.int64]) -> tuple[Stage, ...]:
+    """The stages of one row of _in_order()."""
+    between = (Stage(int(_BETWEEN[place - 1])) for place in places if place)
+    return (Stage.SEND, *between, Stage.HANDLER)
 
 
 def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: int) -> list[Step]:
@@ -122,7 +136,7 @@ def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: 
     before = dict(zip(sequence[1:], sequence[:-1], strict=True))
     steps = []
     for spec in STAGES:
-        present = since[:, spec.stage] != _LATE
+        present = since[:, spec.stage] != NEVER
         if not present.any():
             continue
         stamps = since[present, spec.stage]
@@ -147,7 +161,7 @@ def _median(values: NDArray[np.int64]) -> int:
 
 
 def path_shares(parts: Sequence[Spans]) -> dict[int, float]:
-    """Share of all spans that took each path, by paths.Path number, largest first."""
+    """Share of all spans that took each path, by IpiPath number, largest first."""
     paths = np.concatenate([part.path for part in parts]) if parts else np.empty(0, np.int8)
     if not len(paths):
         return {}

@@ -8,17 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
 from ipitrace.words.events import (
     NR_KINDS,
     Kind,
 )
 
-Stamps = NDArray[np.int64]
 Keep = Callable[["Events"], NDArray[np.bool_]]
-
-NEVER = np.iinfo(np.int64).max
-"""Later than any stamp: what `absent_last` makes of ABSENT."""
 
 _RADIX_SORTED = np.iinfo(np.uint16).max  # numpy sorts no wider integer in linear time
 
@@ -115,11 +111,6 @@ def either(first: Stamps, *others: Stamps) -> Stamps:
     for other in others:
         first = np.where(first == ABSENT, other, first)
     return first
-
-
-def absent_last(stamps: Stamps) -> Stamps:
-    """NEVER instead of ABSENT, so that a minimum passes it over."""
-    return np.where(stamps == ABSENT, NEVER, stamps)
 
 
 def earliest(first: Stamps, *others: Stamps) -> Stamps:

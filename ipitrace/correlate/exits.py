@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """VM exits inside the IPIs' windows: by reason, how long, and how much of D they cover."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import Stage
 
@@ -32,15 +31,6 @@ class ExitTable:
     reason: NDArray[np.uint32]
     cycles: NDArray[np.int64]
     in_deliver_cycles: NDArray[np.int64]
-
-    @property
-    def unpaired(self) -> int:
-        """Exits that no entry followed before the next exit or the end.
-
-        KVM's fastpaths re-entered the guest without a kvm_entry in Linux 5.8 to 5.12, so
-        that an exit can follow an exit; the last one before an entry is the one it ends.
-        """
-        return int(np.count_nonzero(self.cycles == ABSENT))
 
 
 def exit_tables(trace: StormTrace, spans: Spans) -> list[ExitTable]:
@@ -73,12 +63,16 @@ def _sorted(trace: StormTrace, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The entry that ends each exit, ABSENT where another exit comes first."""
+    """The entry that ends each exit, ABSENT where another exit comes first.
+
+    KVM's fastpaths re-entered the guest without a kvm_entry in Linux 5.8 to 5.12, so that an
+    exit can follow an exit. The last exit before an entry is the one that the entry ends.
+    """
     if not len(entry_tsc):
         return np.full(len(exit_tsc), ABSENT, np.int64)
     at = np.searchsorted(entry_tsc, exit_tsc, side="right")
-    entry = np.append(entry_tsc, np.iinfo(np.int64).max)[at]
-    next_exit = np.append(exit_tsc[1:], np.iinfo(np.int64).max)
+    entry = np.append(entry_tsc, NEVER)[at]
+    next_exit = np.append(exit_tsc[1:], NEVER)
     ends = (at < len(entry_tsc)) & (entry <= next_exit)
     return np.asarray(np.where(ends, entry, ABSENT), np.int64)
 
@@ -111,14 +105,8 @@ def _covered(
     if not len(start):
         return np.zeros(len(until), np.int64)
     # where clocks contradict each other an interval may seem to reach into the next
-    length = np.minimum(length, np.append(np.diff(start), np.iinfo(np.int64).max))
+    length = np.minimum(length, np.append(np.diff(start), NEVER))
     before = np.concatenate([[0], np.cumsum(length)])
     at = np.searchsorted(start, until, side="right") - 1
     inside = np.clip(until - start[np.maximum(at, 0)], 0, length[np.maximum(at, 0)])
     return np.where(at < 0, 0, before[np.maximum(at, 0)] + inside)
-
-
-def share_of_deliver(tables: Sequence[ExitTable], deliver_cycles: int) -> float:
-    """What part of all D these exits cover."""
-    covered = sum(int(table.in_deliver_cycles.sum()) for table in tables)
-    return covered / deliver_cycles if deliver_cycles else 0.0

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.correlate.stamps import ABSENT
+
 NONE = -1
 
 
@@ -61,7 +63,3 @@ def eoi_tsc(receipts: NDArray[np.void]) -> NDArray[np.int64]:
     """When each handler ended its interrupt, ABSENT where the guest does not know."""
     ended = receipts["eoi_tsc"].astype(np.int64)
     return np.where(ended == 0, ABSENT, ended)
-
-
-ABSENT = np.iinfo(np.int64).min
-"""Stands in arrays of stamps for what did not happen."""

@@ -7,22 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.events import (
-    NEVER,
     EventIndex,
     Events,
     Keep,
-    Stamps,
-    absent_last,
     count_in,
     earliest,
     first_in,
 )
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.paths import (
     classify,
     path_of_exits,
     proves_alone,
 )
+from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
 from ipitrace.words.paths import IpiPath
@@ -53,7 +50,7 @@ class SenderSide:
         first_event: the earliest of what the send made KVM do.
         began: the earliest of it that surely came before any target was told.
         exits: kvm_exit of the sender in the window, for whatever reason.
-        path: a paths.Path.
+        path: an IpiPath.
     """
 
     def __init__(self, trace: StormTrace, guest: GuestSide, events: EventIndex) -> None:

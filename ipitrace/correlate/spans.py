@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex, Events
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.sender import SenderSide, is_ipi_with
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.target import target_side
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
@@ -32,7 +32,7 @@ class Spans:
     Attributes:
         seq: the send's number; shape (n,), as are the others but `tsc`.
         target: the vCPU.
-        path: a paths.Path.
+        path: an IpiPath.
         tsc: guest TSC of each stage, ABSENT where it was not seen; shape (n, len(Stage)).
         sender_exits: kvm_exit of the sender's thread in the IPI's window; ABSENT where
             kvm_exit was not seen in this VM at all, so that none counts nothing.

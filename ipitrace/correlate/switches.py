@@ -30,7 +30,7 @@ NO_SWITCHES: Final = Switches()
 
 
 def count_switches(events: NDArray[np.void]) -> Switches:
-    """Count them in records of layout.HOST_EVENT, of one storm and in any order.
+    """Count them in records of abi.events.HOST_EVENT, of one storm and in any order.
 
     What the kernel itself turns away is counted nowhere: no program runs, and no miss is
     counted, where a kernel hides a process from tracing, as some kernels for virtual

@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from ipitrace.correlate.events import (
     EventIndex,
     Events,
-    Stamps,
-    absent_last,
     count_in,
     either,
     first_in,
     last_in,
 )
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.paths import is_halt
 from ipitrace.correlate.sender import SenderSide
+from ipitrace.correlate.stamps import ABSENT, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import (

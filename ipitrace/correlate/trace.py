@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT, eoi_tsc, pair_receipts, taken
+from ipitrace.correlate.pairing import eoi_tsc, pair_receipts, taken
+from ipitrace.correlate.stamps import ABSENT
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class StormTrace:
     come nearer to it than its clock's error; anything else is a valid place for it.
 
     Attributes:
-        sends: records of storm.abi.SEND, ascending.
-        receipts: each vCPU's records of storm.abi.RECEIPT, ascending.
+        sends: records of abi.storm.SEND, ascending.
+        receipts: each vCPU's records of abi.storm.RECEIPT, ascending.
         sender: the vCPU that sends.
         targets: the vCPUs that handle each IPI.
         vector: the interrupt vector they are sent with.
-        events: records of layout.HOST_EVENT, of the VM's vCPUs and in any order.
+        events: records of abi.events.HOST_EVENT, of the VM's vCPUs and in any order.
         event_tsc: their stamps; shape (len(events),).
         bound_cycles: how far an event's stamp may be off. All events of one moment are
             off by the same: between themselves their order is exact.

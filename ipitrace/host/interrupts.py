@@ -28,12 +28,11 @@ class InterruptDelta:
     """What was added between two readings: `rows[name][i]` belongs to CPU `cpus[i]`.
 
     `cpus` are those online at either reading. None: not known, because the CPU was
-    offline at one of them (then it is in `came_or_went`), or because its count fell.
+    offline at one of them, or because its count fell.
     """
 
     cpus: tuple[int, ...]
     rows: Mapping[str, tuple[int | None, ...]]
-    came_or_went: tuple[int, ...]
 
     def total(self, row: str) -> int | None:
         """A row over all CPUs; None where the host lacks the row or a CPU's part is not known."""
@@ -75,11 +74,7 @@ def delta(before: InterruptCounts, after: InterruptCounts) -> InterruptDelta:
         first = dict(zip(before.cpus, before.rows[name], strict=True))
         last = dict(zip(after.cpus, after.rows[name], strict=True))
         rows[name] = tuple(_added(first.get(cpu), last.get(cpu)) for cpu in cpus)
-    return InterruptDelta(
-        cpus,
-        {name: rows[name] for name in ROWS if name in rows},
-        tuple(sorted({*before.cpus} ^ {*after.cpus})),
-    )
+    return InterruptDelta(cpus, {name: rows[name] for name in ROWS if name in rows})
 
 
 def _added(first: int | None, last: int | None) -> int | None:

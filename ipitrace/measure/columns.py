@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.pairing import ABSENT, NONE, eoi_tsc, pair_receipts, taken
+from ipitrace.correlate.pairing import NONE, eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
@@ -23,7 +24,7 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Place:
+class RepetitionKey:
     """Which repetition of which scenario rows belong to."""
 
     scenario: str
@@ -58,7 +59,7 @@ _ZERO_IS_UNKNOWN = [event.kind for event in HOST_EVENTS if event.zero_is_unknown
 _KIND_NAMES = np.array([event.name for event in HOST_EVENTS], dtype=object)
 
 
-def host_event_columns(place: Place, trace: StormTrace) -> Columns:
+def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
     """One row for each host event of a recorded repetition, in order of time."""
     order = np.argsort(trace.event_tsc, kind="stable")
     events = trace.events[order]
@@ -92,7 +93,7 @@ GUEST_IPI_MEANINGS = {
 
 
 def guest_ipi_columns(
-    place: Place, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
+    place: RepetitionKey, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
 ) -> Columns:
     """One row for each send and target; rows of one send follow each other."""
     n, m = len(storm.sends), len(targets)
@@ -138,7 +139,7 @@ _PATH_NAMES = np.array([path.text for path in IpiPath], dtype=object)
 _STAGE_NAMES = [spec.name for spec in STAGES]
 
 
-def span_columns(place: Place, spans: Spans, sender: int, first_ipi: int) -> Columns:
+def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int) -> Columns:
     """One row for each delivery of a recorded repetition."""
     n = len(spans.seq)
     return {
@@ -158,12 +159,12 @@ def span_columns(place: Place, spans: Spans, sender: int, first_ipi: int) -> Col
 
 def _sequences(spans: Spans) -> NDArray[Any]:
     """Each span's critical stages in order of time, as one text; few differ."""
-    tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, np.iinfo(np.int64).max)
+    tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, NEVER)
     tsc[:, Stage.SEND] = ABSENT
     handled = spans.tsc[:, Stage.HANDLER] != ABSENT
-    tsc[handled, Stage.HANDLER] = np.iinfo(np.int64).max - 1  # last, whatever the clock's error
+    tsc[handled, Stage.HANDLER] = NEVER - 1  # last, whatever the clock's error
     order = np.argsort(tsc, axis=1, kind="stable").astype(np.int8)
-    absent = np.take_along_axis(tsc, order.astype(np.int64), axis=1) == np.iinfo(np.int64).max
+    absent = np.take_along_axis(tsc, order.astype(np.int64), axis=1) == NEVER
     order[absent] = NONE
     unique, inverse = np.unique(order, axis=0, return_inverse=True)
     texts = [" > ".join(_STAGE_NAMES[s] for s in row if s != NONE) for row in unique]

@@ -17,6 +17,7 @@ from ipitrace.measure.steadiness import (
 )
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import StormRequest
+from ipitrace.words.disturbances import DisturbanceKind
 
 if TYPE_CHECKING:
     from ipitrace.host.conditions import Conditions
@@ -74,12 +75,16 @@ class Lookout:
         ]
 
     def _company(self, before: Neighbours, after: Neighbours) -> list[Disturbance]:
-        found = [Disturbance("neighbour", says, worthless=False) for says in changes(before, after)]
+        found = [
+            Disturbance(DisturbanceKind.NEIGHBOUR, says, worthless=False)
+            for says in changes(before, after)
+        ]
         new = [run for run in other_runs() if run not in self._runs]
         new = new[: max(MOST_RUNS - len(self._runs), 0)]
         self._runs.update(new)
         return found + [
-            Disturbance("run", self._shares(run.pid, run.cpus), worthless=False) for run in new
+            Disturbance(DisturbanceKind.RUN, self._shares(run.pid, run.cpus), worthless=False)
+            for run in new
         ]
 
     def _shares(self, pid: int, cpus: Collection[int]) -> str:

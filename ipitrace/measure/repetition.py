@@ -20,8 +20,8 @@ from ipitrace.clock import (
     own_guest_tsc,
 )
 from ipitrace.correlate.exits import exit_tables
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
 from ipitrace.host.conditions import Conditions, read_conditions
 from ipitrace.host.interrupts import (
@@ -34,7 +34,7 @@ from ipitrace.measure.steadiness import (
 )
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.summary import Watched
+from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
 from ipitrace.words.events import (
     NR_KINDS,
@@ -82,7 +82,7 @@ class Recorded:
 
     storm: Storm
     mode: Mode
-    watched: Watched | None
+    watched: HostSide | None
     trace: StormTrace | None
     no_trace_reason: str | None
     violations: Mapping[str, int]
@@ -229,7 +229,7 @@ def run_repetition(
     return Recorded(
         storm,
         mode,
-        Watched(spans, exit_tables(trace, spans), interrupts),
+        HostSide(spans, exit_tables(trace, spans), interrupts),
         trace,
         None,
         _violations(spans, trace.bound_cycles),

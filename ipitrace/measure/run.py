@@ -39,7 +39,7 @@ from ipitrace.measure.columns import (
     GUEST_IPI_MEANINGS,
     HOST_EVENT_MEANINGS,
     SPAN_MEANINGS,
-    Place,
+    RepetitionKey,
     guest_ipi_columns,
     host_event_columns,
     span_columns,
@@ -94,6 +94,7 @@ from ipitrace.words.scenarios import (
     SENDER,
     Mode,
     Scenario,
+    ScenarioStatus,
     TargetState,
 )
 
@@ -503,7 +504,7 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
         pattern=scenario.pattern,
         target_state=scenario.target_state,
         send_method=scenario.send_method,
-        status="unsupported",
+        status=ScenarioStatus.UNSUPPORTED,
         reason=reason,
     )
 
@@ -602,7 +603,7 @@ def _detached_at_end(tracer: Tracer | None) -> Iterator[None]:
 
 def _keep(run: _Run, scenario: Scenario, recorded: Recorded) -> None:
     """Write what a repetition gave to the recording, and note what the run as a whole needs."""
-    place = Place(scenario.name, run.repetitions)
+    place = RepetitionKey(scenario.name, run.repetitions)
     targets = run.guest.targets(scenario)
     storm = recorded.storm
     run.sink.append(

@@ -15,6 +15,7 @@ from ipitrace.base.units import NS_PER_S
 from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import Storm
+from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.scenarios import (
     Scenario,
     TargetState,
@@ -88,7 +89,7 @@ def compare(looks: Looks, storm: Storm, setting: Setting) -> Iterator[Disturbanc
     yield from _lost(looks.start, looks.end, storm, setting)
     if looks.longest_tick_s >= LATE_S:
         yield Disturbance(
-            "late",
+            DisturbanceKind.LATE,
             f"ipitrace itself did not run for {looks.longest_tick_s:.1f} s in mid-storm",
             worthless=False,
         )
@@ -107,7 +108,7 @@ def _moved(
         wanted = _wanted(vcpu, early, setting)
         found = _elsewhere(vcpu, early, late, wanted, looks.seen_on.get(vcpu, {}))
         if found:
-            yield Disturbance("moved", found, worthless=setting.ours or crowded)
+            yield Disturbance(DisturbanceKind.MOVED, found, worthless=setting.ours or crowded)
 
 
 def _wanted(vcpu: int, early: ThreadLook, setting: Setting) -> tuple[int, ...] | None:
@@ -158,7 +159,7 @@ def _lost(
     suspended_ns = end.suspended_ns - start.suspended_ns
     if suspended_ns >= SUSPENDED_NS:
         yield Disturbance(
-            "suspended",
+            DisturbanceKind.SUSPENDED,
             f"the host was suspended for {suspended_ns / NS_PER_S:.1f} s",
             worthless=True,
         )
@@ -172,7 +173,7 @@ def _lost(
         waited_s = max((wait or 0.0 for wait in waits), default=0.0)
         share = stopped_s / max(storm_s - waited_s, stopped_s)
         yield Disturbance(
-            "stopped",
+            DisturbanceKind.STOPPED,
             f"the guest was stopped for {stopped_s:.1f} s of a storm of {storm_s:.1f} s",
             worthless=share >= STOPPED_SHARE,
             share=share,
@@ -184,7 +185,7 @@ def _lost(
         share = min((wait_s or 0.0) / whole_s, 1.0) if whole_s else 0.0
         if share >= WAITED_SHARE and vcpu not in meant:
             yield Disturbance(
-                "waited",
+                DisturbanceKind.WAITED,
                 f"vCPU {vcpu}'s thread waited {1000 * (wait_s or 0):.0f} ms for a CPU that others "
                 f"used, in a storm of {1000 * whole_s:.0f} ms",
                 worthless=False,
@@ -248,7 +249,7 @@ def _stolen(start: Conditions, end: Conditions) -> Iterator[Disturbance]:
         share = (late.stolen_s - early.stolen_s) * NS_PER_S / (end.at_ns - start.at_ns)
         if share >= STOLEN_SHARE:
             yield Disturbance(
-                "stolen",
+                DisturbanceKind.STOLEN,
                 f"CPU {late.cpu} was taken from this host by its own hypervisor for {share:.0%} "
                 "of the time",
                 worthless=False,
@@ -274,7 +275,7 @@ def _speed(before: Conditions, after: Conditions) -> Iterator[Disturbance]:
         yield from _frequency(early, late)
         if late.throttled is not None and late.throttled > (early.throttled or 0):
             yield Disturbance(
-                "throttled",
+                DisturbanceKind.THROTTLED,
                 f"CPU {late.cpu} was too hot and slowed down",
                 worthless=False,
             )
@@ -283,7 +284,7 @@ def _speed(before: Conditions, after: Conditions) -> Iterator[Disturbance]:
 def _frequency(early: CpuLook, late: CpuLook) -> Iterator[Disturbance]:
     if early.khz and late.khz and abs(late.khz - early.khz) > FREQUENCY_SHARE * early.khz:
         yield Disturbance(
-            "frequency",
+            DisturbanceKind.FREQUENCY,
             f"CPU {late.cpu}'s frequency went from {early.khz / 1000:.0f} to "
             f"{late.khz / 1000:.0f} MHz",
             worthless=False,
@@ -294,18 +295,24 @@ def _hotplug(setting: Setting, after: Conditions) -> Iterator[Disturbance]:
     """CPUs that went or came."""
     before = setting.before
     if before.smt != after.smt:
-        yield _changed("SMT", before.smt, after.smt, kind="hotplug")
+        yield _changed("SMT", before.smt, after.smt, kind=DisturbanceKind.HOTPLUG)
     if before.online is None or after.online is None:
         return
     needed = set(setting.pinned or ()) & set(setting.first.online or ())
     gone = sorted(needed - set(after.online))
     if gone:
-        yield Disturbance("hotplug", f"{cpus_of(gone)} went offline", worthless=True)
+        yield Disturbance(DisturbanceKind.HOTPLUG, f"{cpus_of(gone)} went offline", worthless=True)
     if before.online != after.online and not gone:
-        yield _changed("the CPUs online", before.online, after.online, kind="hotplug")
+        yield _changed("the CPUs online", before.online, after.online, kind=DisturbanceKind.HOTPLUG)
 
 
-def _changed(what: str, before: object, after: object, *, kind: str = "frequency") -> Disturbance:
+def _changed(
+    what: str,
+    before: object,
+    after: object,
+    *,
+    kind: DisturbanceKind = DisturbanceKind.FREQUENCY,
+) -> Disturbance:
     return Disturbance(kind, f"{what} changed from {before} to {after}", worthless=False)
 
 

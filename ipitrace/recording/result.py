@@ -31,7 +31,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Exits:
+class ExitsPerIpi:
     """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
 
     Attributes:
@@ -155,7 +155,7 @@ class RepetitionFigures:
     send_cycles: Percentiles | None
     deliver_cycles: Percentiles | None
     round_trip_cycles: Percentiles | None
-    exits: Exits | None
+    exits: ExitsPerIpi | None
     paths: Mapping[str, float] | None
 
 
@@ -204,7 +204,7 @@ class ScenarioResult:
     send_cycles: Summary | None = None
     deliver_cycles: Summary | None = None
     round_trip_cycles: Summary | None = None
-    exits: Exits | None = None
+    exits: ExitsPerIpi | None = None
     kvm_stats: Mapping[str, PerSide] | None = None
     events_per_ipi: Mapping[str, PerSide] | None = None
     paths: Mapping[str, float] | None = None
@@ -221,7 +221,7 @@ class ScenarioResult:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A median of paired differences, and its confidence interval, in cycles."""
 
     median: int
@@ -243,8 +243,8 @@ class ObserverCost:
     off_p50: int
     counting_p50: int
     full_p50: int
-    counting: Difference
-    full: Difference
+    counting: PairedDifference
+    full: PairedDifference
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ipitrace.base.errors import (
     UsageError,
 )
 from ipitrace.base.output import (
-    Place,
+    DirectoryEntry,
     create_directory,
     locate,
 )
@@ -84,7 +84,7 @@ class RecordingWriter:
         ):
             self._check(place)
         self._held = contextlib.ExitStack()
-        self._place: Place | None = None
+        self._place: DirectoryEntry | None = None
         self._unfinished: Unfinished | None = None
         self._tables: dict[str, _TableWriter] = {}
 
@@ -183,7 +183,7 @@ class RecordingWriter:
             ) from error
         return RunResult.from_dict(json.loads(result.to_json()))
 
-    def _check(self, place: Place) -> None:
+    def _check(self, place: DirectoryEntry) -> None:
         """See that the recording may go to its place; nothing is deleted that is not ours."""
         given, found = self._given, place.status()
         if found is None:
@@ -208,7 +208,7 @@ class RecordingWriter:
                 "Choose another directory with -o, or replace it with --force.",
             )
 
-    def _move_into_place(self, place: Place, whole: Place) -> None:
+    def _move_into_place(self, place: DirectoryEntry, whole: DirectoryEntry) -> None:
         if place.status() is None or not place.entries():
             whole.rename_to(place)
             _sync(place.path.parent)
@@ -224,7 +224,7 @@ class RecordingWriter:
         _sync(place.path.parent)
         shutil.rmtree(old.name, ignore_errors=True, dir_fd=old.directory_fd)
 
-    def _make_sibling(self, place: Place, role: str) -> tuple[Place, int]:
+    def _make_sibling(self, place: DirectoryEntry, role: str) -> tuple[DirectoryEntry, int]:
         """A new hidden directory beside the place, open; a killed run may have left its like."""
         for i in itertools.count():
             again = f"-{i}" if i else ""

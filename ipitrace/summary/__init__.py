@@ -6,9 +6,9 @@ from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
 from ipitrace.summary.storms import (
     Cycles,
+    HostSide,
     Measured,
     Repetition,
-    Watched,
     reduce_storm,
 )
 from ipitrace.words.scenarios import (
@@ -22,10 +22,10 @@ __all__ = [
     "KVM_STATS_SOURCE",
     "SENDER",
     "Cycles",
+    "HostSide",
     "Measured",
     "Mode",
     "Repetition",
-    "Watched",
     "observer_costs",
     "reduce_storm",
     "summarise_scenario",

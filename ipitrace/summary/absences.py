@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from ipitrace.recording.result import PerSide
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.storms import (
+    HostSide,
     Repetition,
-    Watched,
 )
 from ipitrace.words.interrupts import POSTED_ROWS
+from ipitrace.words.metrics import DELIVER, TIMINGS
 from ipitrace.words.scenarios import (
     Mode,
     Pattern,
@@ -36,18 +37,14 @@ _OF_TRACED_ROWS = (
 
 def absent_figures(
     storms: Sequence[Repetition],
-    watched: Sequence[Watched],
+    watched: Sequence[HostSide],
     stats: Mapping[str, PerSide] | None,
     *,
     kvm_exit_fires: bool,
 ) -> dict[str, str]:
     """Why what is null is null, but for the exits."""
     interrupts = host_interrupts(watched)
-    reasons = {
-        "send_cycles": _nothing_of(r.cycles.send for r in storms),
-        "deliver_cycles": _nothing_of(r.cycles.deliver for r in storms),
-        "round_trip_cycles": _nothing_of(r.cycles.round_trip for r in storms),
-    }
+    reasons = {t.field: _nothing_of(getattr(r.cycles, t.name) for r in storms) for t in TIMINGS}
     if stats is None:
         reasons["kvm_stats"] = storms[0].no_stats
     traced = any(r.mode == Mode.FULL for r in storms)
@@ -56,7 +53,7 @@ def absent_figures(
         reasons["events_per_ipi"] = why
     if not watched:
         return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
-    reasons["stages"] = reasons["deliver_cycles"]
+    reasons["stages"] = reasons[DELIVER.field]
     if not any(len(table.reason) for w in watched for table in w.exits):
         reasons["exit_times"] = "there was no exit" if kvm_exit_fires else "kvm_exit never fired"
     if interrupts is None:

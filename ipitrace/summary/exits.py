@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
-from ipitrace.correlate.pairing import ABSENT
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.result import (
-    Exits,
+    ExitsPerIpi,
     ExitTime,
     PerSide,
 )
 from ipitrace.summary.sides import Sides
 from ipitrace.summary.stats import summarise
 from ipitrace.summary.storms import (
+    HostSide,
     Measured,
-    Watched,
 )
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import reason_name
@@ -31,7 +31,7 @@ _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
 
 def exits_per_ipi(
     measured: Measured, sides: Sides, stats: Mapping[str, PerSide] | None
-) -> tuple[Exits, dict[str, str]]:
+) -> tuple[ExitsPerIpi, dict[str, str]]:
     """Exits per IPI from kvm_exit where it fires, else from KVM's statistics.
 
     None at all is a measurement, too, where kvm_exit is known to fire.
@@ -53,7 +53,7 @@ def exits_per_ipi(
     sender = {name: side.sender for name, side in by_reason.items() if side.sender}
     target = {name: side.target for name, side in by_reason.items() if side.target}
     return (
-        Exits(
+        ExitsPerIpi(
             source,
             None if "exits.sender" in absent else sender,
             None if "exits.target" in absent else target,
@@ -62,7 +62,7 @@ def exits_per_ipi(
     )
 
 
-def exit_times(measured: Measured, watched: Sequence[Watched]) -> tuple[ExitTime, ...]:
+def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTime, ...]:
     """How long exits took by side and reason, the longest share of D first."""
     # Of the same repetitions: without a common clock nothing of D can be covered.
     deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline if r.watched is not None)

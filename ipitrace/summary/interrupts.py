@@ -3,10 +3,10 @@
 
 from collections.abc import Sequence
 
-from ipitrace.summary.storms import Watched
+from ipitrace.summary.storms import HostSide
 
 
-def host_interrupts(watched: Sequence[Watched]) -> dict[str, dict[str, int]] | None:
+def host_interrupts(watched: Sequence[HostSide]) -> dict[str, dict[str, int]] | None:
     """Row of /proc/interrupts to CPU to increase; a row with an unknown part is left out."""
     deltas = [w.interrupts for w in watched if w.interrupts is not None]
     if not deltas:

@@ -29,6 +29,7 @@ from ipitrace.summary.storms import (
 )
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
+from ipitrace.words.scenarios import ScenarioStatus
 from ipitrace.words.stages import STAGES
 
 
@@ -54,7 +55,7 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
         pattern=scenario.pattern,
         target_state=scenario.target_state,
         send_method=scenario.send_method,
-        status="measured",
+        status=ScenarioStatus.MEASURED,
         targets=len(targets),
         pace_cycles=measured.pace_cycles,
         warmup=measured.warmup,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.recording.result import (
-    Difference,
+    PairedDifference,
     Percentiles,
     Summary,
 )
@@ -44,14 +44,16 @@ def median(values: NDArray[np.int64]) -> int | None:
     return int(np.percentile(values, 50, method="inverted_cdf"))
 
 
-def paired_difference(before: Sequence[int], after: Sequence[int]) -> Difference:
+def paired_difference(before: Sequence[int], after: Sequence[int]) -> PairedDifference:
     """The median of after[i] - before[i], with the interval from the least to the greatest.
 
     That interval holds the true median with interval_confidence(n), whatever the
     distribution (order statistics; David and Nagaraja, Order Statistics, 7.1).
     """
     differences = np.subtract(after, before)
-    return Difference(int(np.median(differences)), int(differences.min()), int(differences.max()))
+    return PairedDifference(
+        int(np.median(differences)), int(differences.min()), int(differences.max())
+    )
 
 
 def interval_confidence(n: int) -> float:

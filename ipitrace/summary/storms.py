@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
-from ipitrace.correlate.pairing import ABSENT, pair_receipts, taken
+from ipitrace.correlate.pairing import pair_receipts, taken
 from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Storm
 from ipitrace.words.scenarios import Mode, Scenario
@@ -60,7 +61,7 @@ def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
 
 
 @dataclass(frozen=True)
-class Watched:
+class HostSide:
     """What the host showed of one recorded repetition between its first and last measured send.
 
     Attributes:
@@ -96,7 +97,7 @@ class Repetition:
     timed_out: int
     stats: tuple[Mapping[str, int], ...] | None
     seen: NDArray[np.int64] | None = None
-    watched: Watched | None = None
+    watched: HostSide | None = None
     order: int = 0
     as_asked: float | None = None
     no_stats: str = NO_STATS_FD
@@ -106,7 +107,7 @@ def reduce_storm(
     storm: Storm,
     targets: Sequence[int],
     mode: Mode,
-    watched: Watched | None = None,
+    watched: HostSide | None = None,
     *,
     seen: NDArray[np.int64] | None = None,
     order: int = 0,

@@ -229,7 +229,7 @@ def hook_flags(planned: Plan) -> list[str]:
         flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}"]
         for wanted, place in probe.places.items():
             spelt = place.name if isinstance(place, Column) else place
-            flags.append(f"-DARG_{name}_{wanted}={spelt}")
+            flags += [f"-DHAVE_ARG_{name}_{wanted}", f"-DARG_{name}_{wanted}={spelt}"]
         if name == "sched_switch" and probe.hook == "raw":
             flags.append(f"-DTASK_PID_OFFSET={planned.task_pid_offset}")
     return flags

@@ -39,7 +39,7 @@ class Visibility:
 
 
 @dataclass(frozen=True)
-class Pair:
+class VcpuPair:
     """IPIs from one vCPU to another; `target` is None where nothing tells which it was."""
 
     sender: int
@@ -88,7 +88,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class ExitReason:
+class ExitsOfReason:
     """Exits of one reason."""
 
     reason: str
@@ -96,11 +96,11 @@ class ExitReason:
 
 
 @dataclass(frozen=True)
-class Exits:
+class VmExits:
     """Exits by reason, most frequent first; `reasons` is None where `absent` says why."""
 
     source: str | None
-    reasons: tuple[ExitReason, ...] | None
+    reasons: tuple[ExitsOfReason, ...] | None
     absent: str | None
 
 
@@ -128,10 +128,10 @@ class VmInterval:
     visibility: Visibility
     sends: Count
     ipis: Count
-    pairs: tuple[Pair, ...]
+    pairs: tuple[VcpuPair, ...]
     pairs_left_out: PairsLeftOut
     kinds: tuple[IpiKind, ...]
-    exits: Exits
+    exits: VmExits
     wakeups: Count
     waited: Count
     others: tuple[Other, ...]
@@ -242,7 +242,7 @@ class OwnCost:
 
 
 @dataclass(frozen=True)
-class Interval:
+class WatchInterval:
     """One line of `watch --json`.
 
     Attributes:

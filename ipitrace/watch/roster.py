@@ -29,7 +29,7 @@ def cells_for(n_vcpus: int) -> int:
 
 
 @dataclass(eq=False)
-class Watched:
+class WatchedVm:
     """One VM that is watched.
 
     Attributes:
@@ -63,11 +63,11 @@ class Roster:
         self._counting = counting
         self._free = list(range(counting.n_slots - 1, -1, -1))
         self._resting: list[int] = []
-        self._owner: dict[int, Watched] = {}
+        self._owner: dict[int, WatchedVm] = {}
         self._slot_of_tid: dict[int, int] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._files_left = soft // 4  # others need some, too
-        self.watched: list[Watched] = []
+        self.watched: list[WatchedVm] = []
 
     def settle(self) -> None:
         """Slots freed before this are free now; call it once an interval.
@@ -77,7 +77,7 @@ class Roster:
         self._free += self._resting
         self._resting = []
 
-    def add(self, vm: VirtualMachine) -> Watched:
+    def add(self, vm: VirtualMachine) -> WatchedVm:
         """Watch `vm`, as far as there is room.
 
         A thread has one slot. Where it was seen as another VM's vCPU before, it is that no more,
@@ -98,7 +98,7 @@ class Roster:
             slots.append(slot)
             vcpus.append(vcpu.index)
             tids.append(vcpu.tid)
-        watched = Watched(
+        watched = WatchedVm(
             vm,
             tuple(slots),
             tuple(vcpus),
@@ -120,7 +120,7 @@ class Roster:
             former.unwatched += (former.vcpus[former.slots.index(slot)],)
             former.shown = None
 
-    def remove(self, watched: Watched) -> None:
+    def remove(self, watched: WatchedVm) -> None:
         """Watch it no longer."""
         for tid, slot in zip(watched.tids, watched.slots, strict=True):
             if self._slot_of_tid.get(tid) == slot:  # else another VM has the thread
@@ -133,7 +133,7 @@ class Roster:
         watched.processors.close()
         self.watched.remove(watched)
 
-    def owners(self, slots: Iterable[int]) -> set[Watched]:
+    def owners(self, slots: Iterable[int]) -> set[WatchedVm]:
         """The VMs that these slots are of."""
         return {self._owner[slot] for slot in slots if slot in self._owner}
 
@@ -141,7 +141,7 @@ class Roster:
         """The threads that are watched."""
         return {tid for watched in self.watched for tid in watched.tids}
 
-    def without_directory(self, there: frozenset[str] | None) -> list[Watched]:
+    def without_directory(self, there: frozenset[str] | None) -> list[WatchedVm]:
         """Those that had a directory in debugfs, which is not `there` any more."""
         if there is None:
             return []

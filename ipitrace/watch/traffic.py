@@ -19,7 +19,15 @@ from ipitrace.abi.watch import (
 )
 from ipitrace.correlate.paths import path_of_exits
 from ipitrace.tracer.counting import Counts
-from ipitrace.watch.model import Count, ExitReason, IpiKind, Other, Pair, PairsLeftOut, VcpuCounts
+from ipitrace.watch.model import (
+    Count,
+    ExitsOfReason,
+    IpiKind,
+    Other,
+    PairsLeftOut,
+    VcpuCounts,
+    VcpuPair,
+)
 from ipitrace.words.exit_reasons import reason_name
 from ipitrace.words.paths import IpiPath
 
@@ -140,7 +148,7 @@ class Traffic:
             sum(count.total for count in sent) + lost.total,
         )
 
-    def pairs(self, top: int) -> tuple[tuple[Pair, ...], PairsLeftOut]:
+    def pairs(self, top: int) -> tuple[tuple[VcpuPair, ...], PairsLeftOut]:
         """The busiest `top` pairs (0: all), and the sum of the others."""
         first, end = self._sums.ipis_of[self._vm : self._vm + 2]
         if first == end:  # most VMs have none, and NumPy takes as long for nothing
@@ -153,7 +161,7 @@ class Traffic:
             strict=True,
         )
         pairs = tuple(
-            Pair(
+            VcpuPair(
                 sender,
                 None if target == WATCH_TARGET_UNKNOWN else target,
                 vector,
@@ -179,10 +187,10 @@ class Traffic:
             Other(key & 0xFF, MODES[key >> 8], count) for key, count in self._sums.others[self._vm]
         )
 
-    def exits(self) -> tuple[ExitReason, ...]:
+    def exits(self) -> tuple[ExitsOfReason, ...]:
         """Exits by reason as kvm_exit told them, most frequent first."""
         return tuple(
-            ExitReason(reason_name(key >> 32, key & 0xFFFFFFFF), count)
+            ExitsOfReason(reason_name(key >> 32, key & 0xFFFFFFFF), count)
             for key, count in self._sums.exits[self._vm]
         )
 

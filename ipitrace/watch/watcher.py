@@ -27,15 +27,15 @@ from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,
     EndedVm,
-    ExitReason,
-    Exits,
-    Interval,
+    ExitsOfReason,
     OwnCost,
     Sight,
+    VmExits,
     VmInterval,
+    WatchInterval,
 )
 from ipitrace.watch.presence import Presence
-from ipitrace.watch.roster import Roster, Watched, cells_for, slots_for
+from ipitrace.watch.roster import Roster, WatchedVm, cells_for, slots_for
 from ipitrace.watch.traffic import Traffic, has_exits, traffic
 from ipitrace.watch.unseen import MOST_STRANGERS, Strangers
 from ipitrace.watch.visibility import hint, visibility
@@ -54,7 +54,7 @@ class Watcher:
         self._counting, self._all_vms, self._top = counting, all_vms, top
         self._roster = Roster(counting)
         # A vCPU that begins to run is taken up where VMs come and go; one VM alone stays as it is.
-        self._presence: Presence[Watched] = Presence(changes if all_vms else still_there)
+        self._presence: Presence[WatchedVm] = Presence(changes if all_vms else still_there)
         self._arrivals = Arrivals()
         self._sight = sight
         fingerprint = read_fingerprint()
@@ -111,7 +111,7 @@ class Watcher:
         """The events that cannot be watched on this kernel, and why."""
         return self._counting.left_out
 
-    def sample(self) -> Interval:
+    def sample(self) -> WatchInterval:
         """What happened since the last call.
 
         `stopped` says when the VM watched is no longer there; what was counted until then
@@ -121,7 +121,7 @@ class Watcher:
         now_s, cpu_s = time.monotonic(), time.process_time()
         posts = read_interrupts()
         vms_on: dict[int, set[str]] = {}
-        lost: list[tuple[Watched, str]] = []
+        lost: list[tuple[WatchedVm, str]] = []
         vms = []
         # KVM removes a VM's directory with the VM, be it that its process lives on.
         there = vm_directory_names() if self._all_vms else None
@@ -156,7 +156,7 @@ class Watcher:
         # Before those that ended are let go: their threads were watched.
         unseen = self._strangers.look(self._counting.strangers(), self._roster.tids)
         listed, rest = largest(self._lose(lost, now_s))
-        interval = Interval(
+        interval = WatchInterval(
             SCHEMA_VERSION,
             self._number,
             _time(),
@@ -181,7 +181,7 @@ class Watcher:
         return interval
 
     def _shown(
-        self, watched: Watched, done: Traffic | None, now_s: float, cpus: set[int]
+        self, watched: WatchedVm, done: Traffic | None, now_s: float, cpus: set[int]
     ) -> VmInterval:
         """The VM in this interval; what was shown last, brought up to date, where it was idle."""
         if done is not None:
@@ -195,7 +195,7 @@ class Watcher:
         on, watched_s = tuple(sorted(cpus)), now_s - watched.since_s
         return replace(watched.shown, exits=exits, cpus=on, watched_s=watched_s)
 
-    def summary(self) -> Interval:
+    def summary(self) -> WatchInterval:
         """The whole run as one interval: what was sampled last, from the beginning."""
         vms = []
         all_watched = self._roster.watched
@@ -207,7 +207,7 @@ class Watcher:
             vms.append(
                 self._vm_interval(watched, done, self._former_s, cpus, before, top=self._top)
             )
-        return Interval(
+        return WatchInterval(
             SCHEMA_VERSION,
             None,
             _time(),
@@ -237,7 +237,7 @@ class Watcher:
         self._activity[list(watched.slots)] = 0  # another VM may have had them
         self._presence.add(watched, vm)
 
-    def _lose(self, lost: Collection[tuple[Watched, str]], now_s: float) -> list[EndedVm]:
+    def _lose(self, lost: Collection[tuple[WatchedVm, str]], now_s: float) -> list[EndedVm]:
         """VMs have ended: of the only one keep what it did, of others make room.
 
         What they did is answered, as it was read last: of the largest it is kept.
@@ -283,7 +283,7 @@ class Watcher:
                     found.setdefault(cpu, set()).add(watched.vm.name)
         return found
 
-    def _traffic(self, of: Collection[Watched], counts: Counts) -> list[Traffic]:
+    def _traffic(self, of: Collection[WatchedVm], counts: Counts) -> list[Traffic]:
         """What these VMs did, whose slots' counts these are."""
         vcpus = [watched.vcpus for watched in of]
         if not self._exit_evidence.fired:
@@ -296,7 +296,7 @@ class Watcher:
 
     def _vm_interval(
         self,
-        watched: Watched,
+        watched: WatchedVm,
         done: Traffic,
         now_s: float,
         cpus: set[int],
@@ -335,36 +335,40 @@ class Watcher:
             uid=watched.vm.uid,
         )
 
-    def _exits(self, watched: Watched, done: Traffic, before: Mapping[str, int] | None) -> Exits:
+    def _exits(
+        self, watched: WatchedVm, done: Traffic, before: Mapping[str, int] | None
+    ) -> VmExits:
         """Exits from kvm_exit where it fires, else from KVM's statistics, else why not."""
         reasons = done.exits()
         if reasons:
-            return Exits("kvm_exit", reasons, None)
+            return VmExits("kvm_exit", reasons, None)
         why = self._counting.left_out.get("kvm_exit")
         if why is None and not done.head("events").total:
-            return Exits(None, None, "nothing was seen of this VM yet")
+            return VmExits(None, None, "nothing was seen of this VM yet")
         if why is None and not self._exits_silent:
-            return Exits(None, None, "no exit of this VM was seen yet")
+            return VmExits(None, None, "no exit of this VM was seen yet")
         why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
-        return self._exits_of_statistics(watched, before, Exits(None, None, why))
+        return self._exits_of_statistics(watched, before, VmExits(None, None, why))
 
     def _exits_of_statistics(
-        self, watched: Watched, before: Mapping[str, int] | None, absent: Exits
-    ) -> Exits:
+        self, watched: WatchedVm, before: Mapping[str, int] | None, absent: VmExits
+    ) -> VmExits:
         """From KVM's own counters; `absent` is why they are asked for."""
         found = watched.exits_absent or read_vm_exits(watched.vm.directory)
         if isinstance(found, str):
             watched.exits_absent = found  # what this kernel does not tell it never will
-            return Exits(None, None, f"{absent.absent or SOURCE}, and {found}")
+            return VmExits(None, None, f"{absent.absent or SOURCE}, and {found}")
         watched.exits_first = watched.exits_first or found
         watched.exits_former = found
         first, before = watched.exits_first, before or found
         rows = [
-            ExitReason(name, Count(value - before.get(name, value), value - first.get(name, value)))
+            ExitsOfReason(
+                name, Count(value - before.get(name, value), value - first.get(name, value))
+            )
             for name, value in found.items()
         ]
         rows.sort(key=lambda row: (-row.exits.delta, row.reason))
-        return Exits(SOURCE, tuple(rows), None)
+        return VmExits(SOURCE, tuple(rows), None)
 
     def _recursion_misses(self) -> int | None:
         told = [n for n in self._counting.recursion_misses().values() if n is not None]

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from ipitrace.base.errors import UsageError
+from ipitrace.words.paths import PATH_RANKS
 
 
 class Scale(StrEnum):
@@ -37,25 +38,48 @@ class Metric:
 PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999"}
 """How a percentile is spelled, and its field in result.Percentiles."""
 
-_CYCLES: Final = {
-    "send": "cycles the sender spends in sending (S)",
-    "deliver": "cycles from before the send to the handler's first instruction (D)",
-    "round_trip": "cycles from before the send to the acknowledgement (R)",
-}
-_SIDES: Final = {"sender": "the sender's, per send", "target": "the targets', per delivery"}
-TOTAL_EXITS: Final = "exits"
 
-PATH_RANKS: Final = {
-    "exitless": 0,  # the sender does not exit
-    "msr-fastpath": 1,  # it exits, and KVM's fastpath handles that
-    "msr-exit": 2,  # from here on KVM's usual way of handling an exit
-    "apic-write": 2,
-    "mmio": 2,
-    "pv-hypercall": 2,
-    "avic-incomplete": 2,
-    "emulated": 2,
-}
-"""What an IPI's path costs the sender in exits: less is better. `unknown` has no rank."""
+@dataclass(frozen=True)
+class Timing:
+    """One of the figures that the guest's stamps give of each IPI, in TSC cycles.
+
+    Attributes:
+        name: as metrics, options and JSON spell it.
+        letter: as tables and texts spell it.
+        meaning: one sentence.
+        until: what tables say of its end, where the name does not.
+    """
+
+    name: str
+    letter: str
+    meaning: str
+    until: str = ""
+
+    @property
+    def field(self) -> str:
+        """Its field in result.RepetitionFigures and result.ScenarioResult."""
+        return f"{self.name}_cycles"
+
+    @property
+    def label(self) -> str:
+        """As the title of a table explains it."""
+        letter = f"{self.letter}: {self.until}" if self.until else self.letter
+        return f"{self.name.replace('_', ' ')} ({letter})"
+
+
+SEND: Final = Timing("send", "S", "cycles the sender spends in sending")
+DELIVER: Final = Timing(
+    "deliver",
+    "D",
+    "cycles from before the send to the handler's first instruction",
+    "to the handler's first instruction",
+)
+ROUND_TRIP: Final = Timing("round_trip", "R", "cycles from before the send to the acknowledgement")
+TIMINGS: Final = (SEND, DELIVER, ROUND_TRIP)
+
+_BY_NAME: Final = {timing.name: timing for timing in TIMINGS}
+SIDES: Final = {"sender": "the sender's, per send", "target": "the targets', per delivery"}
+TOTAL_EXITS: Final = "exits"
 
 _BEST_RANK: Final = min(PATH_RANKS.values())
 _WORST_RANK: Final = max(PATH_RANKS.values())
@@ -63,7 +87,8 @@ _WORST_RANK: Final = max(PATH_RANKS.values())
 
 def cycles_metric(kind: str, percentile: str) -> Metric:
     """A percentile of S, D or R: `deliver.p50`."""
-    about = f"{percentile} of the {_CYCLES[kind]}"
+    timing = _BY_NAME[kind]
+    about = f"{percentile} of the {timing.meaning} ({timing.letter})"
     return Metric(f"{kind}.{percentile}", "cycles", Scale.RELATIVE, -1, percentile == "p50", about)
 
 
@@ -71,7 +96,7 @@ def exits_metric(side: str, reason: str) -> Metric:
     """Exits per IPI of one side: `exits.sender` are all, `exits.sender.MSR_WRITE` some."""
     total = reason == TOTAL_EXITS
     name = f"exits.{side}" if total else f"exits.{side}.{reason}"
-    about = f"VM exits, {_SIDES[side]}" + ("" if total else f", because of {reason}")
+    about = f"VM exits, {SIDES[side]}" + ("" if total else f", because of {reason}")
     return Metric(name, "exits/IPI", Scale.ABSOLUTE, -1, total, about)
 
 
@@ -99,7 +124,7 @@ def path_of(metric: Metric) -> str | None:
 def metric_of(name: str) -> Metric:
     """The metric of this full name."""
     kind, _dot, rest = name.partition(".")
-    if kind in _CYCLES:
+    if kind in _BY_NAME:
         return cycles_metric(kind, rest)
     if kind == "path":
         return path_metric(rest)
@@ -107,7 +132,7 @@ def metric_of(name: str) -> Metric:
     return exits_metric(side, reason or TOTAL_EXITS)
 
 
-CYCLES_METRICS: Final = tuple(cycles_metric(kind, p) for kind in _CYCLES for p in PERCENTILES)
+CYCLES_METRICS: Final = tuple(cycles_metric(kind, p) for kind in _BY_NAME for p in PERCENTILES)
 
 
 def expand(name: str) -> tuple[str, ...]:
@@ -118,20 +143,20 @@ def expand(name: str) -> tuple[str, ...]:
     Raises:
         UsageError: no metric can have that name.
     """
-    if name in _CYCLES:
+    if name in _BY_NAME:
         return (f"{name}.p50",)
     if name == "exits":
-        return tuple(f"exits.{side}" for side in _SIDES)
+        return tuple(f"exits.{side}" for side in SIDES)
     known = {metric.name for metric in CYCLES_METRICS}
     if name in known or re.fullmatch(r"exits\.(sender|target)(\..+)?|path\..+", name):
         return (name,)
     raise UsageError(
         f"There is no metric {name[:60]!r}.",
-        f"Known: {', '.join(_CYCLES)} with {', '.join('.' + p for p in PERCENTILES)}; exits, "
+        f"Known: {', '.join(_BY_NAME)} with {', '.join('.' + p for p in PERCENTILES)}; exits, "
         "exits.sender, exits.target, exits.SIDE.REASON; path.PATH.",
     )
 
 
 def scale_of(name: str) -> Scale:
     """How a change of the metric of this full name is told."""
-    return Scale.RELATIVE if name.partition(".")[0] in _CYCLES else Scale.ABSOLUTE
+    return Scale.RELATIVE if name.partition(".")[0] in _BY_NAME else Scale.ABSOLUTE

@@ -55,6 +55,13 @@ class Scenario:
     about: str
 
 
+class ScenarioStatus(StrEnum):
+    """What became of a scenario in a run."""
+
+    MEASURED = "measured"
+    UNSUPPORTED = "unsupported"  # by this guest or host; the row says why
+
+
 SENDER = 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import ipitrace
 from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.storm.micro.kvm import Vcpu
+from ipitrace.storm.micro.kvm import KvmVcpu
 from ipitrace.words.scenarios import select_scenarios
 
 DEBUGFS = "/sys/kernel/debug"
@@ -42,5 +42,5 @@ def offsets() -> tuple[int | None, ...]:
 
 if __name__ == "__main__":
     print(offsets())
-    Vcpu.tsc_offset = lambda _vcpu: None  # type: ignore[method-assign]
+    KvmVcpu.tsc_offset = lambda _vcpu: None  # type: ignore[method-assign]
     print(offsets())

@@ -12,8 +12,8 @@ from ipitrace.base.units import (
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import (
     ClockResult,
-    Difference,
     ObserverCost,
+    PairedDifference,
     PerSide,
     RunLimits,
     RunResult,
@@ -22,12 +22,15 @@ from ipitrace.recording.result import (
     Summary,
 )
 from ipitrace.render.grid import fill, table
+from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import (
     POSTED_ROWS,
     arrived_elsewhere,
 )
+from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import (
     Scenario,
+    ScenarioStatus,
     SendMethod,
 )
 from ipitrace.words.stages import GUEST_STAMPS
@@ -40,7 +43,7 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
     """Everything a run found, as text of `width` columns."""
     run = plain_values(run)
-    measured = [row for row in run.scenarios if row.status == "measured"]
+    measured = [row for row in run.scenarios if row.status == ScenarioStatus.MEASURED]
     sections = [_header(run, width)]
     if measured:
         sections += [
@@ -126,7 +129,7 @@ def _violations(clock: ClockResult) -> str:
 def _guest(run: RunResult) -> str:
     pinned = run.guest.get("pinned_cpus")
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    if any(found.kind == "moved" for found in run.disturbances or ()):
+    if any(found.kind == DisturbanceKind.MOVED for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
     kind = run.guest["kind"]
     if kind == "native":
@@ -150,18 +153,13 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     lines: list[tuple[str, ...]] = []
     for row in rows:
         costs = run.observer.costs.get(row.name, {}) if run.observer else {}
-        for first, letter, metric, summary in (
-            (row.name, "S", "send", row.send_cycles),
-            (f"{row.sent} sent", "D", "deliver", row.deliver_cycles),
-            (f"{row.delivered} delivered", "R", "round_trip", row.round_trip_cycles),
-        ):
-            p50, ns, *rest = _summary_cells(summary, run.clock.tsc_hz)
-            cost = costs.get(metric)
+        counts = (row.name, f"{row.sent} sent", f"{row.delivered} delivered")
+        for first, timing in zip(counts, TIMINGS, strict=True):
+            p50, ns, *rest = _summary_cells(getattr(row, timing.field), run.clock.tsc_hz)
+            cost = costs.get(timing.name)
             added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
-            lines.append((first, letter, p50, ns, *added, *rest))
-    title = (
-        "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
-    )
+            lines.append((first, timing.letter, p50, ns, *added, *rest))
+    title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
     if watched:
         title += "; watching: what our probes add to that p50, see the observer cost below"
     return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
@@ -242,10 +240,10 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
         name = row.name
-        for letter, metric in (("S", "send"), ("D", "deliver"), ("R", "round_trip")):
-            cost = costs.get(metric)
+        for timing in TIMINGS:
+            cost = costs.get(timing.name)
             if cost is not None:
-                lines.append((name, letter, *_cost_cells(cost, certain=certain)))
+                lines.append((name, timing.letter, *_cost_cells(cost, certain=certain)))
                 name = ""
     if not lines:
         return ""
@@ -263,7 +261,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
 
 
 def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
-    def cells(difference: Difference) -> tuple[str, str]:
+    def cells(difference: PairedDifference) -> tuple[str, str]:
         share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
         return (
             f"{difference.median:+d} ({share:+.1%})",
@@ -366,7 +364,11 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
 
 
 def _not_measured(run: RunResult, width: int) -> str:
-    lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
+    lines = [
+        f"{row.name}: {row.reason}"
+        for row in run.scenarios
+        if row.status != ScenarioStatus.MEASURED
+    ]
     if run.failure is not None:
         lines.append(f"the rest: {run.failure}")
     filled = [fill(line, width, "  ", " " * 4) for line in lines]

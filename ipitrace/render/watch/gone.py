@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from ipitrace.base.foreign import plain_values
-from ipitrace.watch.model import EndedVm, Interval, Unseen
+from ipitrace.watch.model import EndedVm, Unseen, WatchInterval
 
 _MOST_PAIRS: Final = 8  # of each VM, in words
 
 
-def ended_words(interval: Interval, *, brief: bool) -> Iterator[str]:
+def ended_words(interval: WatchInterval, *, brief: bool) -> Iterator[str]:
     """What is to be said of VMs that have ended; `brief` without what they did.
 
     An interval says it of those that ended in it, the summary of the largest of all.

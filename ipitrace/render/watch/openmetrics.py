@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ipitrace.render.openmetrics import labels
-from ipitrace.watch.model import Interval, VmInterval
+from ipitrace.watch.model import VmInterval, WatchInterval
 
 Points = Iterable[tuple[Mapping[str, str], float]]
 
@@ -93,7 +93,7 @@ _FAMILIES: Final = (
         lambda vm: [({}, vm.watched_s)],
     ),
 )
-_GONE: Final[Mapping[str, tuple[str, Callable[[Interval], int]]]] = {
+_GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
     "ipitrace_watch_ended_ipis": (
         "IPIs that were seen in VMs that have ended",
         lambda interval: interval.departed,
@@ -118,7 +118,7 @@ _OWN: Final = {
 }
 
 
-def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
+def render_openmetrics(interval: WatchInterval, *, write_failures: int = 0) -> str:
     """The interval's totals as one exposition, ended by # EOF.
 
     `write_failures` is how often an exposition before this one could not be written.

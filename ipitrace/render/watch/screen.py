@@ -17,9 +17,9 @@ from ipitrace.base.foreign import (
     plain_lines,
 )
 from ipitrace.render.watch.text import render_interval
-from ipitrace.watch.model import Interval
+from ipitrace.watch.model import WatchInterval
 
-Show = Callable[[Interval, str], None]
+Show = Callable[[WatchInterval, str], None]
 """Gets an interval, and a line to show below it if that is not empty."""
 
 
@@ -36,7 +36,7 @@ def live_screen() -> Iterator[Show | None]:
     # No refresh thread: we draw when there is something new.
     with Live(console=console, screen=True, auto_refresh=False) as live:
 
-        def show(interval: Interval, note: str) -> None:
+        def show(interval: WatchInterval, note: str) -> None:
             width, height = console.size
             text = render_interval(interval, width=width, height=height - bool(note))
             if note:
@@ -47,6 +47,6 @@ def live_screen() -> Iterator[Show | None]:
         yield show
 
 
-def print_block(interval: Interval) -> None:
+def print_block(interval: WatchInterval) -> None:
     """The interval as a block of its own: as wide as the terminal, or for a log."""
     say(render_interval(interval, width=output_width()), end="\n\n")

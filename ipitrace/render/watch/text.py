@@ -15,7 +15,7 @@ from ipitrace.render.watch.gone import (
     ended_words,
     unseen_words,
 )
-from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
+from ipitrace.watch.model import Count, LatePosts, Sight, VcpuPair, VmInterval, WatchInterval
 
 _NOTHING: Final = "-"
 _MOST_CHARS: Final = 10_000  # of what is said of one VM
@@ -28,7 +28,7 @@ _FEW: Final = 10  # below it a rate has a decimal
 
 
 def render_interval(
-    interval: Interval, *, width: int = PIPE_WIDTH, height: int | None = None
+    interval: WatchInterval, *, width: int = PIPE_WIDTH, height: int | None = None
 ) -> str:
     """The interval, fitted to a terminal of `height` lines; None shows all there is."""
     busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
@@ -50,7 +50,7 @@ def render_interval(
     return "\n".join(line[:width].rstrip() for line in lines)
 
 
-def _title(interval: Interval) -> str:
+def _title(interval: WatchInterval) -> str:
     when = "whole run" if interval.number is None else f"{interval.time[11:19]} UTC"
     vm = f"{plain(interval.vms[0].name)}, " if len(interval.vms) == 1 else ""
     return f"ipitrace watch: {vm}{when}, {interval.duration_s:.1f} s" + (
@@ -75,7 +75,9 @@ def _sight(sight: Sight, width: int) -> list[str]:
     return [line for text in words for line in _wrapped("not seen", text, width)]
 
 
-def _vm_table(interval: Interval, vms: Sequence[VmInterval], width: int, *, cut: bool) -> list[str]:
+def _vm_table(
+    interval: WatchInterval, vms: Sequence[VmInterval], width: int, *, cut: bool
+) -> list[str]:
     s = interval.duration_s
     rows = [
         (
@@ -95,11 +97,11 @@ def _vm_table(interval: Interval, vms: Sequence[VmInterval], width: int, *, cut:
 
 
 def _pairs(
-    interval: Interval, vms: Sequence[VmInterval], room: int | None, width: int
+    interval: WatchInterval, vms: Sequence[VmInterval], room: int | None, width: int
 ) -> list[str]:
     """The busiest pairs of all the VMs shown, and what is left out."""
     several = len(interval.vms) > 1
-    found: list[tuple[VmInterval, Pair]] = [(vm, pair) for vm in vms for pair in vm.pairs]
+    found: list[tuple[VmInterval, VcpuPair]] = [(vm, pair) for vm in vms for pair in vm.pairs]
     found.sort(key=lambda entry: (-entry[1].ipis.delta, -entry[1].ipis.total))
     listed = found if room is None else found[:room]
     if not listed:
@@ -136,7 +138,9 @@ def _pairs(
     return ["", *lines]
 
 
-def _below(interval: Interval, vms: Sequence[VmInterval], width: int, *, brief: bool) -> list[str]:
+def _below(
+    interval: WatchInterval, vms: Sequence[VmInterval], width: int, *, brief: bool
+) -> list[str]:
     lines: list[str] = []
     for vm in vms:
         prefix = f"{vm.name}: " if len(interval.vms) > 1 else ""
@@ -184,7 +188,7 @@ def _exits_of(vm: VmInterval) -> int:
     return sum(row.exits.delta for row in reasons)
 
 
-def _late_posts(interval: Interval) -> str:
+def _late_posts(interval: WatchInterval) -> str:
     posts = interval.late_posts
     if posts.rows is None:
         return f"{_NOTHING} ({posts.absent})"

@@ -52,7 +52,6 @@ from ipitrace.words.scenarios import (
 _UNSUPPORTED: Final = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
 _SENDER: Final = 0
 _TARGET: Final = 1
-_MIN_CPUS: Final = 2
 _MAX_COUNT: Final = 1_000_000
 _NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
 _LOOK_S: Final = 0.5  # after the VM itself, while a storm runs

@@ -154,7 +154,7 @@ def _ioctl(fd: int, what: str, request: int, argument: int | object = 0) -> int:
         ) from error
 
 
-class Vcpu:
+class KvmVcpu:
     """One vCPU: its file descriptor and its mapped struct kvm_run."""
 
     def __init__(self, fd: int, run_size: int) -> None:
@@ -305,10 +305,10 @@ class Vm:
         _ioctl(self.fd, "KVM_ENABLE_CAP(X86_PASSTHROUGH_IPI)", _ENABLE_CAP, bytearray(enable))
         self._features |= 1 << KVM_FEATURE_PASSTHROUGH_IPI
 
-    def create_vcpu(self, index: int) -> Vcpu:
+    def create_vcpu(self, index: int) -> KvmVcpu:
         """Create vCPU `index`, whose APIC id is the same number."""
         fd = _ioctl(self.fd, "KVM_CREATE_VCPU", _CREATE_VCPU, index)
-        vcpu = Vcpu(fd, self._run_size)
+        vcpu = KvmVcpu(fd, self._run_size)
         try:
             vcpu.set_cpuid(_cpuid_of(self._cpuid, index, self._features))
         except HostError:

@@ -44,7 +44,7 @@ from ipitrace.storm.micro.image import (
 )
 from ipitrace.storm.micro.kvm import (
     ExitReason,
-    Vcpu,
+    KvmVcpu,
     Vm,
 )
 from ipitrace.storm.micro.stats_fd import VcpuStats
@@ -78,7 +78,7 @@ class Machine:
         self._creator_tid = threading.get_native_id()
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self._vm.close)
-        self._vcpus: list[Vcpu] = []
+        self._vcpus: list[KvmVcpu] = []
         self._stats: list[VcpuStats] = []
         self._stopping = False
         # An interruption in the middle of threading.Event.wait(), which is Python, breaks its lock.
@@ -374,7 +374,7 @@ def _start(threads: Sequence[VcpuThread]) -> None:
         ) from error
 
 
-def _describe_exit(vcpu: Vcpu) -> str:
+def _describe_exit(vcpu: KvmVcpu) -> str:
     reason = vcpu.exit_reason
     rip = vcpu.registers().rip
     if reason == ExitReason.SHUTDOWN:

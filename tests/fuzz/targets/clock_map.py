@@ -37,7 +37,6 @@ def fuzz(data: bytes) -> None:
         clock.bound_cycles(sandwiches[-1].ts_ns)
         clock.drift()
     with contextlib.suppress(ValueError):
-        tsc = GuestTsc(*guest)
-        tsc.to_host(tsc.to_guest(np.array(stamps)))
+        GuestTsc(*guest).to_guest(np.array(stamps))
     own_guest_tsc(guest[0], guest[1], 2e9)
     offset_changes(guest[0], guest[1], (stamps[0], stamps[1]), stamps)

@@ -37,36 +37,11 @@ def test_to_guest_is_exact(tsc: GuestTsc, hosts: list[int]) -> None:
     assert answer.tolist() == [exact(tsc, host) for host in hosts]
 
 
-@given(scaled(), st.lists(st.integers(0, WORD // 11), min_size=1, max_size=20))
-@example(GuestTsc(7, (1 << 48) + 1, 48), [(1 << 53) + 1, WORD // 11])
-@example(GuestTsc(7, (1 << 48) - 1, 48), [(1 << 53) + 1, 1, 0])
-@example(GuestTsc(0, (1 << 32) // 10, 32), [0, 1, 9, 10, 11])
-def test_to_host_finds_the_first_cycle(tsc: GuestTsc, hosts: list[int]) -> None:
-    guests = tsc.to_guest(np.array(hosts, np.uint64))
-    for host, found in zip(hosts, tsc.to_host(guests).tolist(), strict=True):
-        assert exact(tsc, found) == exact(tsc, host)
-        assert found <= host
-        if tsc.scale >= 1:
-            assert found == host
-        elif found:  # the cycle before shows less, so this is the first
-            assert exact(tsc, found - 1) == (exact(tsc, host) - 1) % WORD
-
-
-@given(scaled(), st.integers(0, WORD // 100))
-def test_a_guest_stamp_that_no_host_cycle_shows_maps_to_the_next(
-    tsc: GuestTsc, unscaled: int
-) -> None:
-    guest = (unscaled + tsc.offset) % WORD
-    (found,) = tsc.to_host(np.array([guest], np.uint64)).tolist()
-    assert found == -(-(unscaled << tsc.frac_bits) // tsc.ratio)
-
-
 @given(OFFSETS, st.lists(WORDS, max_size=20))
-def test_an_offset_alone_wraps_both_ways(offset: int, hosts: list[int]) -> None:
+def test_an_offset_alone_wraps(offset: int, hosts: list[int]) -> None:
     tsc = GuestTsc(offset)
     guests = tsc.to_guest(np.array(hosts, np.uint64))
     assert guests.tolist() == [(host + offset) % WORD for host in hosts]
-    assert tsc.to_host(guests).tolist() == hosts
 
 
 def test_signed_stamps_and_any_shape() -> None:
@@ -74,9 +49,7 @@ def test_signed_stamps_and_any_shape() -> None:
     guest = GuestTsc(-5).to_guest(host)
     assert guest.shape == (2, 3)
     assert guest[0, 0] == WORD - 5
-    assert GuestTsc(-5).to_host(guest).tolist() == host.tolist()
-    assert GuestTsc(0, 3 << 31, 32).to_host(np.empty(0, np.uint64)).shape == (0,)
-    assert GuestTsc(-7, 3 << 31, 32).to_host(np.array(0, np.int64)) == 5
+    assert GuestTsc(0, 3 << 31, 32).to_guest(np.empty(0, np.uint64)).shape == (0,)
     assert GuestTsc(-7, 3 << 31, 32).to_guest(np.array(5, np.int64)) == 0
 
 

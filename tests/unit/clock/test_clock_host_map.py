@@ -114,7 +114,6 @@ def test_the_map_never_decreases(made: tuple[World, list[Sandwich]], data: st.Da
 def test_it_goes_through_every_sandwich_it_uses(made: tuple[World, list[Sandwich]]) -> None:
     mapped = HostClockMap.build(made[1])
     assert mapped.to_tsc(mapped.ts_ns).tolist() == mapped.tsc.tolist()
-    assert not mapped.extrapolated(mapped.ts_ns).any()
 
 
 def test_over_hours_the_arithmetic_loses_less_than_a_cycle() -> None:
@@ -169,7 +168,6 @@ def test_the_bound_is_a_few_half_widths_inside_and_grows_outside() -> None:
     assert inside.max() <= 4 * 50 + 6
     near, far = mapped.bound_cycles([last + 10 * MS, last + 1000 * MS])
     assert inside.max() < near < far
-    assert mapped.extrapolated([-1, 0, last, last + 1]).tolist() == [True, False, False, True]
 
 
 def test_with_one_segment_the_rate_is_not_known_to_be_steady() -> None:
@@ -193,12 +191,8 @@ def test_drift_shows_a_step_of_the_rate() -> None:
     stepped = [world.sandwich(Fraction(i * 20 * MS), 50, Fraction(0)) for i in range(50)]
     drift = HostClockMap.build(stepped).drift()
     assert drift.rate_change_ppm == pytest.approx(40, abs=drift.noise_ppm)
-    # The line through the neighbours cuts the corner: half of 20 ms of 40 ppm of 3 GHz.
-    assert np.abs(drift.residual_cycles).max() == pytest.approx(1200, abs=3)
-    assert len(drift.residual_cycles) == 48
     quiet = HostClockMap.build(steady(50)).drift()
     assert quiet.rate_change_ppm < quiet.noise_ppm
-    assert np.abs(quiet.residual_cycles).max() <= 3
 
 
 def test_sandwiches_close_together_are_thinned() -> None:
@@ -214,7 +208,6 @@ def test_ends_come_from_the_first_and_last_usable_sandwich() -> None:
     mapped = HostClockMap.build(steady(7))
     assert mapped.ts_ns.tolist() == [i * 20 * MS for i in range(7)]
     assert mapped.cycles_per_ns == pytest.approx(3)
-    assert mapped.max_half_width_ns == pytest.approx(50 / 3)
 
 
 @pytest.mark.parametrize("sandwiches", [[], steady(1), steady(1) * 2])

@@ -16,11 +16,10 @@ from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict
 from ipitrace.recording.result import (
-    Exits,
+    ExitsPerIpi,
     RunResult,
 )
-from ipitrace.words.metrics import PATH_RANKS
-from ipitrace.words.paths import IpiPath
+from ipitrace.words.paths import PATH_RANKS, IpiPath
 
 
 def row(comparison: Comparison, metric: str) -> Row:
@@ -145,7 +144,7 @@ def test_every_path_but_unknown_has_a_rank() -> None:
 
 
 def test_a_reason_that_one_side_never_saw_counts_as_zero() -> None:
-    only_total = Exits("kvm_exit", {"exits": 0.5}, {"exits": 0.0})
+    only_total = ExitsPerIpi("kvm_exit", {"exits": 0.5}, {"exits": 0.0})
     found = held_against(steady(exits=[only_total] * 8), steady(exits=[exits_of(0.5)] * 8))
     assert row(found, "exits.sender.MSR_WRITE").base.median == 0
     assert row(found, "exits.sender.MSR_WRITE").verdict == Verdict.WORSE

@@ -42,7 +42,7 @@ from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
 from ipitrace.recording.result import (
-    Exits,
+    ExitsPerIpi,
     RunResult,
 )
 from ipitrace.recording.writer import RecordingWriter
@@ -616,7 +616,7 @@ def test_a_table_fits_the_width_of_a_pipe(places: Mapping[str, Path]) -> None:
 
 
 def test_long_names_and_large_figures_fit_too(tmp_path: Path) -> None:
-    counted = Exits("kvm_exit", {"exits": 1.0, "EXTERNAL_INTERRUPT": 1.0}, {"exits": 0.0})
+    counted = ExitsPerIpi("kvm_exit", {"exits": 1.0, "EXTERNAL_INTERRUPT": 1.0}, {"exits": 0.0})
     for name, factor in (("base", 1.0), ("slow", 900.0)):
         record(tmp_path / name, steady(factor=factor, exits=[counted] * 8))
     said = invoke({}, tmp_path / "base", tmp_path / "slow", "--all").stdout

@@ -14,15 +14,17 @@ from ipitrace.base.errors import (
     UsageError,
 )
 from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
-from ipitrace.compare.model import Difference
+from ipitrace.compare.model import FingerprintDifference
 from ipitrace.host.fingerprint import HostFingerprint
 from ipitrace.recording.result import (
-    Exits,
+    ExitsPerIpi,
     RunResult,
 )
 
 
-def compared(base: RunResult, patched: RunResult, allow: Collection[str]) -> tuple[Difference, ...]:
+def compared(
+    base: RunResult, patched: RunResult, allow: Collection[str]
+) -> tuple[FingerprintDifference, ...]:
     return check_comparable(("base", base), ("patched", patched), allow)
 
 
@@ -167,7 +169,7 @@ def test_a_passthrough_that_exits_is_refused() -> None:
         return run_of(replace(row, send_method="passthrough", exits=exits_of(exits)))
 
     assert compared(passing(0.0), passing(0.01), ()) == ()
-    uncounted = run_of(replace(row, send_method="passthrough", exits=Exits(None, None, None)))
+    uncounted = run_of(replace(row, send_method="passthrough", exits=ExitsPerIpi(None, None, None)))
     assert "nothing counted its sender's exits" in refusal(uncounted, passing(0.0)).message
     error = refusal(passing(0.0), passing(1.0))
     assert isinstance(error, HostError)
@@ -179,7 +181,7 @@ def test_the_host_s_own_interrupts_do_not_speak_against_a_passthrough() -> None:
     (row,) = steady().scenarios
 
     def with_exits(by_reason: Mapping[str, float]) -> RunResult:
-        exits = Exits("kvm_exit", by_reason, {"exits": 0.0})
+        exits = ExitsPerIpi("kvm_exit", by_reason, {"exits": 0.0})
         return run_of(replace(row, send_method="passthrough", exits=exits))
 
     seldom = with_exits({"exits": 0.47, "EXTERNAL_INTERRUPT": 0.45, "IO_INSTRUCTION": 0.02})

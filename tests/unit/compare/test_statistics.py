@@ -8,7 +8,7 @@ from scipy import stats
 
 from ipitrace.compare.judging import judge
 from ipitrace.compare.model import MinimumEffect, Verdict
-from ipitrace.compare.pairs import Pair
+from ipitrace.compare.pairs import MetricPair
 from ipitrace.compare.statistics import (
     cliffs_delta,
     fewest,
@@ -195,7 +195,7 @@ def test_what_differs_from_run_to_run_raises_few_false_alarms(
     alarms = 0
     for _ in range(500):
         family = [
-            Pair("self", metric, base, patched)
+            MetricPair("self", metric, base, patched)
             for metric, base, patched in zip(metrics, side(n_base), side(n_patched), strict=True)
         ]
         rows = judge(family, MinimumEffect(), {})
@@ -268,7 +268,7 @@ def test_the_self_test_of_docs_ci_does_not_fail_by_chance(
 
     tries, failed = 300, 0
     for _ in range(tries):
-        pair = Pair("unicast-running", CYCLES_METRICS[0], visits(), visits())
+        pair = MetricPair("unicast-running", CYCLES_METRICS[0], visits(), visits())
         (row,) = judge([pair], MinimumEffect(cycles=0.4), {})
         failed += row.verdict != Verdict.SAME
     assert least <= failed / tries <= most

@@ -13,8 +13,8 @@ from ipitrace.abi.storm import (
     RECEIPT,
     SEND,
 )
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import Story, stories, tell
 
+from ipitrace.correlate import breakdown
 from ipitrace.correlate.breakdown import break_down, path_shares
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import Spans, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.stages import (
     STAGES,
@@ -53,6 +55,27 @@ def test_sequences_are_counted_and_steps_add_up_to_d(told: list[Story]) -> None:
         assert step.spans == len(present)
         assert step.since_send_cycles == present[(len(present) - 1) // 2]
         assert (step.step_cycles is None) == (stage not in dominant[1:])
+
+
+def test_a_sequence_of_all_stages_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than one integer holds, and sequences that differ in the last stages alone."""
+    between = [s for s in Stage if s not in {Stage.SEND, Stage.HANDLER}]
+    monkeypatch.setattr(breakdown, "_BETWEEN", np.array(between))
+    orders = [between, [*between[:-2], between[-1], between[-2]], between[:-1], between[::-1]]
+    spans = correlate(tell("vmx", 10, 1).trace)
+    wanted = [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    tsc = np.full_like(spans.tsc, ABSENT)
+    tsc[:, Stage.SEND], tsc[:, Stage.HANDLER] = 1000, 2000
+    for row, which in enumerate(wanted):
+        for at, stage in enumerate(orders[which]):
+            tsc[row, stage] = 1001 + at
+    found = break_down([replace(spans, tsc=tsc)], bound_cycles=0)
+    assert found is not None
+    assert [(list(s.stages[1:-1]), s.spans) for s in found.sequences] == [
+        (orders[3], 4),
+        (orders[2], 3),
+        (orders[1], 2),
+    ]
 
 
 def test_only_steps_between_the_two_clocks_can_be_unresolved() -> None:

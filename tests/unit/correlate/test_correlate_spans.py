@@ -21,8 +21,8 @@ from made_up import (
     tell,
 )
 
-from ipitrace.correlate.pairing import ABSENT
 from ipitrace.correlate.spans import StormTrace, correlate
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath

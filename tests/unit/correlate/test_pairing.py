@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import Truth, truths
 
-from ipitrace.correlate.pairing import ABSENT, NONE, Pairing, pair_receipts, taken
+from ipitrace.correlate.pairing import NONE, Pairing, pair_receipts, taken
+from ipitrace.correlate.stamps import ABSENT
 
 
 def pair(sent: list[int], handled: list[int]) -> Pairing:

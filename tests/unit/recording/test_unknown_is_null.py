@@ -18,7 +18,7 @@ from unknowns import unknowns_as_numbers
 from ipitrace.commands.report import report
 from ipitrace.correlate.spans import correlate
 from ipitrace.measure.columns import (
-    Place,
+    RepetitionKey,
     host_event_columns,
     span_columns,
 )
@@ -59,7 +59,9 @@ def test_what_is_not_known_is_null(recording: Path) -> None:
 def test_exits_that_nothing_counted_are_null() -> None:
     """On a KVM where kvm_exit never fires; the spans are made anew from the events."""
     for scenario, repetition, trace in recorded_traces(MICRO):
-        columns = span_columns(Place(scenario, repetition), correlate(trace), trace.sender, 0)
+        columns = span_columns(
+            RepetitionKey(scenario, repetition), correlate(trace), trace.sender, 0
+        )
         for name in EXITS:
             column = pa.array(columns[name])
             assert (column.type, column.null_count) == (pa.int32(), len(column))
@@ -70,7 +72,7 @@ def test_a_detail_that_the_kernel_does_not_tell_is_null() -> None:
     _scenario, _repetition, trace = next(iter(recorded_traces(MICRO)))
     trace.events["kind"][:3] = Kind.VMX_DELIVER_INTERRUPT
     trace.events["detail"][:3] = (0, 0xEC, 0)
-    columns = host_event_columns(Place("self", 0), trace)
+    columns = host_event_columns(RepetitionKey("self", 0), trace)
     told = np.ma.asanyarray(columns["detail"]).tolist()
     kinds = columns["kind"].tolist()
     of_these = [d for d, k in zip(told, kinds, strict=True) if k == "vmx_deliver_interrupt"]

@@ -55,18 +55,18 @@ from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.watch.model import (
     Count,
     CpuPosts,
-    ExitReason,
-    Exits,
-    Interval,
+    ExitsOfReason,
     IpiKind,
     LatePosts,
     Other,
     OwnCost,
-    Pair,
     PairsLeftOut,
     VcpuCounts,
+    VcpuPair,
     Visibility,
+    VmExits,
     VmInterval,
+    WatchInterval,
 )
 
 # Words that decide what is shown at all, and times that a renderer reads.
@@ -102,10 +102,10 @@ WATCHED = VmInterval(
     visibility=Visibility(complete=None, why="nothing tells"),
     sends=NONE,
     ipis=Count(5, 9),
-    pairs=(Pair(0, 1, 0xFD, "fixed", "msr-exit", Count(5, 9)),),
+    pairs=(VcpuPair(0, 1, 0xFD, "fixed", "msr-exit", Count(5, 9)),),
     pairs_left_out=PairsLeftOut(0, NONE),
     kinds=(IpiKind(0xFD, "fixed", "msr-exit", Count(5, 9)),),
-    exits=Exits("kvm_stat", (ExitReason("halt_exits", Count(6, 9)),), None),
+    exits=VmExits("kvm_stat", (ExitsOfReason("halt_exits", Count(6, 9)),), None),
     wakeups=NONE,
     waited=NONE,
     others=(Other(0xEC, "fixed", Count(2, 9)),),
@@ -116,13 +116,13 @@ WATCHED = VmInterval(
     watched_s=7.0,
     unwatched=(),
 )
-INTERVAL = Interval(
+INTERVAL = WatchInterval(
     schema_version=1,
     number=3,
     time="2024-01-02T03:04:05+00:00",
     duration_s=2.0,
     elapsed_s=8.0,
-    vms=(WATCHED, replace(WATCHED, pid=4712, exits=Exits(None, None, "not counted"))),
+    vms=(WATCHED, replace(WATCHED, pid=4712, exits=VmExits(None, None, "not counted"))),
     late_posts=LatePosts(
         {"PIN": 7}, (CpuPosts(3, {"PIN": 7}, ("guest1",), ("guest1",)),), {"PIN": {3: 7}}, None
     ),

@@ -10,7 +10,7 @@ from runs import made_run, measured_row, unsupported_row
 
 from ipitrace.recording.result import (
     Disturbance,
-    Exits,
+    ExitsPerIpi,
     Losses,
     RunLimits,
     RunResult,
@@ -105,7 +105,9 @@ def test_exits_that_nobody_counted_have_a_reason_and_no_source() -> None:
     why = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
     counted = measured_row()
     blind = replace(
-        measured_row("unicast-halted"), exits=Exits(None, None, None), absent={"exits.source": why}
+        measured_row("unicast-halted"),
+        exits=ExitsPerIpi(None, None, None),
+        absent={"exits.source": why},
     )
     text = render_run(made_run(scenarios=(blind,)))
     assert f"VM exits per IPI: not counted, {why}\n" in text

@@ -15,19 +15,19 @@ from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,
     CpuPosts,
-    ExitReason,
-    Exits,
-    Interval,
+    ExitsOfReason,
     IpiKind,
     LatePosts,
     Other,
     OwnCost,
-    Pair,
     PairsLeftOut,
     Sight,
     VcpuCounts,
+    VcpuPair,
     Visibility,
+    VmExits,
     VmInterval,
+    WatchInterval,
 )
 from ipitrace.watch.visibility import visibility
 
@@ -44,10 +44,10 @@ def vm(name: str = "guest1", n_pairs: int = 2) -> VmInterval:
         visibility=Visibility(complete=True, why="every IPI takes an exit"),
         sends=ipis,
         ipis=ipis,
-        pairs=tuple(Pair(0, 1 + i, 0xFD, "fixed", "msr-exit", each) for i in range(n_pairs)),
+        pairs=tuple(VcpuPair(0, 1 + i, 0xFD, "fixed", "msr-exit", each) for i in range(n_pairs)),
         pairs_left_out=PairsLeftOut(3, Count(4, 40)),
         kinds=(IpiKind(0xFD, "fixed", "msr-exit", ipis),),
-        exits=Exits("kvm_exit", (ExitReason("MSR_WRITE", Count(6_000, 9_000)),), None),
+        exits=VmExits("kvm_exit", (ExitsOfReason("MSR_WRITE", Count(6_000, 9_000)),), None),
         wakeups=Count(5, 50),
         waited=Count(1, 5),
         others=(Other(0xEC, "fixed", Count(250, 900)),),
@@ -60,8 +60,8 @@ def vm(name: str = "guest1", n_pairs: int = 2) -> VmInterval:
     )
 
 
-def interval(*vms: VmInterval) -> Interval:
-    return Interval(
+def interval(*vms: VmInterval) -> WatchInterval:
+    return WatchInterval(
         schema_version=SCHEMA_VERSION,
         number=3,
         time="2026-01-02T03:04:05.678+00:00",
@@ -109,7 +109,7 @@ def test_what_may_be_invisible_is_never_zero(complete: bool | None) -> None:  # 
 
 
 def test_exits_that_cannot_be_known_are_no_number() -> None:
-    unknown = replace(vm(), exits=Exits(None, None, "kvm_exit does not fire"))
+    unknown = replace(vm(), exits=VmExits(None, None, "kvm_exit does not fire"))
     text = render_interval(interval(unknown))
     assert text.splitlines()[3].split()[5] == "-"
     assert "- (kvm_exit does not fire)" in text

@@ -36,7 +36,7 @@ from ipitrace.measure.preview import (
     Sending,
 )
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import Exits
+from ipitrace.recording.result import ExitsPerIpi
 from ipitrace.render.compare.tables import (
     render_anchors,
     render_comparison,
@@ -52,8 +52,7 @@ from ipitrace.render.run.timeline import render_timeline
 from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.vm import Discovery
-from ipitrace.watch.model import ExitReason
-from ipitrace.watch.model import Exits as WatchExits
+from ipitrace.watch.model import ExitsOfReason, VmExits
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
     SCENARIOS,
@@ -105,7 +104,9 @@ def passthrough(width: int) -> str:
 
 
 def large_comparison(width: int) -> str:
-    counted = Exits("kvm_exit", {"exits": 1.0, "avic_unaccelerated_access": 1.0}, {"exits": 0.0})
+    counted = ExitsPerIpi(
+        "kvm_exit", {"exits": 1.0, "avic_unaccelerated_access": 1.0}, {"exits": 0.0}
+    )
     found = held_against(steady(exits=[counted] * 8), steady(factor=900.0, exits=[counted] * 8))
     return render_comparison(found, every=True, width=width, whole_verdict=False)
 
@@ -124,8 +125,8 @@ def an_examination(width: int) -> str:
 
 
 def an_interval(width: int, height: int | None = None) -> str:
-    reasons = tuple(ExitReason(r, vm().ipis) for r in ("EXTERNAL_INTERRUPT", "MSR_WRITE", "HLT"))
-    exits = WatchExits("KVM_GET_STATS_FD", reasons * 3, None)
+    reasons = tuple(ExitsOfReason(r, vm().ipis) for r in ("EXTERNAL_INTERRUPT", "MSR_WRITE", "HLT"))
+    exits = VmExits("KVM_GET_STATS_FD", reasons * 3, None)
     several = [replace(vm(f"guest{i}"), exits=exits) for i in range(3)]
     return render_interval(interval(*several, vm(NAME)), width=width, height=height)
 

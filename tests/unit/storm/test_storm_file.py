@@ -18,14 +18,11 @@ from ipitrace.base.errors import (
     MeasurementError,
 )
 from ipitrace.correlate.pairing import (
-    ABSENT,
     eoi_tsc,
 )
+from ipitrace.correlate.stamps import ABSENT
 from ipitrace.storm.driver import StormRequest
-from ipitrace.storm.linux.storm_file import (
-    Asked,
-    StormFile,
-)
+from ipitrace.storm.linux.storm_file import Asked, StormFile
 from ipitrace.storm.plausible import check_plausible
 from ipitrace.summary.storms import cycles_of
 from ipitrace.words.scenarios import select_scenarios

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import samples
 
-from ipitrace.recording.result import Difference
+from ipitrace.recording.result import PairedDifference
 from ipitrace.summary.stats import (
     PERCENTILES,
     interval_confidence,
@@ -67,7 +67,7 @@ def test_a_paired_difference_lies_within_its_interval(pairs: list[tuple[int, int
 
 def test_pairs_are_kept_together() -> None:
     """A host that drifts moves both of a pair; the difference does not."""
-    assert paired_difference([10, 1000, 100], [15, 1007, 103]) == Difference(5, 3, 7)
+    assert paired_difference([10, 1000, 100], [15, 1007, 103]) == PairedDifference(5, 3, 7)
 
 
 def test_the_confidence_of_an_interval() -> None:

@@ -10,7 +10,7 @@ from strategies import Truth, left_alone, receipts, recorded, sends, storm, trut
 
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.recording.result import (
-    Difference,
+    PairedDifference,
     PerSide,
     ScenarioResult,
 )
@@ -313,7 +313,7 @@ def test_notes_say_where_the_target_was_not_as_asked() -> None:
 
 
 def test_posted_interrupts_outside_guest_mode_are_added_up() -> None:
-    delta = InterruptDelta((0, 1), {"PIN": (3, 4), "RES": (10, None)}, (1,))
+    delta = InterruptDelta((0, 1), {"PIN": (3, 4), "RES": (10, None)})
     row = row_of("unicast-running", *(recorded(PLAIN, (1,), interrupts=delta),) * 2)
     assert row.late_posts == {"PIN": 14}
     assert row.host_interrupts == {"PIN": {"0": 6, "1": 8}}
@@ -337,10 +337,10 @@ def test_observer_costs_compare_neighbours() -> None:
     assert set(costs) == {"send", "deliver", "round_trip"}
     send = costs["send"]
     assert (send.off_p50, send.counting_p50, send.full_p50) == (70, 72, 75)
-    assert send.full == Difference(5, 3, 7)
-    assert send.counting == Difference(2, 2, 2)
-    assert costs["round_trip"].full == Difference(10, 6, 14)
-    assert costs["deliver"].full == Difference(0, 0, 0)
+    assert send.full == PairedDifference(5, 3, 7)
+    assert send.counting == PairedDifference(2, 2, 2)
+    assert costs["round_trip"].full == PairedDifference(10, 6, 14)
+    assert costs["deliver"].full == PairedDifference(0, 0, 0)
 
 
 def test_observer_costs_need_every_mode() -> None:

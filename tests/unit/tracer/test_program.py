@@ -17,6 +17,7 @@ from ipitrace.tracer.program import SOURCES, WATCH_SOURCES, Offer, Plan, cflags,
 from ipitrace.words.events import Kind
 
 TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
+FIELDS_READ = re.compile(r"FIELD(?:_OR)?\((\w+), (\w+)")
 TRACEPOINTS = [event for event in EVENTS if not event.symbol]
 
 
@@ -57,27 +58,43 @@ def test_every_known_prototype_has_the_fields_that_are_read(spec: EventSpec) -> 
             assert names & set(field.spellings), (prototype, field.name)
 
 
+def probes_in_c() -> dict[str, str]:
+    """Each probe that writes a ring, by its event: what it is made of."""
+    text = "\n".join((resources.bpf_dir() / name).read_text() for name in SOURCES)
+    for name, body in re.findall(r"^#define (\w+)\(event\) (.*)$", text, re.MULTILINE):
+        text = re.sub(rf"\b{name}\((\w+)\)", lambda m, b=body: re.sub(r"\bevent\b", m[1], b), text)
+    recorders = re.findall(r"^RECORD\w*\((\w+),(.*?)\)\n(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    others = re.findall(r"^#ifdef HAVE_(\w+)\n(.*?)^}\n#endif", text, re.DOTALL | re.MULTILINE)
+    assert len(recorders) + len(others) == len({name for name, _ in (*recorders, *others)})
+    for name, body in others:
+        assert f"ROW_{name}" in body
+    return dict([*recorders, *others])
+
+
 def test_every_probe_in_the_c_files_is_in_the_table_and_reads_what_it_says() -> None:
-    text = "".join((resources.bpf_dir() / name).read_text() for name in SOURCES)
-    probes = dict(
-        re.findall(r"^#ifdef HAVE_(\w+)\n(.*?)^}\n#endif", text, re.DOTALL | re.MULTILINE)
-    )
+    probes = probes_in_c()
     assert probes.keys() == EVENT_BY_NAME.keys()
     watch = "".join((resources.bpf_dir() / name).read_text() for name in WATCH_SOURCES)
-    counted = re.findall(r"FIELD\((\w+), (\w+)\)", watch)
+    counted = FIELDS_READ.findall(watch)
     for name, body in probes.items():
-        read = {field for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", body)}
+        read = {field for event, field in FIELDS_READ.findall(body)}
         read |= {field for event, field in counted if event == name}
         assert read == {field.name for field in EVENT_BY_NAME[name].fields}, name
-        assert {event for event, _ in re.findall(r"FIELD\((\w+), (\w+)\)", body)} <= {name}
-        assert f"ROW_{name}" in body
+        assert {event for event, _ in FIELDS_READ.findall(body)} <= {name}
+
+
+def test_what_only_some_kernels_have_is_read_only_where_they_do() -> None:
+    offer = Offer(args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")})
+    given = flags(planned(offer, "kvm_exit"))
+    assert {"-DHAVE_kvm_exit", "-DHAVE_ARG_kvm_exit_isa"} <= set(given)
+    assert "-DHAVE_ARG_kvm_exit_info1" not in given
 
 
 def test_the_counting_programs_read_fields_that_the_table_has() -> None:
     text = "".join((resources.bpf_dir() / name).read_text() for name in WATCH_SOURCES)
     probes = re.findall(r"^PROBE\((\w+)\)", text, re.MULTILINE)
     assert set(probes) == {*counting.EVENTS, counting.ENDS_SENDS}
-    for event, field in re.findall(r"FIELD\((\w+), (\w+)\)", text):
+    for event, field in FIELDS_READ.findall(text):
         assert field in {f.name for f in EVENT_BY_NAME[event].fields}, event
 
 
@@ -176,11 +193,11 @@ def test_functions_are_hooked_where_the_kernel_has_them() -> None:
 
 
 def test_only_interrupt_handlers_are_anyones_and_only_fastpaths_are_on_return() -> None:
-    text = (resources.bpf_dir() / "functions.bpf.c").read_text()
-    counted = set(re.findall(r"count_unattributed\(ROW_(\w+)\)", text))
+    probes = probes_in_c()
+    counted = {name for name, body in probes.items() if "count_unattributed" in body}
     assert counted == {event.name for event in EVENTS if event.anyones}
-    returned = re.findall(r"PROBE\((\w+)\)\n{\n\tu32 taken = PT_REGS_RC", text)
-    assert set(returned) == {event.name for event in EVENTS if event.on_return}
+    returned = {name for name, body in probes.items() if "PT_REGS_RC" in body}
+    assert returned == {event.name for event in EVENTS if event.on_return}
 
 
 def test_rows_with_rings_come_first() -> None:
