@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from other_user import NOBODY
 
 CHECKOUT = Path(__file__).parents[2]
-NOBODY = 65534
 REACHED = 42  # the set-up's exit code: nothing was refused before
 
 

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from other_user import NOBODY
 
 import ipitrace
 from ipitrace.errors import HostError
 from ipitrace.host.programs import clean_environment, find_program, own_command
 from ipitrace.search_path import others_may_write, safe_entries
 
-NOBODY = 65534
 HOME = str(Path(ipitrace.__file__).parents[1])
 
 
