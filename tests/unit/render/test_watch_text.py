@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_text import render_interval
+from ipitrace.vm.discovery import LONGEST_NAME
 from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,
@@ -168,6 +169,28 @@ def test_openmetrics_has_totals_by_vm() -> None:
     assert {s.value for s in samples if s.name == "ipitrace_ipis_complete"} == {1}
     (share,) = (s for s in samples if s.name == "ipitrace_watch_cpu_share")
     assert share.value == pytest.approx(0.0123)
+
+
+def test_openmetrics_has_each_series_once() -> None:
+    """Also after a process has closed its VM and opened another, while both are watched."""
+    former, later = vm(n_pairs=5), replace(vm(n_pairs=1), watched_s=1.0)
+    other_process = replace(vm(n_pairs=3), pid=5000)
+    lines = render_openmetrics(interval(former, later, other_process)).splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(set(series)) == len(series)
+    assert 'ipitrace_watched_seconds{vm="guest1",pid="4711"} 1.0' in lines
+    kind = 'vector="253",mode="fixed",path="msr-exit"'
+    assert f'ipitrace_ipis_total{{vm="guest1",pid="4711",{kind}}} 10000' in lines
+    assert f'ipitrace_ipis_total{{vm="guest1",pid="5000",{kind}}} 30000' in lines
+
+
+def test_openmetrics_keeps_names_apart_that_take_many_escapes() -> None:
+    """The VMs of one process differ in the last characters of their names."""
+    name = "\U000e0001" * LONGEST_NAME
+    text = render_openmetrics(interval(vm(f"{name}-10"), vm(f"{name}-11")))
+    families = text_string_to_metric_families(text)
+    (watched,) = (f for f in families if f.name == "ipitrace_watched_seconds")
+    assert [s.labels["vm"][-3:] for s in watched.samples] == ["-10", "-11"]
 
 
 def test_what_cannot_be_seen_is_always_said() -> None:
