@@ -5,11 +5,10 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from odd_vmms import NOBODY
+from other_user import NOBODY, open_folder, reachable
 
 import ipitrace
 
@@ -38,7 +37,7 @@ def command(words: Sequence[str], capabilities: Sequence[str], more: str = "") -
     caps = ",".join(["-all", *(f"+{name}" for name in capabilities)])
     script = f"{_MOUNTED}{more}{_BECOME}".format(uid=NOBODY, caps=caps)
     unshare = ["unshare", "--mount", "sh", "-ec", script, "sh"]
-    return [*unshare, sys.executable, "-m", "ipitrace", *words]
+    return [*reachable(), *unshare, sys.executable, "-m", "ipitrace", *words]
 
 
 def environment(path: str | None = None) -> dict[str, str]:
@@ -74,9 +73,8 @@ def without(names: Sequence[str], *fewer: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def folder_of_theirs() -> Iterator[Path]:
     """A folder of that user's, in one that everybody may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        own = Path(name) / "own"
+    with open_folder() as folder:
+        own = folder / "own"
         own.mkdir()
         os.chown(own, NOBODY, NOBODY)
         yield own

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-
-NOBODY = 65534
+from other_user import NOBODY, reachable
 
 # Opens /dev/kvm (as root), becomes another user, makes a VM with one vCPU whose thread has
 # run it once, and then does what the second argument says (Python). The first is its uid.
@@ -95,6 +94,7 @@ def run_as(
     if capabilities is not None:
         kept = ",".join(["-all", *(f"+{name}" for name in capabilities)])
         command = [
+            *reachable(),
             *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
             *(f"--inh-caps={kept}", f"--ambient-caps={kept}", f"--bounding-set={kept}"),
             *command,

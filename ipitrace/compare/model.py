@@ -63,7 +63,7 @@ class Side:
     Attributes:
         name: what the person called it.
         recordings: how many it has.
-        started_at: of the first of them.
+        started_at: of the first of them; in UTC, as reading.py gives it.
         last_started_at: of the last.
         kernel: its host's kernel release; None when not known.
         emulated: by what its host is; None of a real one.

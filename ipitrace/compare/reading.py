@@ -3,7 +3,8 @@
 
 import os
 from collections import Counter
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ipitrace.base.errors import UsageError
@@ -29,6 +30,8 @@ _MOST_ENTRIES = 10_000
 def read(path: Path) -> RunResult:
     """The run of a recording, or of a run.json without the rest.
 
+    Its `started_at` is in UTC and in one form, so that these texts sort as their times do.
+
     Raises:
         UsageError: it is neither, damaged, or newer than this program.
     """
@@ -42,27 +45,30 @@ def _checked(path: Path, run: RunResult) -> RunResult:
         UsageError: they cannot.
     """
     names = [row.name for row in run.scenarios]
+    started_at = _in_utc(run.started_at)
     doubt = None
     if len(set(names)) < len(names):
         doubt = "it has a scenario twice"
-    elif not _is_time(run.started_at):
+    elif started_at is None:
         doubt = "its started_at is no time"
     elif any(_most_of_a_mode(row) > _MOST_REPETITIONS for row in run.scenarios):
         doubt = f"it has more than {_MOST_REPETITIONS} repetitions of a scenario"
-    if doubt:
+    if doubt or started_at is None:
         raise UsageError(f"{path} is damaged: {doubt}.", "Copy it again, or measure again.")
-    return run
+    return replace(run, started_at=started_at)
 
 
 def _most_of_a_mode(row: ScenarioResult) -> int:
     return max(Counter(figures.mode for figures in row.repetition_figures).values(), default=0)
 
 
-def _is_time(text: str) -> bool:
+def _in_utc(text: str) -> str | None:
+    """The same time as text, in UTC; None if it is not a time with an offset from UTC."""
     try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
+        time = datetime.fromisoformat(text)
+        return None if time.tzinfo is None else time.astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):  # a year before 1 or after 9999
+        return None
 
 
 def read_side(path: Path) -> tuple[Named, ...]:

@@ -6,7 +6,8 @@ from typing import Final
 
 from ipitrace.base.foreign import plain
 
-_MOST_CHARS: Final = 1000
+_MOST_CHARS: Final = 4000
+"""More than a VM's name has with every character escaped: two names must not become one."""
 
 
 def labels(named: Mapping[str, str]) -> str:

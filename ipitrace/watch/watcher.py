@@ -24,6 +24,7 @@ from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import (
     MOST_ENDED_PAIRS,
+    MOST_STRANGERS,
     SCHEMA_VERSION,
     Count,
     EndedVm,
@@ -37,7 +38,7 @@ from ipitrace.watch.model import (
 from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, WatchedVm, cells_for, slots_for
 from ipitrace.watch.traffic import Traffic, has_exits, traffic
-from ipitrace.watch.unseen import MOST_STRANGERS, Strangers
+from ipitrace.watch.unseen import Strangers
 from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 

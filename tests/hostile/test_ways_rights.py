@@ -8,9 +8,9 @@ What the way needs after `run` has given up its privileges it must still have.
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import pytest
 from guests import Guest, micro_guest, until
 from harness import COUNT, HERE, SIGNS, answers
 from least_rights import LOOK, TRACE, folder_of_theirs, run, without
-from odd_vmms import NOBODY, python_named, vmm
+from odd_vmms import python_named, vmm
+from other_user import NOBODY, open_folder
 from sshd import NAME, ssh_on_path, sshd
 
 pytestmark = pytest.mark.live
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.live
 OTHER = 54321  # a user who is neither root nor the one that ipitrace runs as here
 STORM = ("run", "--scenario", "unicast-running", "--count", str(COUNT), "--repeat", "1", "--json")
 HONEST = {"at": "nothing", "actions": [], "mute": False, "codes": {}, "signs": SIGNS}
+AGENT = "fake_agent.py"
 PORT = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"
 
 # In the VMM: a second vCPU, which waits to be started, and the agent.
@@ -83,9 +85,7 @@ def play(folder: Path) -> None:
 @pytest.fixture
 def ssh() -> Iterator[str]:
     """A PATH whose ssh lets that user into the guest NAME."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with open_folder() as folder:
         play(folder)
         plays = f"ForceCommand {sys.executable} -I -S {HERE / 'ssh_guest.py'} {folder}"
         with sshd(folder, plays) as server:
@@ -99,7 +99,7 @@ def agent(folder: Path) -> Iterator[Path]:
     """An agent's socket, which that user may open."""
     play(folder)
     socket = folder / "agent.sock"
-    program = [sys.executable, "-I", "-S", str(HERE / "fake_agent.py"), str(socket), str(folder)]
+    program = [sys.executable, "-I", "-S", str(HERE / AGENT), str(socket), str(folder)]
     with subprocess.Popen(program, stderr=subprocess.DEVNULL) as process:
         try:
             until(socket.exists)
@@ -198,6 +198,7 @@ def place_of_agent(theirs: Path) -> Path:
     place.mkdir()
     os.chown(place, OTHER, OTHER)
     play(place)
+    shutil.copy(HERE / AGENT, place)  # the checkout may be closed to that user
     return place
 
 
@@ -207,9 +208,7 @@ def vmm_with_agent(
 ) -> Iterator["subprocess.Popen[str]"]:
     """A VMM of user OTHER, whose agent listens in `place`."""
     socket = place / "agent.sock"
-    serving = _AGENT.format(
-        socket=str(socket), folder=str(place), program=str(HERE / "fake_agent.py")
-    )
+    serving = _AGENT.format(socket=str(socket), folder=str(place), program=str(place / AGENT))
     qemu = python_named(programs, "qemu-system-x86_64")
     chardev = f"socket,path={socket},server=on,id=agent"
     words = ("-name", "pid:1", "-chardev", chardev, "-device", PORT)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from least_rights import folder_of_theirs
-from odd_vmms import NOBODY, python_named, run_as, vmm
+from odd_vmms import python_named, run_as, vmm
+from other_user import NOBODY
 
 from ipitrace.base.errors import HostError
 from ipitrace.vm import AgentChannel, VirtualMachine, agent_of, connect_agent, resolve_vm

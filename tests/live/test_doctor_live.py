@@ -5,25 +5,25 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from guests import micro_guest
 from least_rights import LOOK, NOT_MOUNTED, TRACE, run
+from other_user import as_user
 
 from ipitrace.tracer.events import EVENTS
 
 pytestmark = pytest.mark.live
 
 
-def run_doctor(*arguments: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
+def run_doctor(*arguments: str, through: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ipitrace", "doctor", *arguments],
+        [*through, sys.executable, "-m", "ipitrace", "doctor", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        user=user,
-        extra_groups=None if user is None else [],
     )
 
 
@@ -64,7 +64,7 @@ def test_an_unknown_vm_lists_what_there_is() -> None:
 
 
 def test_an_ordinary_user_learns_what_is_missing() -> None:
-    done = run_doctor(user=65534)
+    done = run_doctor(through=as_user())
     assert done.returncode == 3
     lines = {line[8:19].strip(): line[:8].strip() for line in done.stdout.splitlines()}
     assert lines["rights"] == lines["BPF"] == "missing"

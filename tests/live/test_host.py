@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from other_user import as_user
 
 import ipitrace
 from ipitrace.base.errors import HostError
@@ -30,7 +31,6 @@ from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import KvmProcess, read_neighbours
 from ipitrace.words.exit_reasons import reason_name
 
-NOBODY = 65534
 PACKAGE_ROOT = Path(ipitrace.__file__).parents[1]
 
 # include/uapi/linux/bpf.h, arch/x86/entry/syscalls/syscall_64.tbl
@@ -106,7 +106,7 @@ def kvm_exit_format() -> str:
     return done.stdout
 
 
-def run_check(check: str, *wrapper: str, user: int | None = None) -> str:
+def run_check(check: str, *wrapper: str) -> str:
     """Run one access check in another process; what it complains about, "" if nothing."""
     code = (
         "from ipitrace.base.errors import HostError\n"
@@ -122,9 +122,6 @@ def run_check(check: str, *wrapper: str, user: int | None = None) -> str:
         text=True,
         check=True,
         cwd=PACKAGE_ROOT,
-        user=user,
-        group=user,
-        extra_groups=[] if user is not None else None,
     )
     return done.stdout
 
@@ -216,13 +213,11 @@ def test_an_ordinary_user_learns_what_it_may_not_see() -> None:
         "print(found.bpf_programs, found.unreadable_processes > 0, found.unknown['bpf_programs'])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*as_user(), sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         cwd=PACKAGE_ROOT,
-        user=NOBODY,
-        extra_groups=[],
     )
     assert done.stdout == "None True bpf(2): Operation not permitted\n"
 
@@ -231,8 +226,8 @@ def test_an_ordinary_user_learns_what_it_may_not_see() -> None:
 def test_root_may_trace_and_an_ordinary_user_may_not() -> None:
     require_trace_privilege()
     require_initial_pid_namespace()
-    assert "CAP_BPF and CAP_PERFMON" in run_check("require_trace_privilege", user=NOBODY)
-    assert run_check("require_initial_pid_namespace", user=NOBODY) == ""
+    assert "CAP_BPF and CAP_PERFMON" in run_check("require_trace_privilege", *as_user())
+    assert run_check("require_initial_pid_namespace", *as_user()) == ""
 
 
 @pytest.mark.live("root")
@@ -257,13 +252,11 @@ def test_kvm_without_permission(device_directory: Path) -> None:
     require_kvm(str(device))
     code = f"from ipitrace.host.access import require_kvm; require_kvm({str(device)!r})"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*as_user(), sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
         cwd=PACKAGE_ROOT,
-        user=NOBODY,
-        extra_groups=[],
     )
     assert f"HostError: No permission to open {device}." in done.stderr
 

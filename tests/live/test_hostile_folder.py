@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from other_user import NOBODY
 
 import ipitrace
 from ipitrace.base.resources import example_dir
@@ -19,7 +20,6 @@ from ipitrace.base.resources import example_dir
 pytestmark = pytest.mark.live("root", "kvm")
 
 CHECKOUT = Path(ipitrace.__file__).parents[1]
-NOBODY = 65534
 MODULES = (
     *("bcc", "click", "libvirt", "libvirt_qemu", "numpy", "psutil", "pyarrow", "rich", "scipy"),
     *("tabulate", "qemu", "resource"),

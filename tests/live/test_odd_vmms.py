@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from checks import assert_sound_list
 from guests import Guest, micro_guest
-from odd_vmms import NOBODY, python_named, run_as, vmm
+from odd_vmms import python_named, run_as, vmm
+from other_user import NOBODY
 
 from ipitrace.host.descriptors import MOST_DESCRIPTORS
 from ipitrace.vm import Discovery, discover

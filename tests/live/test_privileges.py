@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from commands import ipi
 from guests import Guest, micro_guest, until
 from least_rights import LOOK, NOT_MOUNTED, TRACE, run, without
+from other_user import open_folder
 
 import ipitrace
 from ipitrace.host.privileges import Capability
@@ -34,9 +34,8 @@ def guest() -> Iterator[Guest]:
 @pytest.fixture
 def everybodys() -> Iterator[Path]:
     """A folder that everybody may write to."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        yield Path(name)
+    with open_folder(0o777) as folder:
+        yield folder
 
 
 def test_list_sees_others_vms_with_these(guest: Guest) -> None:
@@ -265,11 +264,11 @@ def test_reading_recordings_takes_nothing() -> None:
 
 def test_a_recording_that_may_not_be_looked_at() -> None:
     """One in a closed folder, and one whose folder may be listed and not entered."""
-    with tempfile.TemporaryDirectory() as name:
+    with open_folder() as folder:
         for mode in (0o700, 0o744):
-            Path(name).chmod(mode)
-            (Path(name) / RUN_FILE).write_text("{}")
-            for given in (Path(name), Path(name) / RUN_FILE):
+            folder.chmod(mode)
+            (folder / RUN_FILE).write_text("{}")
+            for given in (folder, folder / RUN_FILE):
                 for words in (("report", str(given)), ("compare", str(given), str(given))):
                     done = run(*words, capabilities=())
                     assert done.returncode == 2, (words, done.stderr)

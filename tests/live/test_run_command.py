@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from checks import assert_sound
+from other_user import NOBODY, as_user, open_folder
 
 import ipitrace
 from ipitrace.base.errors import (
@@ -33,8 +33,6 @@ pytestmark = pytest.mark.live
 CHECKOUT = Path(ipitrace.__file__).parents[1]
 IPITRACE = (sys.executable, "-m", "ipitrace")
 FEW = ("--scenario", "self", "--count", "40")
-NOBODY = 65534
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 
 
 def environment(python_path: Sequence[Path] = ()) -> dict[str, str]:
@@ -330,18 +328,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
 @pytest.fixture
 def nobodys() -> Iterator[Path]:
     """A directory where nobody may write, below one that nobody may enter."""
-    probe = subprocess.run(
-        [*AS_NOBODY, sys.executable, "-c", "import ipitrace"],
-        env=environment(),
-        cwd="/",
-        capture_output=True,
-        check=False,
-    )
-    if probe.returncode:
-        pytest.skip("nobody may read this checkout")
-    with tempfile.TemporaryDirectory(dir="/tmp") as path:
-        os.chown(path, NOBODY, NOBODY)
-        yield Path(path)
+    with open_folder() as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        yield folder
 
 
 KVM_FOR_ALL = (
@@ -352,7 +341,7 @@ KVM_FOR_ROOT = KVM_FOR_ALL.replace("666", "600")
 
 @pytest.mark.live("kvm", "root")
 def test_a_directory_that_cannot_be_written_to(nobodys: Path) -> None:
-    through = (*privately(KVM_FOR_ALL), *AS_NOBODY)
+    through = (*privately(KVM_FOR_ALL), *as_user())
     (nobodys / "roots").mkdir(mode=0o755)
     (nobodys / "closed").mkdir(mode=0o700)
     for where in ("roots/a", "roots/a/b", "closed/a", "closed/a/b", "x" * 300):
@@ -365,13 +354,13 @@ def test_a_directory_that_cannot_be_written_to(nobodys: Path) -> None:
 
 @pytest.mark.live("kvm", "root")
 def test_nobody_may_not_trace(nobodys: Path) -> None:
-    done = ipi("run", *FEW, cwd=nobodys, through=(*privately(KVM_FOR_ALL), *AS_NOBODY))
+    done = ipi("run", *FEW, cwd=nobodys, through=(*privately(KVM_FOR_ALL), *as_user()))
     assert_told(done, ExitCode.ENVIRONMENT, "root", "sudo", "--no-trace")
 
 
 @pytest.mark.live("kvm", "root")
 def test_nobody_may_measure_where_kvm_is_open_to_all(nobodys: Path) -> None:
-    through = (*privately(KVM_FOR_ALL), *AS_NOBODY)
+    through = (*privately(KVM_FOR_ALL), *as_user())
     done = ipi("run", "--no-trace", *FEW, "-o", "here", cwd=nobodys, through=through)
     assert_fine(done)
     run_json(nobodys / "here")
@@ -380,7 +369,7 @@ def test_nobody_may_measure_where_kvm_is_open_to_all(nobodys: Path) -> None:
 @pytest.mark.live("kvm", "root")
 @pytest.mark.parametrize("how", [(), ("--no-trace",)])
 def test_nobody_may_not_open_kvm(nobodys: Path, how: tuple[str, ...]) -> None:
-    done = ipi("run", *how, *FEW, cwd=nobodys, through=(*privately(KVM_FOR_ROOT), *AS_NOBODY))
+    done = ipi("run", *how, *FEW, cwd=nobodys, through=(*privately(KVM_FOR_ROOT), *as_user()))
     assert_told(done, ExitCode.ENVIRONMENT, "/dev/kvm", "sudo")
     assert not list(nobodys.iterdir())
 

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from checks import assert_sound_list
 from guests import Guest, micro_guest, qemu_guest, until
+from other_user import as_user
 
 from ipitrace.base.errors import UsageError
 from ipitrace.base.units import MIB
@@ -41,14 +42,12 @@ def whole(guest: Guest) -> VirtualMachine | None:
     return vms[0] if vms and vms[0].apic_mode else None
 
 
-def run_cli(*arguments: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, through: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ipitrace", *arguments],
+        [*through, sys.executable, "-m", "ipitrace", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        user=user,
-        extra_groups=None if user is None else [],
     )
 
 
@@ -221,7 +220,7 @@ def test_list_leaves_no_mount_behind() -> None:
 
 
 def test_an_ordinary_user_is_told_that_there_may_be_more(micro: Guest) -> None:
-    done = run_cli("list", user=65534)
+    done = run_cli("list", through=as_user())
     assert done.returncode == 0
     assert f"{micro.pid}" not in done.stdout
     assert "sudo ipitrace list" in done.stdout

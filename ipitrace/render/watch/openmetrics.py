@@ -106,6 +106,10 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
         "vCPU threads that came and went, and were never watched",
         lambda interval: interval.unseen.threads.total,
     ),
+    "ipitrace_watch_unseen_overflows": (
+        "times that more vCPU threads than can be followed were not watched",
+        lambda interval: interval.unseen.overflows.total,
+    ),
 }
 _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
@@ -124,10 +128,13 @@ def render_openmetrics(interval: WatchInterval, *, write_failures: int = 0) -> s
     `write_failures` is how often an exposition before this one could not be written.
     """
     lines = []
+    # A process may have closed a VM and opened another: until it is known that the first has ended,
+    # both are watched, under one name. The later one goes on with the series.
+    vms = {labels({"vm": vm.name, "pid": str(vm.pid)}): vm for vm in interval.vms}
     for family in _FAMILIES:
         lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.meaning}"]
         suffix = "_total" if family.kind == "counter" else ""
-        for vm in interval.vms:
+        for vm in vms.values():
             of_vm = {"vm": vm.name, "pid": str(vm.pid)}
             lines += [
                 f"{family.name}{suffix}{labels(of_vm | dict(own))} {value!r}"

@@ -10,12 +10,23 @@ from ipitrace.base.units import (
     MIB,
     processes,
 )
-from ipitrace.render.grid import dense, wrapped
+from ipitrace.render.grid import (
+    clipped,
+    dense,
+    wrapped,
+)
 from ipitrace.render.watch.gone import (
     ended_words,
     unseen_words,
 )
-from ipitrace.watch.model import Count, LatePosts, Sight, VcpuPair, VmInterval, WatchInterval
+from ipitrace.watch.model import (
+    Count,
+    LatePosts,
+    Sight,
+    VcpuPair,
+    VmInterval,
+    WatchInterval,
+)
 
 _NOTHING: Final = "-"
 _MOST_CHARS: Final = 10_000  # of what is said of one VM
@@ -47,7 +58,7 @@ def render_interval(
     lines = [*head, *_pairs(interval, shown, room, width), "", *tail]
     if height is not None:
         lines = lines[:height]
-    return "\n".join(line[:width].rstrip() for line in lines)
+    return "\n".join(clipped(line, width).rstrip() for line in lines)
 
 
 def _title(interval: WatchInterval) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import ENVIRONMENT, ipi
+from other_user import NOBODY, as_user, open_folder
 from recordings import empty_run, make_recording, spans
 
 from ipitrace.base.errors import (
@@ -34,21 +35,19 @@ from ipitrace.recording.writer import (
 )
 
 EXAMPLE = str(example_dir())
-THEIRS = 65534  # nobody
+THEIRS = NOBODY
 PERSON = 12345
 root = pytest.mark.live("root")
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
+def shared() -> Iterator[Path]:
     """A folder as /tmp: everybody may write to it, and only remove what is theirs."""
-    made = tmp_path / "shared"
-    made.mkdir()
-    made.chmod(0o1777)
-    for parent in made.parents:  # pytest closes its own to others
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    return made
+    with open_folder() as folder:
+        made = folder / "shared"
+        made.mkdir()
+        made.chmod(0o1777)
+        yield made
 
 
 @pytest.fixture
@@ -178,9 +177,7 @@ def test_nobody_wins_a_race(shared: Path, tmp_path: Path) -> None:
     """Another user swaps a folder for a link, as fast as can be, while files go there."""
     precious = tmp_path / "precious"
     precious.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", RACE, shared, precious], user=THEIRS, group=THEIRS, extra_groups=[]
-    )
+    process = subprocess.Popen([*as_user(THEIRS), sys.executable, "-c", RACE, shared, precious])
     refused = 0
     try:
         for _ in range(2000):
@@ -207,8 +204,10 @@ def test_a_hard_link_is_replaced_and_not_written_through(tmp_path: Path, victim:
 
 @root
 def test_nothing_is_appended_to_a_hard_link_that_others_could_make(
-    shared: Path, victim: Path
+    shared: Path,
 ) -> None:
+    victim = shared.parent / "victim"
+    victim.write_text("precious")
     (shared / "out").hardlink_to(victim)
     with pytest.raises(UsageError, match="a hard link of user 0"):
         append_file(shared / "out", "x")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from other_user import as_user
 from recordings import (
     EVENT_MEANINGS,
     SPAN_MEANINGS,
@@ -242,9 +243,9 @@ def test_contradicting_words_are_refused(words: tuple[str, ...]) -> None:
 def test_every_user_can_report_the_example() -> None:
     """Without any privilege, from a fresh process, and exactly as it would be printed."""
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
-    user = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
-    command = [sys.executable, "-m", "ipitrace", "report", "--example", "-v"]
-    done = subprocess.run(command, capture_output=True, check=False, env=env, **user)
+    user = as_user() if os.geteuid() == 0 else ()
+    command = [*user, sys.executable, "-m", "ipitrace", "report", "--example", "-v"]
+    done = subprocess.run(command, capture_output=True, check=False, env=env)
     assert done.stderr == b""
     assert done.returncode == ExitCode.OK
     assert done.stdout.decode() == render_run(read_run(example_dir()), verbose=True) + "\n"

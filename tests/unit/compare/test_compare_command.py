@@ -487,6 +487,8 @@ def test_a_run_json_alone_is_enough(places: Mapping[str, Path], tmp_path: Path) 
     [
         ({"started_at": "yesterday"}, "its started_at is no time"),
         ({"started_at": "2026-02-03T04:05:06"}, "its started_at is no time"),
+        ({"started_at": "0001-01-01T00:00:00+14:00"}, "its started_at is no time"),
+        ({"started_at": "9999-12-31T23:59:59-14:00"}, "its started_at is no time"),
         ({"scenarios": steady().scenarios * 2}, "it has a scenario twice"),
         ({"scenarios": steady(factor=1e300).scenarios}, "it holds a number that cannot be"),
         (
@@ -601,6 +603,44 @@ def test_a_directory_of_recordings_is_one_side(sides: Mapping[str, Path]) -> Non
         csv.DictReader(io.StringIO(invoke(sides, "base", "later", "--format", "csv").stdout))
     )
     assert len(rows) == 6
+
+
+def test_times_of_other_zones_and_forms_are_sorted_as_times(tmp_path: Path) -> None:
+    """As texts they sort otherwise."""
+    base = ("2026-02-03T10:00:00+09:00", "2026-02-02T20:30:00-05:00", "20260203T0200Z")
+    later = ("2026-02-03T00:00:00-02:00", "2026-02-03T02:00:01.5Z", "2026-W06-2T04:05:00+02:00")
+    for name, times in (("base", base), ("later", later)):
+        for i, time in enumerate(times):
+            run = steady(factor=1 + i / 1000)
+            record(tmp_path / name / f"{i}", replace(run, started_at=time))
+    places = {name: tmp_path / name for name in ("base", "later")}
+    document = json.loads(invoke(places, "base", "later", "--format", "json").stdout)
+    schema().validate(document)
+    (found,) = document["comparisons"]
+    assert [
+        found[side][which]
+        for side in ("base", "patched")
+        for which in ("started_at", "last_started_at")
+    ] == [
+        "2026-02-03T01:00:00+00:00",
+        "2026-02-03T02:00:00+00:00",
+        "2026-02-03T02:00:00+00:00",
+        "2026-02-03T02:05:00+00:00",
+    ]
+    said = "note: all of one side was measured before the other"
+    assert said in invoke(places, "base", "later").stdout
+    assert said in invoke(places, "later", "base").stdout
+    junit = ET.fromstring(invoke(places, "base", "later", "--format", "junit").stdout)  # noqa: S314 - our own
+    assert {suite.get("timestamp") for suite in junit} == {"2026-02-03T02:00:00"}
+    rows = csv.DictReader(io.StringIO(invoke(places, "base", "later", "--format", "csv").stdout))
+    assert [row["time"][11:] for row in rows] == [
+        "01:00:00 +0000",
+        "01:30:00 +0000",
+        "02:00:00 +0000",
+        "02:00:00 +0000",
+        "02:00:01 +0000",
+        "02:05:00 +0000",
+    ]
 
 
 def test_a_directory_without_recordings_is_refused(sides: Mapping[str, Path]) -> None:

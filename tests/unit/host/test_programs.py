@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from other_user import NOBODY
 
 import ipitrace
 from ipitrace.base.errors import HostError
@@ -17,7 +18,6 @@ from ipitrace.base.search_path import (
 )
 from ipitrace.host.programs import clean_environment, find_program, own_command
 
-NOBODY = 65534
 HOME = str(Path(ipitrace.__file__).parents[1])
 
 

@@ -8,15 +8,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from other_user import NOBODY, open_folder
 
 CHECKOUT = Path(__file__).parents[3]
-NOBODY = 65534
 BASE_TOOLS = [
     "cat",
     "chown",
@@ -88,10 +87,9 @@ class Copy:
 
 @pytest.fixture
 def copy() -> Iterator[Copy]:
-    # Not tmp_path: nobody must be able to enter.
-    with tempfile.TemporaryDirectory(prefix="ipitrace-setup-") as name:
-        Path(name).chmod(0o755)
-        yield Copy(Path(name))
+    # Not tmp_path: another user must be able to enter.
+    with open_folder() as folder:
+        yield Copy(folder)
 
 
 def test_an_unknown_group_is_a_usage_error(copy: Copy) -> None:

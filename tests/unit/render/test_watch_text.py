@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ipitrace.render.grid import columns_of
 from ipitrace.render.watch.openmetrics import render_openmetrics
 from ipitrace.render.watch.text import render_interval
+from ipitrace.vm.discovery import LONGEST_NAME
 from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,
@@ -157,6 +159,17 @@ def test_the_text_of_many_vms_takes_little_for_each() -> None:
     assert pstats.Stats(profile).total_calls < 200 * 150  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("height", [None, 24])
+def test_a_vm_with_a_chinese_name_keeps_the_columns(height: int | None) -> None:
+    name = "东京的虚拟机-1"
+    for width in (60, 80, 100):
+        text = render_interval(interval(vm("guest1"), vm(name)), width=width, height=height)
+        assert all(columns_of(line) <= width for line in text.splitlines())
+        of_vms = [line for line in text.splitlines() if " 4711 " in line]
+        assert len(of_vms) == 2
+        assert len({columns_of(line[: line.index("4711")]) for line in of_vms}) == 1
+
+
 def test_openmetrics_has_totals_by_vm() -> None:
     two = interval(vm('a"b'), vm("guest2"))
     samples = [
@@ -168,6 +181,28 @@ def test_openmetrics_has_totals_by_vm() -> None:
     assert {s.value for s in samples if s.name == "ipitrace_ipis_complete"} == {1}
     (share,) = (s for s in samples if s.name == "ipitrace_watch_cpu_share")
     assert share.value == pytest.approx(0.0123)
+
+
+def test_openmetrics_has_each_series_once() -> None:
+    """Also after a process has closed its VM and opened another, while both are watched."""
+    former, later = vm(n_pairs=5), replace(vm(n_pairs=1), watched_s=1.0)
+    other_process = replace(vm(n_pairs=3), pid=5000)
+    lines = render_openmetrics(interval(former, later, other_process)).splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(set(series)) == len(series)
+    assert 'ipitrace_watched_seconds{vm="guest1",pid="4711"} 1.0' in lines
+    kind = 'vector="253",mode="fixed",path="msr-exit"'
+    assert f'ipitrace_ipis_total{{vm="guest1",pid="4711",{kind}}} 10000' in lines
+    assert f'ipitrace_ipis_total{{vm="guest1",pid="5000",{kind}}} 30000' in lines
+
+
+def test_openmetrics_keeps_names_apart_that_take_many_escapes() -> None:
+    """The VMs of one process differ in the last characters of their names."""
+    name = "\U000e0001" * LONGEST_NAME
+    text = render_openmetrics(interval(vm(f"{name}-10"), vm(f"{name}-11")))
+    families = text_string_to_metric_families(text)
+    (watched,) = (f for f in families if f.name == "ipitrace_watched_seconds")
+    assert [s.labels["vm"][-3:] for s in watched.samples] == ["-10", "-11"]
 
 
 def test_what_cannot_be_seen_is_always_said() -> None:
