@@ -84,13 +84,13 @@ def test_kinds_of_disturbances() -> None:
 
 
 def test_how_a_linux_guest_sends() -> None:
-    names = table("ipistorm.md", "method").first_names()
+    names = table("ipitrace_storm.md", "method").first_names()
     assert set(names) == set(SendMethod)
     assert len(names) == len(set(names))
 
 
 def test_words_of_scenarios_in_a_linux_guest() -> None:
-    names = set(table("ipistorm.md", "word").first_names())
+    names = set(table("ipitrace_storm.md", "word").first_names())
     states = {state for state in TargetState if state in driver._KNOWN}
     assert names >= states
     assert names <= states | set(Pattern)
