@@ -6,23 +6,17 @@ test definition names `time_column`, `attributes` and `metrics`). Rows of many r
 by time, are the history.
 """
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 
-from ipitrace.base.foreign import plain
 from ipitrace.compare.model import GateResult
 from ipitrace.compare.samples import samples
 from ipitrace.compare.wording import gates_in_words
 from ipitrace.recording.result import RunResult
+from ipitrace.render.csv import csv_text
 
-# A spreadsheet takes what begins so for a formula, of full width, too, and runs it.
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-_MOST_CHARS = 1000
 _ATTRIBUTES = ("run", "kernel", "ipitrace_version", "emulated", "gates")
 
 
@@ -55,25 +49,5 @@ def render_csv(
             for metric, sample in samples(row).items():
                 cells[f"{row.name}.{metric}"] = f"{np.median(sample.values):.10g}"
         rows.append(cells)
-    rows = [{_cell(key): _cell(value) for key, value in row.items()} for row in rows]
     columns = dict.fromkeys(["time", *_ATTRIBUTES, *(column for row in rows for column in row)])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    """The text, plain, and text for a spreadsheet, too; a number stays one."""
-    text = plain(text, _MOST_CHARS)
-    if not text.lstrip().startswith(_FORMULA) or _is_number(text):
-        return text
-    return f"'{text}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return csv_text(list(columns), rows)

@@ -3,17 +3,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from tabulate import tabulate
-
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import (
     map_strings,
     plain,
 )
 from ipitrace.compare.anchors import Anchor
-from ipitrace.compare.model import Comparison, Figures, Row, Verdict
-from ipitrace.compare.wording import how_many, spell, spell_change, spell_p
+from ipitrace.compare.model import Comparison, Difference, Figures, Row, Verdict
+from ipitrace.compare.wording import how_many, spell, spell_change, spell_p, tell_difference
 from ipitrace.render.grid import fill, table
+from ipitrace.render.markdown import begins_line, escaped_table
 from ipitrace.render.markdown import markdown as markdown_text
 
 _MOST_CHARS = 1000
@@ -68,7 +67,7 @@ def render_comparison(
     ]
     heading = _heading(comparison)
     tables = (
-        [_markdown(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT)]
+        [escaped_table(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT)]
         if markdown and shown
         else _tables(shown, width)
     )
@@ -81,7 +80,7 @@ def render_comparison(
         *tables,
         told(_CHANGE) if shown else "",
         _not_shown(comparison.rows, shown),
-        *map(told, _remarks(comparison, shown)),
+        *map(told, _remarks(comparison, shown, markdown=markdown)),
         _gates(comparison, markdown=markdown, width=width),
         _verdict(comparison, width, markdown=markdown, whole=whole_verdict),
     ]
@@ -99,7 +98,7 @@ def render_anchors(
     ]
     title = "Published by others, on other machines; not comparable with ours below"
     if markdown:
-        shown = _markdown(headers, lines, range(len(headers)))
+        shown = escaped_table(headers, lines, range(len(headers)))
     else:
         shown = "\n".join(fill(line, width, "", " " * 4) for line in map("; ".join, lines))
     return f"{title}\n\n{shown}\n"
@@ -177,12 +176,12 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
 
 
-def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
+def _remarks(comparison: Comparison, shown: Sequence[Row], *, markdown: bool) -> Iterable[str]:
     yield from _undecided(shown)
     for m in comparison.missing:
         yield f"not compared: {m.metric} of {m.scenario}: {m.why}"
     for d in comparison.differences:
-        yield f"differs: {d.key}: {d.base} against {d.patched} ({d.accepted})"
+        yield _difference(d, markdown=markdown)
     base, patched = comparison.base, comparison.patched
     drifting = [row for row in shown if row.headline and row.between_recordings is not None]
     for scale in dict.fromkeys(row.scale for row in drifting):
@@ -196,6 +195,18 @@ def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
         yield _ONE_EACH
     elif base.last_started_at <= patched.started_at or patched.last_started_at <= base.started_at:
         yield _APART
+
+
+def _difference(difference: Difference, *, markdown: bool) -> str:
+    """One line for a value, one for each key of a mapping that differs."""
+    told = [(key, f"{old} -> {new}") for key, old, new in tell_difference(difference)]
+    if told and told[0][0] == difference.key:
+        return f"differs: {difference.key}: {told[0][1]} ({difference.accepted})"
+    title = f"differs: {difference.key} ({difference.accepted}):"
+    lines = [f"{key}: {values}" for key, values in told]
+    if markdown:
+        return f"{title}\n\n" + "\n".join(f"- {begins_line(line)}" for line in lines)
+    return "\n".join([title, *lines])
 
 
 def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
@@ -233,13 +244,5 @@ def _gates(comparison: Comparison, *, markdown: bool, width: int) -> str:
         for g in comparison.gates
     ]
     if markdown:
-        return _markdown(headers, lines, range(len(headers)))
+        return escaped_table(headers, lines, range(len(headers)))
     return table(headers, lines, text=(0, 1, 2, 3, 5, 6), width=width)
-
-
-def _markdown(
-    headers: Sequence[str], lines: Sequence[Sequence[str]], text_columns: Iterable[int]
-) -> str:
-    left = set(text_columns)
-    align = ["left" if i in left else "right" for i in range(len(headers))]
-    return tabulate(lines, headers, tablefmt="github", colalign=align, disable_numparse=True)

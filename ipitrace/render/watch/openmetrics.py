@@ -5,14 +5,12 @@ Counters are since the VM is watched and never fall while it is. Pairs are not e
 their number grows with the square of the vCPUs; senders and targets each have their sum.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ipitrace.render.openmetrics import labels
+from ipitrace.render.openmetrics import Family, Point, openmetrics_text
 from ipitrace.watch.model import Interval, VmInterval
-
-Points = Iterable[tuple[Mapping[str, str], float]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class _Family:
     name: str
     kind: Literal["counter", "gauge"]
     meaning: str
-    points: Callable[[VmInterval], Points]
+    points: Callable[[VmInterval], Iterable[Point]]
 
 
 _FAMILIES: Final = (
@@ -123,16 +121,6 @@ def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
 
     `write_failures` is how often an exposition before this one could not be written.
     """
-    lines = []
-    for family in _FAMILIES:
-        lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.meaning}"]
-        suffix = "_total" if family.kind == "counter" else ""
-        for vm in interval.vms:
-            of_vm = {"vm": vm.name, "pid": str(vm.pid)}
-            lines += [
-                f"{family.name}{suffix}{labels(of_vm | dict(own))} {value!r}"
-                for own, value in family.points(vm)
-            ]
     own = (
         interval.own.cpu_share,
         interval.own.rss_bytes,
@@ -140,14 +128,27 @@ def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
         int(interval.sight.complete),
         len(interval.sight.odd),
     )
-    for (name, meaning), value in zip(_OWN.items(), own, strict=True):
-        lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
-    for name, (meaning, count) in _GONE.items():
-        lines += [f"# TYPE {name} counter", f"# HELP {name} {meaning}"]
-        lines.append(f"{name}_total {count(interval)!r}")
-    lines += [
-        f"# TYPE {_FAILURES} counter",
-        f"# HELP {_FAILURES} times this text could not be written, for instance to a full disk",
-        f"{_FAILURES}_total {write_failures!r}",
-    ]
-    return "\n".join([*lines, "# EOF"]) + "\n"
+    failures = "times this text could not be written, for instance to a full disk"
+    return openmetrics_text(
+        [
+            *(
+                Family(family.name, family.meaning, _points(family, interval), family.kind)
+                for family in _FAMILIES
+            ),
+            *(
+                Family(name, meaning, [({}, value)])
+                for (name, meaning), value in zip(_OWN.items(), own, strict=True)
+            ),
+            *(
+                Family(name, meaning, [({}, count(interval))], "counter")
+                for name, (meaning, count) in _GONE.items()
+            ),
+            Family(_FAILURES, failures, [({}, write_failures)], "counter"),
+        ]
+    )
+
+
+def _points(family: _Family, interval: Interval) -> Iterator[Point]:
+    for vm in interval.vms:
+        of_vm = {"vm": vm.name, "pid": str(vm.pid)}
+        yield from ((of_vm | dict(own), value) for own, value in family.points(vm))
