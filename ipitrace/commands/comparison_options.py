@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
+from ipitrace.commands.formats import format_option
+from ipitrace.render.formats import COMPARISON
 
 GATES_EXAMPLE = """\
 fail-on = ["deliver.p50:+5%", "exits:+0.1"]      # may get worse by this much
@@ -86,14 +87,7 @@ _OPTIONS = (
         help="The smallest change that matters: 2% (of cycles), exits:0.05 (per IPI), "
         "paths:0.01 (of all IPIs); these are the defaults. May be repeated.",
     ),
-    click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(FORMATS),
-        default="table",
-        show_default=True,
-        help="What to print.",
-    ),
+    format_option(COMPARISON),
     click.option(
         "--output",
         "output_file",

@@ -2,7 +2,6 @@
 """`ipitrace run`: measure."""
 
 import contextlib
-import json
 import secrets
 import sys
 from collections.abc import Iterator
@@ -12,21 +11,21 @@ from pathlib import Path
 import click
 
 from ipitrace.abi.storm import StormInject
-from ipitrace.base.console import (
-    output_width,
-    say,
-    say_json,
-    tell,
-)
+from ipitrace.base.console import output_width, tell
 from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     InterruptedRunError,
     MeasurementError,
-    ReaderLeftError,
 )
 from ipitrace.base.foreign import plain
 from ipitrace.base.signals import interrupted_twice
 from ipitrace.base.units import NS_PER_S
+from ipitrace.commands.formats import (
+    format_options,
+    print_document,
+    print_result,
+    require_format,
+)
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     TRACE,
@@ -54,9 +53,8 @@ from ipitrace.recording.writer import (
     RUN_FILE,
     RecordingWriter,
 )
-from ipitrace.render.preview import render_preview
+from ipitrace.render.formats import PREVIEW, RUN, TABLE
 from ipitrace.render.progress import ProgressBar
-from ipitrace.render.run.tables import render_run
 from ipitrace.storm.transport.registry import (
     FORMS,
     LOCAL,
@@ -146,7 +144,7 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     "the guest is not connected to.",
 )
 @click.option("--no-trace", is_flag=True, help="Attach no BPF programs; needs only /dev/kvm.")
-@click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
+@format_options(RUN)
 @click.option(
     "-o",
     "--output",
@@ -155,7 +153,9 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     help="Where the recording goes. Default: ipitrace-<date>-<time> here.",
 )
 @click.option("--force", is_flag=True, help="Replace a recording that is in DIR already.")
-@click.option("-q", "--quiet", is_flag=True, help="Print no tables and no progress.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Print no table and no progress. Other formats are printed."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
 @click.option("--inject", type=click.Choice(_INJECTIONS), hidden=True)
 @click.option("--burn-cycles", default=0, type=click.IntRange(0, NS_PER_S), hidden=True)
@@ -172,7 +172,7 @@ def run(
     max_time: float | None,
     dry_run: bool,
     no_trace: bool,
-    as_json: bool,
+    output_format: str,
     output: Path | None,
     force: bool,
     quiet: bool,
@@ -197,18 +197,19 @@ def run(
         max_rate_hz=max_rate,
         max_time_s=max_time,
     )
+    if dry_run:
+        require_format(PREVIEW, output_format)
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     if dry_run:
         found = preview(request, vm, via, directory)
-        if as_json:
-            say_json(json.dumps(found.to_dict(), indent=2), end="\n")
-        else:
-            say(render_preview(found, output_width()).rstrip("\n"))
+        text = PREVIEW.render(output_format, found, width=output_width())
+        print_document(text, output_format)
         return
+    talks = output_format == TABLE and not quiet
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with (
-            ProgressBar(enabled=not (quiet or as_json)) as bar,
+            ProgressBar(enabled=talks) as bar,
             open_guest(vm, via, trace=not no_trace) as guest,
         ):
             # In the guest that is this machine itself, modules come and go.
@@ -219,9 +220,10 @@ def run(
         try:
             result = writer.finish(result)
         finally:
-            _show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+            if talks or output_format != TABLE:
+                _show(result, output_format, verbose=verbose)
     path = directory / RUN_FILE
-    if not (quiet or as_json):
+    if talks:
         tell(f"Wrote {path}")
     if failure is not None:
         raise failure
@@ -261,9 +263,7 @@ def _interruptions_told() -> Iterator[None]:
         raise InterruptedRunError("Interrupted.", hint) from None
 
 
-def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    with contextlib.suppress(ReaderLeftError):  # the verdict stands, whoever listens
-        if as_json:
-            say_json(result.to_json())
-        elif not quiet:
-            say(render_run(result, verbose=verbose, width=output_width()))
+def _show(result: RunResult, output_format: str, *, verbose: bool) -> None:
+    text = RUN.render(output_format, result, verbose=verbose, width=output_width())
+    # The exit code stands, whoever listens.
+    print_result(f"{text}\n" if output_format == TABLE else text, output_format)

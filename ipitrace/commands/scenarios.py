@@ -3,21 +3,17 @@
 
 import click
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-)
+from ipitrace.base.console import output_width
 from ipitrace.base.foreign import plain_values
+from ipitrace.commands.formats import format_options, print_document
 from ipitrace.measure.guests import (
     MICRO,
     why_not,
 )
-from ipitrace.render.run.tables import render_scenarios
+from ipitrace.render.formats import OFFERS
+from ipitrace.render.scenarios import Offer
 from ipitrace.storm.transport.registry import FORMS
-from ipitrace.words.scenarios import (
-    DEFAULT_SCENARIOS,
-    SCENARIOS,
-)
+from ipitrace.words.scenarios import SCENARIOS
 
 
 @click.command()
@@ -31,12 +27,13 @@ from ipitrace.words.scenarios import (
 @click.option(
     "--via", metavar="URL", help=f"The way into it: {FORMS}; its guest agent unless given."
 )
-def scenarios(*, vm: str, via: str | None) -> None:
+@format_options(OFFERS)
+def scenarios(*, vm: str, via: str | None, output_format: str) -> None:
     """List the scenarios, and for those that a guest cannot run, why.
 
     A Linux guest is connected to and asked; ipistorm must be loaded there, see
     'ipitrace guest'. The built-in guest (micro) needs nothing.
     """
     reasons = plain_values(why_not(vm, via, SCENARIOS))
-    rows = [(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]
-    say(render_scenarios(rows, DEFAULT_SCENARIOS, output_width()))
+    offers = [Offer(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]
+    print_document(OFFERS.render(output_format, offers, width=output_width()), output_format)

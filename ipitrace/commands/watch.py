@@ -22,12 +22,14 @@ from ipitrace.base.signals import (
     stop_event,
 )
 from ipitrace.commands.exporting import Exporter
+from ipitrace.commands.formats import format_options
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     WRITE_FOR_OTHERS,
     Capability,
     keep_only,
 )
+from ipitrace.render.formats import INTERVAL, JSON
 from ipitrace.render.watch.screen import (
     Show,
     live_screen,
@@ -71,7 +73,7 @@ _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
     metavar="N",
     help="List the N busiest pairs of each VM, 0 for all; the others are added up.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each interval.")
+@format_options(INTERVAL)
 @click.option(
     "--openmetrics",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -84,7 +86,7 @@ def watch(
     interval_s: float,
     duration_s: float | None,
     top: int,
-    as_json: bool,
+    output_format: str,
     openmetrics: Path | None,
 ) -> None:
     """Show the IPIs of running VMs as the host sees them, interval by interval.
@@ -94,6 +96,7 @@ def watch(
     """
     if math.isnan(interval_s) or math.isnan(duration_s or 0.0):
         raise UsageError("--interval and --duration are seconds.", "Give a number.")
+    as_json = output_format == JSON
     exporter = None if openmetrics is None else Exporter(openmetrics)
     found = discover()
     vm = pick(found, name) if name is not None else None
@@ -148,7 +151,7 @@ def _loop(
 
 def _show(interval: Interval, screen: Show | None, note: str, *, as_json: bool) -> None:
     if as_json:
-        say_json(interval.to_json(), end="\n")
+        say_json(INTERVAL.render(JSON, interval))
     elif screen is not None:
         screen(interval, note)
     else:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's VMs as text."""
+"""The host's VMs in each format."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -10,28 +11,55 @@ from ipitrace.base.units import (
     MIB,
     processes,
 )
-from ipitrace.render.grid import TIE, fill, table
+from ipitrace.render.csv import csv_text
+from ipitrace.render.grid import TIE
+from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _MOST_ODD = 20
 _NOTHING = "-"
 _HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "CPUs")
 _TEXT = (0, 1, 5, 6)
+_COLUMNS = (
+    *("name", "vmm", "pid", "uid", "vcpus", "memory_bytes", "apic_mode", "kvm_backend"),
+    *("cpus", "threads"),
+)
 
 
 def render_list(found: Discovery, width: int = PIPE_WIDTH) -> str:
-    """The VMs, their threads, and what could not be seen."""
+    """The VMs, their threads, and what could not be seen, as text of `width` columns."""
+    return _render(found, TextPage(width))
+
+
+def render_list_markdown(found: Discovery) -> str:
+    """The same as Markdown."""
+    return _render(found, MarkdownPage())
+
+
+def render_list_json(found: Discovery) -> str:
+    """All that is known, as schemas/list.schema.json describes it."""
+    return json.dumps(found.to_dict(), indent=2) + "\n"
+
+
+def render_list_csv(found: Discovery) -> str:
+    """One row for each VM; what is not known is empty."""
+    rows = [(*_known(vm), " ".join(_tids(vm))) for vm in found.vms]
+    return csv_text(_COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in rows))
+
+
+def _render(found: Discovery, page: Page) -> str:
     found = plain_values(found)
-    sections: list[str] = []
+    sections = [page.heading("KVM VMs of this host")]
     if found.vms:
-        rows = [_row(vm) for vm in found.vms]
-        sections.append(table(_HEADERS, rows, text=_TEXT, width=width))
+        sections.append(page.table("", _HEADERS, [_row(vm) for vm in found.vms], text=_TEXT))
         threads = [(vm.name, _threads(vm)) for vm in found.vms]
-        sections.append(f"Threads by vCPU\n{table((), threads, text=(0, 1), width=width)}")
+        headers = ("name", "threads")
+        title = "Threads by vCPU"
+        sections.append(page.table(title, headers, threads, text=(0, 1), headless=True))
     else:
-        sections.append("No KVM VM is to be seen.")
-    sections.append("\n".join(fill(remark, width) for remark in _remarks(found)))
-    return "\n\n".join(section for section in sections if section) + "\n"
+        sections.append(page.paragraph("No KVM VM is to be seen."))
+    sections.append(page.lines(("", remark) for remark in _remarks(found)))
+    return document(sections)
 
 
 def cpu_list(cpus: Sequence[int]) -> str:
@@ -56,6 +84,25 @@ def _row(vm: VirtualMachine) -> tuple[str, ...]:
         vm.apic_mode or _NOTHING,
         _placement(vm.vcpus),
     )
+
+
+def _known(vm: VirtualMachine) -> tuple[str, ...]:
+    """A row of the CSV but for the threads."""
+    numbers = (vm.pid, vm.uid, len(vm.vcpus), vm.memory_bytes)
+    places = {cpu_list(vcpu.cpus) for vcpu in vm.vcpus}
+    return (
+        vm.name,
+        vm.vmm,
+        *("" if number is None else str(number) for number in numbers),
+        vm.apic_mode or "",
+        vm.backend or "",
+        next(iter(places)) if len(places) == 1 else " ".join(cpu_list(v.cpus) for v in vm.vcpus),
+    )
+
+
+def _tids(vm: VirtualMachine) -> Iterator[str]:
+    """The vCPUs' threads, in order."""
+    yield from (_NOTHING if vcpu.tid is None else str(vcpu.tid) for vcpu in vm.vcpus)
 
 
 def _placement(vcpus: Sequence[Vcpu]) -> str:

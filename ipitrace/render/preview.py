@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run would do, as text."""
 
+import json
 from collections.abc import Iterator
 
 from ipitrace.base.console import PIPE_WIDTH
@@ -16,6 +17,11 @@ _LABEL = 9  # columns
 def render_preview(preview: Preview, width: int = PIPE_WIDTH) -> str:
     """The whole of a dry run."""
     return "\n".join(_filled(line, width) for line in _lines(preview)) + "\n"
+
+
+def render_preview_json(preview: Preview) -> str:
+    """The same as one JSON document."""
+    return json.dumps(preview.to_dict(), indent=2) + "\n"
 
 
 def _filled(line: str, width: int) -> str:

@@ -21,15 +21,12 @@ from ipitrace.recording.result import (
     StageBreakdown,
     Summary,
 )
-from ipitrace.render.grid import fill, table
+from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.words.interrupts import (
     POSTED_ROWS,
     arrived_elsewhere,
 )
-from ipitrace.words.scenarios import (
-    Scenario,
-    SendMethod,
-)
+from ipitrace.words.scenarios import SendMethod
 from ipitrace.words.stages import GUEST_STAMPS
 
 _NOTHING = "-"
@@ -39,45 +36,39 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
     """Everything a run found, as text of `width` columns."""
+    return _render(run, TextPage(width), verbose=verbose)
+
+
+def render_markdown(run: RunResult, *, verbose: bool = False) -> str:
+    """The same as Markdown."""
+    return _render(run, MarkdownPage(), verbose=verbose)
+
+
+def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
     run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == "measured"]
-    sections = [_header(run, width)]
+    sections = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
     if measured:
         sections += [
-            _cycles(run, measured, width),
-            _exits(measured, width),
-            _exit_times(measured, width),
-            _paths(measured, width),
-            *(_stages(row, row.stages, width) for row in measured if row.stages),
-            _events(run, measured, width),
-            _observer(run, measured, width),
+            _cycles(run, measured, page),
+            _exits(measured, page),
+            _exit_times(measured, page),
+            _paths(measured, page),
+            *(_stages(row, row.stages, page) for row in measured if row.stages),
+            _events(run, measured, page),
+            _observer(run, measured, page),
         ]
     sections += [
-        _not_measured(run, width),
-        fill(_losses(run), width, "losses "),
-        _notes(run, measured, width),
+        _not_measured(run, page),
+        page.lines([("losses ", _losses(run))]),
+        _notes(run, measured, page),
     ]
     if verbose:
-        sections.append(_details(run, width))
-    return "\n\n".join(section for section in sections if section) + "\n"
+        sections.append(_details(run, page))
+    return document(sections)
 
 
-def render_scenarios(
-    rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str], width: int = PIPE_WIDTH
-) -> str:
-    """The table of scenarios; each comes with why it cannot run, or None when it can."""
-    lines = [
-        (
-            scenario.name,
-            "no" if reason is not None else "default" if scenario.name in default else "yes",
-            scenario.about if reason is None else f"{scenario.about} ({reason})",
-        )
-        for scenario, reason in rows
-    ]
-    return table(("scenario", "runs", "about"), lines, text=(0, 1, 2), width=width)
-
-
-def _header(run: RunResult, width: int) -> str:
+def _header(run: RunResult, page: Page) -> str:
     clock = run.clock
     lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
     if run.limits is not None:
@@ -105,7 +96,7 @@ def _header(run: RunResult, width: int) -> str:
             f"the readings' own error); causality violations: {_violations(clock)}"
         )
         lines.append((_INDENT, drift))
-    return "\n".join(fill(text, width, label) for label, text in lines)
+    return page.lines(lines)
 
 
 def _limits(limits: RunLimits) -> str:
@@ -143,7 +134,7 @@ def _guest(run: RunResult) -> str:
     return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 
-def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     """One block of rows for each of S, D and R keeps the table within a terminal."""
     watched = ("watching",) if run.observer else ()
     headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
@@ -164,7 +155,7 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     )
     if watched:
         title += "; watching: what our probes add to that p50, see the observer cost below"
-    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+    return page.table(title, headers, lines, text=(0, 1), keys=2)
 
 
 def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
@@ -180,7 +171,7 @@ def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, 
     )
 
 
-def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
+def _exits(rows: Sequence[ScenarioResult], page: Page) -> str:
     names = _ordered(
         name
         for row in rows
@@ -202,29 +193,29 @@ def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
     unknown = "no source of counts is known"
     reasons = _ordered((row.absent or {}).get("exits.source", unknown) for row in uncounted)
     if not sources:
-        return f"VM exits per IPI: not counted, {'; '.join(reasons)}"
+        return page.paragraph(f"VM exits per IPI: not counted, {'; '.join(reasons)}")
     title = f"VM exits per IPI (source: {', '.join(sources)})"
     if uncounted:
         title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
         title += "; ".join(reasons)
     if not names:
-        return _titled(title, "none were counted", width)
-    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+        return "\n".join(map(page.paragraph, (title, "none were counted")))
+    return page.table(title, headers, lines, text=(0, 1), keys=2)
 
 
-def _events(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _events(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     """Tracepoints down, scenarios across: there are more of the former."""
     if run.observer is None:
-        return fill(f"Tracepoints per IPI: not counted, {run.observer_absent}", width)
+        return page.paragraph(f"Tracepoints per IPI: not counted, {run.observer_absent}")
     names = _ordered(name for row in rows for name in row.events_per_ipi or ())
     title = "Tracepoints per IPI, sender + target"
     if not names:
-        return _titled(title, "none fired", width)
+        return "\n".join(map(page.paragraph, (title, "none fired")))
     lines = [
         (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
     ]
     headers = ("tracepoint", *(row.name for row in rows))
-    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+    return page.table(title, headers, lines, text=(0,))
 
 
 def _sides(side: PerSide | None) -> str:
@@ -233,7 +224,7 @@ def _sides(side: PerSide | None) -> str:
     return f"{_per_ipi(side.sender)} + {_per_ipi(side.target)}"
 
 
-def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     if run.observer is None:
         return ""
     headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
@@ -258,8 +249,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
         if certain
         else "of one difference between neighbouring repetitions, which has no interval"
     )
-    shown = table(headers, lines, text=(0, 1), keys=3, together=(4, 6), width=width)
-    return _titled(title, shown, width)
+    return page.table(title, headers, lines, text=(0, 1), keys=3, together=(4, 6))
 
 
 def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
@@ -273,7 +263,7 @@ def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
     return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
 
 
-def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
+def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
     headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
     lines = [
         (
@@ -292,15 +282,15 @@ def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
     if not lines:
         reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
         why = ", ".join(r for r in reasons if r)
-        return fill(f"Cycles from exit to entry: not measured, {why}", width)
+        return page.paragraph(f"Cycles from exit to entry: not measured, {why}")
     title = (
         "Cycles from exit to entry; share of D: the cycles of all these exits between an IPI's "
         "send and its handler, divided by the D of all IPIs together (not by a p50)"
     )
-    return _titled(title, table(headers, lines, text=(0, 1, 2), keys=3, width=width), width)
+    return page.table(title, headers, lines, text=(0, 1, 2), keys=3)
 
 
-def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
+def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
     traced = [row for row in rows if row.paths is not None]
     if not traced:
         return ""
@@ -323,10 +313,10 @@ def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
     else:
         reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
         title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
-    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+    return page.table(title, headers, lines, text=(0,))
 
 
-def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
+def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
     """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
     dominant = stages.sequences[0]
     lines = []
@@ -348,29 +338,25 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
         f"({followed:.1%}) that went this way; of D: the sum of this step's cycles over the "
         "sum of D, of these IPIs (medians do not divide so)"
     )
-    others = [
-        fill(
+    remarks = [
+        (
+            "  next: ",
             f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
             + " > ".join(sequence.stages),
-            width,
-            "  next: ",
         )
         for sequence in stages.sequences[1:]
     ]
     if any(not step.resolved for step in stages.steps):
         unknown = "shorter than the clock's error bound, so its length and share are not known"
-        others.append(fill(unknown, width, f"  < {stages.bound_cycles}: "))
-    return "\n".join(
-        [_titled(title, table(headers, lines, text=(0, 1), width=width), width), *others]
-    )
+        remarks.append((f"  < {stages.bound_cycles}: ", unknown))
+    return page.table(title, headers, lines, text=(0, 1), remarks=remarks)
 
 
-def _not_measured(run: RunResult, width: int) -> str:
+def _not_measured(run: RunResult, page: Page) -> str:
     lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
     if run.failure is not None:
         lines.append(f"the rest: {run.failure}")
-    filled = [fill(line, width, "  ", " " * 4) for line in lines]
-    return "\n".join(["Not measured:", *filled]) if lines else ""
+    return page.items("Not measured:", lines)
 
 
 def _losses(run: RunResult) -> str:
@@ -387,7 +373,7 @@ def _losses(run: RunResult) -> str:
     return f"{overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
 
 
-def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
@@ -409,7 +395,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
         f"note   {said}" for said in describe_disturbances(run.disturbances or (), worthless=False)
     ]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
-    return "\n".join(fill(note[7:], width, note[:7]) for note in notes)
+    return page.lines((note[:7], note[7:]) for note in notes)
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
@@ -457,7 +443,7 @@ def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
     )
 
 
-def _details(run: RunResult, width: int) -> str:
+def _details(run: RunResult, page: Page) -> str:
     lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
     if "payload_sha256" in run.guest:
         lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
@@ -475,7 +461,7 @@ def _details(run: RunResult, width: int) -> str:
         hooked = ", ".join(f"{name} ({how})" for name, how in run.observer.hooks.items())
         lines += [("BPF", took), ("watched", hooked)]
         lines += [("left out", f"{name}: {why}") for name, why in run.observer.left_out.items()]
-    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)
+    return page.lines((f"{label:<9}", text) for label, text in lines)
 
 
 def _per_ipi(count: float) -> str:
@@ -484,7 +470,3 @@ def _per_ipi(count: float) -> str:
 
 def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _titled(title: str, shown: str, width: int) -> str:
-    return f"{fill(title, width)}\n{shown}"

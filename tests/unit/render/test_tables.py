@@ -15,10 +15,8 @@ from ipitrace.recording.result import (
     RunLimits,
     RunResult,
 )
-from ipitrace.render.run.tables import (
-    render_run,
-    render_scenarios,
-)
+from ipitrace.render.run.tables import render_run
+from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
@@ -226,8 +224,7 @@ def test_nothing_delivered() -> None:
 
 
 def test_the_table_of_scenarios() -> None:
-    rows = [(s, unsupported(s)) for s in SCENARIOS]
-    text = render_scenarios(rows, DEFAULT_SCENARIOS, width=200)
+    text = render_scenarios([Offer(s, unsupported(s)) for s in SCENARIOS], width=200)
     for scenario in SCENARIOS:
         cells = line_of(text, scenario.name)
         runs = "no" if unsupported(scenario) else "yes"
