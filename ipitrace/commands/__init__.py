@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thin file a verb."""
+"""One file for each command, and the parts that commands share."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ipitrace compare` and `ipitrace ab` do alike; imported late, since scipy takes a second."""
+"""Shared by `ipitrace compare` and `ipitrace ab`; imported late, since scipy takes a second."""
 
 import os
 import re
@@ -33,7 +33,7 @@ _MOST_SAID = 2000  # characters of a sentence
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 NamedSide = tuple[str, Recordings]
-"""A side, after what the person calls it."""
+"""The recordings of a side, after its name."""
 
 
 def settings_from(
@@ -43,10 +43,10 @@ def settings_from(
     pairs: tuple[str, ...] = (),
     interleaved: bool = False,
 ) -> Settings:
-    """What the options ask for; whatever can be wrong with them is found before anything is done.
+    """The settings that the options ask for. All options are checked before anything is done.
 
     Raises:
-        UsageError: they say nothing that can be done.
+        UsageError: an option is wrong.
     """
     from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
     gates = (
@@ -59,7 +59,7 @@ def settings_from(
     if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):
         raise UsageError(
             f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
-            "GitHub Actions sets it in every step; leave the option out elsewhere.",
+            "GitHub Actions sets it in every step. Elsewhere, do not give the option.",
         )
     return Settings(
         gates=gates,
@@ -75,7 +75,7 @@ def settings_from(
 def compare_and_tell(
     base: NamedSide, others: Sequence[NamedSide], settings: Settings, options: ComparisonOptions
 ) -> ExitCode:
-    """Compare every other side with the base, print it as asked, and answer the exit code.
+    """Compare every other side with the base, print the result, and return the exit code.
 
     Raises:
         UsageError, HostError, MeasurementError: see compare().
@@ -109,7 +109,7 @@ def _compared(
     options: ComparisonOptions,
     settings: Settings,
 ) -> Compared:
-    """All recordings of all sides; those of a side that was judged with its gates."""
+    """The result with the recordings of all sides; those that were judged have their gates."""
     runs = list(base[1])
     gates: list[tuple[GateResult, ...]] = [()] * len(runs)
     for (_name, side), comparison in zip(others, comparisons, strict=True):
@@ -123,7 +123,7 @@ def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
     """Read --min-effect.
 
     Raises:
-        UsageError: one of them is no size.
+        UsageError: one of them is not a size.
     """
     minimum = MinimumEffect()
     for size in sizes:
@@ -146,5 +146,5 @@ def _write(path: Path, text: str, *, append: bool) -> None:
             replace_file(path, text)
     except OSError as error:
         raise HostError(
-            f"{path} cannot be written: {error.strerror}.", "Choose another place."
+            f"{path} cannot be written: {error.strerror}.", "Choose another file."
         ) from error

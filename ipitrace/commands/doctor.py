@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace doctor`: is this host fit to measure on?"""
+"""`ipitrace doctor`: check whether this host can be measured."""
 
 import click
 
@@ -12,13 +12,14 @@ from ipitrace.render.formats import EXAMINATION
 
 @click.command()
 @click.option(
-    "--vm", "vm_name", metavar="VM", help="Look at this VM, too: a name from 'ipitrace list'."
+    "--vm", "vm_name", metavar="VM", help="Also check this VM: a name from 'ipitrace list'."
 )
 @format_options(EXAMINATION)
 def doctor(*, vm_name: str | None, output_format: str) -> int:
-    """Say what speaks against measuring here, and what to do about it. Changes nothing.
+    """Report what prevents or disturbs measurements here, and what to do. Changes nothing.
 
-    ok, warn, missing: 'ipitrace run' cannot trace (exit code 3), unknown: nothing here tells.
+    Each check is ok, warn (the results are affected), missing ('ipitrace run' cannot trace; exit
+    code 3) or unknown (the host does not show it).
     """
     examination = examine(vm_name)
     text = EXAMINATION.render(output_format, examination, width=output_width())

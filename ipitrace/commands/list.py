@@ -12,8 +12,9 @@ from ipitrace.vm import discover
 @click.command("list")
 @format_options(VMS)
 def list_vms(*, output_format: str) -> None:
-    """List the KVM VMs of this host, their vCPU threads and the CPUs these may run on.
+    """List the KVM VMs of this host, their vCPU threads and the CPUs that these may run on.
 
-    Each name, and pid:N, is what --vm takes. Without root, only one's own VMs are seen.
+    --vm of other commands accepts each name, and pid:N. Without root, only the VMs of the user
+    are found.
     """
     print_document(VMS.render(output_format, discover(), width=output_width()), output_format)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace report`: what a recording holds."""
+"""`ipitrace report`: print a recording."""
 
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,26 @@ _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR", required=False)
-@click.option("--example", is_flag=True, help="Use the recording that comes with ipitrace.")
+@click.option("--example", is_flag=True, help="Use the recording that is part of ipitrace.")
 @click.option(
     "--ipi",
     type=int,
     metavar="N",
-    help="Print all that happened to IPI N (its number in the table spans).",
+    help="Print all events of IPI N (its number in the table spans).",
 )
 @format_options(RUN)
-@click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")
 def report(
     *, directory: Path | None, example: bool, ipi: int | None, output_format: str, verbose: bool
 ) -> None:
     """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege.
 
-    DIR/run.json means the same.
+    DIR can also be the path of run.json in it.
     """
     if (directory is None) != example:
         raise UsageError(
-            "Which recording?", "Give either the directory of a recording, or --example."
+            "Exactly one of DIR and --example is needed.",
+            "Give either the directory of a recording, or --example.",
         )
     if ipi is not None:
         require_format(TIMELINE, output_format)
@@ -76,10 +77,10 @@ def _text(
 
 
 def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
-    """Read what is known of one IPI.
+    """Read all that is recorded of one IPI.
 
     Raises:
-        UsageError: the recording holds no spans, or none of that number.
+        UsageError: the recording has no spans, or none with that number.
     """
     near = read_rows(recording, run, "spans", between={"ipi": (ipi - 1, ipi + 1)})
     by_number = {row["ipi"]: row for row in near}

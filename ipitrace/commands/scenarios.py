@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace scenarios`: what can be measured."""
+"""`ipitrace scenarios`: list what can be measured."""
 
 import click
 
@@ -22,17 +22,17 @@ from ipitrace.words.scenarios import SCENARIOS
     default=MICRO,
     show_default=True,
     metavar="VM",
-    help="The guest that is asked, as of 'ipitrace run'.",
+    help="The guest, as for 'ipitrace run'.",
 )
 @click.option(
-    "--via", metavar="URL", help=f"The way into it: {FORMS}; its guest agent unless given."
+    "--via", metavar="URL", help=f"The transport to the guest: {FORMS}. Default: the guest agent."
 )
 @format_options(OFFERS)
 def scenarios(*, vm: str, via: str | None, output_format: str) -> None:
-    """List the scenarios, and for those that a guest cannot run, why.
+    """List the scenarios, and the reason for each that the guest cannot run.
 
-    A Linux guest is connected to and asked; ipistorm must be loaded there, see
-    'ipitrace guest'. The built-in guest (micro) needs nothing.
+    ipitrace connects to a Linux guest; ipistorm must be loaded there, see 'ipitrace guest'. The
+    built-in guest (micro) needs nothing.
     """
     reasons = plain_values(why_not(vm, via, SCENARIOS))
     offers = [Offer(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]

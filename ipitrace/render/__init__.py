@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How results look to people."""
+"""Every output format of every command; formats.py is the registry."""

@@ -37,12 +37,12 @@ def render_list_markdown(found: Discovery) -> str:
 
 
 def render_list_json(found: Discovery) -> str:
-    """All that is known, as schemas/list.schema.json describes it."""
+    """The whole Discovery, as schemas/list.schema.json describes it."""
     return json.dumps(found.to_dict(), indent=2) + "\n"
 
 
 def render_list_csv(found: Discovery) -> str:
-    """One row for each VM; what is not known is empty."""
+    """One row for each VM; an unknown value is empty."""
     rows = [(*_known(vm), " ".join(_tids(vm))) for vm in found.vms]
     return csv_text(_COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in rows))
 
@@ -57,7 +57,7 @@ def _render(found: Discovery, page: Page) -> str:
         title = "Threads by vCPU"
         sections.append(page.table(title, headers, threads, text=(0, 1), headless=True))
     else:
-        sections.append(page.paragraph("No KVM VM is to be seen."))
+        sections.append(page.paragraph("No KVM VM was found."))
     sections.append(page.lines(("", remark) for remark in _remarks(found)))
     return document(sections)
 
@@ -106,7 +106,7 @@ def _tids(vm: VirtualMachine) -> Iterator[str]:
 
 
 def _placement(vcpus: Sequence[Vcpu]) -> str:
-    """Where all of them may run, or that each has its own place (shown with the threads)."""
+    """The CPUs on which all vCPUs may run; `pinned` or `several` where these differ."""
     places = {vcpu.cpus for vcpu in vcpus}
     if len(places) == 1:
         return cpu_list(next(iter(places))) or _NOTHING
@@ -123,12 +123,12 @@ def _threads(vm: VirtualMachine) -> str:
     ways = {_WAYS[vcpu.evidence] for vcpu in vm.vcpus if vcpu.evidence in _WAYS}
     if ways:
         parts[-1] += f" (seen {' and '.join(sorted(ways))})"
-    # A vCPU is not parted from its thread.
+    # No line is broken between a vCPU and its thread.
     return ", ".join(part.replace(" ", TIE) for part in parts) or "no vCPUs yet"
 
 
 def _remarks(found: Discovery) -> Iterator[str]:
-    """Why something is not known, each reason once."""
+    """Why values are unknown, each reason once."""
     backends = sorted({vm.backend for vm in found.vms if vm.backend})
     if backends:
         yield f"KVM backend: {', '.join(backends)}"
@@ -150,7 +150,7 @@ def _remarks(found: Discovery) -> Iterator[str]:
 
 
 def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
-    """Names that tell no VM from another, and whose VMs those are."""
+    """Names that several VMs have, and the VMs that have them."""
     shared = Counter(alias for vm in vms for alias in vm.aliases)
     for alias, n in shared.items():
         if n > 1 and not alias.startswith(OWN_NAME):
@@ -159,17 +159,17 @@ def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
                 for vm in vms
                 if alias in vm.aliases
             )
-            yield f"{n} VMs answer to '{alias}', so name another: {whose}"
+            yield f"{n} VMs answer to '{alias}'; use another of their names: {whose}"
 
 
 def _unseen(found: Discovery) -> Iterator[str]:
-    """What was left out, and why."""
+    """What was not examined, and why."""
     for odd in found.odd[:_MOST_ODD]:
         yield f"odd: {odd.says}"
     if len(found.odd) > _MOST_ODD:
         yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
-        more = ", though no capability is missing"
+        more = ", although no capability is missing"
         if found.missing:
             takes = " and ".join(found.missing)
             more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs as CSV for change-point detection over their history, in the layout Otava reads.
+"""Runs as CSV for change-point detection over a history of runs, in the layout of Otava.
 
-One row a run: the time, attributes, and a column for each metric of each scenario (Otava's
-test definition names `time_column`, `attributes` and `metrics`). Rows of many runs, sorted
-by time, are the history.
+Each run is one row: the time, attributes, and a column for each metric of each scenario
+(Otava's test definition has `time_column`, `attributes` and `metrics`). The history is the rows
+of many runs, sorted by time.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _ATTRIBUTES = ("run", "kernel", "ipitrace_version", "emulated", "gates")
 def render_csv(
     runs: Sequence[tuple[str, RunResult]], gates: Sequence[Sequence[GateResult]] = ()
 ) -> str:
-    """The runs, each with what the person calls it, oldest first.
+    """The runs, oldest first.
 
     Args:
-        runs: those of all sides.
-        gates: for each run those of the comparison in which it was judged; none of the base's.
+        runs: the runs of all sides, each after its name.
+        gates: for each run, the gates of the comparison that judged it; the base has none.
     """
     rows = []
     judged = zip(runs, gates or [()] * len(runs), strict=True)
@@ -42,7 +42,7 @@ def render_csv(
             "run": name,
             "kernel": kernel,
             "ipitrace_version": run.ipitrace_version,
-            "emulated": emulated,  # then cycles are not real time
+            "emulated": emulated,  # its cycles are not real time
             "gates": gates_in_words(held).removeprefix("Gates: "),
         }
         for row in run.scenarios:

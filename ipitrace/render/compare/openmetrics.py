@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as OpenMetrics text, for a collector such as Prometheus' textfile one."""
+"""A comparison as OpenMetrics text, for node_exporter's textfile collector."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -8,12 +8,12 @@ from ipitrace.compare.model import Comparison, GateResult, GateState, Row, Side,
 from ipitrace.render.openmetrics import Family, Point, openmetrics_text, states
 
 _FAMILIES: Final = {
-    "ipitrace_median": "median of the repetitions, in the unit that the label says",
-    "ipitrace_median_low": "lower bound of its 95 % interval",
-    "ipitrace_median_high": "upper bound of its 95 % interval",
-    "ipitrace_change": "change against the base, a share of it or in the metric's unit",
-    "ipitrace_change_low": "lower bound of its 95 % interval",
-    "ipitrace_change_high": "upper bound of its 95 % interval",
+    "ipitrace_median": "median of the repetitions, in the unit of the label",
+    "ipitrace_median_low": "lower bound of the 95 % interval of the median",
+    "ipitrace_median_high": "upper bound of the 95 % interval of the median",
+    "ipitrace_change": "change from the base, as a share of the base or in the unit of the metric",
+    "ipitrace_change_low": "lower bound of the 95 % interval of the change",
+    "ipitrace_change_high": "upper bound of the 95 % interval of the change",
     "ipitrace_p_corrected": "p value of the change, corrected for the number of metrics",
     "ipitrace_verdict": "1 for the verdict on the metric, 0 for the others",
 }
@@ -34,7 +34,7 @@ def render_openmetrics(comparisons: Iterable[Comparison]) -> str:
 
 
 def _run(side: Side) -> dict[str, str]:
-    """The labels of one side; a kernel that is not known is an empty one, which is none."""
+    """The labels of one side; an unknown kernel is an empty label, which counts as none."""
     return {"run": side.name, "kernel": side.kernel or ""}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as tables: for a terminal, and as Markdown for a job's page."""
+"""A comparison as tables: for a terminal, and as Markdown for the summary page of a CI job."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,8 +16,8 @@ from ipitrace.render.markdown import begins_line, escaped_table
 from ipitrace.render.markdown import markdown as markdown_text
 
 _MOST_CHARS = 1000
-_WITHOUT_END = 100_000  # columns, to see how many a table takes
-_MILLION = 1_000_000  # cycles from here on are told in them
+_WITHOUT_END = 100_000  # columns; a table this wide never wraps
+_MILLION = 1_000_000  # cycles; larger figures are printed in millions
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
 _WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
 _WIDE_TEXT = (0, 1, 11)
@@ -27,17 +27,17 @@ _HEADERS = (
 )
 _TEXT = (0, 4)
 _CHANGE = (
-    "change: the median of all quotients of a value of one side and one of the other less 1, or "
-    "of all their differences where it has no %; not those of the medians beside it "
+    "change: the median of all quotients of a patched value and a base value, minus 1; without %, "
+    "the median of all their differences. It is not computed from the two medians beside it "
     "(docs/statistics.md)"
 )
 _ONE_EACH = (
-    "note: between one recording of each side what differs from run to run is part of every "
-    "change; several recordings a side, or 'ipitrace ab', tell (docs/statistics.md, False alarms)"
+    "note: each side has one recording, so differences from run to run are part of every change; "
+    "use several recordings a side, or 'ipitrace ab' (docs/statistics.md, False alarms)"
 )
 _APART = (
-    "note: all of one side was measured before the other, so a drift of the host in that time is "
-    "part of every change; 'ipitrace ab' measures in turn"
+    "note: one side was measured completely before the other, so a drift of the host is part of "
+    "every change; 'ipitrace ab' alternates between the sides"
 )
 
 
@@ -52,11 +52,11 @@ def render_comparison(
     """One comparison as text or Markdown.
 
     Args:
-        comparison: which.
-        every: show all metrics; else the headline and whatever moved.
-        markdown: for a job's page; the width does not matter then.
+        comparison: the comparison.
+        every: show all metrics; by default the headline metrics and those that changed.
+        markdown: return Markdown; the width has no effect then.
         width: of the terminal, in columns.
-        whole_verdict: the verdict stays on one line, however long, which is the last one.
+        whole_verdict: the verdict, which is last, is never wrapped.
     """
     made_harmless = markdown_text if markdown else _line
     comparison = map_strings(comparison, made_harmless)
@@ -90,13 +90,13 @@ def render_comparison(
 def render_anchors(
     anchors: Iterable[Anchor], *, markdown: bool = False, width: int = PIPE_WIDTH
 ) -> str:
-    """The published figures, apart from everything measured."""
+    """The published figures, separate from all measured ones."""
     headers = ("published", "what", "set-up", "source")
     lines = [
         (a.figures, a.what, a.setup, a.source + ("" if a.seen else " (second-hand)"))
         for a in anchors
     ]
-    title = "Published by others, on other machines; not comparable with ours below"
+    title = "Published by others, for other machines; not comparable with the figures below"
     if markdown:
         shown = escaped_table(headers, lines, range(len(headers)))
     else:
@@ -111,7 +111,7 @@ def _verdict(comparison: Comparison, width: int, *, markdown: bool, whole: bool)
 
 
 def _line(text: str) -> str:
-    """As plain() makes it, with room for a sentence."""
+    """`text` as plain() makes it, long enough for a sentence."""
     return plain(text, _MOST_CHARS)
 
 
@@ -124,7 +124,7 @@ def _heading(comparison: Comparison) -> str:
 
 
 def _tables(rows: Sequence[Row], width: int) -> list[str]:
-    """One for each scenario; each metric on one line where they all fit, else on two."""
+    """One table for each scenario; a metric takes one line where all fit, otherwise two."""
     return [
         f"{scenario}\n" + _of_scenario([row for row in rows if row.scenario == scenario], width)
         for scenario in dict.fromkeys(row.scenario for row in rows)
@@ -214,12 +214,12 @@ def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
     if not hidden:
         return ""
     if hidden == 1:
-        return "1 more metric, which was not found to differ; --all shows it."
-    return f"{hidden} more metrics, none of which was found to differ; --all shows them."
+        return "1 more metric without a significant change; --all shows it."
+    return f"{hidden} more metrics without a significant change; --all shows them."
 
 
 def _undecided(rows: Sequence[Row]) -> Iterable[str]:
-    """What the undecided metrics lack, and the most and least units that would tell."""
+    """Why metrics are undecided, and the smallest and largest numbers of units that would do."""
     for why in dict.fromkeys(row.why for row in rows if row.why):
         rest = sorted((row for row in rows if row.why == why), key=lambda row: row.wanted or 0)
         most, least = rest[-1], rest[0]
@@ -230,8 +230,8 @@ def _undecided(rows: Sequence[Row]) -> Iterable[str]:
             else ""
         )
         yield (
-            f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; a side it "
-            f"takes {how_many(least.wanted)} {units} for {least.metric} of {least.scenario}{more}"
+            f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; each side "
+            f"needs {how_many(least.wanted)} {units} for {least.metric} of {least.scenario}{more}"
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as tables on a terminal or in a log."""
+"""A run as tables: for a terminal or a log, and as Markdown."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -35,7 +35,7 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 
 def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
-    """Everything a run found, as text of `width` columns."""
+    """All results of a run, as text of `width` columns."""
     return _render(run, TextPage(width), verbose=verbose)
 
 
@@ -82,18 +82,18 @@ def _header(run: RunResult, page: Page) -> str:
     if clock.half_width_ns is not None:
         reading = (
             f"error bound: {clock.half_width_cycles:.0f} cycles "
-            f"({clock.half_width_ns:.0f} ns) of one reading of both clocks"
+            f"({clock.half_width_ns:.0f} ns) for one reading of both clocks"
         )
         if clock.bound_cycles is not None:
             reading += (
-                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) of a host event on the "
+                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) for a host event on the "
                 "guest's clock"
             )
         lines.append((_INDENT, reading))
     if clock.drift_ppm is not None:
         drift = (
-            f"drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
-            f"the readings' own error); causality violations: {_violations(clock)}"
+            f"drift {clock.drift_ppm:.3f} ppm (errors of the readings can account for "
+            f"{clock.drift_noise_ppm:.3f} ppm); causality violations: {_violations(clock)}"
         )
         lines.append((_INDENT, drift))
     return page.lines(lines)
@@ -105,7 +105,7 @@ def _limits(limits: RunLimits) -> str:
         parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
     if limits.max_time_s is not None:
         parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
-    why = ": the guest is not ours" if limits.by_default else ""
+    why = "; the default for a VM that ipitrace did not start" if limits.by_default else ""
     return f"at most {' and '.join(parts)}{why}"
 
 
@@ -122,20 +122,20 @@ def _guest(run: RunResult) -> str:
     kind = run.guest["kind"]
     if kind == "native":
         return (
-            f"native: this machine's own {run.guest['n_vcpus']} CPUs, Linux {run.guest['kernel']}"
+            f"native: the {run.guest['n_vcpus']} CPUs of this machine, Linux {run.guest['kernel']}"
         )
     if kind == "linux":
         vm = run.guest.get("vm")
         name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
         kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
-        where = where if vm else "its host's side is not known"
+        where = where if vm else "its process on the host is not known"
         if run.guest.get("emulated"):
             where += "; emulated guest: cycles are not real time"
     return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
-    """One block of rows for each of S, D and R keeps the table within a terminal."""
+    """S, D and R are rows, so that the table fits into a terminal."""
     watched = ("watching",) if run.observer else ()
     headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
     lines: list[tuple[str, ...]] = []
@@ -154,7 +154,7 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
         "Cycles per IPI: send (S), deliver (D: to the handler's first instruction), round trip (R)"
     )
     if watched:
-        title += "; watching: what our probes add to that p50, see the observer cost below"
+        title += "; watching: cycles that the probes add to the p50, see the observer cost below"
     return page.table(title, headers, lines, text=(0, 1), keys=2)
 
 
@@ -204,7 +204,7 @@ def _exits(rows: Sequence[ScenarioResult], page: Page) -> str:
 
 
 def _events(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
-    """Tracepoints down, scenarios across: there are more of the former."""
+    """Tracepoints are rows and scenarios are columns: there are more tracepoints."""
     if run.observer is None:
         return page.paragraph(f"Tracepoints per IPI: not counted, {run.observer_absent}")
     names = _ordered(name for row in rows for name in row.events_per_ipi or ())
@@ -228,7 +228,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
     if run.observer is None:
         return ""
     headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
-    certain = run.observer.confidence > 0  # one difference has no interval
+    certain = run.observer.confidence > 0  # a single difference has no interval
     lines = []
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
@@ -241,13 +241,13 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
     if not lines:
         return ""
     title = (
-        "Observer cost: what probes that count, and probes that record, add to the median, in "
-        "cycles (and as a share of the off p50); "
+        "Observer cost: cycles that the probes add to the median when they count (counting) and "
+        "when they also record (full), in brackets the share of the off p50; "
     ) + (
         f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
-        "differences between neighbouring repetitions"
+        "differences between adjacent repetitions"
         if certain
-        else "of one difference between neighbouring repetitions, which has no interval"
+        else "from one difference between adjacent repetitions, which has no interval"
     )
     return page.table(title, headers, lines, text=(0, 1), keys=3, together=(4, 6))
 
@@ -284,8 +284,8 @@ def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
         why = ", ".join(r for r in reasons if r)
         return page.paragraph(f"Cycles from exit to entry: not measured, {why}")
     title = (
-        "Cycles from exit to entry; share of D: the cycles of all these exits between an IPI's "
-        "send and its handler, divided by the D of all IPIs together (not by a p50)"
+        "Cycles from exit to entry; share of D: the sum of the cycles of these exits between an "
+        "IPI's send and its handler, divided by the sum of D of all IPIs (not by a p50)"
     )
     return page.table(title, headers, lines, text=(0, 1, 2), keys=3)
 
@@ -307,9 +307,12 @@ def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
         )
         for row in traced
     ]
-    title = "Paths, proved by events: shares of the traced IPIs, one for each send and target"
+    title = (
+        "Paths, as host events prove them: shares of the traced IPIs (a send is one IPI for each "
+        "of its targets)"
+    )
     if posted:
-        title += f"; late posts ({', '.join(posted)}: notifications outside guest mode)"
+        title += f"; late posts ({', '.join(posted)}: notifications to a CPU outside guest mode)"
     else:
         reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
         title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
@@ -317,7 +320,7 @@ def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
 
 
 def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
-    """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
+    """The steps of the most frequent sequence; one shorter than the clock's error has no figure."""
     dominant = stages.sequences[0]
     lines = []
     for step in stages.steps:
@@ -335,19 +338,19 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
     followed = dominant.spans / stages.spans
     title = (
         f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
-        f"({followed:.1%}) that went this way; of D: the sum of this step's cycles over the "
-        "sum of D, of these IPIs (medians do not divide so)"
+        f"({followed:.1%}) with this sequence; of D: the sum of the cycles of the step, divided "
+        "by the sum of D, both of these IPIs (not a quotient of medians)"
     )
     remarks = [
         (
             "  next: ",
-            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
+            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) with the sequence "
             + " > ".join(sequence.stages),
         )
         for sequence in stages.sequences[1:]
     ]
     if any(not step.resolved for step in stages.steps):
-        unknown = "shorter than the clock's error bound, so its length and share are not known"
+        unknown = "shorter than the clock's error bound; its length and share are not known"
         remarks.append((f"  < {stages.bound_cycles}: ", unknown))
     return page.table(title, headers, lines, text=(0, 1), remarks=remarks)
 
@@ -355,7 +358,7 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
 def _not_measured(run: RunResult, page: Page) -> str:
     lines = [f"{row.name}: {row.reason}" for row in run.scenarios if row.status != "measured"]
     if run.failure is not None:
-        lines.append(f"the rest: {run.failure}")
+        lines.append(f"the other scenarios: {run.failure}")
     return page.items("Not measured:", lines)
 
 
@@ -370,7 +373,7 @@ def _losses(run: RunResult) -> str:
     misses = f"{sum(counted)} recursion misses"
     if unknown:
         misses += f" (not counted by this kernel for {unknown} programs)"
-    return f"{overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
+    return f"{overruns} of {losses.events_seen} events lost in ring overruns, {misses}, {ipis}"
 
 
 def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -385,8 +388,8 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
         )
     notes += _neighbours(run)
     notes += [
-        f"note   {row.name}: {row.suspect_spans} IPIs left out of the stages: the guest's TSC "
-        "offset changed around them"
+        f"note   {row.name}: {row.suspect_spans} IPIs excluded from the stages: the guest's TSC "
+        "offset changed near them"
         for row in rows
         if row.suspect_spans
     ]
@@ -399,12 +402,12 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
-    """Other VMs, and that there may be some that could not be seen."""
+    """Other VMs, and processes that may hold more of them."""
     around = run.host["neighbours"]
     others = around.get("kvm_processes") or ()
     if others:
         names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
-        yield f"note   other VMs were alive and disturb the numbers: {names}"
+        yield f"note   other VMs were running and disturb the numbers: {names}"
     hidden = around.get("unreadable_processes")
     if hidden:
         yield (
@@ -414,7 +417,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
-    """Interrupts that reached CPUs where they had nothing to do."""
+    """Interrupts that reached CPUs on which the VM never ran."""
     vm_cpus = run.guest.get("pinned_cpus")
     if vm_cpus is None:
         return
@@ -431,8 +434,8 @@ def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
         others = arrived_elsewhere(counted, vm_cpus, [r for r in counted if r not in POSTED_ROWS])
         if others:
             yield (
-                f"note   {row.name}: the guest can send any interrupt to any CPU. On CPUs that "
-                f"never ran it, the host's own included: {_on_cpus(others)}"
+                f"note   {row.name}: the guest can send any interrupt to any CPU. Interrupts on "
+                f"CPUs that never ran the guest, the host's own included: {_on_cpus(others)}"
             )
 
 

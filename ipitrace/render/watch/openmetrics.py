@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The counters of `watch` as OpenMetrics text, for node_exporter's textfile collector.
 
-Counters are since the VM is watched and never fall while it is. Pairs are not exported:
-their number grows with the square of the vCPUs; senders and targets each have their sum.
+A counter starts when the VM is first watched, and never decreases while it is watched. Pairs
+are not exported, because their number grows with the square of the number of vCPUs. Senders and
+targets each have their sum.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from ipitrace.watch.model import Interval, VmInterval
 
 @dataclass(frozen=True)
 class _Family:
-    """A metric of each VM: its name without the suffix, its meaning, and its values."""
+    """A metric that each VM has: the name without the suffix, the meaning and the values."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -36,13 +37,13 @@ _FAMILIES: Final = (
     _Family(
         "ipitrace_ipis_sent",
         "counter",
-        "IPIs that were seen, by the vCPU that sent them",
+        "IPIs that were seen, by the sending vCPU",
         lambda vm: [({"vcpu": str(v.vcpu)}, v.sent.total) for v in vm.vcpus],
     ),
     _Family(
         "ipitrace_ipis_received",
         "counter",
-        "IPIs that were seen, by the vCPU they were for",
+        "IPIs that were seen, by the target vCPU",
         lambda vm: [({"vcpu": str(v.vcpu)}, v.received.total) for v in vm.vcpus],
     ),
     _Family(
@@ -68,26 +69,26 @@ _FAMILIES: Final = (
     _Family(
         "ipitrace_unplaced",
         "counter",
-        "events counted but not told apart, since a table was full",
+        "events counted but not attributed, since a table was full",
         lambda vm: [({}, vm.unplaced.total)],
     ),
     _Family(
         "ipitrace_missed",
         "counter",
-        "events not counted, since one program interrupted another",
+        "events not counted, since one BPF program interrupted another",
         lambda vm: [({}, vm.missed.total)],
     ),
     _Family(
         "ipitrace_ipis_complete",
         "gauge",
-        "1 when the evidence says that all IPIs were seen; 0 when they are a lower bound, or "
-        "too little was seen to tell (docs/watch.md)",
+        "1 when the evidence shows that all IPIs were seen; 0 when they are a lower bound, or "
+        "too little was seen to decide (docs/watch.md)",
         lambda vm: [({}, float(vm.visibility.complete is True))],
     ),
     _Family(
         "ipitrace_watched_seconds",
         "gauge",
-        "how long the VM is watched",
+        "seconds since the VM was first watched",
         lambda vm: [({}, vm.watched_s)],
     ),
 )
@@ -97,7 +98,7 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[Interval], int]]]] = {
         lambda interval: interval.departed,
     ),
     "ipitrace_watch_unseen_sends": (
-        "at least so many sends by vCPUs before they were watched, or never watched",
+        "sends by vCPUs before they were watched, or never watched; a lower bound",
         lambda interval: interval.unseen.sends.total,
     ),
     "ipitrace_watch_unseen_vcpu_threads": (
@@ -107,19 +108,19 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[Interval], int]]]] = {
 }
 _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
-    "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
+    "ipitrace_watch_cpu_share": "share of one CPU that ipitrace used in the last interval",
     "ipitrace_watch_resident_bytes": "memory of the watching process",
-    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; VMs of theirs "
+    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; their VMs "
     "are not watched",
     "ipitrace_watch_sight_complete": "1 when all processes could be looked into",
-    "ipitrace_watch_odd_processes": "processes of which something was left out or refused",
+    "ipitrace_watch_odd_processes": "processes that cannot be read completely, or are malformed",
 }
 
 
 def render_openmetrics(interval: Interval, *, write_failures: int = 0) -> str:
     """The interval's totals as one exposition, ended by # EOF.
 
-    `write_failures` is how often an exposition before this one could not be written.
+    `write_failures` is the number of earlier expositions that could not be written.
     """
     own = (
         interval.own.cpu_share,
