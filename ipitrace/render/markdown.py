@@ -22,13 +22,13 @@ _PART: Final = "<!-- -->"
 _LOOKED_FOR: Final = re.compile(
     r"(@|#(?=\d)|\bgh-(?=\d)|\w:(?=//)|\b(?:mailto|xmpp):|\bwww(?=\.))", re.IGNORECASE
 )
-# What makes a heading, a list or a rule of the line that it begins (sections 4.1 to 5.2).
+# A line that begins so becomes a heading, a list or a rule (sections 4.1 to 5.2).
 _BEGINS_BLOCK: Final = re.compile(r"\s*(\d{0,9})([-+#=.)])")
 _MOST_LINE_CHARS: Final = 4000
 
 
 def markdown(text: str, most_chars: int = 1000) -> str:
-    """`text` as plain() makes it, for a place inside of a line of Markdown."""
+    """`text` as plain() makes it, for a place inside a line of Markdown."""
     escaped = _MARKUP.sub(r"\\\1", plain(text, most_chars))
     return _LOOKED_FOR.sub(rf"\1{_PART}", escaped)
 
@@ -39,7 +39,7 @@ def markdown_line(text: str) -> str:
 
 
 def begins_line(escaped: str) -> str:
-    """What markdown() has escaped, for the beginning of a line."""
+    """Text that markdown() has escaped, for the beginning of a line."""
     found = _BEGINS_BLOCK.match(escaped)
     return f"{found[1]}\\{escaped[found.start(2) :]}" if found else escaped.lstrip()
 
@@ -57,7 +57,7 @@ def markdown_table(headers: Sequence[str], rows: Rows, text: Collection[int] = (
 
 
 def escaped_table(headers: Sequence[str], rows: Rows, text: Collection[int] = ()) -> str:
-    """As markdown_table(), of cells that markdown() has escaped already."""
+    """As markdown_table(), for cells that markdown() has escaped already."""
     align = ["left" if i in text else "right" for i in range(len(headers))]
     return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
 

@@ -24,7 +24,7 @@ class Family:
 
 
 def openmetrics_text(families: Iterable[Family]) -> str:
-    """One exposition, ended by # EOF. Of points with the same labels the last one is kept."""
+    """One exposition, ended by # EOF. The last of several points with the same labels is used."""
     lines = [line for family in families for line in _lines(family)]
     return "\n".join([*lines, "# EOF"]) + "\n"
 

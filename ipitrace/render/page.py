@@ -13,7 +13,7 @@ from ipitrace.render.grid import TIE, Rows, fill, table
 from ipitrace.render.markdown import markdown_line, markdown_table
 
 Labelled = Iterable[tuple[str, str]]
-"""Lines of text, each after a label of ours. A label has the spaces that align the texts."""
+"""Lines of text, each after a label. A label ends with the spaces that align the texts."""
 
 
 class Page(Protocol):

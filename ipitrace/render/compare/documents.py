@@ -21,7 +21,7 @@ class Compared:
     Attributes:
         comparisons: one for each other side.
         anchors: figures that others published; shown as a table and in JSON.
-        runs: the recordings of all sides, each after what the person calls it.
+        runs: the recordings of all sides, each after its name.
         gates: for each of `runs`, those of the comparison that it is part of.
         strict: a metric that could not be decided fails.
     """

@@ -17,8 +17,8 @@ def render_junit(comparisons: Iterable[Comparison], *, strict: bool) -> str:
     """All comparisons as one document.
 
     With gates, each gate is a test case, and only a broken one fails. Without gates, each
-    headline metric is a test case, and a worse one fails. What could not be decided is
-    skipped, or fails when `strict`.
+    headline metric is a test case, and a worse one fails. An undecided case is skipped, or fails
+    when `strict`.
     """
     suites = (
         suite

@@ -15,9 +15,9 @@ class Figure:
     """One value of a scenario.
 
     Attributes:
-        family: what is counted or measured: sends, deliveries, cycles, exits or path.
+        family: the kind of figure: sends, deliveries, cycles, exits or path.
         metric: the full name, as `compare` and gates spell it.
-        part: what tells it from others of its family, after names of labels.
+        part: labels and their values, which distinguish the figures of a family.
     """
 
     family: str

@@ -402,7 +402,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
-    """Other VMs, and processes that may hold more of them."""
+    """Other VMs, and processes that may run more VMs."""
     around = run.host["neighbours"]
     others = around.get("kvm_processes") or ()
     if others:

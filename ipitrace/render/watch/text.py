@@ -59,7 +59,7 @@ def _title(interval: Interval) -> str:
 
 
 def _sight(sight: Sight, width: int) -> list[str]:
-    """What was not seen; it is above all that a low terminal cuts off."""
+    """Processes that were not examined; a low terminal does not cut these lines off."""
     words = []
     if sight.unreadable_processes:
         takes = f" (that takes {' and '.join(sight.missing)})" if sight.missing else ""
