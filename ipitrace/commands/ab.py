@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace ab`: two configurations measured in turn, A B B A, and compared."""
+"""`ipitrace ab`: measure two configurations alternately, A B B A, and compare them."""
 
 import math
 import shlex
@@ -30,13 +30,13 @@ from ipitrace.commands.turns import Turns
 from ipitrace.host.child import Child
 from ipitrace.host.programs import clean_environment, find_program, own_command
 
-_SAID_BYTES = 64 * KIB  # of a run's stderr, which is quiet
-_LOOK_S = 0.5  # whether a run has ended; each look is a wake-up on the host that is measured
-_ENDING_S = 60.0  # for an interrupted run to keep what it has finished
+_SAID_BYTES = 64 * KIB  # of the stderr of a run with --quiet
+_LOOK_S = 0.5  # between checks whether a run has ended; each is a wake-up on the measured host
+_ENDING_S = 60.0  # for an interrupted run to write its completed repetitions
 
-# Few IPIs in one fresh guest of each scenario: a visit is a repetition. What the person
-# gives after these replaces them.
-_OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says why
+# Few IPIs in one fresh guest for each scenario: a run is one repetition. Options of the user
+# come after these and replace them. docs/statistics.md gives the reason.
+_OF_A_VISIT = ("--repeat", "1", "--count", "1000")
 
 
 @click.command(
@@ -50,10 +50,10 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says wh
     "--b", "command_b", required=True, metavar="CMD", help="Shell command that sets up B."
 )
 @click.option(
-    "--a-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for A alone."
+    "--a-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for A only."
 )
 @click.option(
-    "--b-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for B alone."
+    "--b-run", default="", metavar="OPTIONS", help="Options of 'ipitrace run' for B only."
 )
 @click.option(
     "--rounds",
@@ -61,14 +61,14 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says wh
     show_default=True,
     type=click.IntRange(1, 1000),
     metavar="N",
-    help="How often each is measured.",
+    help="How often each of A and B is measured.",
 )
 @click.option(
     "-o",
     "--recordings",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where the recordings go. Default: ipitrace-ab-<date>-<time> here.",
+    help="Directory for the recordings. Default: ipitrace-ab-<date>-<time> in the current one.",
 )
 @click.option(
     "--retries",
@@ -76,8 +76,8 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")  # docs/statistics.md says wh
     show_default=True,
     type=click.IntRange(0, 1000),
     metavar="N",
-    help="Repeat a measurement that is not to be trusted (exit code 4) up to N times; each is "
-    "told on standard error.",
+    help="Repeat a measurement that is not trustworthy (exit code 4) up to N times. Each "
+    "repetition is reported on standard error.",
 )
 @comparison_options
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUN OPTIONS]")
@@ -93,18 +93,19 @@ def ab(
     run_options: tuple[str, ...],
     **options: Any,  # noqa: ANN401 - as click parsed them
 ) -> ExitCode:
-    """Measure two configurations in turn and compare B with A.
+    """Measure two configurations alternately and compare B with A.
 
-    Before each measurement CMD is run by the shell ('true' changes nothing), then 'ipitrace run'
-    with RUN OPTIONS. The order is A B, B A, A B, ...: what drifts in the host falls on both. In
-    the end A is set up, also after an error. DIR/a and DIR/b then hold the recordings, and
+    Before each measurement the shell runs CMD ('true' changes nothing). Then 'ipitrace run' runs
+    with RUN OPTIONS. The order is A B, B A, A B, ..., so that a drift of the host affects both
+    sides. At the end A is set up again, also after an error. DIR/a and DIR/b hold the recordings;
     'ipitrace compare DIR/a DIR/b' compares them again. Exit codes are those of 'ipitrace compare'.
 
-    Unless RUN OPTIONS say otherwise a measurement is '--repeat 1 --count 1000': one fresh guest of
-    each scenario, so that it takes seconds and the sides change often. It counts as one value
-    however many IPIs it has, so more --rounds tell more than a larger --count.
+    By default a measurement is '--repeat 1 --count 1000': one fresh guest for each scenario. It
+    takes seconds, so that the sides alternate often. RUN OPTIONS replace these values. A
+    measurement counts as one value, however many IPIs it has. More --rounds therefore give more
+    information than a larger --count.
 
-    Where it is, and where the recordings go, is told on standard error.
+    Progress, and the directory of the recordings, are printed on standard error.
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415
@@ -118,7 +119,7 @@ def ab(
         "b": (command_b, [*run_options, *_words(b_run)]),
     }
     times = "round" if rounds == 1 else "rounds"
-    tell(f"ipitrace: A and B are measured in {rounds} {times}; the recordings go to {directory}")
+    tell(f"ipitrace: measuring A and B in {rounds} {times}; the recordings go to {directory}")
     try:
         _take_turns(sides, rounds, directory, retries)
     except IpitraceError as error:
@@ -129,7 +130,7 @@ def ab(
         hint = _kept(directory) if _holds_recordings(directory) else NOTHING_WRITTEN
         raise InterruptedRunError("Interrupted.", hint) from None
     again = shlex.join(["ipitrace", "compare", str(directory / "a"), str(directory / "b")])
-    tell(f"ipitrace: all rounds are measured; {again} compares them again")
+    tell(f"ipitrace: all rounds are measured; to compare them again: {again}")
     base, patched = ((name.upper(), read_side(directory / name)) for name in sides)
     return compare_and_tell(base, [patched], settings, shared)
 
@@ -152,15 +153,15 @@ def _holds_recordings(directory: Path) -> bool:
 
 
 def _kept(directory: Path) -> str:
-    return f"What was measured until then is kept in {directory}."
+    return f"Completed measurements are kept in {directory}."
 
 
 def _take_turns(
     sides: Mapping[str, tuple[str, Sequence[str]]], rounds: int, directory: Path, retries: int
 ) -> None:
-    """A B, B A, A B, ...: each side's recordings in a directory of its own, by rounds.
+    """Measure A B, B A, A B, ...; each side has its own directory, with one recording a round.
 
-    However it ends, A is set up then.
+    At the end A is set up, also after an error.
     """
     now = "a"
     try:
@@ -187,10 +188,10 @@ def _words(text: str) -> list[str]:
 
 
 def _set_up(name: str, command: str) -> None:
-    """Have the shell run what the person gave; its PATH has no folder that others may write.
+    """Run the user's command in a shell whose PATH has no folder that others may write to.
 
-    It shares our process group, and is not ended with us: a host that is set up by half is
-    worse than one that is set up.
+    The command shares our process group. It is not ended when ipitrace is interrupted, because a
+    host that is half set up is worse than one that is set up.
     """
     done = subprocess.run(
         [find_program("sh"), "-c", command],
@@ -202,15 +203,15 @@ def _set_up(name: str, command: str) -> None:
     if done.returncode:
         raise HostError(
             f"The command that sets up {name.upper()} failed, code {done.returncode}: {command}",
-            "Try it by itself.",
+            "Run the command by itself to see why.",
         )
 
 
 def _measure(place: Path, extra: Sequence[str], retries: int, turns: Turns) -> None:
-    """One run, and others instead while it is not to be trusted.
+    """One run, repeated while the result is not trustworthy.
 
     Raises:
-        UsageError, HostError, MeasurementError, InterruptedRunError: as the last of them ended.
+        UsageError, HostError, MeasurementError, InterruptedRunError: as the last run ended.
     """
     for left in reversed(range(retries + 1)):
         try:
@@ -218,18 +219,18 @@ def _measure(place: Path, extra: Sequence[str], retries: int, turns: Turns) -> N
         except MeasurementError as error:
             if not left:
                 raise
-            turns.says(f"ipitrace: {error.message} It is repeated.")
+            turns.says(f"ipitrace: {error.message} The measurement is repeated.")
         else:
             return
 
 
 def _run(place: Path, extra: Sequence[str], tick: Callable[[], None]) -> None:
-    """One run in a process of its own, so that no visit inherits another's state.
+    """One run in its own process, so that no run inherits the state of another.
 
     Args:
-        place: where the recording goes.
+        place: directory of the recording.
         extra: options of the run.
-        tick: is called now and then meanwhile.
+        tick: called regularly while the run runs.
 
     Raises:
         UsageError, HostError, MeasurementError, InterruptedRunError: as that run ended.
@@ -239,7 +240,7 @@ def _run(place: Path, extra: Sequence[str], tick: Callable[[], None]) -> None:
         *_OF_A_VISIT,
         *extra,
         "-q",
-        "--force",  # in place of one that was not to be trusted
+        "--force",  # replaces a recording that is not trustworthy
         "-o",
         str(place),
     ]
@@ -267,5 +268,5 @@ def _run(place: Path, extra: Sequence[str], tick: Callable[[], None]) -> None:
     said = " ".join(text.split()).removeprefix("ipitrace: ")
     raise kinds.get(status, HostError)(
         f"The run {place.parent.name}/{place.name} failed: {said}",
-        f"It was: {shlex.join(['ipitrace', *words])}",
+        f"The command was: {shlex.join(['ipitrace', *words])}",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace compare`: is one recording better than another?"""
+"""`ipitrace compare`: compare recordings with a base."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _RUN = click.Path(path_type=Path)
     "pairs",
     multiple=True,
     metavar="A=B",
-    help="Hold scenario A of BASE against scenario B of the others; may be repeated. Only "
+    help="Compare scenario A of BASE with scenario B of the others; may be repeated. Only "
     "the pairs are compared.",
 )
 @comparison_options
@@ -39,13 +39,15 @@ def compare(
     pairs: tuple[str, ...],
     **options: Any,  # noqa: ANN401 - as click parsed them
 ) -> ExitCode:
-    """Hold recordings against BASE, each by itself, and end with the verdict in words.
+    """Compare each recording with BASE. The last line of the output is the verdict.
 
-    Each is a recording, a run.json, or a directory of several recordings of one configuration:
-    then what differs from run to run is part of every interval (docs/statistics.md).
+    Each argument is a recording, a run.json, or a directory of several recordings of one
+    configuration. With several recordings, differences from run to run are part of every
+    interval (docs/statistics.md).
 
-    Exit codes: 0 nothing got worse, 1 something did (or a gate of --fail-on or --require broke),
-    3 the runs are not comparable, 4 a run is not to be trusted, or --strict and undecided.
+    Exit codes: 0 nothing got worse; 1 something got worse, or a gate of --fail-on or --require
+    broke; 3 the runs are not comparable; 4 a run is not trustworthy, or --strict is given and a
+    metric could not be decided.
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415

@@ -1,24 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ipitrace compare` and `ipitrace ab` do alike; imported late, since scipy takes a second."""
+"""Shared by `ipitrace compare` and `ipitrace ab`; imported late, since scipy takes a second."""
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ipitrace.base.console import (
-    PIPE_WIDTH,
-    on_terminal,
-    output_width,
-    say,
-    say_json,
-)
+from ipitrace.base.console import PIPE_WIDTH, on_terminal, output_width
 from ipitrace.base.errors import (
     ExitCode,
     HostError,
-    ReaderLeftError,
     UsageError,
 )
 from ipitrace.base.foreign import plain
@@ -27,25 +19,21 @@ from ipitrace.base.output import (
     replace_file,
 )
 from ipitrace.commands.comparison_options import ComparisonOptions
+from ipitrace.commands.formats import print_result
 from ipitrace.compare import Recordings, Settings, compare, exit_code
-from ipitrace.compare.anchors import Anchor, read_anchors
+from ipitrace.compare.anchors import read_anchors
 from ipitrace.compare.fingerprint import check_allowed
 from ipitrace.compare.gates import GateFile, named_counts, parse_gate, read_gates
-from ipitrace.compare.model import Comparison, GateKind, GateResult, MinimumEffect, to_json
+from ipitrace.compare.model import Comparison, GateKind, GateResult, MinimumEffect
 from ipitrace.compare.versus import parse_pair
-from ipitrace.render.compare.csv import render_csv
-from ipitrace.render.compare.junit import render_junit
-from ipitrace.render.compare.openmetrics import render_openmetrics
-from ipitrace.render.compare.tables import (
-    render_anchors,
-    render_comparison,
-)
+from ipitrace.render.compare.documents import Compared
+from ipitrace.render.formats import COMPARISON, TABLE
 
 _MOST_SAID = 2000  # characters of a sentence
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 NamedSide = tuple[str, Recordings]
-"""A side, after what the person calls it."""
+"""The recordings of a side, after its name."""
 
 
 def settings_from(
@@ -55,10 +43,10 @@ def settings_from(
     pairs: tuple[str, ...] = (),
     interleaved: bool = False,
 ) -> Settings:
-    """What the options ask for; whatever can be wrong with them is found before anything is done.
+    """The settings that the options ask for. All options are checked before anything is done.
 
     Raises:
-        UsageError: they say nothing that can be done.
+        UsageError: an option is wrong.
     """
     from_file = read_gates(options.gates_file) if options.gates_file else GateFile()
     gates = (
@@ -71,7 +59,7 @@ def settings_from(
     if options.github_summary and not os.environ.get(SUMMARY_VARIABLE):
         raise UsageError(
             f"--github-summary needs ${SUMMARY_VARIABLE}, which is not set.",
-            "GitHub Actions sets it in every step; leave the option out elsewhere.",
+            "GitHub Actions sets it in every step. Elsewhere, do not give the option.",
         )
     return Settings(
         gates=gates,
@@ -87,43 +75,55 @@ def settings_from(
 def compare_and_tell(
     base: NamedSide, others: Sequence[NamedSide], settings: Settings, options: ComparisonOptions
 ) -> ExitCode:
-    """Compare every other side with the base, print it as asked, and answer the exit code.
+    """Compare every other side with the base, print the result, and return the exit code.
 
     Raises:
         UsageError, HostError, MeasurementError: see compare().
     """
     comparisons = tuple(compare(base[1], side, (base[0], name), settings) for name, side in others)
-    anchors = read_anchors() if options.anchors else ()
-    if options.output_format == "csv":
-        text = _csv(base, others, comparisons)
-    else:
-        text = _text(comparisons, anchors, options, strict=settings.strict)
+    compared = _compared(base, others, comparisons, options, settings)
+    to_terminal = options.output_file is None and on_terminal()
+    text = COMPARISON.render(
+        options.output_format,
+        compared,
+        every=options.every,
+        width=output_width() if to_terminal else PIPE_WIDTH,
+        whole_verdict=not to_terminal,
+    )
     if options.output_file is None:
-        _say(text, as_json=options.output_format == "json")
+        print_result(text, options.output_format)
     else:
         _write(options.output_file, text, append=False)
         for comparison in comparisons:
-            _say(plain(comparison.sentence, _MOST_SAID) + "\n", as_json=False)
+            print_result(plain(comparison.sentence, _MOST_SAID) + "\n", TABLE)
     if options.github_summary:
-        page = _tables(comparisons, anchors, replace(options, output_format="markdown"))
+        page = COMPARISON.render("markdown", compared, every=options.every)
         _write(Path(os.environ[SUMMARY_VARIABLE]), page, append=True)
     return exit_code(comparisons, strict=settings.strict)
 
 
-def _say(text: str, *, as_json: bool) -> None:
-    """Print; the verdict stands, whoever listens."""
-    with contextlib.suppress(ReaderLeftError):
-        if as_json:
-            say_json(text)
-        else:
-            say(text, end="")
+def _compared(
+    base: NamedSide,
+    others: Sequence[NamedSide],
+    comparisons: tuple[Comparison, ...],
+    options: ComparisonOptions,
+    settings: Settings,
+) -> Compared:
+    """The result with the recordings of all sides; those that were judged have their gates."""
+    runs = list(base[1])
+    gates: list[tuple[GateResult, ...]] = [()] * len(runs)
+    for (_name, side), comparison in zip(others, comparisons, strict=True):
+        runs += side
+        gates += [comparison.gates] * len(side)
+    anchors = read_anchors() if options.anchors else ()
+    return Compared(comparisons, anchors, runs, gates, settings.strict)
 
 
 def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
     """Read --min-effect.
 
     Raises:
-        UsageError: one of them is no size.
+        UsageError: one of them is not a size.
     """
     minimum = MinimumEffect()
     for size in sizes:
@@ -138,53 +138,6 @@ def parse_minimum(sizes: Sequence[str]) -> MinimumEffect:
     return minimum
 
 
-def _csv(base: NamedSide, others: Sequence[NamedSide], comparisons: Sequence[Comparison]) -> str:
-    """All recordings of all sides; those of a side that was judged with its gates."""
-    runs = list(base[1])
-    gates: list[tuple[GateResult, ...]] = [()] * len(runs)
-    for (_name, side), comparison in zip(others, comparisons, strict=True):
-        runs += side
-        gates += [comparison.gates] * len(side)
-    return render_csv(runs, gates)
-
-
-def _text(
-    comparisons: tuple[Comparison, ...],
-    anchors: tuple[Anchor, ...],
-    options: ComparisonOptions,
-    *,
-    strict: bool,
-) -> str:
-    if options.output_format == "json":
-        return to_json(comparisons, tuple(map(asdict, anchors)))
-    if options.output_format == "junit":
-        return render_junit(comparisons, strict=strict)
-    if options.output_format == "openmetrics":
-        return render_openmetrics(comparisons)
-    return _tables(comparisons, anchors, options)
-
-
-def _tables(
-    comparisons: tuple[Comparison, ...], anchors: tuple[Anchor, ...], options: ComparisonOptions
-) -> str:
-    """Anchors first: the last line is the verdict."""
-    markdown = options.output_format == "markdown"
-    to_terminal = options.output_file is None and on_terminal()
-    width = output_width() if to_terminal else PIPE_WIDTH
-    parts = [render_anchors(anchors, markdown=markdown, width=width)] if anchors else []
-    parts += [
-        render_comparison(
-            c,
-            every=options.every,
-            markdown=markdown,
-            width=width,
-            whole_verdict=not to_terminal,
-        )
-        for c in comparisons
-    ]
-    return "\n".join(parts)
-
-
 def _write(path: Path, text: str, *, append: bool) -> None:
     try:
         if append:
@@ -193,5 +146,5 @@ def _write(path: Path, text: str, *, append: bool) -> None:
             replace_file(path, text)
     except OSError as error:
         raise HostError(
-            f"{path} cannot be written: {error.strerror}.", "Choose another place."
+            f"{path} cannot be written: {error.strerror}.", "Choose another file."
         ) from error

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-FORMATS = ("table", "markdown", "json", "junit", "openmetrics", "csv")
+from ipitrace.commands.formats import format_option
+from ipitrace.render.formats import COMPARISON
 
 GATES_EXAMPLE = """\
 fail-on = ["deliver.p50:+5%", "exits:+0.1"]      # may get worse by this much
@@ -16,19 +17,19 @@ require = ["unicast-running:send.p50:-30%"]      # must get better by this much
 allow = ["microcode"]                            # may differ
 strict = true                                    # undecided is exit code 4
 """
-"""All that a file of gates can say."""
+"""Every key of a file of gates."""
 
 EPILOG = "\b\nA file of gates, for --gates:\n" + "".join(
     f"  {line}\n" for line in GATES_EXAMPLE.splitlines()
 )
-"""Ends the help of a command that takes --gates."""
+"""The end of the help of a command that has --gates."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """Their values, by the names click gives them."""
+    """The values of the options, by the names that click gives them."""
 
     fail_on: tuple[str, ...]
     require: tuple[str, ...]
@@ -44,7 +45,7 @@ class ComparisonOptions:
 
     @classmethod
     def taken_from(cls, values: dict[str, Any]) -> "ComparisonOptions":
-        """Pick the shared options out of a command's own."""
+        """Take the shared options from all options of a command."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
@@ -53,31 +54,31 @@ _OPTIONS = (
         "--fail-on",
         multiple=True,
         metavar="GATE",
-        help="Exit 1 when a metric gets worse by more than this: [SCENARIO:]METRIC:LIMIT, for "
+        help="Exit 1 when a metric gets worse by more than LIMIT: [SCENARIO:]METRIC:LIMIT, for "
         "instance deliver.p50:+5% or exits:+0.1. May be repeated. Without any gate, a worse "
-        "headline metric is enough.",
+        "headline metric gives exit code 1.",
     ),
     click.option(
         "--require",
         multiple=True,
         metavar="GATE",
-        help="Exit 1 when a metric does not get better by at least this: deliver.p50:-30%, "
-        "exits.sender:-0.5 or path.exitless:+0.9. What cannot be decided fails with --strict "
-        "only. May be repeated.",
+        help="Exit 1 when a metric does not get better by at least LIMIT: deliver.p50:-30%, "
+        "exits.sender:-0.5 or path.exitless:+0.9. A metric that cannot be decided fails only "
+        "with --strict. May be repeated.",
     ),
     click.option(
         "--gates",
         "gates_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A TOML file of fail-on, require, allow and strict; an example is below.",
+        help="A TOML file with fail-on, require, allow and strict; an example is below.",
     ),
-    click.option("--strict", is_flag=True, help="Exit 4 when something could not be decided."),
+    click.option("--strict", is_flag=True, help="Exit 4 when a metric could not be decided."),
     click.option(
         "--allow",
         multiple=True,
         metavar="KEY",
-        help="Compare although KEY is not the same on both sides. May be repeated.",
+        help="Compare although KEY differs between the sides. May be repeated.",
     ),
     click.option(
         "--min-effect",
@@ -86,29 +87,29 @@ _OPTIONS = (
         help="The smallest change that matters: 2% (of cycles), exits:0.05 (per IPI), "
         "paths:0.01 (of all IPIs); these are the defaults. May be repeated.",
     ),
-    click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(FORMATS),
-        default="table",
-        show_default=True,
-        help="What to print.",
-    ),
+    format_option(COMPARISON),
     click.option(
         "--output",
         "output_file",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="Write it to FILE instead, and print the verdict alone.",
+        help="Write the output to FILE, and print only the verdict.",
     ),
     click.option(
         "--github-summary",
         is_flag=True,
         help="Also append Markdown to the file that $GITHUB_STEP_SUMMARY names.",
     ),
-    click.option("--all", "every", is_flag=True, help="Show every metric, not only what moved."),
     click.option(
-        "--anchors", is_flag=True, help="Show figures that others published, apart from ours."
+        "--all",
+        "every",
+        is_flag=True,
+        help="Show every metric, not only the headline and those that changed.",
+    ),
+    click.option(
+        "--anchors",
+        is_flag=True,
+        help="Show figures that others published, separate from the measured ones.",
     ),
 )
 

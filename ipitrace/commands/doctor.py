@@ -1,33 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace doctor`: is this host fit to measure on?"""
-
-import json
+"""`ipitrace doctor`: check whether this host can be measured."""
 
 import click
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-    say_json,
-)
+from ipitrace.base.console import output_width
 from ipitrace.base.errors import ExitCode
+from ipitrace.commands.formats import format_options, print_document
 from ipitrace.doctor import examine
-from ipitrace.render.doctor import render_examination
+from ipitrace.render.formats import EXAMINATION
 
 
 @click.command()
 @click.option(
-    "--vm", "vm_name", metavar="VM", help="Look at this VM, too: a name from 'ipitrace list'."
+    "--vm", "vm_name", metavar="VM", help="Also check this VM: a name from 'ipitrace list'."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-def doctor(*, vm_name: str | None, as_json: bool) -> int:
-    """Say what speaks against measuring here, and what to do about it. Changes nothing.
+@format_options(EXAMINATION)
+def doctor(*, vm_name: str | None, output_format: str) -> int:
+    """Report what prevents or disturbs measurements here, and what to do. Changes nothing.
 
-    ok, warn, missing: 'ipitrace run' cannot trace (exit code 3), unknown: nothing here tells.
+    Each check is ok, warn (the results are affected), missing ('ipitrace run' cannot trace; exit
+    code 3) or unknown (the host does not show it).
     """
     examination = examine(vm_name)
-    if as_json:
-        say_json(json.dumps(examination.to_dict(), indent=2), end="\n")
-    else:
-        say(render_examination(examination, output_width()), end="")
+    text = EXAMINATION.render(output_format, examination, width=output_width())
+    print_document(text, output_format)
     return ExitCode.OK if examination.can_run else ExitCode.ENVIRONMENT

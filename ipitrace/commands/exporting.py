@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that `ipitrace watch --openmetrics` keeps.
+"""The file that `ipitrace watch --openmetrics` writes.
 
-A disk that is full for a while ends nothing: it is told, and the file tried again.
+A failed write, for instance to a full disk, is reported and repeated at the next interval.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from ipitrace.watch import WatchInterval
 
 
 class Exporter:
-    """Replaces the file at each interval, as far as that can be done."""
+    """Replaces the file at each interval."""
 
     def __init__(self, path: Path) -> None:
         """Raises UsageError if the file can never be written: no directory, no permission."""
@@ -33,13 +33,13 @@ class Exporter:
 
     @property
     def note(self) -> str:
-        """What the person should know of it now; "" when all is well."""
+        """A sentence about a failed write; "" when the last write succeeded."""
         if self._why is None:
             return ""
-        return f"{self._path} cannot be written: {self._why}; it is tried again each interval."
+        return f"{self._path} cannot be written: {self._why}; the next interval tries again."
 
     def put(self, interval: WatchInterval) -> str | None:
-        """Write the interval's totals; the answer is news: that it failed first, or works again."""
+        """Write the totals; return a sentence when writing first fails, or succeeds again."""
         text = render_openmetrics(interval, write_failures=self._failures)
         former, self._why = self._why, None
         try:
@@ -51,4 +51,4 @@ class Exporter:
             return None if former is not None else self.note
         if former is None:
             return None
-        return f"{self._path} is written again; {self._failures} writes failed until now."
+        return f"{self._path} is written again; {self._failures} writes failed before."

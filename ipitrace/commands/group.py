@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All commands under one name, each loaded when it is called: the help must not wait for all."""
+"""All commands under one name. Each is imported when it is called, to keep the help fast."""
 
 import importlib
 import os
@@ -14,18 +14,18 @@ from ipitrace.base.version import VERSION
 from ipitrace.host.access import require_descriptors
 
 _COMMANDS: Final = {
-    "ab": "Measure two configurations in turn (A B B A ...) and compare them.",
-    "compare": "Tell whether one recording is better than another, and by how much.",
-    "doctor": "Say what speaks against measuring here, and what to do about it.",
-    "guest": "Put the storm module into a running guest, or take it out again.",
-    "list": "List the KVM VMs of this host, whatever runs them.",
+    "ab": "Measure two configurations alternately (A B B A ...) and compare them.",
+    "compare": "Compare recordings: which is better, and by how much.",
+    "doctor": "Check whether this host can be measured, and say what to change.",
+    "guest": "Install the storm module in a running guest, or remove it.",
+    "list": "List the KVM VMs of this host, of any VMM.",
     "report": "Print a recording as 'run' printed it, or one of its IPIs.",
-    "run": "Fire IPI storms in a guest and print what each IPI cost.",
+    "run": "Run IPI storms in a guest and print the cost of an IPI.",
     "scenarios": "List the scenarios, and which a guest can run.",
     "watch": "Show the IPIs of running VMs as the host sees them.",
 }
-"""Each command's name, which is its module's here and its function's there, and its summary."""
-_FUNCTIONS: Final = {"list": "list_vms"}  # where the name is Python's
+"""The name of each command, which is also that of its module and function, and a summary."""
+_FUNCTIONS: Final = {"list": "list_vms"}  # a name that Python uses
 
 
 class _LazyGroup(click.Group):
@@ -63,11 +63,11 @@ class _LazyGroup(click.Group):
 @click.option(
     "--traceback",
     is_flag=True,
-    help=f"Should ipitrace itself fail, print where; ${TRACEBACK_VARIABLE}=1 does the same.",
+    help=f"Print a traceback when ipitrace itself has a defect; so does ${TRACEBACK_VARIABLE}=1.",
 )
 @click.version_option(VERSION, prog_name="ipitrace")
 def ipitrace_group(*, traceback: bool) -> None:
     """Measure what an inter-processor interrupt (IPI) costs on a KVM host."""
     if traceback:
-        os.environ[TRACEBACK_VARIABLE] = "1"  # for the runs that 'ab' starts, too
+        os.environ[TRACEBACK_VARIABLE] = "1"  # also for the runs that 'ab' starts
     require_descriptors()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace guest`: put the storm module into a running guest, look at it, take it out."""
+"""`ipitrace guest`: install the storm module in a running guest, check it, remove it."""
 
 import contextlib
 from collections.abc import Callable
@@ -34,36 +34,38 @@ from ipitrace.storm.transport.registry import FORMS
 
 @click.group()
 def guest() -> None:
-    """Put the storm module into a running guest, look at it, take it out again.
+    """Install the storm module in a running guest, check it, or remove it.
 
-    Storms in a Linux guest need a kernel module and a helper inside of it.
+    Storms in a Linux guest need a kernel module and a helper program in the guest.
     """
 
 
 def _which(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The two options that every verb has."""
+    """The two options that every subcommand has."""
     vm = click.option(
         "--vm", required=True, metavar="VM", help="The VM's name, or local for this machine itself."
     )
     via = click.option(
-        "--via", metavar="URL", help=f"The way into it: {FORMS}; its guest agent unless given."
+        "--via",
+        metavar="URL",
+        help=f"The transport to the guest: {FORMS}. Default: the guest agent.",
     )
     return vm(via(command))
 
 
-@guest.command("install", short_help="Copy, build and load it.")
+@guest.command("install", short_help="Copy, build and load the module.")
 @_which
 @click.option(
     "--module",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help=f"An {MODULE}.ko built elsewhere for the guest's kernel; nothing is built in the guest.",
+    help=f"An {MODULE}.ko built elsewhere for the kernel of the guest; nothing is built there.",
 )
 def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
-    """Copy the module's sources and the helper into the guest, build, and load.
+    """Copy the sources of the module and the helper into the guest, build and load them.
 
-    The guest needs make, gcc and its kernel's headers, or --module. Everything goes to
-    /var/lib/ipitrace. What is there already is not done again. What is being done is told on
+    The guest needs make, gcc and the headers of its kernel, or --module. Everything goes to
+    /var/lib/ipitrace. Steps that are done already are not repeated. Progress is printed on
     standard error.
     """
     steps = Steps()
@@ -74,18 +76,18 @@ def install_command(*, vm: str, via: str | None, module: Path | None) -> None:
     _tell_status(status)
 
 
-@guest.command("status", short_help="What is there, and what it can do.")
+@guest.command("status", short_help="Print what is installed, and what it can run.")
 @_which
 def status_command(*, vm: str, via: str | None) -> None:
-    """Print what is in the guest, and which scenarios it cannot run."""
+    """Print what is installed in the guest, and which scenarios it cannot run."""
     with open_way(vm, via) as shell:
         _tell_status(read_status(shell, find_helper(shell)))
 
 
-@guest.command("remove", short_help="Unload it, and remove whatever install put there.")
+@guest.command("remove", short_help="Unload the module, and remove all installed files.")
 @_which
 def remove_command(*, vm: str, via: str | None) -> None:
-    """Unload the module and remove whatever install put into the guest, an older one's as well."""
+    """Unload the module and remove all files that install put there, in any version."""
     with open_way(vm, via) as shell:
         remove(shell, _say_line)
 
@@ -99,7 +101,7 @@ def _tell_status(status: HelperStatus) -> None:
 
 
 def status_text(status: HelperStatus, width: int) -> str:
-    """What is in the guest, as text of `width` columns."""
+    """What is installed in the guest, as text of `width` columns."""
     status = plain_values(status)
     module = status.module
     version = f"{module.version}, srcversion {module.srcversion}" if module.loaded else "not loaded"

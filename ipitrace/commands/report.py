@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace report`: what a recording holds."""
+"""`ipitrace report`: print a recording."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-    say_json,
-    tell,
-)
+from ipitrace.base.console import output_width, tell
 from ipitrace.base.errors import UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.resources import example_dir
+from ipitrace.commands.formats import format_options, print_document, require_format
 from ipitrace.recording.reader import (
     computing_with,
     read_rows,
@@ -22,62 +18,69 @@ from ipitrace.recording.reader import (
     read_run_text,
 )
 from ipitrace.recording.result import RunResult
-from ipitrace.render.run.tables import render_run
-from ipitrace.render.run.timeline import (
-    Timeline,
-    render_timeline,
-    window,
-)
+from ipitrace.render.formats import JSON, RUN, TABLE, TIMELINE
+from ipitrace.render.run.timeline import Timeline, window
 
 _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR", required=False)
-@click.option("--example", is_flag=True, help="Use the recording that comes with ipitrace.")
+@click.option("--example", is_flag=True, help="Use the recording that is part of ipitrace.")
 @click.option(
     "--ipi",
     type=int,
     metavar="N",
-    help="Print all that happened to IPI N (its number in the table spans).",
+    help="Print all events of IPI N (its number in the table spans).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
-@click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
+@format_options(RUN)
+@click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")
 def report(
-    *, directory: Path | None, example: bool, ipi: int | None, as_json: bool, verbose: bool
+    *, directory: Path | None, example: bool, ipi: int | None, output_format: str, verbose: bool
 ) -> None:
     """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege.
 
-    DIR/run.json means the same.
+    DIR can also be the path of run.json in it.
     """
     if (directory is None) != example:
         raise UsageError(
-            "Which recording?", "Give either the directory of a recording, or --example."
+            "Exactly one of DIR and --example is needed.",
+            "Give either the directory of a recording, or --example.",
         )
-    if ipi is not None and as_json:
-        raise UsageError("--ipi and --json do not go together.", "Give one of them.")
+    if ipi is not None:
+        require_format(TIMELINE, output_format)
     recording = directory or example_dir()
     run = read_run(recording)
-    if as_json:
-        say_json(read_run_text(recording))
-    elif ipi is not None:
-        with computing_with(recording):
-            timeline = _timeline(recording, run, ipi)
-            told = render_timeline(timeline, run.clock.tsc_hz, run.emulator, output_width())
-        say(told, end="")
-    else:
-        with computing_with(recording):
-            told = render_run(run, verbose=verbose, width=output_width())
-        say(told)
+    with computing_with(recording):
+        text = _text(recording, run, ipi, output_format, verbose=verbose)
+    print_document(text, output_format)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")
 
 
+def _text(
+    recording: Path, run: RunResult, ipi: int | None, output_format: str, *, verbose: bool
+) -> str:
+    """The document; as JSON it is run.json itself, whichever version wrote it."""
+    if ipi is not None:
+        return TIMELINE.render(
+            output_format,
+            _timeline(recording, run, ipi),
+            tsc_hz=run.clock.tsc_hz,
+            emulator=run.emulator,
+            width=output_width(),
+        )
+    if output_format == JSON:
+        return read_run_text(recording)
+    text = RUN.render(output_format, run, verbose=verbose, width=output_width())
+    return f"{text}\n" if output_format == TABLE else text
+
+
 def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
-    """Read what is known of one IPI.
+    """Read all that is recorded of one IPI.
 
     Raises:
-        UsageError: the recording holds no spans, or none of that number.
+        UsageError: the recording has no spans, or none with that number.
     """
     near = read_rows(recording, run, "spans", between={"ipi": (ipi - 1, ipi + 1)})
     by_number = {row["ipi"]: row for row in near}

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace run`: measure."""
+"""`ipitrace run`: measure IPIs in a guest."""
 
 import contextlib
-import json
 import secrets
 import sys
 from collections.abc import Iterator
@@ -12,21 +11,21 @@ from pathlib import Path
 import click
 
 from ipitrace.abi.storm import StormInject
-from ipitrace.base.console import (
-    output_width,
-    say,
-    say_json,
-    tell,
-)
+from ipitrace.base.console import output_width, tell
 from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     InterruptedRunError,
     MeasurementError,
-    ReaderLeftError,
 )
 from ipitrace.base.foreign import plain
 from ipitrace.base.signals import interrupted_twice
 from ipitrace.base.units import NS_PER_S
+from ipitrace.commands.formats import (
+    format_options,
+    print_document,
+    print_result,
+    require_format,
+)
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     TRACE,
@@ -54,9 +53,8 @@ from ipitrace.recording.writer import (
     RUN_FILE,
     RecordingWriter,
 )
-from ipitrace.render.preview import render_preview
+from ipitrace.render.formats import PREVIEW, RUN, TABLE
 from ipitrace.render.progress import ProgressBar
-from ipitrace.render.run.tables import render_run
 from ipitrace.storm.transport.registry import (
     FORMS,
     LOCAL,
@@ -71,7 +69,7 @@ _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != Sto
 
 
 def _limit(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    """A number as given; 0 is none, and `unlimited` says the same."""
+    """The number; 0 and `unlimited` mean no limit."""
     try:
         return None if value is None else float("0" if value == "unlimited" else value)
     except ValueError:
@@ -84,13 +82,13 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     default=MICRO,
     show_default=True,
     metavar="VM",
-    help="The guest: micro, or micro:N for N vCPUs; a running VM's name or pid:N; "
-    "or local, which is this machine itself.",
+    help="The guest: micro, or micro:N with N vCPUs; the name of a running VM, or pid:N; "
+    "or local for this machine itself.",
 )
 @click.option(
     "--via",
     metavar="URL",
-    help=f"The way into a running VM: {FORMS}; its guest agent unless given. "
+    help=f"The transport to a running VM: {FORMS}. Default: the guest agent. "
     "See 'ipitrace guest --help'.",
 )
 @click.option(
@@ -98,7 +96,7 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     "scenarios",
     multiple=True,
     metavar="NAME",
-    help=f"A scenario to run; may be repeated. '{ALL}' is the whole table "
+    help=f"A scenario to run; may be repeated. '{ALL}' selects all scenarios "
     f"(see 'ipitrace scenarios'). Default: {', '.join(DEFAULT_SCENARIOS)}.",
 )
 @click.option(
@@ -115,48 +113,50 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     default=REPETITIONS,
     show_default=True,
     metavar="N",
-    help="Repetitions per scenario, among which --count is shared out; the more, the smaller "
-    "the changes 'ipitrace compare' can prove. With fewer than 6 it can prove none, however "
-    "large, in the default scenarios.",
+    help="Repetitions per scenario; --count is divided among them. With more repetitions, "
+    "'ipitrace compare' can prove smaller changes. With fewer than 6 it can prove no change, "
+    "however large, in the default scenarios.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, (1 << 64) - 1),
     metavar="N",
-    help="Of the order in which scenarios take turns. Default: a new one each time.",
+    help="Seed of the order in which scenarios alternate. Default: a new one for each run.",
 )
 @click.option(
     "--max-rate",
     callback=_limit,
     metavar="N",
-    help=f"Sends per second at most, in any storm; 'unlimited' lifts it. Default: "
-    f"{DEFAULT_RATE_HZ:g} in a guest that is not ours.",
+    help=f"At most N sends per second in any storm, or 'unlimited'. Default: "
+    f"{DEFAULT_RATE_HZ:g} in a guest that ipitrace did not start.",
 )
 @click.option(
     "--max-time",
     callback=_limit,
     metavar="SECONDS",
-    help="Seconds of storms at most; what was finished by then is kept. 'unlimited' lifts it. "
-    f"Default: {DEFAULT_TIME_S:g} in a guest that is not ours.",
+    help="At most so many seconds of storms, or 'unlimited'. Completed repetitions are kept. "
+    f"Default: {DEFAULT_TIME_S:g} in a guest that ipitrace did not start.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what would be attached, sent, done in the guest and written, and do none of it; "
-    "the guest is not connected to.",
+    help="Print what the run would attach, send, do in the guest and write, and do none of it. "
+    "ipitrace does not connect to the guest.",
 )
-@click.option("--no-trace", is_flag=True, help="Attach no BPF programs; needs only /dev/kvm.")
-@click.option("--json", "as_json", is_flag=True, help="Print run.json and nothing else.")
+@click.option("--no-trace", is_flag=True, help="Attach no BPF programs; only /dev/kvm is needed.")
+@format_options(RUN)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where the recording goes. Default: ipitrace-<date>-<time> here.",
+    help="Directory of the recording. Default: ipitrace-<date>-<time> in the current directory.",
 )
-@click.option("--force", is_flag=True, help="Replace a recording that is in DIR already.")
-@click.option("-q", "--quiet", is_flag=True, help="Print no tables and no progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Print also what was watched and how.")
+@click.option("--force", is_flag=True, help="Replace an existing recording in DIR.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Print no table and no progress. Other formats are printed."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")
 @click.option("--inject", type=click.Choice(_INJECTIONS), hidden=True)
 @click.option("--burn-cycles", default=0, type=click.IntRange(0, NS_PER_S), hidden=True)
 def run(
@@ -172,7 +172,7 @@ def run(
     max_time: float | None,
     dry_run: bool,
     no_trace: bool,
-    as_json: bool,
+    output_format: str,
     output: Path | None,
     force: bool,
     quiet: bool,
@@ -180,9 +180,9 @@ def run(
     inject: str | None,
     burn_cycles: int,
 ) -> None:
-    """Fire IPI storms in a guest and print what each IPI cost.
+    """Run IPI storms in a guest and print the cost of an IPI.
 
-    The recording in DIR holds all of it; 'ipitrace report DIR' prints it again.
+    The recording in DIR contains all results; 'ipitrace report DIR' prints them again.
     """
     request = RunRequest(
         scenarios=select_scenarios(scenarios or DEFAULT_SCENARIOS),
@@ -197,21 +197,22 @@ def run(
         max_rate_hz=max_rate,
         max_time_s=max_time,
     )
+    if dry_run:
+        require_format(PREVIEW, output_format)
     check_request(request)
     directory = output or Path(f"ipitrace-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     if dry_run:
         found = preview(request, vm, via, directory)
-        if as_json:
-            say_json(json.dumps(found.to_dict(), indent=2), end="\n")
-        else:
-            say(render_preview(found, output_width()).rstrip("\n"))
+        text = PREVIEW.render(output_format, found, width=output_width())
+        print_document(text, output_format)
         return
+    talks = output_format == TABLE and not quiet
     with _interruptions_told(), RecordingWriter(directory, force=force) as writer:
         with (
-            ProgressBar(enabled=not (quiet or as_json)) as bar,
+            ProgressBar(enabled=talks) as bar,
             open_guest(vm, via, trace=not no_trace) as guest,
         ):
-            # In the guest that is this machine itself, modules come and go.
+            # With --vm local, modules are loaded and unloaded during the run.
             for odd in guest.odd:
                 tell(f"ipitrace: odd: {plain(odd)}")
             drop = _keep_what_is_needed if vm != LOCAL else _keep_all
@@ -219,22 +220,23 @@ def run(
         try:
             result = writer.finish(result)
         finally:
-            _show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+            if talks or output_format != TABLE:
+                _show(result, output_format, verbose=verbose)
     path = directory / RUN_FILE
-    if not (quiet or as_json):
+    if talks:
         tell(f"Wrote {path}")
     if failure is not None:
         raise failure
     if result.untrustworthy:
         raise MeasurementError(
             f"The numbers are not trustworthy: {'; '.join(result.untrustworthy)}.",
-            f"Run again on a quieter host; what was measured is in {path}.",
+            f"Run again on a quieter host. The measured values are in {path}.",
         )
 
 
 def _keep_what_is_needed() -> None:
-    """Give up what no repetition needs, when programs are loaded and the guest is open."""
-    # SYS_ADMIN: which BPF programs others have, and, beside SYS_NICE, what preempts the guest.
+    """Drop the capabilities that no repetition needs; programs are loaded, the guest is open."""
+    # SYS_ADMIN: to list the BPF programs of others, and with SYS_NICE for what preempts the guest.
     kept = {Capability.SYS_ADMIN, Capability.SYS_NICE, Capability.KILL, Capability.SYS_RESOURCE}
     keep_only(kept | TRACE | LOOK_INTO_PROCESSES | WRITE_FOR_OTHERS)
 
@@ -245,9 +247,9 @@ def _keep_all() -> None:
 
 @contextlib.contextmanager
 def _interruptions_told() -> Iterator[None]:
-    """What the interrupted run has kept, which is nothing if the interruption comes to here.
+    """Report what an interrupted run has kept: nothing, if the interruption arrives here.
 
-    The recording that was in the place before is there as it was.
+    A recording that was in the directory before is unchanged.
 
     Raises:
         InterruptedRunError: instead of KeyboardInterrupt.
@@ -257,13 +259,11 @@ def _interruptions_told() -> Iterator[None]:
     except KeyboardInterrupt:
         hint = NOTHING_WRITTEN
         if interrupted_twice():
-            hint = "What was measured is not kept, since a second interruption came."
+            hint = "The measured values are not kept, because a second interruption came."
         raise InterruptedRunError("Interrupted.", hint) from None
 
 
-def _show(result: RunResult, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    with contextlib.suppress(ReaderLeftError):  # the verdict stands, whoever listens
-        if as_json:
-            say_json(result.to_json())
-        elif not quiet:
-            say(render_run(result, verbose=verbose, width=output_width()))
+def _show(result: RunResult, output_format: str, *, verbose: bool) -> None:
+    text = RUN.render(output_format, result, verbose=verbose, width=output_width())
+    # The exit code does not depend on the reader of standard output.
+    print_result(f"{text}\n" if output_format == TABLE else text, output_format)

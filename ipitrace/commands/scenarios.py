@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace scenarios`: what can be measured."""
+"""`ipitrace scenarios`: list what can be measured."""
 
 import click
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-)
+from ipitrace.base.console import output_width
 from ipitrace.base.foreign import plain_values
+from ipitrace.commands.formats import format_options, print_document
 from ipitrace.measure.guests import (
     MICRO,
     why_not,
 )
-from ipitrace.render.run.tables import render_scenarios
+from ipitrace.render.formats import OFFERS
+from ipitrace.render.scenarios import Offer
 from ipitrace.storm.transport.registry import FORMS
-from ipitrace.words.scenarios import (
-    DEFAULT_SCENARIOS,
-    SCENARIOS,
-)
+from ipitrace.words.scenarios import SCENARIOS
 
 
 @click.command()
@@ -26,17 +22,18 @@ from ipitrace.words.scenarios import (
     default=MICRO,
     show_default=True,
     metavar="VM",
-    help="The guest that is asked, as of 'ipitrace run'.",
+    help="The guest, as for 'ipitrace run'.",
 )
 @click.option(
-    "--via", metavar="URL", help=f"The way into it: {FORMS}; its guest agent unless given."
+    "--via", metavar="URL", help=f"The transport to the guest: {FORMS}. Default: the guest agent."
 )
-def scenarios(*, vm: str, via: str | None) -> None:
-    """List the scenarios, and for those that a guest cannot run, why.
+@format_options(OFFERS)
+def scenarios(*, vm: str, via: str | None, output_format: str) -> None:
+    """List the scenarios, and the reason for each that the guest cannot run.
 
-    A Linux guest is connected to and asked; ipitrace_storm must be loaded there, see
-    'ipitrace guest'. The built-in guest (micro) needs nothing.
+    ipitrace connects to a Linux guest; ipitrace_storm must be loaded there, see 'ipitrace guest'.
+    The built-in guest (micro) needs nothing.
     """
     reasons = plain_values(why_not(vm, via, SCENARIOS))
-    rows = [(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]
-    say(render_scenarios(rows, DEFAULT_SCENARIOS, output_width()))
+    offers = [Offer(scenario, reasons.get(scenario.name)) for scenario in SCENARIOS]
+    print_document(OFFERS.render(output_format, offers, width=output_width()), output_format)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far `ipitrace ab` is: a bar on a terminal, a line a round anywhere else."""
+"""Progress of `ipitrace ab`: a bar on a terminal, otherwise one line for each round."""
 
 import time
 from typing import Self
@@ -12,7 +12,7 @@ _SIDES = 2
 
 
 class Turns:
-    """Tells on standard error; a context manager that takes the bar away at its end."""
+    """Prints on standard error; as a context manager it erases the bar at the end."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
@@ -28,15 +28,15 @@ class Turns:
         self._bar.clear()
 
     def starts(self, number: int, side: str) -> None:
-        """Say that this side (`a` or `b`) is measured in round `number`, from 1."""
+        """Note that side `a` or `b` is now measured in round `number`, counted from 1."""
         self._now = f"round {number} of {self._rounds}, {side.upper()}{self._time_left()}"
 
     def goes_on(self) -> None:
-        """Draw where we are; writes only what has changed."""
+        """Update the bar; nothing is written unless the text changed."""
         self._bar.show(self._now, self._done / (self._rounds * _SIDES))
 
     def ended(self, number: int) -> None:
-        """Say that a side of round `number` is measured."""
+        """Note that one side of round `number` is measured."""
         self._done += 1
         self._bar.clear()
         if not self._bar.enabled and self._done == number * _SIDES:
@@ -48,7 +48,7 @@ class Turns:
         tell(text)
 
     def _time_left(self) -> str:
-        """By what the sides measured so far took; nothing before the first, or after the last."""
+        """Estimated from the sides measured so far; "" before the first and after the last."""
         left = self._rounds * _SIDES - self._done
         if not self._done or not left:
             return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace watch`: what running VMs do, without their cooperation."""
+"""`ipitrace watch`: show the IPIs of running VMs, without a program in the guests."""
 
 import math
 import time
@@ -22,12 +22,14 @@ from ipitrace.base.signals import (
     stop_event,
 )
 from ipitrace.commands.exporting import Exporter
+from ipitrace.commands.formats import format_options
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     WRITE_FOR_OTHERS,
     Capability,
     keep_only,
 )
+from ipitrace.render.formats import INTERVAL, JSON
 from ipitrace.render.watch.screen import (
     Show,
     live_screen,
@@ -60,7 +62,7 @@ _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
     "duration_s",
     type=click.FloatRange(_SHORTEST_S),
     metavar="S",
-    help="Stop after so many seconds. Default: when interrupted.",
+    help="Stop after S seconds. Default: run until interrupted.",
 )
 @click.option(
     "-n",
@@ -69,14 +71,14 @@ _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
     show_default=True,
     type=click.IntRange(0),
     metavar="N",
-    help="List the N busiest pairs of each VM, 0 for all; the others are added up.",
+    help="List the N busiest pairs of each VM, 0 for all. The others are added up.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each interval.")
+@format_options(INTERVAL)
 @click.option(
     "--openmetrics",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also keep the totals in FILE, replaced whole at each interval.",
+    help="Also write the totals to FILE as OpenMetrics; it is replaced at each interval.",
 )
 def watch(
     *,
@@ -84,21 +86,22 @@ def watch(
     interval_s: float,
     duration_s: float | None,
     top: int,
-    as_json: bool,
+    output_format: str,
     openmetrics: Path | None,
 ) -> None:
     """Show the IPIs of running VMs as the host sees them, interval by interval.
 
-    Nothing runs in the guests. IPIs that leave no trace on the host are said to be
-    invisible. Ctrl-C ends it with a summary.
+    Nothing runs in the guests. IPIs that leave no trace on the host are reported as invisible.
+    Ctrl-C ends the command with a summary.
     """
     if math.isnan(interval_s) or math.isnan(duration_s or 0.0):
-        raise UsageError("--interval and --duration are seconds.", "Give a number.")
+        raise UsageError("--interval and --duration take a number of seconds.", "Give a number.")
+    as_json = output_format == JSON
     exporter = None if openmetrics is None else Exporter(openmetrics)
     found = discover()
     vm = pick(found, name) if name is not None else None
     with Watcher.open(found, vm, top=top) as watcher, stop_event() as stop:
-        # From here on maps are written and others' processes looked into, and no more.
+        # From here on ipitrace only writes maps and reads the processes of others.
         written = WRITE_FOR_OTHERS if openmetrics is not None else frozenset[Capability]()
         keep_only({Capability.BPF, *LOOK_INTO_PROCESSES, *written})
         _loop(watcher, stop, interval_s, duration_s, exporter, as_json=as_json)
@@ -107,11 +110,11 @@ def watch(
         print_block(summary)
     if summary.stopped is not None and vm is not None:
         raise MeasurementError(
-            f"The VM {vm.name} is no longer what it was: {summary.stopped}.",
-            "What was seen until then stands above.",
+            f"The VM {vm.name} has changed or ended: {summary.stopped}.",
+            "The values until then are above.",
         )
     if stop.is_set() and duration_s is not None:
-        raise InterruptedRunError("Interrupted.", "What was seen until then stands above.")
+        raise InterruptedRunError("Interrupted.", "The values until then are above.")
 
 
 def _loop(
@@ -123,13 +126,13 @@ def _loop(
     *,
     as_json: bool,
 ) -> None:
-    """Show interval after interval, until told to stop, the time is over or the VM is gone."""
+    """Show intervals until a stop request, the end of the duration or the end of the VM."""
     with ExitStack() as outside, ExitStack() as stack:
         screen: Show | None = None if as_json else stack.enter_context(live_screen())
         next_s = time.monotonic()
         end_s = None if duration_s is None else next_s + duration_s
         while True:
-            # A display that took longer than the interval is followed by a whole one.
+            # After a display that took longer than the interval, a whole interval follows.
             next_s = max(next_s + interval_s, time.monotonic())
             if end_s is not None:
                 next_s = min(next_s, end_s)
@@ -138,7 +141,7 @@ def _loop(
             news = None if exporter is None else exporter.put(interval)
             if news and screen is None:
                 tell(f"ipitrace: {news}")
-            elif news:  # when the screen is as it was before; meanwhile it shows the note
+            elif news:  # printed when the screen is restored; until then the screen shows the note
                 outside.callback(tell, f"ipitrace: {news}")
             _show(interval, screen, exporter.note if exporter else "", as_json=as_json)
             over = end_s is not None and time.monotonic() >= end_s
@@ -148,7 +151,7 @@ def _loop(
 
 def _show(interval: WatchInterval, screen: Show | None, note: str, *, as_json: bool) -> None:
     if as_json:
-        say_json(interval.to_json(), end="\n")
+        say_json(INTERVAL.render(JSON, interval))
     elif screen is not None:
         screen(interval, note)
     else:

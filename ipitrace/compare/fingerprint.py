@@ -12,6 +12,7 @@ from ipitrace.base.errors import (
     UsageError,
 )
 from ipitrace.compare.model import FingerprintDifference
+from ipitrace.compare.wording import tell_difference
 from ipitrace.recording.result import (
     RunResult,
     ScenarioResult,
@@ -27,6 +28,7 @@ _HOSTS_OWN: Final = ("EXTERNAL_INTERRUPT", "interrupt", "irq_exits")
 the host's timer comes in between."""
 
 _SHORT: Final = 60  # characters of a value in an error
+_NAMED: Final = 3  # keys of a mapping in an error
 
 Read = Callable[[RunResult], Any]
 Named = tuple[str, RunResult]
@@ -190,7 +192,7 @@ def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
 def _refuse(barred: Sequence[FingerprintDifference], base: Named, patched: Named) -> None:
     if not barred:
         return
-    told = "; ".join(f"{d.key} ({_short(d.base)} against {_short(d.patched)})" for d in barred)
+    told = "; ".join(f"{d.key} ({_short(d)})" for d in barred)
     raise HostError(
         f"The runs {base[0]} and {patched[0]} are not comparable, since these differ: {told}.",
         "Measure both alike, or accept a difference with "
@@ -312,5 +314,15 @@ def _measured(run: RunResult) -> dict[str, ScenarioResult]:
     return {row.name: row for row in run.scenarios if row.status == ScenarioStatus.MEASURED}
 
 
-def _short(value: object) -> str:
-    return textwrap.shorten(str(value), _SHORT, placeholder=" ...")
+def _short(difference: FingerprintDifference) -> str:
+    """How an item differs, in a few words."""
+    told = [
+        ("" if key == difference.key else f"{key}: ") + f"{_cut(base)} -> {_cut(patched)}"
+        for key, base, patched in tell_difference(difference)
+    ]
+    more = f", and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return ", ".join(told[:_NAMED]) + more
+
+
+def _cut(value: str) -> str:
+    return textwrap.shorten(value, _SHORT, placeholder=" ...")

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from ipitrace.compare.model import GateResult, GateState, MinimumEffect, Row, Verdict
+from ipitrace.compare.model import (
+    FingerprintDifference,
+    GateResult,
+    GateState,
+    MinimumEffect,
+    Row,
+    Verdict,
+)
 from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.words.metrics import Scale
 
 NOTHING = "-"
+_NO_VALUE = "none"  # not there, or not known
 _MANY = 1000
 _NAMED = 3  # gates in a sentence
 _NO_DECIMALS = 10  # times the base
@@ -88,6 +96,32 @@ def spell(row: Row, change: float) -> str:
     if row.scale == Scale.RELATIVE:
         return f"{100 * change:+.{0 if change >= _NO_DECIMALS else 1}f} %"
     return f"{change:+.3f}"
+
+
+def tell_difference(difference: FingerprintDifference) -> Iterator[tuple[str, str, str]]:
+    """Each item that differs, its value in the base and its value in the patched run.
+
+    Each key of a mapping is an item of its own.
+    """
+    base, patched = difference.base, difference.patched
+    if isinstance(base, Mapping) and isinstance(patched, Mapping):
+        for key in {**base, **patched}:
+            yield str(key), _spell_value(base.get(key)), _spell_value(patched.get(key))
+    else:
+        yield difference.key, _spell_value(base), _spell_value(patched)
+
+
+def _spell_value(value: object) -> str:
+    """A value of run.json in words; never as Python spells it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return _NO_VALUE
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_spell_value(v)}" for k, v in value.items()) or _NO_VALUE
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_spell_value, value)) or _NO_VALUE
+    return str(value) or _NO_VALUE
 
 
 def spell_p(p: float) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and paragraphs as wide as the terminal, and no wider.
+"""Tables and paragraphs that fit into the width of the terminal.
 
-Columns get the width they need. Where that is more than there is, text wraps at spaces, the
-widest column first, then names of columns do; numbers never do. What is too wide even so
-becomes several tables, each with the key columns. A word is broken only if it is longer than
-its column can be, after punctuation where it has some.
+A column gets the width that it needs. Where the terminal is too narrow, text wraps at spaces,
+first in the widest column. After text, the names of columns wrap. Numbers never wrap. A table
+that is still too wide becomes several tables, each with the key columns. A word is broken only
+if it is longer than its column can be, and then after punctuation if it has any.
 """
 
 import itertools
@@ -20,7 +20,7 @@ _PUNCTUATION: Final = ".-_/:,>"
 _LEAST_PARAGRAPH: Final = 20
 
 TIE: Final = "\0"
-"""Stands for a space that no line is broken at; plain text has none."""
+"""Stands for a space at which no line is broken; plain text does not contain it."""
 
 Rows = Sequence[Sequence[str]]
 
@@ -59,14 +59,15 @@ def table(
     together: Collection[int] = (),
     width: int = PIPE_WIDTH,
 ) -> str:
-    """Rows under their headers and a line, or under nothing where there are no headers.
+    """Rows below their headers and a rule; without headers, only the rows.
 
     Args:
-        headers: the columns' names; cells and names may have line breaks of their own.
-        rows: of as many cells.
-        text: the columns that hold text: to the left, and they wrap. All others are to the right.
-        keys: so many columns begin every part of a table that is too wide for one.
-        together: columns that stay in one part with the column before.
+        headers: the names of the columns; cells and names may contain line breaks.
+        rows: each with as many cells.
+        text: the columns that hold text; they are aligned to the left, and they wrap. All other
+            columns are aligned to the right.
+        keys: the number of columns that each part of a divided table begins with.
+        together: columns that stay in one part with the column before them.
         width: of the terminal, in columns.
     """
     whole = [headers, *rows] if headers else rows
@@ -92,10 +93,10 @@ def dense(
     width: int = PIPE_WIDTH,
     cut: bool = False,
 ) -> list[str]:
-    """The lines of a table without a rule, fast: `watch` makes one of thousands of rows a second.
+    """The lines of a table without a rule; fast, since `watch` has thousands of rows a second.
 
-    One table whatever the width; see table() for the arguments. With `cut` a row is a line:
-    what is too long for its column loses its middle, since names differ in their ends, too.
+    The table is never divided; see table() for the arguments. With `cut` each row is one line: a
+    cell that is too long loses its middle, because names often differ at their ends.
     """
     whole = [tuple(headers), *rows]
     # len() is much faster, and right for nearly all of it.
@@ -141,16 +142,16 @@ def _cut(cell: str, width: int) -> str:
 
 
 def _lines(row: Sequence[str], widths: Sequence[int]) -> list[Sequence[str]]:
-    """A row as lines of cells that are no wider than their columns."""
+    """A row as lines whose cells fit into their columns."""
     if all(columns_of(cell) <= width for cell, width in zip(row, widths, strict=True)):
         return [row]
     return list(itertools.zip_longest(*_wrapped_row(row, widths, " "), fillvalue=""))
 
 
 def _wrapped_row(row: Sequence[str], widths: Sequence[int], indent: str) -> list[list[str]]:
-    """Each cell's lines; in the first column `indent` begins all but a paragraph's first.
+    """The lines of each cell; in the first column, wrapped lines begin with `indent`.
 
-    So a stranger's words never begin a line of the output.
+    Wrapped text from outside ipitrace therefore never begins a line of the output.
     """
     first, *others = zip(row, widths, strict=True)
     lines: list[str] = []
@@ -165,11 +166,11 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
     """A paragraph: lines of at most `width` columns, broken at spaces.
 
     Args:
-        text: whose line breaks are kept.
+        text: the paragraph; its line breaks are kept.
         width: of the terminal, in columns.
         first: begins the first line.
-        rest: begins the others; unless given, as many spaces as `first` is wide, or two: a
-            stranger's words never begin a line.
+        rest: begins the other lines; by default as many spaces as `first` is long, or two, so
+            that wrapped text from outside ipitrace never begins a line.
     """
     indent = " " * (columns_of(first) or 2) if rest is None else rest
     room = max(width - max(columns_of(first), columns_of(indent)), _LEAST_PARAGRAPH)
@@ -180,7 +181,7 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` columns, at least one; breaks in the text are kept."""
+    """Lines of at most `width` columns, at least one; line breaks in the text are kept."""
     if columns_of(text) <= width and "\n" not in text:
         return [text]
     return [line for paragraph in text.split("\n") for line in _wrapped(paragraph, width)]
@@ -189,7 +190,7 @@ def wrapped(text: str, width: int) -> list[str]:
 def fitted(
     wanted: Sequence[int], least: Sequence[int], room: int, gap: int = _GAP
 ) -> list[int] | None:
-    """Widths of columns that fit into `room`, the widest lowered first; None if none do."""
+    """Widths of columns that fit into `room`, the widest reduced first; None if none fit."""
     room -= gap * (len(wanted) - 1)
     if sum(wanted) <= room:
         return list(wanted)
@@ -214,7 +215,7 @@ def _levelled(wanted: Sequence[int], least: Sequence[int], level: int) -> list[i
 
 
 def _units(n: int, keys: int, together: Collection[int]) -> list[list[int]]:
-    """The columns that cannot be parted: first the keys."""
+    """The groups of columns that stay together; the first is the keys."""
     units = [list(range(min(keys, n)))]
     for i in range(len(units[0]), n):
         if i in together and len(units) > 1:
@@ -227,14 +228,14 @@ def _units(n: int, keys: int, together: Collection[int]) -> list[list[int]]:
 def _parts(
     whole: Rows, text: Collection[int], units: Sequence[Sequence[int]], width: int, *, headed: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """For each table that it takes: which columns, and how wide each is."""
+    """For each table that is needed: its columns, and the width of each."""
     n = len(whole[0])
     wanted = [
         max(columns_of(line) for row in whole for line in row[i].split("\n")) for i in range(n)
     ]
     columns = [[row[i] for row in whole] for i in range(n)]
     undivided = [[i for unit in units for i in unit]]
-    tried = [(undivided, limit) for limit in _WORD_LIMITS[:2]]  # rather than two tables
+    tried = [(undivided, limit) for limit in _WORD_LIMITS[:2]]  # preferred to two tables
     tried += [(list(map(list, units)), limit) for limit in _WORD_LIMITS]
     for groups, limit in tried:
         least = [
@@ -245,14 +246,14 @@ def _parts(
         parts = _split(wanted, least, groups, width)
         if parts is not None:
             return parts
-    each = max((width - _GAP * (n - 1)) // n, 1)  # a stranger's making: everything is broken
+    each = max((width - _GAP * (n - 1)) // n, 1)  # extreme text: every word is broken
     return [(list(range(n)), [min(want, each) for want in wanted])]
 
 
 def _split(
     wanted: Sequence[int], least: Sequence[int], units: Sequence[Sequence[int]], width: int
 ) -> list[tuple[list[int], list[int]]] | None:
-    """As few parts as can be, each beginning with the first unit; None if a unit is too wide."""
+    """As few parts as possible, each with the first unit in front; None if a unit is too wide."""
 
     def fit(columns: Sequence[int]) -> list[int] | None:
         return fitted([wanted[i] for i in columns], [least[i] for i in columns], width)
@@ -270,7 +271,7 @@ def _split(
 
 
 def _least(cells: Sequence[str], *, wraps: bool, headed: bool, limit: int) -> int:
-    """The least width of a column: no word of a text is broken, and no number."""
+    """The least width of a column at which no word of a text and no number is broken."""
     words = [word for cell in (cells if wraps else cells[:headed]) for word in cell.split()]
     longest = min(max(map(columns_of, words), default=1), limit)
     if wraps:
@@ -284,7 +285,7 @@ def _part(whole: Rows, widths: Sequence[int], text: Sequence[bool], *, ruled: bo
     for n, row in enumerate(whole):
         cells = _wrapped_row(row, widths, TIE)
         height = max(map(len, cells))
-        # A column's name stands on its line, a cell at the top of its row.
+        # The name of a column is at the bottom of its row, a cell at the top.
         above = [height - len(cell) if ruled and n == 0 else 0 for cell in cells]
         lines += [
             [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's VMs as text."""
+"""The host's VMs in each format."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -10,28 +11,55 @@ from ipitrace.base.units import (
     MIB,
     processes,
 )
-from ipitrace.render.grid import TIE, fill, table
+from ipitrace.render.csv import csv_text
+from ipitrace.render.grid import TIE
+from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _MOST_ODD = 20
 _NOTHING = "-"
 _HEADERS = ("name", "VMM", "pid", "vCPUs", "memory", "APIC", "CPUs")
 _TEXT = (0, 1, 5, 6)
+_COLUMNS = (
+    *("name", "vmm", "pid", "uid", "vcpus", "memory_bytes", "apic_mode", "kvm_backend"),
+    *("cpus", "threads"),
+)
 
 
 def render_list(found: Discovery, width: int = PIPE_WIDTH) -> str:
-    """The VMs, their threads, and what could not be seen."""
+    """The VMs, their threads, and what could not be seen, as text of `width` columns."""
+    return _render(found, TextPage(width))
+
+
+def render_list_markdown(found: Discovery) -> str:
+    """The same as Markdown."""
+    return _render(found, MarkdownPage())
+
+
+def render_list_json(found: Discovery) -> str:
+    """The whole Discovery, as schemas/list.schema.json describes it."""
+    return json.dumps(found.to_dict(), indent=2) + "\n"
+
+
+def render_list_csv(found: Discovery) -> str:
+    """One row for each VM; an unknown value is empty."""
+    rows = [(*_known(vm), " ".join(_tids(vm))) for vm in found.vms]
+    return csv_text(_COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in rows))
+
+
+def _render(found: Discovery, page: Page) -> str:
     found = plain_values(found)
-    sections: list[str] = []
+    sections = [page.heading("KVM VMs of this host")]
     if found.vms:
-        rows = [_row(vm) for vm in found.vms]
-        sections.append(table(_HEADERS, rows, text=_TEXT, width=width))
+        sections.append(page.table("", _HEADERS, [_row(vm) for vm in found.vms], text=_TEXT))
         threads = [(vm.name, _threads(vm)) for vm in found.vms]
-        sections.append(f"Threads by vCPU\n{table((), threads, text=(0, 1), width=width)}")
+        headers = ("name", "threads")
+        title = "Threads by vCPU"
+        sections.append(page.table(title, headers, threads, text=(0, 1), headless=True))
     else:
-        sections.append("No KVM VM is to be seen.")
-    sections.append("\n".join(fill(remark, width) for remark in _remarks(found)))
-    return "\n\n".join(section for section in sections if section) + "\n"
+        sections.append(page.paragraph("No KVM VM was found."))
+    sections.append(page.lines(("", remark) for remark in _remarks(found)))
+    return document(sections)
 
 
 def cpu_list(cpus: Sequence[int]) -> str:
@@ -58,8 +86,27 @@ def _row(vm: VirtualMachine) -> tuple[str, ...]:
     )
 
 
+def _known(vm: VirtualMachine) -> tuple[str, ...]:
+    """A row of the CSV but for the threads."""
+    numbers = (vm.pid, vm.uid, len(vm.vcpus), vm.memory_bytes)
+    places = {cpu_list(vcpu.cpus) for vcpu in vm.vcpus}
+    return (
+        vm.name,
+        vm.vmm,
+        *("" if number is None else str(number) for number in numbers),
+        vm.apic_mode or "",
+        vm.backend or "",
+        next(iter(places)) if len(places) == 1 else " ".join(cpu_list(v.cpus) for v in vm.vcpus),
+    )
+
+
+def _tids(vm: VirtualMachine) -> Iterator[str]:
+    """The vCPUs' threads, in order."""
+    yield from (_NOTHING if vcpu.tid is None else str(vcpu.tid) for vcpu in vm.vcpus)
+
+
 def _placement(vcpus: Sequence[Vcpu]) -> str:
-    """Where all of them may run, or that each has its own place (shown with the threads)."""
+    """The CPUs on which all vCPUs may run; `pinned` or `several` where these differ."""
     places = {vcpu.cpus for vcpu in vcpus}
     if len(places) == 1:
         return cpu_list(next(iter(places))) or _NOTHING
@@ -76,12 +123,12 @@ def _threads(vm: VirtualMachine) -> str:
     ways = {_WAYS[vcpu.evidence] for vcpu in vm.vcpus if vcpu.evidence in _WAYS}
     if ways:
         parts[-1] += f" (seen {' and '.join(sorted(ways))})"
-    # A vCPU is not parted from its thread.
+    # No line is broken between a vCPU and its thread.
     return ", ".join(part.replace(" ", TIE) for part in parts) or "no vCPUs yet"
 
 
 def _remarks(found: Discovery) -> Iterator[str]:
-    """Why something is not known, each reason once."""
+    """Why values are unknown, each reason once."""
     backends = sorted({vm.backend for vm in found.vms if vm.backend})
     if backends:
         yield f"KVM backend: {', '.join(backends)}"
@@ -103,7 +150,7 @@ def _remarks(found: Discovery) -> Iterator[str]:
 
 
 def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
-    """Names that tell no VM from another, and whose VMs those are."""
+    """Names that several VMs have, and the VMs that have them."""
     shared = Counter(alias for vm in vms for alias in vm.aliases)
     for alias, n in shared.items():
         if n > 1 and not alias.startswith(OWN_NAME):
@@ -112,17 +159,17 @@ def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
                 for vm in vms
                 if alias in vm.aliases
             )
-            yield f"{n} VMs answer to '{alias}', so name another: {whose}"
+            yield f"{n} VMs answer to '{alias}'; use another of their names: {whose}"
 
 
 def _unseen(found: Discovery) -> Iterator[str]:
-    """What was left out, and why."""
+    """What was not examined, and why."""
     for odd in found.odd[:_MOST_ODD]:
         yield f"odd: {odd.says}"
     if len(found.odd) > _MOST_ODD:
         yield f"odd: {len(found.odd) - _MOST_ODD} more processes; all are in --json"
     if found.unreadable_processes:
-        more = ", though no capability is missing"
+        more = ", although no capability is missing"
         if found.missing:
             takes = " and ".join(found.missing)
             more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"

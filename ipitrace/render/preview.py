@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do, as text."""
+"""What a dry run reports, in each format."""
 
+import json
 from collections.abc import Iterator
 
 from ipitrace.base.console import PIPE_WIDTH
@@ -14,8 +15,13 @@ _LABEL = 9  # columns
 
 
 def render_preview(preview: Preview, width: int = PIPE_WIDTH) -> str:
-    """The whole of a dry run."""
+    """What the run would do, as text of `width` columns."""
     return "\n".join(_filled(line, width) for line in _lines(preview)) + "\n"
+
+
+def render_preview_json(preview: Preview) -> str:
+    """The same as one JSON document."""
+    return json.dumps(preview.to_dict(), indent=2) + "\n"
 
 
 def _filled(line: str, width: int) -> str:
@@ -25,16 +31,16 @@ def _filled(line: str, width: int) -> str:
 
 def _lines(preview: Preview) -> Iterator[str]:
     guest, sending = preview.guest, preview.sending
-    yield "Nothing of this was done: it is what this run would do."
+    yield "Dry run: nothing was done. This is what the run would do."
     yield ""
     yield f"guest    {guest.what}"
-    threads = ", ".join(map(str, guest.threads)) or "not known before it runs"
+    threads = ", ".join(map(str, guest.threads)) or "unknown before the guest runs"
     yield f"         process {guest.pid or '-'}; threads of its vCPUs: {threads}"
     yield ""
     yield from _attaching(preview.attaching)
     yield ""
     total = f"{sending.sends:,} sends in {sending.storms} storms, warm-up included"
-    least = f"{sending.least_seconds:.1f} s or more, by the pace alone"
+    least = f"{sending.least_seconds:.1f} s or more, from the pace alone"
     yield f"send     {total}; {least}"
     for storm in sending.scenarios:
         targets = "its targets" if storm.targets is None else f"{storm.targets} target"
@@ -42,12 +48,12 @@ def _lines(preview: Preview) -> Iterator[str]:
         yield (
             f"         {storm.name}: {storm.sends:,} sends to {targets}, "
             f"{storm.repetitions} repetitions in each mode ({', '.join(sending.modes)}), pace "
-            f"{storm.pace_cycles} cycles: at most {storm.most_per_s:,.0f} a second"
+            f"{storm.pace_cycles} cycles: at most {storm.most_per_s:,.0f} per second"
         )
     yield from (f"         {name}: not sent, {why}" for name, why in sending.unsupported.items())
     yield f"         limits: {sending.limits}"
     yield ""
-    yield "inside   what would be done in the guest, or to make it:"
+    yield "inside   steps in the guest, or to create it:"
     yield from (f"         {step}" for step in preview.inside)
     yield ""
     yield f"write    {preview.writing}"
@@ -65,7 +71,7 @@ def _attaching(attaching: Attaching) -> Iterator[str]:
         return
     yield (
         f"attach   {len(attaching.programs)} BPF programs, in the modes counting and full; they "
-        "pass over every thread but those of the guest's vCPUs"
+        "ignore every thread except those of the guest's vCPUs"
     )
     yield from (f"         {name} ({how})" for name, how in attaching.programs.items())
     yield from (f"         not {name}: {why}" for name, why in attaching.left_out.items())

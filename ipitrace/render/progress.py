@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person who waits is told: a bar, on a terminal alone; or steps, in a pipe as well."""
+"""Progress on standard error: a bar on a terminal, or steps, which a pipe gets as well."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ _WIDTH = 30
 
 
 class ProgressBar:
-    """Draws on standard error; a context manager that leaves nothing behind."""
+    """A progress bar on standard error; as a context manager it erases the bar at the end."""
 
     def __init__(self, *, enabled: bool = True, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -27,7 +27,7 @@ class ProgressBar:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a terminal to draw on."""
+        """Whether standard error is a terminal."""
         return self._enabled
 
     def __enter__(self) -> Self:
@@ -37,13 +37,13 @@ class ProgressBar:
         self.clear()
 
     def clear(self) -> None:
-        """Take the bar away, for a line of text or for good."""
+        """Erase the bar."""
         if self._drawn:
             redraw("", self._stream)
         self._drawn = ""
 
     def show(self, what: str, share: float) -> None:
-        """Say that `share` (0..1) of the work is done and `what` is being done now."""
+        """Show that `share` (0..1) of the work is done, and `what` is being done now."""
         if not self._enabled or time.monotonic() < self._from_s:
             return
         share = min(max(share, 0.0), 1.0)
@@ -56,9 +56,9 @@ class ProgressBar:
 
 
 class Steps:
-    """Says on standard error what is being done: a line a step.
+    """Prints on standard error what is being done: one line for each step.
 
-    On a terminal it is one line, which is gone at the step's end, and counts the seconds.
+    On a terminal the line counts the seconds, and is erased when the step ends.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -66,7 +66,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Callable[[], None]]:
-        """Inside, `what` is being done; the answer is to be called every now and then meanwhile."""
+        """A context in which `what` is being done; call the result regularly to update the line."""
         if not self._stream.isatty():
             tell(what)
             yield lambda: None

@@ -27,7 +27,7 @@ from ipitrace.render.compare.csv import render_csv
 from ipitrace.render.compare.junit import render_junit
 from ipitrace.render.compare.openmetrics import render_openmetrics
 from ipitrace.render.compare.tables import render_comparison
-from ipitrace.render.run.tables import render_run
+from ipitrace.render.formats import RUN
 
 from .files import folder, one_sentence, place
 
@@ -59,8 +59,9 @@ def read_and_use(data: bytes) -> None:
     with contextlib.suppress(UsageError), one_sentence():
         run = read_run(recording)
         read_run_text(recording)
-        with computing_with(recording):
-            render_run(run, verbose=True).encode()
+        for style in RUN.formats:
+            with contextlib.suppress(UsageError), computing_with(recording):
+                RUN.render(style, run, verbose=True).encode()
     with contextlib.suppress(IpitraceError), one_sentence():
         run = read(path)
         for base in (_good(), run):

@@ -89,7 +89,7 @@ def test_a_dry_run_needs_no_right_to_load_anything(tmp_path: Path) -> None:
     without = ("setpriv", f"--bounding-set={','.join(capabilities)}", "--inh-caps=-all")
     done = ipi("run", "--dry-run", cwd=tmp_path, through=without)
     assert done.returncode == ExitCode.OK, done.stderr
-    assert "Nothing of this was done" in done.stdout
+    assert "Dry run: nothing was done." in done.stdout
     assert "kvm_apic_ipi (raw)" in done.stdout
     assert "LACKS CAP_BPF and CAP_PERFMON" in " ".join(done.stdout.split())
     assert list(tmp_path.iterdir()) == []

@@ -186,7 +186,7 @@ def test_ab_ends_with_a_set_up(number: signal.Signals, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED, said
     assert "Traceback" not in said
-    assert "What was measured until then is kept in ab." in said
+    assert "Completed measurements are kept in ab." in said
     assert log.read_text().split()[-1] == "a"
 
 
@@ -255,12 +255,10 @@ def test_watch_goes_on_while_the_disk_is_full(small: Path) -> None:
     assert process.returncode == ExitCode.OK
     first, second = said.splitlines()
     assert first == (
-        f"ipitrace: {path} cannot be written: No space left on device; it is tried again each "
-        "interval."
+        f"ipitrace: {path} cannot be written: No space left on device; the next interval "
+        "tries again."
     )
-    assert re.fullmatch(
-        rf"ipitrace: {path} is written again; \d+ writes failed until now\.", second
-    )
+    assert re.fullmatch(rf"ipitrace: {path} is written again; \d+ writes failed before\.", second)
     assert {one.name for one in small.iterdir()} == {path.name}
 
 

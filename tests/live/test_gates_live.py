@@ -57,10 +57,10 @@ def test_an_improvement_is_proved_while_a_terminal_shows_how_far_it_is(tmp_path:
             assert re.search(rf"\] +\d+% round {n} of 4, {side}, about \d+ s left", said), said
     again = f"ipitrace compare {place}/a {place}/b"
     first, *repeated, last, rest = (line.rpartition("\r\x1b[K")[2] for line in said.split("\r\n"))
-    assert first == f"ipitrace: A and B are measured in 4 rounds; the recordings go to {place}"
-    assert last == f"ipitrace: all rounds are measured; {again} compares them again"
+    assert first == f"ipitrace: measuring A and B in 4 rounds; the recordings go to {place}"
+    assert last == f"ipitrace: all rounds are measured; to compare them again: {again}"
     assert not rest
-    assert all("It is repeated." in line for line in repeated), repeated
+    assert all("The measurement is repeated." in line for line in repeated), repeated
 
 
 def _piece(master: int) -> bytes:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as tables: for a terminal, and as Markdown for a job's page."""
+"""A comparison as tables: for a terminal, and as Markdown for the summary page of a CI job."""
 
 from collections.abc import Iterable, Sequence
-
-from tabulate import tabulate
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import (
@@ -11,28 +9,15 @@ from ipitrace.base.foreign import (
     plain,
 )
 from ipitrace.compare.anchors import Anchor
-from ipitrace.compare.model import (
-    Comparison,
-    Figures,
-    Row,
-    Verdict,
-)
-from ipitrace.compare.wording import (
-    how_many,
-    spell,
-    spell_change,
-    spell_p,
-)
-from ipitrace.render.grid import (
-    columns_of,
-    fill,
-    table,
-)
+from ipitrace.compare.model import Comparison, Figures, FingerprintDifference, Row, Verdict
+from ipitrace.compare.wording import how_many, spell, spell_change, spell_p, tell_difference
+from ipitrace.render.grid import columns_of, fill, table
+from ipitrace.render.markdown import begins_line, escaped_table
 from ipitrace.render.markdown import markdown as markdown_text
 
 _MOST_CHARS = 1000
-_WITHOUT_END = 100_000  # columns, to see how many a table takes
-_MILLION = 1_000_000  # cycles from here on are told in them
+_WITHOUT_END = 100_000  # columns; a table this wide never wraps
+_MILLION = 1_000_000  # cycles; larger figures are printed in millions
 _WIDE = ("scenario", "metric", "n", "base", "[95 %]", "patched", "[95 %]")
 _WIDE_HEADERS = (*_WIDE, "change", "[95 %]", "p", "effect", "verdict")
 _WIDE_TEXT = (0, 1, 11)
@@ -42,17 +27,17 @@ _HEADERS = (
 )
 _TEXT = (0, 4)
 _CHANGE = (
-    "change: the median of all quotients of a value of one side and one of the other less 1, or "
-    "of all their differences where it has no %; not those of the medians beside it "
+    "change: the median of all quotients of a patched value and a base value, minus 1; without %, "
+    "the median of all their differences. It is not computed from the two medians beside it "
     "(docs/statistics.md)"
 )
 _ONE_EACH = (
-    "note: between one recording of each side what differs from run to run is part of every "
-    "change; several recordings a side, or 'ipitrace ab', tell (docs/statistics.md, False alarms)"
+    "note: each side has one recording, so differences from run to run are part of every change; "
+    "use several recordings a side, or 'ipitrace ab' (docs/statistics.md, False alarms)"
 )
 _APART = (
-    "note: all of one side was measured before the other, so a drift of the host in that time is "
-    "part of every change; 'ipitrace ab' measures in turn"
+    "note: one side was measured completely before the other, so a drift of the host is part of "
+    "every change; 'ipitrace ab' alternates between the sides"
 )
 
 
@@ -67,11 +52,11 @@ def render_comparison(
     """One comparison as text or Markdown.
 
     Args:
-        comparison: which.
-        every: show all metrics; else the headline and whatever moved.
-        markdown: for a job's page; the width does not matter then.
+        comparison: the comparison.
+        every: show all metrics; by default the headline metrics and those that changed.
+        markdown: return Markdown; the width has no effect then.
         width: of the terminal, in columns.
-        whole_verdict: the verdict stays on one line, however long, which is the last one.
+        whole_verdict: the verdict, which is last, is never wrapped.
     """
     made_harmless = markdown_text if markdown else _line
     comparison = map_strings(comparison, made_harmless)
@@ -82,7 +67,7 @@ def render_comparison(
     ]
     heading = _heading(comparison)
     tables = (
-        [_markdown(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT)]
+        [escaped_table(_WIDE_HEADERS, list(map(_wide_cells, shown)), _WIDE_TEXT)]
         if markdown and shown
         else _tables(shown, width)
     )
@@ -95,7 +80,7 @@ def render_comparison(
         *tables,
         told(_CHANGE) if shown else "",
         _not_shown(comparison.rows, shown),
-        *map(told, _remarks(comparison, shown)),
+        *map(told, _remarks(comparison, shown, markdown=markdown)),
         _gates(comparison, markdown=markdown, width=width),
         _verdict(comparison, width, markdown=markdown, whole=whole_verdict),
     ]
@@ -105,15 +90,15 @@ def render_comparison(
 def render_anchors(
     anchors: Iterable[Anchor], *, markdown: bool = False, width: int = PIPE_WIDTH
 ) -> str:
-    """The published figures, apart from everything measured."""
+    """The published figures, separate from all measured ones."""
     headers = ("published", "what", "set-up", "source")
     lines = [
         (a.figures, a.what, a.setup, a.source + ("" if a.seen else " (second-hand)"))
         for a in anchors
     ]
-    title = "Published by others, on other machines; not comparable with ours below"
+    title = "Published by others, for other machines; not comparable with the figures below"
     if markdown:
-        shown = _markdown(headers, lines, range(len(headers)))
+        shown = escaped_table(headers, lines, range(len(headers)))
     else:
         shown = "\n".join(fill(line, width, "", " " * 4) for line in map("; ".join, lines))
     return f"{title}\n\n{shown}\n"
@@ -126,7 +111,7 @@ def _verdict(comparison: Comparison, width: int, *, markdown: bool, whole: bool)
 
 
 def _line(text: str) -> str:
-    """As plain() makes it, with room for a sentence."""
+    """`text` as plain() makes it, long enough for a sentence."""
     return plain(text, _MOST_CHARS)
 
 
@@ -139,7 +124,7 @@ def _heading(comparison: Comparison) -> str:
 
 
 def _tables(rows: Sequence[Row], width: int) -> list[str]:
-    """One for each scenario; each metric on one line where they all fit, else on two."""
+    """One table for each scenario; a metric takes one line where all fit, otherwise two."""
     return [
         f"{scenario}\n" + _of_scenario([row for row in rows if row.scenario == scenario], width)
         for scenario in dict.fromkeys(row.scenario for row in rows)
@@ -191,12 +176,12 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
 
 
-def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
+def _remarks(comparison: Comparison, shown: Sequence[Row], *, markdown: bool) -> Iterable[str]:
     yield from _undecided(shown)
     for m in comparison.missing:
         yield f"not compared: {m.metric} of {m.scenario}: {m.why}"
     for d in comparison.differences:
-        yield f"differs: {d.key}: {d.base} against {d.patched} ({d.accepted})"
+        yield _difference(d, markdown=markdown)
     base, patched = comparison.base, comparison.patched
     drifting = [row for row in shown if row.headline and row.between_recordings is not None]
     for scale in dict.fromkeys(row.scale for row in drifting):
@@ -212,17 +197,29 @@ def _remarks(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
         yield _APART
 
 
+def _difference(difference: FingerprintDifference, *, markdown: bool) -> str:
+    """One line for a value, one for each key of a mapping that differs."""
+    told = [(key, f"{old} -> {new}") for key, old, new in tell_difference(difference)]
+    if told and told[0][0] == difference.key:
+        return f"differs: {difference.key}: {told[0][1]} ({difference.accepted})"
+    title = f"differs: {difference.key} ({difference.accepted}):"
+    lines = [f"{key}: {values}" for key, values in told]
+    if markdown:
+        return f"{title}\n\n" + "\n".join(f"- {begins_line(line)}" for line in lines)
+    return "\n".join([title, *lines])
+
+
 def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:
     hidden = len(rows) - len(shown)
     if not hidden:
         return ""
     if hidden == 1:
-        return "1 more metric, which was not found to differ; --all shows it."
-    return f"{hidden} more metrics, none of which was found to differ; --all shows them."
+        return "1 more metric without a significant change; --all shows it."
+    return f"{hidden} more metrics without a significant change; --all shows them."
 
 
 def _undecided(rows: Sequence[Row]) -> Iterable[str]:
-    """What the undecided metrics lack, and the most and least units that would tell."""
+    """Why metrics are undecided, and the smallest and largest numbers of units that would do."""
     for why in dict.fromkeys(row.why for row in rows if row.why):
         rest = sorted((row for row in rows if row.why == why), key=lambda row: row.wanted or 0)
         most, least = rest[-1], rest[0]
@@ -233,8 +230,8 @@ def _undecided(rows: Sequence[Row]) -> Iterable[str]:
             else ""
         )
         yield (
-            f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; a side it "
-            f"takes {how_many(least.wanted)} {units} for {least.metric} of {least.scenario}{more}"
+            f"inconclusive: {why} in {len(rest)} metric{'s' if len(rest) > 1 else ''}; each side "
+            f"needs {how_many(least.wanted)} {units} for {least.metric} of {least.scenario}{more}"
         )
 
 
@@ -247,13 +244,5 @@ def _gates(comparison: Comparison, *, markdown: bool, width: int) -> str:
         for g in comparison.gates
     ]
     if markdown:
-        return _markdown(headers, lines, range(len(headers)))
+        return escaped_table(headers, lines, range(len(headers)))
     return table(headers, lines, text=(0, 1, 2, 3, 5, 6), width=width)
-
-
-def _markdown(
-    headers: Sequence[str], lines: Sequence[Sequence[str]], text_columns: Iterable[int]
-) -> str:
-    left = set(text_columns)
-    align = ["left" if i in left else "right" for i in range(len(headers))]
-    return tabulate(lines, headers, tablefmt="github", colalign=align, disable_numparse=True)

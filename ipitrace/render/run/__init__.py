@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run, and one IPI of it, for people."""
+"""A run in each output format, and one IPI of it as text."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as tables on a terminal or in a log."""
+"""A run as tables: for a terminal or a log, and as Markdown."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -21,7 +21,7 @@ from ipitrace.recording.result import (
     StageBreakdown,
     Summary,
 )
-from ipitrace.render.grid import fill, table
+from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import (
     POSTED_ROWS,
@@ -29,7 +29,6 @@ from ipitrace.words.interrupts import (
 )
 from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import (
-    Scenario,
     ScenarioStatus,
     SendMethod,
 )
@@ -41,46 +40,40 @@ _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
 
 def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
-    """Everything a run found, as text of `width` columns."""
+    """All results of a run, as text of `width` columns."""
+    return _render(run, TextPage(width), verbose=verbose)
+
+
+def render_markdown(run: RunResult, *, verbose: bool = False) -> str:
+    """The same as Markdown."""
+    return _render(run, MarkdownPage(), verbose=verbose)
+
+
+def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
     run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == ScenarioStatus.MEASURED]
-    sections = [_header(run, width)]
+    sections = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
     if measured:
         sections += [
-            _cycles(run, measured, width),
-            _exits(measured, width),
-            _exit_times(measured, width),
-            _paths(measured, width),
-            *(_stages(row, row.stages, width) for row in measured if row.stages),
-            _events(run, measured, width),
-            _observer(run, measured, width),
+            _cycles(run, measured, page),
+            _exits(measured, page),
+            _exit_times(measured, page),
+            _paths(measured, page),
+            *(_stages(row, row.stages, page) for row in measured if row.stages),
+            _events(run, measured, page),
+            _observer(run, measured, page),
         ]
     sections += [
-        _not_measured(run, width),
-        fill(_losses(run), width, "losses "),
-        _notes(run, measured, width),
+        _not_measured(run, page),
+        page.lines([("losses ", _losses(run))]),
+        _notes(run, measured, page),
     ]
     if verbose:
-        sections.append(_details(run, width))
-    return "\n\n".join(section for section in sections if section) + "\n"
+        sections.append(_details(run, page))
+    return document(sections)
 
 
-def render_scenarios(
-    rows: Iterable[tuple[Scenario, str | None]], default: Sequence[str], width: int = PIPE_WIDTH
-) -> str:
-    """The table of scenarios; each comes with why it cannot run, or None when it can."""
-    lines = [
-        (
-            scenario.name,
-            "no" if reason is not None else "default" if scenario.name in default else "yes",
-            scenario.about if reason is None else f"{scenario.about} ({reason})",
-        )
-        for scenario, reason in rows
-    ]
-    return table(("scenario", "runs", "about"), lines, text=(0, 1, 2), width=width)
-
-
-def _header(run: RunResult, width: int) -> str:
+def _header(run: RunResult, page: Page) -> str:
     clock = run.clock
     lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
     if run.limits is not None:
@@ -94,21 +87,21 @@ def _header(run: RunResult, width: int) -> str:
     if clock.half_width_ns is not None:
         reading = (
             f"error bound: {clock.half_width_cycles:.0f} cycles "
-            f"({clock.half_width_ns:.0f} ns) of one reading of both clocks"
+            f"({clock.half_width_ns:.0f} ns) for one reading of both clocks"
         )
         if clock.bound_cycles is not None:
             reading += (
-                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) of a host event on the "
+                f", {clock.bound_cycles} cycles ({clock.bound_ns:.0f} ns) for a host event on the "
                 "guest's clock"
             )
         lines.append((_INDENT, reading))
     if clock.drift_ppm is not None:
         drift = (
-            f"drift {clock.drift_ppm:.3f} ppm (of which {clock.drift_noise_ppm:.3f} may be "
-            f"the readings' own error); causality violations: {_violations(clock)}"
+            f"drift {clock.drift_ppm:.3f} ppm (errors of the readings can account for "
+            f"{clock.drift_noise_ppm:.3f} ppm); causality violations: {_violations(clock)}"
         )
         lines.append((_INDENT, drift))
-    return "\n".join(fill(text, width, label) for label, text in lines)
+    return page.lines(lines)
 
 
 def _limits(limits: RunLimits) -> str:
@@ -117,7 +110,7 @@ def _limits(limits: RunLimits) -> str:
         parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
     if limits.max_time_s is not None:
         parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
-    why = ": the guest is not ours" if limits.by_default else ""
+    why = "; the default for a VM that ipitrace did not start" if limits.by_default else ""
     return f"at most {' and '.join(parts)}{why}"
 
 
@@ -134,20 +127,20 @@ def _guest(run: RunResult) -> str:
     kind = run.guest["kind"]
     if kind == "native":
         return (
-            f"native: this machine's own {run.guest['n_vcpus']} CPUs, Linux {run.guest['kernel']}"
+            f"native: the {run.guest['n_vcpus']} CPUs of this machine, Linux {run.guest['kernel']}"
         )
     if kind == "linux":
         vm = run.guest.get("vm")
         name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
         kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
-        where = where if vm else "its host's side is not known"
+        where = where if vm else "its process on the host is not known"
         if run.guest.get("emulated"):
             where += "; emulated guest: cycles are not real time"
     return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
 
 
-def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
-    """One block of rows for each of S, D and R keeps the table within a terminal."""
+def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
+    """S, D and R are rows, so that the table fits into a terminal."""
     watched = ("watching",) if run.observer else ()
     headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
     lines: list[tuple[str, ...]] = []
@@ -161,8 +154,8 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
             lines.append((first, timing.letter, p50, ns, *added, *rest))
     title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
     if watched:
-        title += "; watching: what our probes add to that p50, see the observer cost below"
-    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+        title += "; watching: cycles that the probes add to the p50, see the observer cost below"
+    return page.table(title, headers, lines, text=(0, 1), keys=2)
 
 
 def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
@@ -178,7 +171,7 @@ def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, 
     )
 
 
-def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
+def _exits(rows: Sequence[ScenarioResult], page: Page) -> str:
     names = _ordered(
         name
         for row in rows
@@ -200,29 +193,29 @@ def _exits(rows: Sequence[ScenarioResult], width: int) -> str:
     unknown = "no source of counts is known"
     reasons = _ordered((row.absent or {}).get("exits.source", unknown) for row in uncounted)
     if not sources:
-        return f"VM exits per IPI: not counted, {'; '.join(reasons)}"
+        return page.paragraph(f"VM exits per IPI: not counted, {'; '.join(reasons)}")
     title = f"VM exits per IPI (source: {', '.join(sources)})"
     if uncounted:
         title += f";\nnot counted in {', '.join(row.name for row in uncounted)}: "
         title += "; ".join(reasons)
     if not names:
-        return _titled(title, "none were counted", width)
-    return _titled(title, table(headers, lines, text=(0, 1), keys=2, width=width), width)
+        return "\n".join(map(page.paragraph, (title, "none were counted")))
+    return page.table(title, headers, lines, text=(0, 1), keys=2)
 
 
-def _events(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
-    """Tracepoints down, scenarios across: there are more of the former."""
+def _events(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
+    """Tracepoints are rows and scenarios are columns: there are more tracepoints."""
     if run.observer is None:
-        return fill(f"Tracepoints per IPI: not counted, {run.observer_absent}", width)
+        return page.paragraph(f"Tracepoints per IPI: not counted, {run.observer_absent}")
     names = _ordered(name for row in rows for name in row.events_per_ipi or ())
     title = "Tracepoints per IPI, sender + target"
     if not names:
-        return _titled(title, "none fired", width)
+        return "\n".join(map(page.paragraph, (title, "none fired")))
     lines = [
         (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
     ]
     headers = ("tracepoint", *(row.name for row in rows))
-    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+    return page.table(title, headers, lines, text=(0,))
 
 
 def _sides(side: PerSide | None) -> str:
@@ -231,11 +224,11 @@ def _sides(side: PerSide | None) -> str:
     return f"{_per_ipi(side.sender)} + {_per_ipi(side.target)}"
 
 
-def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     if run.observer is None:
         return ""
     headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
-    certain = run.observer.confidence > 0  # one difference has no interval
+    certain = run.observer.confidence > 0  # a single difference has no interval
     lines = []
     for row in rows:
         costs: Mapping[str, ObserverCost] = run.observer.costs.get(row.name, {})
@@ -248,16 +241,15 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str
     if not lines:
         return ""
     title = (
-        "Observer cost: what probes that count, and probes that record, add to the median, in "
-        "cycles (and as a share of the off p50); "
+        "Observer cost: cycles that the probes add to the median when they count (counting) and "
+        "when they also record (full), in brackets the share of the off p50; "
     ) + (
         f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
-        "differences between neighbouring repetitions"
+        "differences between adjacent repetitions"
         if certain
-        else "of one difference between neighbouring repetitions, which has no interval"
+        else "from one difference between adjacent repetitions, which has no interval"
     )
-    shown = table(headers, lines, text=(0, 1), keys=3, together=(4, 6), width=width)
-    return _titled(title, shown, width)
+    return page.table(title, headers, lines, text=(0, 1), keys=3, together=(4, 6))
 
 
 def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
@@ -271,7 +263,7 @@ def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
     return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
 
 
-def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
+def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
     headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
     lines = [
         (
@@ -290,15 +282,15 @@ def _exit_times(rows: Sequence[ScenarioResult], width: int) -> str:
     if not lines:
         reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
         why = ", ".join(r for r in reasons if r)
-        return fill(f"Cycles from exit to entry: not measured, {why}", width)
+        return page.paragraph(f"Cycles from exit to entry: not measured, {why}")
     title = (
-        "Cycles from exit to entry; share of D: the cycles of all these exits between an IPI's "
-        "send and its handler, divided by the D of all IPIs together (not by a p50)"
+        "Cycles from exit to entry; share of D: the sum of the cycles of these exits between an "
+        "IPI's send and its handler, divided by the sum of D of all IPIs (not by a p50)"
     )
-    return _titled(title, table(headers, lines, text=(0, 1, 2), keys=3, width=width), width)
+    return page.table(title, headers, lines, text=(0, 1, 2), keys=3)
 
 
-def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
+def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
     traced = [row for row in rows if row.paths is not None]
     if not traced:
         return ""
@@ -315,17 +307,20 @@ def _paths(rows: Sequence[ScenarioResult], width: int) -> str:
         )
         for row in traced
     ]
-    title = "Paths, proved by events: shares of the traced IPIs, one for each send and target"
+    title = (
+        "Paths, as host events prove them: shares of the traced IPIs (a send is one IPI for each "
+        "of its targets)"
+    )
     if posted:
-        title += f"; late posts ({', '.join(posted)}: notifications outside guest mode)"
+        title += f"; late posts ({', '.join(posted)}: notifications to a CPU outside guest mode)"
     else:
         reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
         title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
-    return _titled(title, table(headers, lines, text=(0,), width=width), width)
+    return page.table(title, headers, lines, text=(0,))
 
 
-def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
-    """The dominant sequence's steps; what is shorter than the clock's error is not printed."""
+def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
+    """The steps of the most frequent sequence; one shorter than the clock's error has no figure."""
     dominant = stages.sequences[0]
     lines = []
     for step in stages.steps:
@@ -343,36 +338,32 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, width: int) -> str:
     followed = dominant.spans / stages.spans
     title = (
         f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
-        f"({followed:.1%}) that went this way; of D: the sum of this step's cycles over the "
-        "sum of D, of these IPIs (medians do not divide so)"
+        f"({followed:.1%}) with this sequence; of D: the sum of the cycles of the step, divided "
+        "by the sum of D, both of these IPIs (not a quotient of medians)"
     )
-    others = [
-        fill(
-            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) went "
-            + " > ".join(sequence.stages),
-            width,
+    remarks = [
+        (
             "  next: ",
+            f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) with the sequence "
+            + " > ".join(sequence.stages),
         )
         for sequence in stages.sequences[1:]
     ]
     if any(not step.resolved for step in stages.steps):
-        unknown = "shorter than the clock's error bound, so its length and share are not known"
-        others.append(fill(unknown, width, f"  < {stages.bound_cycles}: "))
-    return "\n".join(
-        [_titled(title, table(headers, lines, text=(0, 1), width=width), width), *others]
-    )
+        unknown = "shorter than the clock's error bound; its length and share are not known"
+        remarks.append((f"  < {stages.bound_cycles}: ", unknown))
+    return page.table(title, headers, lines, text=(0, 1), remarks=remarks)
 
 
-def _not_measured(run: RunResult, width: int) -> str:
+def _not_measured(run: RunResult, page: Page) -> str:
     lines = [
         f"{row.name}: {row.reason}"
         for row in run.scenarios
         if row.status != ScenarioStatus.MEASURED
     ]
     if run.failure is not None:
-        lines.append(f"the rest: {run.failure}")
-    filled = [fill(line, width, "  ", " " * 4) for line in lines]
-    return "\n".join(["Not measured:", *filled]) if lines else ""
+        lines.append(f"the other scenarios: {run.failure}")
+    return page.items("Not measured:", lines)
 
 
 def _losses(run: RunResult) -> str:
@@ -386,10 +377,10 @@ def _losses(run: RunResult) -> str:
     misses = f"{sum(counted)} recursion misses"
     if unknown:
         misses += f" (not counted by this kernel for {unknown} programs)"
-    return f"{overruns} of {losses.events_seen} events in ring overruns, {misses}, {ipis}"
+    return f"{overruns} of {losses.events_seen} events lost in ring overruns, {misses}, {ipis}"
 
 
-def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
+def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
@@ -401,8 +392,8 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
         )
     notes += _neighbours(run)
     notes += [
-        f"note   {row.name}: {row.suspect_spans} IPIs left out of the stages: the guest's TSC "
-        "offset changed around them"
+        f"note   {row.name}: {row.suspect_spans} IPIs excluded from the stages: the guest's TSC "
+        "offset changed near them"
         for row in rows
         if row.suspect_spans
     ]
@@ -411,16 +402,16 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
         f"note   {said}" for said in describe_disturbances(run.disturbances or (), worthless=False)
     ]
     notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
-    return "\n".join(fill(note[7:], width, note[:7]) for note in notes)
+    return page.lines((note[:7], note[7:]) for note in notes)
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
-    """Other VMs, and that there may be some that could not be seen."""
+    """Other VMs, and processes that may run more VMs."""
     around = run.host["neighbours"]
     others = around.get("kvm_processes") or ()
     if others:
         names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
-        yield f"note   other VMs were alive and disturb the numbers: {names}"
+        yield f"note   other VMs were running and disturb the numbers: {names}"
     hidden = around.get("unreadable_processes")
     if hidden:
         yield (
@@ -430,7 +421,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
-    """Interrupts that reached CPUs where they had nothing to do."""
+    """Interrupts that reached CPUs on which the VM never ran."""
     vm_cpus = run.guest.get("pinned_cpus")
     if vm_cpus is None:
         return
@@ -447,8 +438,8 @@ def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
         others = arrived_elsewhere(counted, vm_cpus, [r for r in counted if r not in POSTED_ROWS])
         if others:
             yield (
-                f"note   {row.name}: the guest can send any interrupt to any CPU. On CPUs that "
-                f"never ran it, the host's own included: {_on_cpus(others)}"
+                f"note   {row.name}: the guest can send any interrupt to any CPU. Interrupts on "
+                f"CPUs that never ran the guest, the host's own included: {_on_cpus(others)}"
             )
 
 
@@ -459,7 +450,7 @@ def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
     )
 
 
-def _details(run: RunResult, width: int) -> str:
+def _details(run: RunResult, page: Page) -> str:
     lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
     if "payload_sha256" in run.guest:
         lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
@@ -476,7 +467,7 @@ def _details(run: RunResult, width: int) -> str:
         hooked = ", ".join(f"{name} ({how})" for name, how in run.observer.hooks.items())
         lines += [("BPF", took), ("watched", hooked)]
         lines += [("left out", f"{name}: {why}") for name, why in run.observer.left_out.items()]
-    return "\n".join(fill(text, width, f"{label:<9}") for label, text in lines)
+    return page.lines((f"{label:<9}", text) for label, text in lines)
 
 
 def _per_ipi(count: float) -> str:
@@ -485,7 +476,3 @@ def _per_ipi(count: float) -> str:
 
 def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _titled(title: str, shown: str, width: int) -> str:
-    return f"{fill(title, width)}\n{shown}"

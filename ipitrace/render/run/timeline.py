@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One IPI told whole: all that happened between its send and its last stage, in order."""
+"""One IPI: all that was recorded between its send and its last stage, in order of time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ STAGE_END: Final = "_tsc"
 _NOTHING = "-"
 _UNKNOWN = "?"
 
-# The stages that the guest stamps, and whose vCPU does; all others are host events.
+# The stages that the guest stamps, and the vCPU that stamps each; all others are host events.
 _GUEST_STAGES: Final = {spec.name: spec.side for spec in STAGES if spec.guest}
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is known of one IPI.
+    """All recorded data of one IPI.
 
     Attributes:
         span: its row of `spans`.
@@ -44,7 +44,7 @@ class Timeline:
 
 
 def stages_of(span: Row) -> dict[str, int]:
-    """The stages that were seen, and when in guest TSC cycles."""
+    """The stages that were recorded, each with its guest TSC."""
     return {
         column.removesuffix(STAGE_END): tsc
         for column, tsc in span.items()
@@ -53,7 +53,7 @@ def stages_of(span: Row) -> dict[str, int]:
 
 
 def window(span: Row) -> tuple[int, int]:
-    """The first and last guest TSC of an IPI's own story."""
+    """The guest TSC of the first and of the last stage of an IPI."""
     stamps = stages_of(span).values()
     return min(stamps), max(stamps)
 
@@ -65,8 +65,8 @@ def render_timeline(
 
     Args:
         timeline: the IPI.
-        tsc_hz: the TSC's rate; None where it is not known.
-        emulator: what emulates the host or the guest; None of real ones.
+        tsc_hz: the rate of the TSC; None where it is not known.
+        emulator: what emulates the host or the guest; None on real hardware.
         width: of the terminal, in columns.
     """
     timeline = plain_values(timeline)
@@ -133,7 +133,7 @@ def _event_line(event: Row, stages: Mapping[str, int]) -> _Line:
 
 
 def _unseen_lines(stages: Mapping[str, int], events: Sequence[Row]) -> Iterable[_Line]:
-    """Host stages whose event is not in the table: better told without it than not at all."""
+    """Host stages whose event is not in the table; they are shown without the event."""
     seen = {event["tsc"] for event in events}
     for name, tsc in stages.items():
         if name not in _GUEST_STAGES and tsc not in seen:
@@ -167,7 +167,7 @@ def _asides(
     elsewhere = len(timeline.events) - shown
     if elsewhere:
         plural = "s" if elsewhere > 1 else ""
-        yield f"left out: {elsewhere} event{plural} of other vCPUs at the same time"
+        yield f"not shown: {elsewhere} event{plural} of other vCPUs at the same time"
 
 
 def _ns(cycles: int, tsc_hz: float | None) -> str:

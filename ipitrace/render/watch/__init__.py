@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watch saw in one interval, in each output format."""
+"""One interval of `watch` in each output format."""

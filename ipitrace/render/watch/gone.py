@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMs that have ended and vCPU threads that were never watched, in words."""
+"""VMs that have ended and vCPU threads that were never watched, as text."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -12,13 +12,13 @@ from ipitrace.watch.model import (
     WatchInterval,
 )
 
-_MOST_PAIRS: Final = 8  # of each VM, in words
+_MOST_PAIRS: Final = 8  # of each VM
 
 
 def ended_words(interval: WatchInterval, *, brief: bool) -> Iterator[str]:
-    """What is to be said of VMs that have ended; `brief` without what they did.
+    """Sentences about VMs that have ended; with `brief`, without their pairs.
 
-    An interval says it of those that ended in it, the summary of the largest of all.
+    An interval reports the VMs that ended in it. The summary reports the largest of all.
     """
     if brief or not interval.ended_vms:
         yield from interval.ended  # plain already
@@ -54,18 +54,18 @@ def _ended(one: EndedVm) -> str:
 
 
 def unseen_words(unseen: Unseen) -> Iterator[str]:
-    """What was done by vCPUs while nobody counted it; since watch began, as the other totals."""
+    """Sentences about sends that were not counted; since `watch` began, as the other totals."""
     sends, threads = unseen.sends.total, unseen.threads.total
     if sends:
         yield (
             f"at least {sends:,} sends by vCPUs before they were watched, or never watched: "
-            "they are in no other number"
+            "no other number includes them"
         )
     if threads:
         were = "thread came and went" if threads == 1 else "threads came and went"
         yield (
-            f"{threads:,} vCPU {were} between two looks, never watched, with "
-            f"{unseen.gone_sends.total:,} of these sends; a shorter --interval may see more"
+            f"{threads:,} vCPU {were} between two samples and never watched, with "
+            f"{unseen.gone_sends.total:,} of these sends; a shorter --interval may find more"
         )
     if unseen.overflows.total:
         times = "once" if unseen.overflows.total == 1 else f"{unseen.overflows.total:,} times"

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The counters of `watch` as OpenMetrics text, for node_exporter's textfile collector.
 
-Counters are since the VM is watched and never fall while it is. Pairs are not exported:
-their number grows with the square of the vCPUs; senders and targets each have their sum.
+A counter starts when the VM is first watched, and never decreases while it is watched. Pairs
+are not exported, because their number grows with the square of the number of vCPUs. Senders and
+targets each have their sum.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ipitrace.render.openmetrics import labels
+from ipitrace.render.openmetrics import Family, Point, openmetrics_text
 from ipitrace.watch.model import VmInterval, WatchInterval
-
-Points = Iterable[tuple[Mapping[str, str], float]]
 
 
 @dataclass(frozen=True)
 class _Family:
-    """A metric of each VM: its name without the suffix, its meaning, and its values."""
+    """A metric that each VM has: the name without the suffix, the meaning and the values."""
 
     name: str
     kind: Literal["counter", "gauge"]
     meaning: str
-    points: Callable[[VmInterval], Points]
+    points: Callable[[VmInterval], Iterable[Point]]
 
 
 _FAMILIES: Final = (
@@ -38,13 +37,13 @@ _FAMILIES: Final = (
     _Family(
         "ipitrace_ipis_sent",
         "counter",
-        "IPIs that were seen, by the vCPU that sent them",
+        "IPIs that were seen, by the sending vCPU",
         lambda vm: [({"vcpu": str(v.vcpu)}, v.sent.total) for v in vm.vcpus],
     ),
     _Family(
         "ipitrace_ipis_received",
         "counter",
-        "IPIs that were seen, by the vCPU they were for",
+        "IPIs that were seen, by the target vCPU",
         lambda vm: [({"vcpu": str(v.vcpu)}, v.received.total) for v in vm.vcpus],
     ),
     _Family(
@@ -70,26 +69,26 @@ _FAMILIES: Final = (
     _Family(
         "ipitrace_unplaced",
         "counter",
-        "events counted but not told apart, since a table was full",
+        "events counted but not attributed, since a table was full",
         lambda vm: [({}, vm.unplaced.total)],
     ),
     _Family(
         "ipitrace_missed",
         "counter",
-        "events not counted, since one program interrupted another",
+        "events not counted, since one BPF program interrupted another",
         lambda vm: [({}, vm.missed.total)],
     ),
     _Family(
         "ipitrace_ipis_complete",
         "gauge",
-        "1 when the evidence says that all IPIs were seen; 0 when they are a lower bound, or "
-        "too little was seen to tell (docs/watch.md)",
+        "1 when the evidence shows that all IPIs were seen; 0 when they are a lower bound, or "
+        "too little was seen to decide (docs/watch.md)",
         lambda vm: [({}, float(vm.visibility.complete is True))],
     ),
     _Family(
         "ipitrace_watched_seconds",
         "gauge",
-        "how long the VM is watched",
+        "seconds since the VM was first watched",
         lambda vm: [({}, vm.watched_s)],
     ),
 )
@@ -99,7 +98,7 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
         lambda interval: interval.departed,
     ),
     "ipitrace_watch_unseen_sends": (
-        "at least so many sends by vCPUs before they were watched, or never watched",
+        "sends by vCPUs before they were watched, or never watched; a lower bound",
         lambda interval: interval.unseen.sends.total,
     ),
     "ipitrace_watch_unseen_vcpu_threads": (
@@ -113,33 +112,23 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
 }
 _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
-    "ipitrace_watch_cpu_share": "what watching took of one CPU in the last interval",
+    "ipitrace_watch_cpu_share": "share of one CPU that ipitrace used in the last interval",
     "ipitrace_watch_resident_bytes": "memory of the watching process",
-    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; VMs of theirs "
+    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; their VMs "
     "are not watched",
     "ipitrace_watch_sight_complete": "1 when all processes could be looked into",
-    "ipitrace_watch_odd_processes": "processes of which something was left out or refused",
+    "ipitrace_watch_odd_processes": "processes that cannot be read completely, or are malformed",
 }
 
 
 def render_openmetrics(interval: WatchInterval, *, write_failures: int = 0) -> str:
     """The interval's totals as one exposition, ended by # EOF.
 
-    `write_failures` is how often an exposition before this one could not be written.
+    `write_failures` is the number of earlier expositions that could not be written.
     """
-    lines = []
-    # A process may have closed a VM and opened another: until it is known that the first has ended,
-    # both are watched, under one name. The later one goes on with the series.
-    vms = {labels({"vm": vm.name, "pid": str(vm.pid)}): vm for vm in interval.vms}
-    for family in _FAMILIES:
-        lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.meaning}"]
-        suffix = "_total" if family.kind == "counter" else ""
-        for vm in vms.values():
-            of_vm = {"vm": vm.name, "pid": str(vm.pid)}
-            lines += [
-                f"{family.name}{suffix}{labels(of_vm | dict(own))} {value!r}"
-                for own, value in family.points(vm)
-            ]
+    # A process may have closed a VM and opened another. Until it is known that the first has ended,
+    # both are watched under one name. The later one continues the series.
+    vms = {(vm.name, vm.pid): vm for vm in interval.vms}.values()
     own = (
         interval.own.cpu_share,
         interval.own.rss_bytes,
@@ -147,14 +136,27 @@ def render_openmetrics(interval: WatchInterval, *, write_failures: int = 0) -> s
         int(interval.sight.complete),
         len(interval.sight.odd),
     )
-    for (name, meaning), value in zip(_OWN.items(), own, strict=True):
-        lines += [f"# TYPE {name} gauge", f"# HELP {name} {meaning}", f"{name} {value!r}"]
-    for name, (meaning, count) in _GONE.items():
-        lines += [f"# TYPE {name} counter", f"# HELP {name} {meaning}"]
-        lines.append(f"{name}_total {count(interval)!r}")
-    lines += [
-        f"# TYPE {_FAILURES} counter",
-        f"# HELP {_FAILURES} times this text could not be written, for instance to a full disk",
-        f"{_FAILURES}_total {write_failures!r}",
-    ]
-    return "\n".join([*lines, "# EOF"]) + "\n"
+    failures = "times this text could not be written, for instance to a full disk"
+    return openmetrics_text(
+        [
+            *(
+                Family(family.name, family.meaning, _points(family, vms), family.kind)
+                for family in _FAMILIES
+            ),
+            *(
+                Family(name, meaning, [({}, value)])
+                for (name, meaning), value in zip(_OWN.items(), own, strict=True)
+            ),
+            *(
+                Family(name, meaning, [({}, count(interval))], "counter")
+                for name, (meaning, count) in _GONE.items()
+            ),
+            Family(_FAILURES, failures, [({}, write_failures)], "counter"),
+        ]
+    )
+
+
+def _points(family: _Family, vms: Collection[VmInterval]) -> Iterator[Point]:
+    for vm in vms:
+        of_vm = {"vm": vm.name, "pid": str(vm.pid)}
+        yield from ((of_vm | dict(own), value) for own, value in family.points(vm))

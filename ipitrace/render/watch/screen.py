@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `watch` shows its intervals: a terminal's alternate screen, or standard output."""
+"""Where `watch` shows intervals: the alternate screen of a terminal, or standard output."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,20 +20,20 @@ from ipitrace.render.watch.text import render_interval
 from ipitrace.watch.model import WatchInterval
 
 Show = Callable[[WatchInterval, str], None]
-"""Gets an interval, and a line to show below it if that is not empty."""
+"""Takes an interval, and a line to show below it; "" for no line."""
 
 
 @contextmanager
 def live_screen() -> Iterator[Show | None]:
-    """What redraws the screen; None where standard output is no terminal to draw on.
+    """A function that redraws the screen; None where standard output is not a terminal.
 
-    The terminal is as it was when this ends, however it ends.
+    The terminal is restored at the end, also after an error.
     """
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
         return
-    # No refresh thread: we draw when there is something new.
+    # No refresh thread: the screen is drawn when there is a new interval.
     with Live(console=console, screen=True, auto_refresh=False) as live:
 
         def show(interval: WatchInterval, note: str) -> None:
@@ -48,5 +48,5 @@ def live_screen() -> Iterator[Show | None]:
 
 
 def print_block(interval: WatchInterval) -> None:
-    """The interval as a block of its own: as wide as the terminal, or for a log."""
+    """Print the interval as one block, as wide as the terminal, or for a log."""
     say(render_interval(interval, width=output_width()), end="\n\n")

@@ -29,24 +29,24 @@ from ipitrace.watch.model import (
 )
 
 _NOTHING: Final = "-"
-_MOST_CHARS: Final = 10_000  # of what is said of one VM
+_MOST_CHARS: Final = 10_000  # of one paragraph
 _NAME_CHARS: Final = 1000
 _LABEL: Final = 11  # columns
 _MOST_VMS: Final = 8  # shown on a terminal
 _FEWEST_PAIRS: Final = 3
 _MOST_ODD: Final = 3
-_FEW: Final = 10  # below it a rate has a decimal
+_FEW: Final = 10  # a lower rate is printed with a decimal
 
 
 def render_interval(
     interval: WatchInterval, *, width: int = PIPE_WIDTH, height: int | None = None
 ) -> str:
-    """The interval, fitted to a terminal of `height` lines; None shows all there is."""
+    """The interval, cut to a terminal of `height` lines; None shows everything."""
     busiest = sorted(interval.vms, key=lambda vm: (-vm.ipis.delta, -vm.events.delta, vm.name))
     shown = busiest if height is None else busiest[:_MOST_VMS]
     head = [_title(interval), ""]
     if not interval.vms:
-        head.append("There is no VM to watch now.")
+        head.append("There is no VM to watch.")
     else:
         head += _vm_table(interval, shown, width, cut=height is not None)
     head += _sight(interval.sight, width)
@@ -70,16 +70,16 @@ def _title(interval: WatchInterval) -> str:
 
 
 def _sight(sight: Sight, width: int) -> list[str]:
-    """What was not seen stands above all that may be cut off."""
+    """Processes that were not examined; a low terminal does not cut these lines off."""
     words = []
     if sight.unreadable_processes:
         takes = f" (that takes {' and '.join(sight.missing)})" if sight.missing else ""
         words.append(
-            f"{processes(sight.unreadable_processes)} may not be looked into{takes}: VMs of theirs "
+            f"{processes(sight.unreadable_processes)} may not be looked into{takes}: their VMs "
             "are not watched"
         )
     if sight.unlisted is not None:
-        words.append(f"{sight.unlisted}: VMs of theirs are not watched")
+        words.append(f"{sight.unlisted}: their VMs are not watched")
     words += [f"odd: {odd}" for odd in sight.odd[:_MOST_ODD]]
     if len(sight.odd) > _MOST_ODD:
         words.append(f"odd: {len(sight.odd) - _MOST_ODD} more processes, see 'ipitrace list'")
@@ -110,7 +110,7 @@ def _vm_table(
 def _pairs(
     interval: WatchInterval, vms: Sequence[VmInterval], room: int | None, width: int
 ) -> list[str]:
-    """The busiest pairs of all the VMs shown, and what is left out."""
+    """The busiest pairs of all VMs shown, and the sum of the other pairs."""
     several = len(interval.vms) > 1
     found: list[tuple[VmInterval, VcpuPair]] = [(vm, pair) for vm in vms for pair in vm.pairs]
     found.sort(key=lambda entry: (-entry[1].ipis.delta, -entry[1].ipis.total))
@@ -175,7 +175,7 @@ def _below(
         "own cost",
         f"{own.cpu_share:.2%} of one CPU, {own.rss_bytes / MIB:.0f} MiB"
         + (
-            f"; {interval.recursion_misses:,} events turned away by the kernel, whole host"
+            f"; {interval.recursion_misses:,} events skipped by the kernel (recursion), whole host"
             if interval.recursion_misses
             else ""
         ),
@@ -192,7 +192,7 @@ def _exit_words(vm: VmInterval, duration_s: float) -> str:
 
 
 def _exits_of(vm: VmInterval) -> int:
-    """All exits; KVM's own statistics have them as a counter of its own."""
+    """All exits; KVM's statistics have a separate counter for them."""
     reasons = vm.exits.reasons or ()
     if vm.exits.source != "kvm_exit":
         return max((row.exits.delta for row in reasons if row.reason == "exits"), default=0)
@@ -213,7 +213,7 @@ def _late_posts(interval: WatchInterval) -> str:
         + f" ({', '.join(cpu.vms) or 'no watched vCPU seen there'})"
         for cpu in posts.cpus
     )
-    return f"{sums}, whole host, any VM's" + (f". {where}" if where else "")
+    return f"{sums}, whole host, of any VM" + (f". {where}" if where else "")
 
 
 def _elsewhere(posts: LatePosts) -> str:
@@ -226,18 +226,18 @@ def _elsewhere(posts: LatePosts) -> str:
         )
         for row, on_cpus in posts.elsewhere.items()
     )
-    return f"came where no watched vCPU was seen meanwhile: {told}; a VM not watched may run there"
+    return f"on CPUs where no watched vCPU was seen: {told}; a VM that is not watched may run there"
 
 
 def _losses(vm: VmInterval) -> list[str]:
     lost = []
     if vm.unplaced.total:
-        lost.append(f"{vm.unplaced.total:,} events counted but not told apart (table full)")
+        lost.append(f"{vm.unplaced.total:,} events counted but not attributed (table full)")
     if vm.missed.total:
-        lost.append(f"{vm.missed.total:,} events not counted (one program interrupted another)")
+        lost.append(f"{vm.missed.total:,} events not counted (one BPF program interrupted another)")
     if vm.unwatched:
         named = ", ".join(map(str, vm.unwatched))
-        why = "thread not known, or another VM's now; or no room"
+        why = "thread not known or now of another VM, or table full"
         lost.append(f"vCPUs not watched ({why}): {named}")
     return lost
 
@@ -259,7 +259,7 @@ def _bound(vm: VmInterval) -> str:
 
 
 def _counted(counts: Iterable[tuple[str, Count]], duration_s: float) -> str:
-    """Names and rates of what happened in the interval, or else of what ever happened."""
+    """Names and rates of the events of the interval."""
     found = list(counts)
     busy = [(name, count) for name, count in found if count.delta]
     if not busy:
@@ -273,6 +273,6 @@ def _rate(delta: int, duration_s: float) -> str:
 
 
 def _wrapped(label: str, text: str, width: int) -> list[str]:
-    """What is said after a label; every paragraph goes through here, and is plain after it."""
+    """A paragraph after its label; every paragraph passes here, and is made plain()."""
     lines = wrapped(plain(text, _MOST_CHARS), width - _LABEL)
     return [f"{label:<{_LABEL}}{lines[0]}", *(" " * _LABEL + line for line in lines[1:])]

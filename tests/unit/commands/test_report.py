@@ -140,7 +140,7 @@ cycles     ns  vCPU  CPU  stage    what
 
 before: IPI 3 to vCPU 1, sent at -10000 cycles (-5000 ns), path msr-exit
 after: IPI 5 to vCPU 1, sent at +10000 cycles (+5000 ns), path msr-exit
-left out: 1 event of other vCPUs at the same time
+not shown: 1 event of other vCPUs at the same time
 """
     )
 

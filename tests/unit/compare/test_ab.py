@@ -118,11 +118,11 @@ def test_a_log_gets_a_line_a_round_and_where_the_recordings_are(tmp_path: Path) 
     done = invoke(tmp_path, "--a", "true", "--b", "true", "--rounds", "3", "--format", "json")
     assert json.loads(done.stdout), "which has nothing else in it"
     assert re.sub(r"about \d+ s", "about N s", done.stderr).splitlines() == [
-        f"ipitrace: A and B are measured in 3 rounds; the recordings go to {place}",
+        f"ipitrace: measuring A and B in 3 rounds; the recordings go to {place}",
         "ipitrace: round 1 of 3 is measured, about N s left",
         "ipitrace: round 2 of 3 is measured, about N s left",
         "ipitrace: round 3 of 3 is measured",
-        f"ipitrace: all rounds are measured; {again} compares them again",
+        f"ipitrace: all rounds are measured; to compare them again: {again}",
     ]
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_fails_ends_it_with_the_same_code(
     assert error.exit_code == code
     assert "It went wrong." in error.message
     assert "b/001" in error.message
-    assert f"is kept in {tmp_path / 'ab'}" in error.hint
+    assert f"are kept in {tmp_path / 'ab'}" in error.hint
     assert host.said == ["true", "a/001", "true", "b/001", "true"]
 
 
@@ -186,7 +186,7 @@ def test_a_run_not_to_be_trusted_is_repeated_where_that_is_asked_for(
     failed = invoke(tmp_path, "--a", "true", "--b", "true", "--retries", "2")
     assert isinstance(failed.exception, MeasurementError)
     assert host.said == ["true", "a/001", "true", "b/001", "b/001", "b/001", "true"]
-    assert failed.stderr.count("b/001 failed: Lost. It is repeated.") == 2
+    assert failed.stderr.count("b/001 failed: Lost. The measurement is repeated.") == 2
 
 
 @pytest.mark.parametrize("rounds", ["1", "2", "3"])

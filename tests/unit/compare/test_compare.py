@@ -417,5 +417,5 @@ def test_a_watched_run_is_not_held_against_an_unwatched_one() -> None:
     unwatched = tuple(
         replace(f, exits=exits_of(1.0)) for f in one.repetition_figures if f.mode == "off"
     )
-    with pytest.raises(HostError, match=r"unicast-running\.traced \(True against False\)"):
+    with pytest.raises(HostError, match=r"unicast-running\.traced \(yes -> no\)"):
         held_against(steady(), run_of(replace(one, repetition_figures=unwatched)))

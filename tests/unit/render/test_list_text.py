@@ -57,4 +57,4 @@ def test_threads_told_by_less_than_kvms_word_say_so() -> None:
 
 
 def test_none() -> None:
-    assert render_list(Discovery((), 0, None)) == "No KVM VM is to be seen.\n"
+    assert render_list(Discovery((), 0, None)) == "No KVM VM was found.\n"

@@ -41,7 +41,10 @@ def test_what_stands_beside_a_percentage_divides_out(recording: Path) -> None:
 def test_a_step_is_divided_as_its_heading_says(recording: Path) -> None:
     """The sum of the step's cycles over the sum of D, of the IPIs that went this way."""
     text, run = shown(recording), read_run(recording)
-    assert "of D: the sum of this step's cycles over the sum of D, of these IPIs" in text
+    assert (
+        "of D: the sum of the cycles of the step, divided by the sum of D, both of these IPIs"
+        in text
+    )
     read = read_table(recording, "spans")
     spans = {name: np.array(read[name].to_pylist(), dtype=object) for name in read.column_names}
     for row in run.scenarios:
@@ -59,4 +62,4 @@ def test_a_step_is_divided_as_its_heading_says(recording: Path) -> None:
 
 def test_what_exits_cover_says_what_is_divided() -> None:
     (amd,) = (path for path in RECORDINGS if path.name == "amd-tcg")
-    assert "divided by the D of all IPIs together (not by a p50)" in shown(amd)
+    assert "divided by the sum of D of all IPIs (not by a p50)" in shown(amd)

@@ -15,10 +15,8 @@ from ipitrace.recording.result import (
     RunLimits,
     RunResult,
 )
-from ipitrace.render.run.tables import (
-    render_run,
-    render_scenarios,
-)
+from ipitrace.render.run.tables import render_run
+from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
@@ -56,7 +54,7 @@ def test_one_difference_has_no_interval() -> None:
     assert run.observer is not None
     once = replace(run, observer=replace(run.observer, repetitions=1, confidence=0.0))
     observer = rendered(once).partition("Observer cost")[2]
-    assert "of one difference between neighbouring repetitions, which has no" in flat(observer)
+    assert "from one difference between adjacent repetitions, which has no" in flat(observer)
     assert line_of(observer, "unicast-running", "S")[2:] == [
         *("20", "+2 (+10.0%)", "-", "+5 (+25.0%)", "-"),
     ]
@@ -68,8 +66,8 @@ def test_a_whole_run() -> None:
     assert "2 vCPUs" in text
     assert "pinned to CPUs 0, 1" in text
     assert "2000.000 MHz +- 50 Hz" in text
-    assert "40 cycles (20 ns) of one reading" in text
-    assert "60 cycles (30 ns) of a host event" in flat(text)
+    assert "40 cycles (20 ns) for one reading" in text
+    assert "60 cycles (30 ns) for a host event" in flat(text)
     # 20 cycles at 2 GHz are 10 ns.
     assert line_of(text, "unicast-running", "S")[2:4] == ["20", "10"]
     assert line_of(text, "3 sent", "D")[2:4] == ["50", "25"]
@@ -78,11 +76,11 @@ def test_a_whole_run() -> None:
     assert "MSR_WRITE" in text
     assert line_of(text, "kvm_apic_ipi")[1] == "1.00 + 0"
     observer = text.partition("Observer cost")[2]
-    assert "96.9% interval of 6 differences" in observer
+    assert "96.9% interval of 6 differences" in flat(observer)
     assert line_of(observer, "unicast-running", "S")[2:] == [
         *("20", "+2 (+10.0%)", "[+1, +4]", "+5 (+25.0%)", "[+3, +7]"),
     ]
-    assert "0 of 100 events in ring overruns" in text
+    assert "0 of 100 events lost in ring overruns" in text
     assert "DOUBT" not in text
     assert "Not measured" not in text
 
@@ -159,8 +157,8 @@ def test_disturbances_and_limits_are_shown() -> None:
     assert "\nnote   a VM came\n" in text
     assert "note   vCPU 1 was moved" not in text  # it is a doubt
     assert (
-        "limits at most 10000 sends per second (--max-rate) and 60 s of storms (--max-time): "
-        "the guest is not ours" in flat(text)
+        "limits at most 10000 sends per second (--max-rate) and 60 s of storms (--max-time); "
+        "the default for a VM that ipitrace did not start" in flat(text)
     )
     assert "limits" not in render_run(made_run())
 
@@ -175,7 +173,7 @@ def test_where_no_tracepoint_fired_there_is_no_table_of_them() -> None:
 def test_losses_are_shown() -> None:
     losses = Losses(1000, {"kvm_eoi": 30, "kvm_msr": 12}, {"kvm_eoi": 5, "kvm_msr": None}, 3, 0)
     text = rendered(made_run(losses=losses))
-    assert "42 of 1000 events in ring overruns" in text
+    assert "42 of 1000 events lost in ring overruns" in text
     assert "5 recursion misses" in text
     assert "1 program" in flat(text)
     assert "3 incomplete IPIs" in text
@@ -228,8 +226,7 @@ def test_nothing_delivered() -> None:
 
 
 def test_the_table_of_scenarios() -> None:
-    rows = [(s, unsupported(s)) for s in SCENARIOS]
-    text = render_scenarios(rows, DEFAULT_SCENARIOS, width=200)
+    text = render_scenarios([Offer(s, unsupported(s)) for s in SCENARIOS], width=200)
     for scenario in SCENARIOS:
         cells = line_of(text, scenario.name)
         runs = "no" if unsupported(scenario) else "yes"

@@ -89,7 +89,7 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
     assert "3 more VMs that have ended, 12 IPIs" in text
     assert "20,012 IPIs in VMs that have ended" in text
     assert "at least 900 sends by vCPUs before they were watched, or never watched" in text
-    assert "1 vCPU thread came and went between two looks" in text
+    assert "1 vCPU thread came and went between two samples" in text
     assert "more vCPU threads than can be followed (1,024) were not watched, 2 times: " in text
     screen = " ".join(render_interval(gone, width=80, height=24).split())
     assert "guest1 (pid 4711): its process has ended" in screen

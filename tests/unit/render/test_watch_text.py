@@ -91,8 +91,8 @@ def test_rates_are_per_second_and_totals_are_not() -> None:
     assert lines[6].split() == ["0", "1", "0xfd", "fixed", "msr-exit", "1,000", "10,000"]
     text = "\n".join(lines)
     assert "(3 more: 2.0 IPIs/s)" in text
-    assert "PIN 7, PIW -, whole host, any VM's. CPU 3: PIN 7 (no watched vCPU seen there)" in text
-    assert "elsewhere  came where no watched vCPU was seen" in text
+    assert "PIN 7, PIW -, whole host, of any VM. CPU 3: PIN 7 (no watched vCPU seen there)" in text
+    assert "elsewhere  on CPUs where no watched vCPU was seen" in text
     assert "PIN 7 on CPU 3 (guest1 may run there)" in " ".join(text.split())
     assert "1.23% of one CPU, 200 MiB" in text
 
@@ -120,7 +120,7 @@ def test_exits_that_cannot_be_known_are_no_number() -> None:
 def test_losses_are_told() -> None:
     lossy = replace(vm(), unplaced=Count(0, 12), missed=Count(1, 3), unwatched=(2,))
     text = render_interval(interval(lossy))
-    assert "12 events counted but not told apart" in text
+    assert "12 events counted but not attributed" in text
     assert "3 events not counted" in text
     assert "2" in text
 

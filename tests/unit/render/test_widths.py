@@ -44,17 +44,14 @@ from ipitrace.render.compare.tables import (
 from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.preview import render_preview
-from ipitrace.render.run.tables import (
-    render_run,
-    render_scenarios,
-)
+from ipitrace.render.run.tables import render_run
 from ipitrace.render.run.timeline import render_timeline
+from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.vm import Discovery
 from ipitrace.watch.model import ExitsOfReason, VmExits
 from ipitrace.words.scenarios import (
-    DEFAULT_SCENARIOS,
     SCENARIOS,
 )
 
@@ -157,7 +154,7 @@ RENDERED: Mapping[str, Render] = {
     "compare large": large_comparison,
     "anchors": lambda width: render_anchors(read_anchors(), width=width),
     "scenarios": lambda width: render_scenarios(
-        [(s, unsupported(s)) for s in SCENARIOS], DEFAULT_SCENARIOS, width
+        [Offer(s, unsupported(s)) for s in SCENARIOS], width
     ),
     "list": a_list,
     "doctor": an_examination,

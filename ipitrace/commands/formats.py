@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--format, its short form --json, and how a document is printed."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from ipitrace.base.console import say, say_json
+from ipitrace.base.errors import ReaderLeftError, UsageError
+from ipitrace.render.formats import FORMATS, JSON, TABLE, Subject
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTION = "output_format"
+
+
+def format_option(subject: Subject) -> Callable[[F], F]:
+    """Add --format to a command, which gets `output_format`."""
+    about = "; ".join(f"{name}: {FORMATS[name].about}" for name in subject.formats)
+    return click.option(
+        "--format",
+        _OPTION,
+        type=click.Choice(subject.formats),
+        default=TABLE,
+        show_default=True,
+        help=f"What to print. {about}.",
+    )
+
+
+def format_options(subject: Subject) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --format and --json to a command, which gets `output_format`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_format(*, as_json: bool, output_format: str, **options: Any) -> Any:  # noqa: ANN401 - as click parsed them
+            return command(output_format=_chosen(output_format, as_json=as_json), **options)
+
+        short = click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+        return format_option(subject)(short(with_format))
+
+    return decorate
+
+
+def _chosen(output_format: str, *, as_json: bool) -> str:
+    """The format that both options ask for.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    source = click.get_current_context().get_parameter_source(_OPTION)
+    if not as_json:
+        return output_format
+    if output_format != JSON and source != ParameterSource.DEFAULT:
+        raise UsageError(
+            f"--json and --format {output_format} contradict each other.",
+            "Give one of them.",
+        )
+    return JSON
+
+
+def require_format(subject: Subject, output_format: str) -> None:
+    """See that what an option makes of a command has this format, too.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if output_format not in subject.formats:
+        (command,) = subject.commands
+        raise UsageError(
+            f"'ipitrace {command}' has no format {output_format}.",
+            f"It has: {', '.join(subject.formats)}.",
+        )
+
+
+def print_document(text: str, output_format: str) -> None:
+    """Print a document that ends with a line feed."""
+    if output_format == JSON:
+        say_json(text)
+    else:
+        say(text, end="")
+
+
+def print_result(text: str, output_format: str) -> None:
+    """As print_document(); that the reader of standard output has left is not an error."""
+    with contextlib.suppress(ReaderLeftError):
+        print_document(text, output_format)
