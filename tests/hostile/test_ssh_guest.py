@@ -180,7 +180,7 @@ FLOODS: Final = [
 ]
 
 USERS: Final = [
-    said(f"user-{name}", "uid", text, says="number should be")
+    said(f"user-{name}", "uid", text, says="instead of its user")
     for name, text in {
         "with-command": "0; rm -rf /\n",
         "of-other-digits": "٣\n",

@@ -77,9 +77,7 @@ def test_run_ends_well_at_any_moment(
         check_end(process, folder)
 
 
-NOTHING_WRITTEN = (
-    "Interrupted.\n          Nothing was finished until then, and nothing was written.\n"
-)
+NOTHING_WRITTEN = "Interrupted.\n          Nothing was completed, and no recording was written.\n"
 
 
 def storming(process: "subprocess.Popen[str]") -> bool:

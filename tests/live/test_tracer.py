@@ -569,7 +569,7 @@ def test_a_function_that_cannot_be_probed_is_left_out(
         assert tracer.seen().sum() >= 6
     with (
         Tracer.load(pid=os.getpid(), n_vcpus=1, only=names[1:]) as tracer,
-        pytest.raises(HostError, match="no event could be attached to"),
+        pytest.raises(HostError, match="No event could be attached"),
     ):
         tracer.attach()
 

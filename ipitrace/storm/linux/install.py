@@ -45,9 +45,10 @@ from ipitrace.storm.transport.shell import (
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
 _MODULE_PATH: Final = f"{INSTALLED}/src/{MODULE}.ko"
 _STAMP_PATH: Final = f"{INSTALLED}/installed"
-_LOOK_LINES: Final = 5
+_BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
+_STATE_LINES: Final = 5
 _RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
-"""uname's, which becomes part of a path; struct new_utsname has 64 characters for it."""
+"""The format of uname -r, which becomes part of a path; its limit in the kernel is 64."""
 _OURS: Final = "helper"  # sources with such names are the helper's, which is built already
 _COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 _TAIL_LINES: Final = 8
@@ -59,9 +60,9 @@ _PACKAGES: Final = {
 }
 _REFUSED: Final = {
     "Key was rejected": "The guest's kernel loads signed modules only (Secure Boot): sign it, or "
-    "boot the guest without.",
+    "boot the guest without it.",
     "Required key not available": "The guest's kernel loads signed modules only (Secure Boot): "
-    "sign it, or boot the guest without.",
+    "sign it, or boot the guest without it.",
     "Operation not permitted": "Lockdown or a confined login (SELinux) forbids modules there.",
     "Invalid module format": "The module belongs to another kernel: see the guest's dmesg.",
 }
@@ -69,7 +70,7 @@ _REFUSED: Final = {
 
 @dataclass(frozen=True)
 class _Guest:
-    """What an install has to know beforehand."""
+    """The state of the guest before an installation."""
 
     kernel: str
     like: str
@@ -78,7 +79,7 @@ class _Guest:
     stamp: str
 
 
-_LOOK: Final = f"""
+_STATE_SCRIPT: Final = f"""
 uname -r
 ( . /etc/os-release && echo "$ID $ID_LIKE" ) 2>/dev/null || echo unknown
 [ -e "/lib/modules/$(uname -r)/build/Makefile" ] || printf 'headers '
@@ -91,22 +92,22 @@ cat {_STAMP_PATH} 2>/dev/null || echo none
 
 
 def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) -> HelperStatus:
-    """Copy, build, load; what is there already is not done again.
+    """Copy, build and load; steps that are already done are skipped.
 
     What an older ipitrace left there is removed first.
 
     Args:
-        shell: the way into the guest.
-        tell: is told what was done.
-        step: is told what is being done.
+        shell: the transport to the guest.
+        tell: prints each finished step.
+        step: shows the step in progress.
         module: built elsewhere for the guest's kernel; None builds it in the guest.
 
     Raises:
-        HostError: it cannot be built or loaded there; what was copied stays for another try,
-            and `remove` takes it away.
+        HostError: it cannot be built or loaded there. The copied files stay for another try;
+            `remove` deletes them.
     """
-    with step("looking at the guest"):
-        guest = _look(shell)
+    with step("reading the guest's state"):
+        guest = _read_state(shell)
     files = _files(module)
     stamp = f"{guest.kernel} {_digest(files)}"
     up_to_date = guest.stamp == stamp
@@ -118,7 +119,7 @@ def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) ->
     else:
         if guest.loaded:
             unload(shell, MODULE, tell)
-            guest = _look(shell)
+            guest = _read_state(shell)
         checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
         unpack = ["sh", "-c", f"umask 022; mkdir -p {INSTALLED} && tar -x -C {INSTALLED}"]
         with step(f"copying {len(files)} files to the guest") as tick:
@@ -145,7 +146,7 @@ def remove(shell: Shell, tell: Tell) -> None:
     Raises:
         HostError: a storm is running, or the guest refuses.
     """
-    guest = _look(shell)
+    guest = _read_state(shell)
     if guest.loaded:
         unload(shell, MODULE, tell)
     former = remove_former(shell, tell, _untold)
@@ -163,23 +164,23 @@ def _untold(_what: str) -> Iterator[Callable[[], None]]:
     yield nothing
 
 
-def _look(shell: Shell) -> _Guest:
-    done = checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
-    lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
-    sound = len(lines) == _LOOK_LINES and all(
+def _read_state(shell: Shell) -> _Guest:
+    done = checked(shell.run(["sh", "-c", _STATE_SCRIPT]), "reading the guest's state")
+    lines = done.stdout.decode(errors="replace").splitlines()[:_STATE_LINES]
+    valid = len(lines) == _STATE_LINES and all(
         len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
     )
-    if not sound or not _RELEASE.fullmatch(lines[0]):
+    if not valid or not _RELEASE.fullmatch(lines[0]):
         raise HostError(
-            f"The guest says something unknown of itself: {shown(done.stdout)}.",
-            "Its output must not be mixed with another program's: see the login's start-up files.",
+            f"The guest's description of itself is not valid: {shown(done.stdout)}.",
+            "Its output must not be mixed with other output: check the login's start-up files.",
         )
     kernel, like, lacking, loaded, stamp = lines
     return _Guest(kernel, like, tuple(lacking.split()), loaded == "loaded", stamp)
 
 
 def _files(module: Path | None) -> dict[str, Path]:
-    """What goes into the guest, by its path below INSTALLED."""
+    """The files to copy into the guest, by their path below INSTALLED."""
     tools = guest_tools_dir()
     sources = tools / MODULE
     files = {HELPER: _helper(sources)}
@@ -192,7 +193,7 @@ def _files(module: Path | None) -> dict[str, Path]:
 
 
 def _helper(sources: Path) -> Path:
-    """The static helper; a checkout's is built when it is missing."""
+    """The static helper; a checkout's is built if it is missing."""
     helper = sources / HELPER
     if not helper.is_file():
         done = run_bounded(
@@ -202,17 +203,17 @@ def _helper(sources: Path) -> Path:
         )
         if done.status:
             raise HostError(
-                f"The helper {helper} was not built, and cannot be: make ends with {done.status}.",
-                f"See what this says: make -C {sources} {HELPER} (it needs a static libc).",
+                f"The helper {helper} is missing, and make cannot build it (status {done.status}).",
+                f"See the output of: make -C {sources} {HELPER} (it needs a static libc).",
             )
     return helper
 
 
 def _digest(files: Mapping[str, Path]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, path in files.items():
-        whole.update(f"{name} {hashlib.sha256(_bytes_of(path)).hexdigest()}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{name} {hashlib.sha256(_bytes_of(path)).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _archive(files: Mapping[str, Path]) -> bytes:
@@ -243,7 +244,7 @@ def _build(shell: Shell, kernel: str, tick: Callable[[], None]) -> None:
         tail = "\n".join(plain(line) for line in lines)
         raise HostError(
             f"The module could not be built in the guest ({shlex.join(command)}):\n{tail}",
-            "Mend that, or hand in a module built elsewhere with --module.",
+            "Fix this, or give a module that was built elsewhere with --module.",
         )
 
 
@@ -251,15 +252,15 @@ def _load(shell: Shell) -> None:
     done = shell.run(["insmod", _MODULE_PATH])
     if done.status != 0:
         hint = next((h for sign, h in _REFUSED.items() if sign in done.stderr), "See its dmesg.")
-        raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
+        raise HostError(f"The guest did not load the module: {plain(done.stderr)}", hint)
 
 
 def _lacks(guest: _Guest) -> HostError:
     names = {"headers": f"the headers of its kernel {guest.kernel}"}
-    told = ", ".join(names.get(what, what) for what in guest.lacking)
+    missing = ", ".join(names.get(what, what) for what in guest.lacking)
     how = next((text for name, text in _PACKAGES.items() if name in guest.like), None)
     hint = f"In the guest: {how.format(kernel=guest.kernel)}. " if how else ""
     return HostError(
-        f"The module cannot be built in the guest, which lacks {told}.",
-        f"{hint}Or hand in a module built elsewhere for that kernel with --module.",
+        f"The module cannot be built in the guest, which lacks {missing}.",
+        f"{hint}Or give a module that was built elsewhere for this kernel with --module.",
     )

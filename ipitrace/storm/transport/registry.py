@@ -71,7 +71,7 @@ FORMS: Final = f"{', '.join(_FORMS[:-1])}, or {_FORMS[-1]}"
 
 
 def open_shell(via: str) -> AbstractContextManager[Shell]:
-    """The transport that `via` names; opened when it is entered, closed when it is left.
+    """The transport to a guest: a context manager that opens and closes it.
 
     Raises:
         UsageError: `via` has none of FORMS.
@@ -79,16 +79,16 @@ def open_shell(via: str) -> AbstractContextManager[Shell]:
     try:
         url = urlsplit(via)
     except ValueError as error:
-        raise UsageError(f"--via {via}: {error}", f"It takes {FORMS}.") from error
+        raise UsageError(f"--via {via}: {error}", f"Use one of {FORMS}.") from error
     for transport in TRANSPORTS:
         if transport.scheme == url.scheme and (shell := transport.open(url)) is not None:
             return shell
-    raise UsageError(f"--via {via} is not a transport into a guest.", f"It takes {FORMS}.")
+    raise UsageError(f"--via {via} is not a transport to a guest.", f"Use one of {FORMS}.")
 
 
 @contextmanager
 def open_agent_shell(path: str, connected: socket.socket) -> Iterator[Shell]:
-    """The agent at the other end of a connection that exists already; closed at the end."""
+    """The agent at the other end of an existing connection; closed at the end."""
     with connected, open_agent(socket=path, connected=connected) as agent, open_qga(agent) as shell:
         yield shell
 
