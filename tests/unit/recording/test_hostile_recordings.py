@@ -32,7 +32,7 @@ from ipitrace.base.resources import example_dir
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.measure.lookout import _MOST_NOTED
-from ipitrace.measure.run import MAX_OF_ALL_SCENARIOS
+from ipitrace.measure.request import MAX_OF_ALL_SCENARIOS
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import Disturbance
 from ipitrace.recording.writer import (
