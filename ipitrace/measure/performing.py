@@ -147,6 +147,7 @@ def _storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
         context.plan.paces[turn.scenario.name],
         inject=context.request.inject,
         handler_burn_cycles=context.request.handler_burn_cycles,
+        tsc_hz=context.plan.tsc_hz,
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run will do: scenarios, modes, paces and turns, known before the first storm."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,15 +11,20 @@ from ipitrace.base.units import NS_PER_S
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.measure.clocks import tsc_hz_of_host
 from ipitrace.measure.guests import Guest
-from ipitrace.measure.limits import FASTEST_TSC_HZ, check_time, limited_pace
+from ipitrace.measure.limits import check_time, limited_pace
 from ipitrace.measure.request import WARMUP, RunRequest, limits_of, sends_of
 from ipitrace.measure.turns import Turn, plan_turns
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
+from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import SCENARIOS, Mode, Scenario, TargetState
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
 _BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
+# The edges, 25 MHz above multiples of 100 MHz, are apart from the rates that CPUs have: those are
+# near multiples of 100, 50 and 33 MHz.
+_STEP_HZ: Final = 100e6
+_STEP_EDGE_HZ: Final = 25e6
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def plan_for(request: RunRequest, guest: Guest) -> Plan:
     able = [s for s in request.scenarios if driver.unsupported(s) is None]
     if not able:
         raise _nothing_can_run(request, driver)
-    tsc_hz = driver.tsc_khz * 1000.0 if driver.tsc_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
+    tsc_hz = known_tsc_hz(driver.tsc_khz)
     traced = request.trace and guest.pid is not None
     return make_plan(request, able, traced=traced, ours=guest.ours, tsc_hz=tsc_hz)
 
@@ -89,7 +95,7 @@ def make_plan(
         scenarios=tuple(able),
         modes=tuple(Mode) if traced else (Mode.OFF,),
         sends=sends_of(request),
-        paces={s.name: limited_pace(pace_of(request, s), limits, tsc_hz) for s in able},
+        paces={s.name: limited_pace(pace_of(request, s, tsc_hz), limits, tsc_hz) for s in able},
         limits=limits,
         tsc_hz=tsc_hz,
     )
@@ -97,11 +103,17 @@ def make_plan(
     return plan
 
 
-def pace_of(request: RunRequest, scenario: Scenario) -> int:
+def known_tsc_hz(guest_khz: int | None) -> float:
+    """The guest TSC's rate: the stated one, else this host's, else the fastest there is."""
+    return guest_khz * 1000.0 if guest_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
+
+
+def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
     """The pace asked for, else the pace that brings the target into its state.
 
     A blocked target must stay in HLT for longer than the host polls for it
-    (kvm.halt_poll_ns, 200 us by default).
+    (kvm.halt_poll_ns, 200 us by default). `tsc_hz` is the guest TSC's rate. It is rounded here:
+    runs are comparable only with the same pace, and measured rates of one TSC differ by some ppm.
     """
     if request.pace_cycles is not None:
         return request.pace_cycles
@@ -109,7 +121,12 @@ def pace_of(request: RunRequest, scenario: Scenario) -> int:
         return _PACE_CYCLES
     parameters = read_fingerprint().kvm_parameters or {}
     polled_s = int(parameters.get("kvm.halt_poll_ns", "0") or 0) / NS_PER_S
-    return int((2 * polled_s + _BLOCKED_S) * 3e9)
+    return int((2 * polled_s + _BLOCKED_S) * _rounded(tsc_hz))
+
+
+def _rounded(tsc_hz: float) -> float:
+    """The rate in steps of 100 MHz; as it is where it is below the first step."""
+    return math.ceil((tsc_hz - _STEP_EDGE_HZ) / _STEP_HZ) * _STEP_HZ or tsc_hz
 
 
 def _nothing_can_run(request: RunRequest, driver: Driver) -> HostError:

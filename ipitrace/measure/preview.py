@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from ipitrace.base.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
-from ipitrace.measure.clocks import tsc_hz_of_host
 from ipitrace.measure.guests import (
     MICRO,
     Foreign,
@@ -21,11 +20,8 @@ from ipitrace.measure.guests import (
     micro_guest,
     vcpus_of,
 )
-from ipitrace.measure.limits import (
-    FASTEST_TSC_HZ,
-    least_seconds,
-)
-from ipitrace.measure.plan import Plan, make_plan
+from ipitrace.measure.limits import least_seconds
+from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.ipistorm import (
@@ -129,7 +125,7 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
         HostError: no KVM for the built-in guest.
     """
     unsupported: dict[str, str] = {}
-    tsc_hz = tsc_hz_of_host() or FASTEST_TSC_HZ
+    tsc_hz = known_tsc_hz(None)
     if is_micro(vm, via):
         driver = micro_guest(vcpus_of(vm)).driver
         guest = _micro(driver.n_vcpus, driver.pinned_cpus)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import Scenario
 
 
@@ -23,6 +24,7 @@ class StormRequest:
         timeout_s: an IPI not acknowledged within this time counts as incomplete.
         inject: a fault made on purpose, to prove that it is told; None in real runs.
         handler_burn_cycles: cycles each handler wastes after its stamp, on purpose.
+        tsc_hz: the guest TSC's rate as the run knows it; for guests that do not state it.
     """
 
     scenario: Scenario
@@ -33,6 +35,7 @@ class StormRequest:
     timeout_s: float = 5.0  # a starved host holds a vCPU up for more than a second
     inject: str | None = None
     handler_burn_cycles: int = 0
+    tsc_hz: float = FASTEST_TSC_HZ
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,6 @@ _SENDER: Final = 0
 _TARGET: Final = 1
 _MIN_CPUS: Final = 2
 _MAX_COUNT: Final = 1_000_000
-_NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
 _LOOK_S: Final = 0.5  # after the VM itself, while a storm runs
 _LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and setting up
 _LOST_IPI: Final = "lost-ipi"
@@ -221,7 +220,6 @@ class LinuxGuest:
         self._check_vm()
         hooks.threads_known(self.tids())
         before, _ = self._tscs()
-        tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
         tick = _every(_LOOK_S, self._check_vm)
 
         def each_tick() -> None:
@@ -230,7 +228,7 @@ class LinuxGuest:
 
         try:
             done = self.shell.run(
-                self._command(request, tsc_khz),
+                self._command(request),
                 timeout_s=_LONGEST_S,
                 tick=each_tick,
                 limit_bytes=most_bytes,
@@ -252,7 +250,8 @@ class LinuxGuest:
             tsc_offsets_end=tuple(tsc.offset for tsc in after),
         )
 
-    def _command(self, request: StormRequest, tsc_khz: int) -> list[str]:
+    def _command(self, request: StormRequest) -> list[str]:
+        tsc_hz = (self.status.tsc_khz or 0) * 1000 or request.tsc_hz
         scenario = request.scenario
         options = {
             "pattern": scenario.pattern,
@@ -263,7 +262,7 @@ class LinuxGuest:
             "warmup": request.warmup,
             "count": request.count,
             "pace-cycles": request.pace_cycles,
-            "timeout-cycles": int(request.timeout_s * tsc_khz * 1000),
+            "timeout-cycles": int(request.timeout_s * tsc_hz),
             "burn-cycles": request.handler_burn_cycles,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -38,7 +38,6 @@ MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
 _MAX_INCOMPLETE = 3
 _RIVAL_S = 60.0  # that a rival has beyond the storm it is for
-_NOMINAL_TSC_HZ = 3_000_000_000  # only where KVM does not state the guest's; bounds a timeout
 
 _PATTERNS = {
     Pattern.UNICAST: StormPattern.UNICAST,
@@ -134,7 +133,7 @@ class MicroGuest:
         logs = LogSizes(sends=total, receipts_per_vcpu=total)
         method = _METHODS[scenario.send_method]
         with Machine(self.payload, self.n_vcpus, logs, method) as machine:
-            tsc_hz = (machine.tsc_khz or 0) * 1000 or _NOMINAL_TSC_HZ
+            tsc_hz = (machine.tsc_khz or 0) * 1000 or request.tsc_hz
             machine.memory.write_params(
                 pattern=_PATTERNS[scenario.pattern],
                 target_state=_STATES[scenario.target_state],
