@@ -7,6 +7,7 @@ from typing import Final
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours
+from ipitrace.recording.host import HostResult, PinningResult
 from ipitrace.recording.result import Losses, Observer, ScenarioResult
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import Measured, observer_costs, summarise_scenario
@@ -76,12 +77,12 @@ def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
     )
 
 
-def host_of(pinning: Pinning, neighbours: Neighbours) -> dict[str, object]:
+def host_of(pinning: Pinning, neighbours: Neighbours) -> HostResult:
     """The host as run.json shows it."""
     fingerprint = read_fingerprint()
-    return {
-        "one_line": one_line(fingerprint),
-        "fingerprint": fingerprint.to_dict(),
-        "neighbours": neighbours.to_dict(),
-        "pinning": {"overcommitted": pinning.overcommitted, "why": pinning.why},
-    }
+    return HostResult(
+        one_line=one_line(fingerprint),
+        fingerprint=fingerprint,
+        neighbours=neighbours.result(),
+        pinning=PinningResult(pinning.overcommitted, pinning.why),
+    )

@@ -9,10 +9,12 @@ History of SCHEMA_VERSION:
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ipitrace.base.loading import load
+from ipitrace.base.loading import load, unload
+from ipitrace.recording.guest import GuestResult
+from ipitrace.recording.host import HostResult
 
 SCHEMA_VERSION = 1
 _LATER_KEYS = {"disturbances", "limits"}  # of version 1, too, and left out where they are None
@@ -407,8 +409,8 @@ class RunResult:
     complete: bool
     failure: str | None
     untrustworthy: tuple[str, ...]
-    host: Mapping[str, Any]
-    guest: Mapping[str, Any]
+    host: HostResult
+    guest: GuestResult
     clock: ClockResult
     losses: Losses
     observer: Observer | None
@@ -422,11 +424,17 @@ class RunResult:
     @property
     def emulator(self) -> str | None:
         """What emulates the run's host, or its guest; None of real ones."""
-        return (self.host.get("fingerprint") or {}).get("emulated") or self.guest.get("emulated")
+        fingerprint = self.host.fingerprint
+        return (None if fingerprint is None else fingerprint.emulated) or self.guest.emulated
+
+    @property
+    def kernel_release(self) -> str | None:
+        """The host's."""
+        return None if self.host.fingerprint is None else self.host.fingerprint.kernel_release
 
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json holds it; older recordings stay what they were."""
-        plain = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        plain = {"schema_version": SCHEMA_VERSION, **unload(self)}
         return {k: v for k, v in plain.items() if v is not None or k not in _LATER_KEYS}
 
     def to_json(self) -> str:

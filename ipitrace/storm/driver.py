@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.recording.guest import GuestResult
 from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import Scenario
 
@@ -154,7 +155,7 @@ class Driver(Protocol):
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as run.json shows it."""
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:

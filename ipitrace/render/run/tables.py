@@ -79,7 +79,7 @@ def render_scenarios(
 
 def _header(run: RunResult, width: int) -> str:
     clock = run.clock
-    lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
+    lines = [("host   ", run.host.one_line), ("guest  ", _guest(run))]
     if run.limits is not None:
         lines.append(("limits ", _limits(run.limits)))
     if clock.tsc_hz:
@@ -124,23 +124,21 @@ def _violations(clock: ClockResult) -> str:
 
 
 def _guest(run: RunResult) -> str:
-    pinned = run.guest.get("pinned_cpus")
+    pinned = run.guest.pinned_cpus
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
     if any(found.kind == "moved" for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
-    kind = run.guest["kind"]
+    kind = run.guest.kind
     if kind == "native":
-        return (
-            f"native: this machine's own {run.guest['n_vcpus']} CPUs, Linux {run.guest['kernel']}"
-        )
+        return f"native: this machine's own {run.guest.n_vcpus} CPUs, Linux {run.guest.kernel}"
     if kind == "linux":
-        vm = run.guest.get("vm")
-        name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
-        kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
+        vm = run.guest.vm
+        name = f"{vm.name} ({vm.vmm})" if vm else "a Linux guest"
+        kind = f"{name}, Linux {run.guest.kernel} via {run.guest.via}"
         where = where if vm else "its host's side is not known"
-        if run.guest.get("emulated"):
+        if run.guest.emulated:
             where += "; emulated guest: cycles are not real time"
-    return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
+    return f"{kind}, {run.guest.n_vcpus} vCPUs, {where}"
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
@@ -392,10 +390,10 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
     ]
-    if run.host["pinning"]["overcommitted"]:
+    if run.host.pinning.overcommitted:
         notes.append(
             "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
-            f"({run.host['pinning']['why']})"
+            f"({run.host.pinning.why})"
         )
     notes += _neighbours(run)
     notes += [
@@ -414,12 +412,14 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], width: int) -> str:
 
 def _neighbours(run: RunResult) -> Iterator[str]:
     """Other VMs, and that there may be some that could not be seen."""
-    around = run.host["neighbours"]
-    others = around.get("kvm_processes") or ()
+    around = run.host.neighbours
+    if around is None:
+        return
+    others = around.kvm_processes or ()
     if others:
-        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
+        names = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
         yield f"note   other VMs were alive and disturb the numbers: {names}"
-    hidden = around.get("unreadable_processes")
+    hidden = around.unreadable_processes
     if hidden:
         yield (
             f"note   {processes(hidden)} could not be looked into (docs/privileges.md): there may "
@@ -429,7 +429,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
     """Interrupts that reached CPUs where they had nothing to do."""
-    vm_cpus = run.guest.get("pinned_cpus")
+    vm_cpus = run.guest.pinned_cpus
     if vm_cpus is None:
         return
     for row in rows:
@@ -459,14 +459,12 @@ def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
 
 def _details(run: RunResult, width: int) -> str:
     lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
-    if "payload_sha256" in run.guest:
-        lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
-    if "module_srcversion" in run.guest:
-        module = (
-            f"ipistorm {run.guest['module_version']}, srcversion {run.guest['module_srcversion']}"
-        )
+    if run.guest.has("payload_sha256"):
+        lines.append(("payload", f"sha256 {run.guest.payload_sha256}"))
+    if run.guest.has("module_srcversion"):
+        module = f"ipistorm {run.guest.module_version}, srcversion {run.guest.module_srcversion}"
         lines.append(("module", module))
-    lines.append(("pinning", run.host["pinning"]["why"]))
+    lines.append(("pinning", run.host.pinning.why))
     if run.observer is not None:
         took = (
             f"loaded in {run.observer.setup_seconds:.3f} s, attached in "

@@ -15,6 +15,7 @@ from ipitrace.base.foreign import plain
 from ipitrace.base.units import MIB
 from ipitrace.clock import GuestTsc
 from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.recording.guest import GuestResult, VmResult, linux_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.linux.ipistorm import (
@@ -181,23 +182,23 @@ class LinuxGuest:
             return (_TARGET,)
         return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as run.json shows it."""
         vm, module = self.vm, self.status.module
-        return {
-            "kind": "native" if self.cpus.native else "linux",
-            "n_vcpus": self.n_vcpus,
-            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
-            "via": self.shell.via,
-            "kernel": self.status.kernel,
-            "emulated": self.cpus.emulated,
-            "apic_mode": self.status.apic_mode,
-            "module_version": module.version,
-            "module_srcversion": module.srcversion,
-            "helper_version": self.status.helper_version,
-            "apic_ids": None if self.cpus.apic_ids is None else list(self.cpus.apic_ids),
-            "vm": None if vm is None else {"name": vm.name, "vmm": vm.vmm, "pid": vm.pid},
-        }
+        return linux_guest(
+            native=self.cpus.native,
+            n_vcpus=self.n_vcpus,
+            pinned_cpus=self.pinned_cpus,
+            via=self.shell.via,
+            kernel=self.status.kernel,
+            emulated=self.cpus.emulated,
+            apic_mode=self.status.apic_mode,
+            module_version=module.version,
+            module_srcversion=module.srcversion,
+            helper_version=self.status.helper_version,
+            apic_ids=self.cpus.apic_ids,
+            vm=None if vm is None else VmResult(vm.name, vm.vmm, vm.pid),
+        )
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
         """Run one storm.

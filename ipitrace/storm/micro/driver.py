@@ -13,6 +13,7 @@ from ipitrace.abi.storm import (
     StormTargetState,
 )
 from ipitrace.base.units import MIB
+from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro import passthrough, rival
@@ -112,14 +113,9 @@ class MicroGuest:
             return (1,)
         return tuple(range(1, self.n_vcpus))
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as run.json shows it."""
-        return {
-            "kind": "micro",
-            "n_vcpus": self.n_vcpus,
-            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
-            "payload_sha256": self.payload.sha256,
-        }
+        return micro_guest(self.n_vcpus, self.pinned_cpus, self.payload.sha256)
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
         """Boot a fresh VM, run one storm, take the VM down again.

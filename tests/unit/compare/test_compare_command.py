@@ -30,6 +30,7 @@ from click.testing import CliRunner, Result
 from comparisons import exits_of, noisy, row_of, run_of, steady
 from jsonschema import Draft202012Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from runs import made_host
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.errors import (
@@ -59,7 +60,7 @@ def record(directory: Path, run: RunResult) -> Path:
 
 
 def host(run: RunResult, **fingerprint: object) -> RunResult:
-    return replace(run, host={**run.host, "fingerprint": fingerprint})
+    return replace(run, host=made_host(**fingerprint))
 
 
 @pytest.fixture(scope="module")

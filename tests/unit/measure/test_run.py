@@ -26,6 +26,7 @@ from ipitrace.measure import run as run_module
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.measure.run import run
+from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.recording.result import RunResult
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.words.events import Kind
@@ -53,8 +54,8 @@ class Scripted:
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         return (0,) if scenario.pattern == Pattern.SELF else (1,)
 
-    def describe(self) -> dict[str, object]:
-        return {"kind": "micro", "n_vcpus": 2, "pinned_cpus": None, "payload_sha256": "0" * 64}
+    def describe(self) -> GuestResult:
+        return micro_guest(2, None, "0" * 64)
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
         self.requests.append(request)
