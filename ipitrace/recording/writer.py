@@ -306,7 +306,7 @@ class _TableWriter:
             "ipitrace.schema_version": str(SCHEMA_VERSION),
             "ipitrace.version": ipitrace.__version__,
             "ipitrace.table": self._name,
-            "ipitrace.measure.columns": json.dumps(columns),
+            "ipitrace.columns": json.dumps(columns),
         }
 
 

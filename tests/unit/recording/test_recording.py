@@ -161,9 +161,11 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     said = {key.decode(): value.decode() for key, value in metadata.metadata.items()}
     assert said["ipitrace.schema_version"] == str(SCHEMA_VERSION)
     assert said["ipitrace.table"] == "spans"
-    columns = json.loads(said["ipitrace.measure.columns"])
+    columns = json.loads(said["ipitrace.columns"])
     assert columns["send_tsc"] == {"description": "before the send", "unit": "TSC cycles"}
     assert columns["path"]["unit"] is None
+    shipped = pq.read_schema(example_dir() / "spans.parquet").metadata
+    assert {name for name in metadata.metadata if name.startswith(b"ipitrace.")} == set(shipped)
     column = metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"
     schema = pq.read_schema(tmp_path / "r" / "spans.parquet")
