@@ -16,8 +16,8 @@ from ipitrace.recording.result import (
     Observer,
     ObserverCost,
     RunResult,
-    ScenarioResult,
 )
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.summary import (
     Measured,

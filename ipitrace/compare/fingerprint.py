@@ -12,10 +12,8 @@ from ipitrace.base.errors import (
     UsageError,
 )
 from ipitrace.compare.model import Difference
-from ipitrace.recording.result import (
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.metrics import TOTAL_EXITS
 from ipitrace.words.scenarios import Mode, SendMethod
 

@@ -8,7 +8,8 @@ from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours
 from ipitrace.recording.host import HostResult, PinningResult
-from ipitrace.recording.result import Losses, Observer, ScenarioResult
+from ipitrace.recording.result import Losses, Observer
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.driver import Driver
 from ipitrace.summary import Measured, observer_costs, summarise_scenario
 from ipitrace.summary.stats import interval_confidence

@@ -10,17 +10,8 @@ from ipitrace.base.units import (
     processes,
 )
 from ipitrace.recording.disturbances import describe_disturbances
-from ipitrace.recording.result import (
-    ClockResult,
-    Difference,
-    ObserverCost,
-    PerSide,
-    RunLimits,
-    RunResult,
-    ScenarioResult,
-    StageBreakdown,
-    Summary,
-)
+from ipitrace.recording.result import ClockResult, Difference, ObserverCost, RunLimits, RunResult
+from ipitrace.recording.row import PerSide, ScenarioResult, StageBreakdown, Summary
 from ipitrace.render.grid import fill, table
 from ipitrace.words.interrupts import (
     POSTED_ROWS,

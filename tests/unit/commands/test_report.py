@@ -32,11 +32,8 @@ from ipitrace.commands.report import report
 from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import (
-    ClockResult,
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import ClockResult, RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.recording.writer import (
     RUN_FILE,
     RecordingWriter,

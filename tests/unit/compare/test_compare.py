@@ -16,10 +16,8 @@ from ipitrace.base.errors import (
 from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict
-from ipitrace.recording.result import (
-    Exits,
-    RunResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import Exits
 from ipitrace.words.metrics import PATH_RANKS
 from ipitrace.words.paths import IpiPath
 

@@ -42,10 +42,8 @@ from ipitrace.base.errors import (
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
-from ipitrace.recording.result import (
-    Exits,
-    RunResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import Exits
 from ipitrace.recording.writer import RecordingWriter
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"

@@ -18,10 +18,8 @@ from ipitrace.base.loading import keys_of
 from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
 from ipitrace.compare.model import Difference
 from ipitrace.recording.host import HostFingerprint, PinningResult
-from ipitrace.recording.result import (
-    Exits,
-    RunResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import Exits
 
 
 def compared(base: RunResult, patched: RunResult, allow: Collection[str]) -> tuple[Difference, ...]:

@@ -9,13 +9,8 @@ from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
 from ipitrace.recording.host import KvmProcess, NeighboursResult, PinningResult
-from ipitrace.recording.result import (
-    Disturbance,
-    Exits,
-    Losses,
-    RunLimits,
-    RunResult,
-)
+from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
+from ipitrace.recording.row import Exits
 from ipitrace.render.run.tables import (
     render_run,
     render_scenarios,

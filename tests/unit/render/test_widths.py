@@ -37,7 +37,7 @@ from ipitrace.measure.preview import (
 )
 from ipitrace.recording.guest import GuestResult, VmResult
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import Exits
+from ipitrace.recording.row import Exits
 from ipitrace.render.compare.tables import (
     render_anchors,
     render_comparison,
