@@ -11,13 +11,8 @@ from runs import made_run, measured_row
 
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.model import Comparison
-from ipitrace.recording.result import (
-    ExitsPerIpi,
-    Percentiles,
-    RepetitionFigures,
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ExitsPerIpi, Percentiles, RepetitionFigures, ScenarioResult
 
 TAILS = {"p50": 1.0, "p90": 1.5, "p99": 3.0, "p999": 8.0}
 TRUTH = {"send": 20_000, "deliver": 50_000, "round_trip": 100_000}

@@ -56,7 +56,7 @@ def _trace(
         events=records,
         event_tsc=events["tsc"],
         bound_cycles=row.stages.bound_cycles,
-        cpus=run.guest["pinned_cpus"],
+        cpus=run.guest.pinned_cpus,
         complete=True,
         exits_fire=bool((records["kind"] == Kind.KVM_EXIT).any()),
     )

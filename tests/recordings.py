@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from ipitrace.base.loading import OpenObject, keys_of
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.writer import RecordingWriter
 
@@ -31,6 +32,14 @@ _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
+def hints_of(cls: Any) -> dict[str, Any]:
+    """Type hints of a dataclass's fields, without what an open object keeps of other versions."""
+    hints = get_type_hints(cls)
+    if issubclass(cls, OpenObject):
+        return {name: hints[name] for name in keys_of(cls)}
+    return hints
+
+
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a type hint that loading.load() understands."""
     if hint in _SCALARS:
@@ -39,7 +48,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if origin in {Union, UnionType}:
         return st.one_of(*map(values_of, args))
     if dataclasses.is_dataclass(hint):
-        hints = get_type_hints(hint)
+        hints = hints_of(hint)
         return st.builds(hint, **{name: values_of(inner) for name, inner in hints.items()})
     if origin is tuple:
         if args[1:] == (...,):
@@ -54,7 +63,7 @@ def plain_value(hint: Any) -> Any:
     if origin in {Union, UnionType}:
         return None if NoneType in args else plain_value(args[0])
     if dataclasses.is_dataclass(hint):
-        return hint(**{name: plain_value(inner) for name, inner in get_type_hints(hint).items()})
+        return hint(**{name: plain_value(inner) for name, inner in hints_of(hint).items()})
     if origin is tuple:
         return () if args[1:] == (...,) else tuple(map(plain_value, args))
     if origin is not None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from strategies import left_alone, receipts, recorded, sends, storm
 
+from ipitrace.base.loading import load
+from ipitrace.recording.guest import micro_guest
+from ipitrace.recording.host import HostFingerprint, HostResult, NeighboursResult, PinningResult
 from ipitrace.recording.result import (
     ClockResult,
     Losses,
@@ -13,8 +16,8 @@ from ipitrace.recording.result import (
     ObserverCost,
     PairedDifference,
     RunResult,
-    ScenarioResult,
 )
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.summary import (
     Measured,
@@ -56,6 +59,16 @@ def unsupported_row(name: str = "ring") -> ScenarioResult:
     )
 
 
+def made_host(**fingerprint: Any) -> HostResult:
+    """A host of whose fingerprint only these keys are recorded."""
+    return HostResult(
+        one_line="a processor, 2 CPUs",
+        fingerprint=load(HostFingerprint, fingerprint),
+        neighbours=load(NeighboursResult, {"kvm_processes": []}),
+        pinning=PinningResult(overcommitted=False, why="two cores"),
+    )
+
+
 def made_run(**changes: Any) -> RunResult:
     """A traced run of one scenario, with these fields changed."""
     cost = ObserverCost(20, 22, 25, PairedDifference(2, 1, 4), PairedDifference(5, 3, 7))
@@ -68,13 +81,8 @@ def made_run(**changes: Any) -> RunResult:
         complete=True,
         failure=None,
         untrustworthy=(),
-        host={
-            "one_line": "a processor, 2 CPUs",
-            "fingerprint": {},
-            "neighbours": {"kvm_processes": []},
-            "pinning": {"overcommitted": False, "why": "two cores"},
-        },
-        guest={"kind": "micro", "n_vcpus": 2, "pinned_cpus": [0, 1], "payload_sha256": "0" * 64},
+        host=made_host(),
+        guest=micro_guest(2, (0, 1), "0" * 64),
         clock=ClockResult(
             tsc_hz=2e9,
             tsc_error_hz=50.0,

@@ -1,14 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert JSON values to dataclasses strictly, by the type hints of the dataclasses."""
+"""Convert JSON values to dataclasses strictly, by their type hints, and back."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 _hints = functools.cache(get_type_hints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenObject:
+    """A JSON object to which versions may add keys, and of which older files lack some.
+
+    Attributes:
+        absent: those of its keys that are not in the file; their fields have their defaults.
+        other: keys that this version does not know, with their values as they are.
+    """
+
+    absent: frozenset[str] = frozenset()
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def has(self, key: str) -> bool:
+        """The key is in the file, perhaps with null as its value."""
+        return key not in self.absent
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object as the file has it: absent keys stay absent, unknown ones stay."""
+        known = {name: unload(getattr(self, name)) for name in keys_of(type(self))}
+        return {key: value for key, value in known.items() if self.has(key)} | dict(self.other)
+
+
+def keys_of(cls: type[OpenObject]) -> tuple[str, ...]:
+    """The keys that an open object of this version may have."""
+    own = {field.name for field in fields(OpenObject)}
+    return tuple(field.name for field in fields(cls) if field.name not in own)
+
+
+def unload(value: object) -> Any:  # noqa: ANN401 - JSON's values
+    """`value` as plain values, which load() makes the same value of."""
+    if isinstance(value, OpenObject):
+        return value.to_dict()
+    if is_dataclass(value):
+        return {field.name: unload(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: unload(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(unload, value))
+    return value
 
 
 def load(cls: type[T], value: object) -> T:
@@ -17,6 +58,7 @@ def load(cls: type[T], value: object) -> T:
     Supported types are dataclasses, mappings with string keys, tuples, unions, Any, and JSON's
     scalars. The only conversion is from lists to tuples, so a loaded value prints as the saved
     value did.
+    Only an OpenObject may have keys that its class does not have.
 
     Raises:
         ValueError: `value` has a key that `cls` does not have, lacks a key without a default, or
@@ -32,7 +74,7 @@ def _load(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - hints and
         return value
     if origin in {Union, UnionType}:
         return _load_union(get_args(hint), value, where)
-    if dataclasses.is_dataclass(hint):
+    if is_dataclass(hint):
         return _load_dataclass(hint, value, where)
     if origin is tuple:
         return _load_tuple(get_args(hint), value, where)
@@ -56,19 +98,22 @@ def _load_union(arms: tuple[Any, ...], value: object, where: str) -> object:
 def _load_dataclass(cls: Any, value: Any, where: str) -> object:  # noqa: ANN401 - see _load
     _checked(isinstance(value, Mapping), value, where, "an object")
     hints = _hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in value:
-        if key not in fields:
-            raise ValueError(f"the key {_inside(where, key)} is not known")
-    for name, field in fields.items():
-        needed = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if needed and name not in value:
-            raise ValueError(f"the key {_inside(where, name)} is missing")
-    return cls(
-        **{name: _load(hints[name], inner, _inside(where, name)) for name, inner in value.items()}
-    )
+    is_open = issubclass(cls, OpenObject)
+    names = keys_of(cls) if is_open else tuple(field.name for field in fields(cls))
+    other = {key: inner for key, inner in value.items() if key not in names}
+    for key in other if not is_open else ():
+        raise ValueError(f"the key {_inside(where, key)} is not known")
+    absent = frozenset(names) - value.keys()
+    for field_ in fields(cls):
+        needed = field_.default is MISSING and field_.default_factory is MISSING
+        if needed and field_.name in absent:
+            raise ValueError(f"the key {_inside(where, field_.name)} is missing")
+    known = {
+        name: _load(hints[name], value[name], _inside(where, name))
+        for name in value
+        if name not in other
+    }
+    return cls(**known, absent=absent, other=other) if is_open else cls(**known)
 
 
 def _load_mapping(hints: tuple[Any, ...], value: Any, where: str) -> object:  # noqa: ANN401

@@ -42,7 +42,7 @@ from ipitrace.measure.limits import (
     DEFAULT_TIME_S,
 )
 from ipitrace.measure.preview import preview
-from ipitrace.measure.run import (
+from ipitrace.measure.request import (
     REPETITIONS,
     RunRequest,
     check_request,

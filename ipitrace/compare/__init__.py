@@ -155,7 +155,7 @@ def _side(recordings: Recordings, name: str) -> Side:
         len(recordings),
         started[0],
         started[-1],
-        (run.host.get("fingerprint") or {}).get("kernel_release"),
+        run.kernel_release,
         run.ipitrace_version,
         run.emulator,
     )

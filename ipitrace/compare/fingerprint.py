@@ -2,7 +2,7 @@
 """What must be the same on both sides of a comparison, and what may differ: one list."""
 
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,10 +13,8 @@ from ipitrace.base.errors import (
 )
 from ipitrace.compare.model import FingerprintDifference
 from ipitrace.compare.wording import tell_difference
-from ipitrace.recording.result import (
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.metrics import TOTAL_EXITS
 from ipitrace.words.scenarios import Mode, ScenarioStatus, SendMethod
 
@@ -49,25 +47,35 @@ class Item:
 
 
 def _fingerprint(key: str) -> Read:
-    return lambda run: (run.host.get("fingerprint") or {}).get(key)
+    return lambda run: _plain(getattr(run.host.fingerprint, key, None))
 
 
 def _guest(key: str) -> Read:
-    return lambda run: run.guest.get(key)
+    return lambda run: _plain(getattr(run.guest, key))
+
+
+def _plain(value: object) -> object:
+    """As run.json has it; a comparison's text shows arrays in brackets."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _parameters(*, tunables: bool) -> Read:
     """KVM's parameters but those of _TUNABLES, or those alone."""
-    return lambda run: {
-        name: value
-        for name, value in ((run.host.get("fingerprint") or {}).get("kvm_parameters") or {}).items()
-        if (name.partition(".")[2].startswith(_TUNABLES)) == tunables
-    }
+
+    def read(run: RunResult) -> dict[str, str]:
+        found = (run.host.fingerprint and run.host.fingerprint.kvm_parameters) or {}
+        return {
+            name: value
+            for name, value in found.items()
+            if (name.partition(".")[2].startswith(_TUNABLES)) == tunables
+        }
+
+    return read
 
 
 def _known_mitigations(run: RunResult) -> dict[str, str]:
     """Those that cost something; "Not affected" is as good as a name the kernel does not know."""
-    found: Mapping[str, str] = (run.host.get("fingerprint") or {}).get("mitigations") or {}
+    found = (run.host.fingerprint and run.host.fingerprint.mitigations) or {}
     return {name: state for name, state in found.items() if state != "Not affected"}
 
 
@@ -77,11 +85,12 @@ def _tsc_mhz(run: RunResult) -> float | None:
 
 
 def _other_vms(run: RunResult) -> int:
-    return len((run.host.get("neighbours") or {}).get("kvm_processes") or ())
+    around = run.host.neighbours
+    return len((around and around.kvm_processes) or ())
 
 
-def _other_tracers(run: RunResult) -> Any:  # noqa: ANN401 - as run.json has it
-    return (run.host.get("neighbours") or {}).get("bpf_tracing_programs")
+def _other_tracers(run: RunResult) -> int | None:
+    return None if run.host.neighbours is None else run.host.neighbours.bpf_tracing_programs
 
 
 # Parameters that set how long a host polls or waits: they move every figure of a halted target.
@@ -100,9 +109,9 @@ ITEMS: Final[tuple[Item, ...]] = (
     ),
     Item("mitigations", must_match=True, read=_known_mitigations),
     Item("kvm_tunables", must_match=True, read=_parameters(tunables=True)),
-    Item("overcommitted", must_match=True, read=lambda r: r.host["pinning"]["overcommitted"]),
+    Item("overcommitted", must_match=True, read=lambda r: r.host.pinning.overcommitted),
     # cores, caches and NUMA nodes of the guest's CPUs, in words
-    Item("placement", must_match=True, read=lambda r: r.host["pinning"]["why"]),
+    Item("placement", must_match=True, read=lambda r: r.host.pinning.why),
     Item("other_vms", must_match=True, read=_other_vms),
     Item("tsc_mhz", must_match=True, read=_tsc_mhz),
     Item("guest.kind", must_match=True, read=_guest("kind")),
@@ -266,7 +275,7 @@ def _differences(ours: Named, others: Named) -> Iterator[FingerprintDifference]:
         doubts = (list(base.untrustworthy), list(patched.untrustworthy))
         yield FingerprintDifference("untrustworthy", *doubts, "--allow")
     for item in ITEMS:
-        one, other = _value(item, ours), _value(item, others)
+        one, other = item.read(base), item.read(patched)
         if one != other:
             if isinstance(one, dict) and isinstance(other, dict):
                 one, other = _apart(one, other)
@@ -282,17 +291,6 @@ def _differences(ours: Named, others: Named) -> Iterator[FingerprintDifference]:
         sends = [max(f.sent for f in r.repetition_figures) for r in (row, theirs[name])]
         if abs(sends[0] - sends[1]) > 1:  # what is left over goes to the first repetitions
             yield FingerprintDifference(f"{name}.{_SENDS}", sends[0], sends[1], "")
-
-
-def _value(item: Item, named: Named) -> Any:  # noqa: ANN401 - as run.json has it
-    name, run = named
-    try:
-        return item.read(run)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"The run {name} is damaged: what it says of {item.key} has another form.",
-            "Copy the recording again, or make a new one with 'ipitrace run'.",
-        ) from error
 
 
 def _conditions(row: ScenarioResult) -> dict[str, Any]:

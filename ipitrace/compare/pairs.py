@@ -9,10 +9,8 @@ import numpy as np
 from ipitrace.compare.model import Missing
 from ipitrace.compare.samples import Sample, samples
 from ipitrace.compare.statistics import Values
-from ipitrace.recording.result import (
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.metrics import (
     CYCLES_METRICS,
     SIDES,

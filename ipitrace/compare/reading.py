@@ -14,10 +14,8 @@ from ipitrace.recording.reader import (
     read_run,
     recording_of,
 )
-from ipitrace.recording.result import (
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.recording.writer import (
     MOST_RUN_BYTES,
     RUN_FILE,

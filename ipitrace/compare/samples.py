@@ -7,11 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.recording.result import (
-    Percentiles,
-    RepetitionFigures,
-    ScenarioResult,
-)
+from ipitrace.recording.row import Percentiles, RepetitionFigures, ScenarioResult
 from ipitrace.words.metrics import (
     PERCENTILES,
     SIDES,

@@ -14,8 +14,9 @@ from ipitrace.base.errors import HostError
 from ipitrace.doctor.model import Check, Status
 from ipitrace.host.access import require_kvm
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.host.fingerprint import UNKNOWN_BACKEND, HostFingerprint
+from ipitrace.host.fingerprint import UNKNOWN_BACKEND
 from ipitrace.host.kvm_features import KvmFeatures
+from ipitrace.recording.host import HostFingerprint
 from ipitrace.vm import VirtualMachine
 from ipitrace.vm.apic import mode_of
 

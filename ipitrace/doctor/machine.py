@@ -6,9 +6,10 @@ from typing import Final
 
 from ipitrace.doctor.model import Check
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.host.fingerprint import CPU_DIR, HostFingerprint
+from ipitrace.host.fingerprint import CPU_DIR
 from ipitrace.host.kvm_features import KvmFeatures
 from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.recording.host import HostFingerprint
 from ipitrace.vm import VirtualMachine
 
 # A clock source other than these means that the kernel does not trust the TSC, or a guest's

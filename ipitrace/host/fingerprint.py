@@ -3,11 +3,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Self, cast
+from typing import Final, cast
 
 from ipitrace.base.units import KIB
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
+from ipitrace.recording.host import HostFingerprint
 
 CPU_DIR: Final = "/sys/devices/system/cpu"
 UNKNOWN_BACKEND: Final = "built-in/unknown"
@@ -32,67 +32,6 @@ _HEADLINE_PARAMETERS: Final = {
     "kvm_intel": ("enable_apicv", "enable_ipiv"),
     "kvm_amd": ("avic", "enable_ipiv"),
 }
-
-
-@dataclass(frozen=True)
-class HostFingerprint:
-    """A host as its kernel describes it. None means "could not be read", never a default."""
-
-    cpu_model: str | None
-    """The CPU's brand string ("AMD EPYC 7502P 32-Core Processor")."""
-    cpu_vendor: str | None
-    """CPUID vendor ("GenuineIntel")."""
-    cpu_signature: str | None
-    """Family-model-stepping in decimal ("6-142-10"): several models can share one name."""
-    microcode: str | None
-    cpus_online: int | None
-    smt: str
-    """"on", "off", "notsupported" or "unknown"."""
-    kernel_release: str | None
-    kernel_version: str | None
-    """The build string: build number, preemption model, date."""
-    kernel_cmdline: str | None
-    kvm_backend: str | None
-    """"kvm_intel", "kvm_amd", another kvm_* module, "built-in/unknown"; None without KVM."""
-    kvm_parameters: Mapping[str, str] | None
-    """Every readable parameter of kvm and kvm_*, by "module.parameter"; None without KVM."""
-    mitigations: Mapping[str, str] | None
-    """/sys/devices/system/cpu/vulnerabilities, by name."""
-    governor: str | None
-    """The cpufreq governor; several, separated by commas, if CPUs differ."""
-    turbo: bool | None
-    cpuidle: str | None
-    """"driver/governor": the idle state of a blocked target's CPU decides its wake-up time."""
-    clocksource: str | None
-    tsc_flags: tuple[str, ...] | None
-    """The CPU flags that describe the quality of the TSC as a clock."""
-    x2apic: bool | None
-    virtualised: bool | None
-    """The CPU's hypervisor flag: this host is itself a guest."""
-    emulated: str | None
-    """The program that emulates this host's CPU; cycles are then not real time."""
-    numa_nodes: int | None
-    isolated_cpus: str | None
-    """List format ("2-5"); "" means that there are none."""
-    nohz_full_cpus: str | None
-    """List format; "" means that there are none."""
-    memory_bytes: int | None
-
-    def to_dict(self) -> dict[str, object]:
-        """The fingerprint as JSON types; `from_dict` reads it."""
-        plain: dict[str, object] = asdict(self)
-        if self.tsc_flags is not None:
-            plain["tsc_flags"] = list(self.tsc_flags)
-        return plain
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, object]) -> Self:
-        """Read the output of `to_dict`. Items that another version did not write are None."""
-        known: dict[str, Any] = {field.name: plain.get(field.name) for field in fields(cls)}
-        known["smt"] = known["smt"] or "unknown"
-        if known["tsc_flags"] is not None:
-            known["tsc_flags"] = tuple(cast("list[str]", known["tsc_flags"]))
-        return cls(**known)
 
 
 def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
@@ -134,7 +73,7 @@ def one_line(fp: HostFingerprint) -> str:
     processor = [_short_model(fp.cpu_model)] if fp.cpu_model else []
     if fp.cpus_online is not None:
         processor.append(f"{fp.cpus_online} CPU{'s' if fp.cpus_online != 1 else ''}")
-    smt = {"on": "SMT on", "off": "SMT off", "notsupported": "no SMT"}.get(fp.smt)
+    smt = {"on": "SMT on", "off": "SMT off", "notsupported": "no SMT"}.get(fp.smt or "unknown")
     processor += [smt] if smt else []
     parameters = fp.kvm_parameters or {}
     items = [

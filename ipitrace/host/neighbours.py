@@ -3,24 +3,15 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
 from ipitrace.host.descriptors import scan_processes
 from ipitrace.host.files import HOST, HostFiles
+from ipitrace.recording.host import KvmProcess, NeighboursResult
 
 _TRACEFS: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-
-
-@dataclass(frozen=True)
-class KvmProcess:
-    """A process that holds KVM virtual machines."""
-
-    pid: int
-    name: str
-    n_vms: int
-    n_vcpus: int
 
 
 @dataclass(frozen=True)
@@ -45,9 +36,18 @@ class Neighbours:
     tracing_ids: frozenset[int] | None = None
     """The ids of `bpf_tracing_programs`; they are valid only until the next boot."""
 
-    def to_dict(self) -> dict[str, object]:
-        """The neighbours as types that json supports (tuples become arrays)."""
-        return {name: value for name, value in asdict(self).items() if name != "tracing_ids"}
+    def result(self) -> NeighboursResult:
+        """What the recording keeps of it."""
+        return NeighboursResult(
+            kvm_processes=self.kvm_processes,
+            perf_event_pids=self.perf_event_pids,
+            unreadable_processes=self.unreadable_processes,
+            bpf_programs=self.bpf_programs,
+            bpf_tracing_programs=self.bpf_tracing_programs,
+            ftrace_kvm_instances=self.ftrace_kvm_instances,
+            load_average=self.load_average,
+            unknown=self.unknown,
+        )
 
 
 def changes(before: Neighbours, after: Neighbours) -> Iterator[str]:

@@ -19,8 +19,6 @@ DEFAULT_RATE_HZ: Final = 10_000.0
 DEFAULT_TIME_S: Final = 60.0
 GRACE_S: Final = 5.0
 """For the way to the guest and back, which is no storm."""
-FASTEST_TSC_HZ: Final = 5e9
-"""Taken where the guest's rate is not known: paces then come out too long, not too short."""
 
 
 def chosen_limits(

@@ -5,7 +5,7 @@ The guest is not connected to, since no way into one is free of traces in it.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,20 +24,9 @@ from ipitrace.measure.guests import (
     micro_guest,
     vcpus_of,
 )
-from ipitrace.measure.limits import (
-    FASTEST_TSC_HZ,
-    check_time,
-    least_seconds,
-    limited_pace,
-)
-from ipitrace.measure.run import (
-    WARMUP,
-    RunRequest,
-    limits_of,
-    pace_of,
-    sends_of,
-    tsc_hz_of_host,
-)
+from ipitrace.measure.limits import least_seconds
+from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
+from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.helper import (
     HELPER,
@@ -47,7 +36,6 @@ from ipitrace.storm.linux.helper import (
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
 from ipitrace.words.scenarios import (
-    Mode,
     Pattern,
     Scenario,
     TargetState,
@@ -142,7 +130,7 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
         HostError: no KVM for the built-in guest.
     """
     unsupported: dict[str, str] = {}
-    tsc_hz = tsc_hz_of_host() or FASTEST_TSC_HZ
+    tsc_hz = known_tsc_hz(None)
     if is_micro(vm, via):
         driver = micro_guest(vcpus_of(vm)).driver
         guest = _micro(driver.n_vcpus, driver.pinned_cpus)
@@ -155,43 +143,44 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
         foreign = find_foreign(vm, via, trace=request.trace)
         via = foreign.way.url
         guest = _foreign(vm, foreign)
-    limits = limits_of(request, ours=guest.kind == MICRO)
-    able = [s for s in request.scenarios if s.name not in unsupported]
-    modes = tuple(Mode) if _traced(request, guest) else (Mode.OFF,)
-
-    def paced(scenario: Scenario) -> int:
-        return limited_pace(pace_of(request, scenario), limits, tsc_hz)
-
-    sends = sends_of(request)
-    each = [(len(modes) * (n + WARMUP), paced(s)) for s in able for n in sends]
-    check_time(each, limits, tsc_hz)
-    storms = [
-        PreviewedStorms(
-            name=scenario.name,
-            targets=_targets(scenario, guest.n_vcpus),
-            repetitions=len(sends),
-            sends=len(modes) * (sum(sends) + WARMUP * len(sends)),
-            pace_cycles=paced(scenario),
-            most_per_s=tsc_hz / max(paced(scenario), 1),
-        )
-        for scenario in able
-    ]
-    sending = Sending(
-        storms=len(modes) * len(sends) * len(able),
-        sends=sum(storm.sends for storm in storms),
-        least_seconds=least_seconds(each, tsc_hz),
-        modes=tuple(modes),
-        scenarios=tuple(storms),
-        unsupported=unsupported,
-        limits=_limits_words(limits),
+    plan = make_plan(
+        request,
+        [s for s in request.scenarios if s.name not in unsupported],
+        traced=_traced(request, guest),
+        ours=guest.kind == MICRO,
+        tsc_hz=tsc_hz,
     )
     return Preview(
         guest=guest,
         attaching=_attaching(request, guest),
-        sending=sending,
-        inside=tuple(_inside(request, guest, via, able)),
+        sending=_sending(plan, guest.n_vcpus, unsupported),
+        inside=tuple(_inside(request, guest, via, plan.scenarios)),
         writing=_writing(directory),
         rights=tuple(_rights(request, guest, via)),
+    )
+
+
+def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) -> Sending:
+    repetitions, n_modes = len(plan.sends), len(plan.modes)
+    storms = [
+        PreviewedStorms(
+            name=scenario.name,
+            targets=_targets(scenario, n_vcpus),
+            repetitions=repetitions,
+            sends=n_modes * (sum(plan.sends) + WARMUP * repetitions),
+            pace_cycles=plan.paces[scenario.name],
+            most_per_s=plan.tsc_hz / max(plan.paces[scenario.name], 1),
+        )
+        for scenario in plan.scenarios
+    ]
+    return Sending(
+        storms=n_modes * repetitions * len(storms),
+        sends=sum(storm.sends for storm in storms),
+        least_seconds=least_seconds(plan.storms(), plan.tsc_hz),
+        modes=plan.modes,
+        scenarios=tuple(storms),
+        unsupported=unsupported,
+        limits=_limits_words(plan.limits),
     )
 
 
@@ -239,7 +228,7 @@ def _attaching(request: RunRequest, guest: PreviewedGuest) -> Attaching:
 
 
 def _inside(
-    request: RunRequest, guest: PreviewedGuest, way: str | None, scenarios: list[Scenario]
+    request: RunRequest, guest: PreviewedGuest, way: str | None, scenarios: Sequence[Scenario]
 ) -> Iterator[str]:
     if guest.kind == MICRO:
         yield "a VM by /dev/kvm in this process, one thread for each vCPU, and its payload"

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ipitrace.measure.guests import MICRO, open_guest
-from ipitrace.measure.run import REPETITIONS, RunRequest
+from ipitrace.measure.request import REPETITIONS, RunRequest
 from ipitrace.measure.run import run as measure
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.writer import RecordingWriter

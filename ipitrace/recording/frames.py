@@ -19,7 +19,8 @@ from ipitrace.recording.reader import (
     recording_of,
     uncounted,
 )
-from ipitrace.recording.result import Percentiles, RepetitionFigures, RunResult
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import Percentiles, RepetitionFigures
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,6 @@ def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
     try:
         run = RunResult.from_dict(data)
         _check_counts(run)
-        _check_texts(run)
         _check_names(run)
     except ValueError as error:
         raise UsageError(
@@ -320,17 +319,6 @@ def _check_names(run: RunResult) -> None:
             named = [*(exits.sender or ()), *(exits.target or ())] if exits is not None else []
             if "" in (*named, *(figures.paths or ())):
                 raise ValueError("an exit reason or a path has no name")
-
-
-def _check_texts(run: RunResult) -> None:
-    """Of what run.json holds without a type, see that what is printed as a text is one."""
-    fingerprint = run.host.get("fingerprint")
-    if not isinstance(fingerprint, Mapping | None):
-        raise ValueError("host.fingerprint is no object")  # noqa: TRY004 - one error for all
-    for where, values in (("host.fingerprint", fingerprint or {}), ("guest", run.guest)):
-        for key in ("kernel_release", "emulated"):
-            if not isinstance(values.get(key), str | None):
-                raise ValueError(f"{where}.{key} is no text")  # noqa: TRY004
 
 
 def _not_whole(directory: Path, content: bytes) -> UsageError:

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.recording.guest import GuestResult
+from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import Scenario
 
 
@@ -23,6 +25,7 @@ class StormRequest:
         timeout_s: an IPI not acknowledged within this time counts as incomplete.
         inject: a deliberate fault, to test that it is reported; None in real runs.
         handler_burn_cycles: cycles that each handler deliberately wastes after its stamp.
+        tsc_hz: the guest TSC's rate as the run knows it; for guests that do not state it.
     """
 
     scenario: Scenario
@@ -33,6 +36,7 @@ class StormRequest:
     timeout_s: float = 5.0  # an overloaded host may delay a vCPU by more than a second
     inject: str | None = None
     handler_burn_cycles: int = 0
+    tsc_hz: float = FASTEST_TSC_HZ
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Driver(Protocol):
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as in run.json."""
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:

@@ -40,6 +40,9 @@ APIC_ID: Final = 0xFFFF_FFFF
 TSC_KHZ: Final = (1_000, 10_000_000)
 """1 MHz to 10 GHz: includes the TSCs of emulators and of all existing CPUs."""
 
+FASTEST_TSC_HZ: Final = 5e9
+"""Used where no TSC rate is known: times are then too long, not too short."""
+
 VECTORS: Final = (16, 255)
 """The vectors that an APIC can send (Intel SDM vol. 3A, 11.5.2)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.recording.result import PerSide
+from ipitrace.recording.row import PerSide
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.storms import (
     HostSide,

@@ -8,11 +8,7 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.stamps import ABSENT
-from ipitrace.recording.result import (
-    ExitsPerIpi,
-    ExitTime,
-    PerSide,
-)
+from ipitrace.recording.row import ExitsPerIpi, ExitTime, PerSide
 from ipitrace.summary.sides import Sides
 from ipitrace.summary.stats import summarise
 from ipitrace.summary.storms import (

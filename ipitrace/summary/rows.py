@@ -8,7 +8,7 @@ import numpy as np
 
 from ipitrace.correlate.breakdown import break_down, path_shares
 from ipitrace.correlate.spans import Spans
-from ipitrace.recording.result import (
+from ipitrace.recording.row import (
     RepetitionFigures,
     ScenarioResult,
     StageBreakdown,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.recording.result import PerSide
+from ipitrace.recording.row import PerSide
 from ipitrace.summary.storms import Repetition
 from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import (

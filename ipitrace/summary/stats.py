@@ -6,11 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.recording.result import (
-    PairedDifference,
-    Percentiles,
-    Summary,
-)
+from ipitrace.recording.result import PairedDifference
+from ipitrace.recording.row import Percentiles, Summary
 
 PERCENTILES = (50, 90, 99)
 _TAILS = (50, 90, 99, 99.9)

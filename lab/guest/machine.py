@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ipitrace.measure.run import tsc_hz_of_host
+from ipitrace.measure.clocks import tsc_hz_of_host
 from lab.common import kernel, rootfs
 from lab.common.cache import cache_dir, product
 from lab.common.chroot import SHARED, chroot, chroot_command

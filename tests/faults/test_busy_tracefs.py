@@ -42,9 +42,9 @@ def test_run(place: Place) -> None:
     assert told["code"] == 0, told["complained"]
     run = whole(place.cwd / "rec")
     assert run.complete
-    instances = run.host["neighbours"]["ftrace_kvm_instances"]
+    instances = run.host.neighbours.ftrace_kvm_instances
     assert any("ipitrace-test-events" in name for name in instances)
-    assert run.host["neighbours"]["bpf_tracing_programs"] >= 1
+    assert run.host.neighbours.bpf_tracing_programs >= 1
     assert_theirs_is_as_it_was(told)
 
 

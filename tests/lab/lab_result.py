@@ -6,11 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import (
-    PerSide,
-    RunResult,
-    ScenarioResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import PerSide, ScenarioResult
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS
 
 AMD_SCENARIOS = (*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic")

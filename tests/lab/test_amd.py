@@ -20,8 +20,8 @@ def test_the_run_is_whole_and_says_where_it_was_made(amd: LabResult) -> None:
     assert amd.run.complete
     assert [s.name for s in amd.run.scenarios] == list(AMD_SCENARIOS)
     assert {s.status for s in amd.run.scenarios} == {"measured"}
-    assert amd.run.host["fingerprint"]["kvm_backend"] == "kvm_amd"
-    assert amd.run.host["fingerprint"]["emulated"] == "QEMU TCG"
+    assert amd.run.host.fingerprint.kvm_backend == "kvm_amd"
+    assert amd.run.host.fingerprint.emulated == "QEMU TCG"
     assert "emulated host: cycles are not real time" in amd.printed
 
 

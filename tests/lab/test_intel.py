@@ -31,10 +31,10 @@ def test_the_run_is_whole_and_says_where_it_was_made(intel: LabResult) -> None:
     assert intel.run.complete
     assert [s.name for s in intel.run.scenarios] == list(INTEL_SCENARIOS)
     assert {s.status for s in intel.run.scenarios} == {"measured"}
-    fingerprint = intel.run.host["fingerprint"]
-    assert fingerprint["kvm_backend"] == "kvm_intel"
-    assert fingerprint["kvm_parameters"]["kvm_intel.enable_apicv"] == "Y"
-    assert fingerprint["emulated"] == "Bochs"
+    fingerprint = intel.run.host.fingerprint
+    assert fingerprint.kvm_backend == "kvm_intel"
+    assert fingerprint.kvm_parameters["kvm_intel.enable_apicv"] == "Y"
+    assert fingerprint.emulated == "Bochs"
     assert "emulated host: cycles are not real time" in intel.printed
 
 
@@ -115,7 +115,7 @@ def test_waiting_in_user_or_in_kernel_mode_makes_no_difference(intel: LabResult)
 
 
 def test_without_apicv_the_end_of_interrupt_exits(no_apicv: LabResult) -> None:
-    parameters = no_apicv.run.host["fingerprint"]["kvm_parameters"]
+    parameters = no_apicv.run.host.fingerprint.kvm_parameters
     assert parameters["kvm_intel.enable_apicv"] == "N"
     for name in NO_APICV_SCENARIOS:
         assert no_apicv.exits(name, "sender", "MSR_WRITE") == ONE

@@ -35,19 +35,19 @@ def nested() -> LabResult:
 def test_the_run_is_whole_and_names_its_guest(nested: LabResult) -> None:
     guest = nested.run.guest
     assert nested.run.complete
-    assert guest["kind"] == "linux"
-    assert guest["vm"]["name"] == "guest1"
-    assert guest["vm"]["vmm"] == "QEMU"
-    assert guest["apic_mode"] == "x2apic"
-    assert guest["module_srcversion"]
-    assert nested.run.host["fingerprint"]["kvm_backend"] == "kvm_amd"
+    assert guest.kind == "linux"
+    assert guest.vm.name == "guest1"
+    assert guest.vm.vmm == "QEMU"
+    assert guest.apic_mode == "x2apic"
+    assert guest.module_srcversion
+    assert nested.run.host.fingerprint.kvm_backend == "kvm_amd"
     assert "guest1" in (nested.output / "list.txt").read_text()
 
 
 def test_a_name_is_enough_for_a_guest_with_an_agent(nested: LabResult) -> None:
     run = read_run(nested.output / "by-agent")
     assert run.complete
-    assert run.guest["via"] == "qga"
+    assert run.guest.via == "qga"
     (row,) = run.scenarios
     assert (row.sent, row.delivered, row.unmatched_ipis) == (40, 40, 0)
     assert row.exits is not None
@@ -63,7 +63,7 @@ def test_the_host_measured_itself(nested: LabResult) -> None:
     """ipitrace beside the module: no host's side, and nothing left of it."""
     run = read_run(nested.output / "local")
     assert run.complete
-    assert (run.guest["kind"], run.guest["via"], run.guest["vm"]) == ("linux", "local", None)
+    assert (run.guest.kind, run.guest.via, run.guest.vm) == ("linux", "local", None)
     assert [row.delivered for row in run.scenarios] == [100, 100 * (N_HOST_CPUS - 1)]
     assert all(row.exits is None or row.exits.source is None for row in run.scenarios)
     assert (nested.output / "local-remove.txt").read_text().startswith("unloaded ipitrace_storm\n")

@@ -63,9 +63,9 @@ def on(output: Path) -> LabResult:
 
 def test_both_runs_are_whole_and_differ_in_the_parameter(off: LabResult, on: LabResult) -> None:
     name = "kvm_intel.passthrough_ipi"
-    assert off.run.host["fingerprint"]["kvm_parameters"][name] == "N"
-    assert on.run.host["fingerprint"]["kvm_parameters"][name] == "Y"
-    kernels = {r.run.host["fingerprint"]["kernel_version"] for r in (off, on)}
+    assert off.run.host.fingerprint.kvm_parameters[name] == "N"
+    assert on.run.host.fingerprint.kvm_parameters[name] == "Y"
+    kernels = {r.run.host.fingerprint.kernel_version for r in (off, on)}
     assert len(kernels) == 1
     for result, names in ((off, OFF), (on, ON)):
         assert result.run.complete
@@ -136,7 +136,7 @@ def test_none_of_many_is_lost(output: Path, name: str) -> None:
     run = read_run(output / ("many-preempted" if preempted else "many") / name)
     (scenario,) = run.scenarios
     assert run.complete
-    assert run.guest["n_vcpus"] == (2 if preempted else 4)
+    assert run.guest.n_vcpus == (2 if preempted else 4)
     assert scenario.sent == MANY_IPIS
     assert scenario.targets == (3 if name.startswith("broadcast") else 1)
     assert scenario.delivered + scenario.coalesced == MANY_IPIS * scenario.targets

@@ -22,10 +22,8 @@ import ipitrace
 from ipitrace.base.errors import ExitCode
 from ipitrace.host.cpus import Pinning
 from ipitrace.measure.guests import Guest
-from ipitrace.measure.run import (
-    RunRequest,
-    run,
-)
+from ipitrace.measure.request import RunRequest
+from ipitrace.measure.run import run
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.driver import LinuxGuest
 from ipitrace.storm.linux.helper import (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import ipitrace
 from ipitrace.base import resources
 from ipitrace.measure.guests import micro_guest
-from ipitrace.measure.run import RunRequest
+from ipitrace.measure.request import RunRequest
 from ipitrace.measure.run import run as run_pipeline
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest

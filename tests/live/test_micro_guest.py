@@ -289,7 +289,7 @@ def test_pinned_vcpus_run_where_they_are_pinned(swapped: bool) -> None:  # noqa:
     assert_honest(storm, "unicast-running", 2, 1500)
     assert seen == {cpus}
     assert os.sched_getaffinity(0) == allowed
-    assert guest.describe()["pinned_cpus"] == list(cpus)
+    assert guest.describe().pinned_cpus == cpus
 
 
 def test_a_cpu_that_does_not_exist() -> None:

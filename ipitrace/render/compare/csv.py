@@ -34,7 +34,7 @@ def render_csv(
     for (name, run), held in sorted(
         judged, key=lambda pair: datetime.fromisoformat(pair[0][1].started_at)
     ):
-        kernel = (run.host.get("fingerprint") or {}).get("kernel_release") or ""
+        kernel = run.kernel_release or ""
         emulated = run.emulator or ""
         when = datetime.fromisoformat(run.started_at).strftime("%Y-%m-%d %H:%M:%S %z")
         cells = {

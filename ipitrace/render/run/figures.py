@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ipitrace.recording.result import ScenarioResult, Summary
+from ipitrace.recording.row import ScenarioResult, Summary
 from ipitrace.words.metrics import exits_metric, path_metric
 
 _CYCLES = "cycles"

@@ -3,7 +3,8 @@
 
 from collections.abc import Iterator
 
-from ipitrace.recording.result import RunResult, ScenarioResult
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.render.junit import Case, Suite, junit_text
 
 _SUITE = "ipitrace.run"
@@ -15,7 +16,10 @@ def render_junit(run: RunResult) -> str:
     All measured scenarios fail when the run must not be trusted. When the run ended early, a
     test case `complete` fails: run.json does not name the scenarios that were not reached.
     """
-    about = [run.host["one_line"], f"ipitrace {run.ipitrace_version}, started {run.started_at}"]
+    about = [
+        run.host.one_line,
+        f"ipitrace {run.ipitrace_version}, started {run.started_at}",
+    ]
     if run.emulator:
         about.append("emulated: cycles are not real time")
     return junit_text("ipitrace run", [Suite(_SUITE, list(_cases(run)), run.started_at, about)])

@@ -25,9 +25,9 @@ _STATUSES: Final = ("measured", "unsupported")
 
 def render_openmetrics(run: RunResult) -> str:
     """One exposition, ended by # EOF."""
-    fingerprint = run.host.get("fingerprint") or {}
+    fingerprint = run.host.fingerprint
     about = {
-        "kernel": fingerprint.get("kernel_release") or "",
+        "kernel": (fingerprint and fingerprint.kernel_release) or "",
         "ipitrace_version": run.ipitrace_version,
     }
     started = datetime.fromisoformat(run.started_at).timestamp()

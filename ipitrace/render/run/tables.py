@@ -14,13 +14,10 @@ from ipitrace.recording.result import (
     ClockResult,
     ObserverCost,
     PairedDifference,
-    PerSide,
     RunLimits,
     RunResult,
-    ScenarioResult,
-    StageBreakdown,
-    Summary,
 )
+from ipitrace.recording.row import PerSide, ScenarioResult, StageBreakdown, Summary
 from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import (
@@ -75,7 +72,7 @@ def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
 
 def _header(run: RunResult, page: Page) -> str:
     clock = run.clock
-    lines = [("host   ", f"{run.host['one_line']}"), ("guest  ", _guest(run))]
+    lines = [("host   ", run.host.one_line), ("guest  ", _guest(run))]
     if run.limits is not None:
         lines.append(("limits ", _limits(run.limits)))
     if clock.tsc_hz:
@@ -120,23 +117,21 @@ def _violations(clock: ClockResult) -> str:
 
 
 def _guest(run: RunResult) -> str:
-    pinned = run.guest.get("pinned_cpus")
+    pinned = run.guest.pinned_cpus
     where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
     if any(found.kind == DisturbanceKind.MOVED for found in run.disturbances or ()):
         where += ", but not all the time (see below)"
-    kind = run.guest["kind"]
+    kind = run.guest.kind
     if kind == "native":
-        return (
-            f"native: the {run.guest['n_vcpus']} CPUs of this machine, Linux {run.guest['kernel']}"
-        )
+        return f"native: the {run.guest.n_vcpus} CPUs of this machine, Linux {run.guest.kernel}"
     if kind == "linux":
-        vm = run.guest.get("vm")
-        name = f"{vm['name']} ({vm['vmm']})" if vm else "a Linux guest"
-        kind = f"{name}, Linux {run.guest['kernel']} via {run.guest['via']}"
+        vm = run.guest.vm
+        name = f"{vm.name} ({vm.vmm})" if vm else "a Linux guest"
+        kind = f"{name}, Linux {run.guest.kernel} via {run.guest.via}"
         where = where if vm else "its process on the host is not known"
-        if run.guest.get("emulated"):
+        if run.guest.emulated:
             where += "; emulated guest: cycles are not real time"
-    return f"{kind}, {run.guest['n_vcpus']} vCPUs, {where}"
+    return f"{kind}, {run.guest.n_vcpus} vCPUs, {where}"
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -385,10 +380,10 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
     ]
-    if run.host["pinning"]["overcommitted"]:
+    if run.host.pinning.overcommitted:
         notes.append(
             "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
-            f"({run.host['pinning']['why']})"
+            f"({run.host.pinning.why})"
         )
     notes += _neighbours(run)
     notes += [
@@ -407,12 +402,14 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
 
 def _neighbours(run: RunResult) -> Iterator[str]:
     """Other VMs, and processes that may run more VMs."""
-    around = run.host["neighbours"]
-    others = around.get("kvm_processes") or ()
+    around = run.host.neighbours
+    if around is None:
+        return
+    others = around.kvm_processes or ()
     if others:
-        names = ", ".join(f"{other['name']} (pid {other['pid']})" for other in others)
+        names = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
         yield f"note   other VMs were running and disturb the numbers: {names}"
-    hidden = around.get("unreadable_processes")
+    hidden = around.unreadable_processes
     if hidden:
         yield (
             f"note   {processes(hidden)} could not be looked into (docs/privileges.md): there may "
@@ -422,7 +419,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
     """Interrupts that reached CPUs on which the VM never ran."""
-    vm_cpus = run.guest.get("pinned_cpus")
+    vm_cpus = run.guest.pinned_cpus
     if vm_cpus is None:
         return
     for row in rows:
@@ -452,13 +449,14 @@ def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
 
 def _details(run: RunResult, page: Page) -> str:
     lines = [("version", f"ipitrace {run.ipitrace_version}, started {run.started_at}")]
-    if "payload_sha256" in run.guest:
-        lines.append(("payload", f"sha256 {run.guest['payload_sha256']}"))
-    if "module_srcversion" in run.guest:
-        guest = run.guest
-        module = f"{guest['module_version']}, srcversion {guest['module_srcversion']}"
-        lines.append(("module", f"ipitrace_storm {module}"))
-    lines.append(("pinning", run.host["pinning"]["why"]))
+    if run.guest.has("payload_sha256"):
+        lines.append(("payload", f"sha256 {run.guest.payload_sha256}"))
+    if run.guest.has("module_srcversion"):
+        module = (
+            f"ipitrace_storm {run.guest.module_version}, srcversion {run.guest.module_srcversion}"
+        )
+        lines.append(("module", module))
+    lines.append(("pinning", run.host.pinning.why))
     if run.observer is not None:
         took = (
             f"loaded in {run.observer.setup_seconds:.3f} s, attached in "

@@ -15,6 +15,7 @@ from ipitrace.base.foreign import plain
 from ipitrace.base.units import MIB
 from ipitrace.clock import GuestTsc
 from ipitrace.host.vm_tsc import read_vm_tsc
+from ipitrace.recording.guest import GuestResult, VmResult, linux_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import (
     Hooks,
@@ -53,7 +54,6 @@ _UNSUPPORTED: Final = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
 _SENDER: Final = 0
 _TARGET: Final = 1
 _MAX_COUNT: Final = 1_000_000
-_NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
 _CHECK_S: Final = 0.5  # the interval of checks of the VM during a storm
 _LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and the set-up
 _LOST_IPI: Final = "lost-ipi"
@@ -181,23 +181,23 @@ class LinuxGuest:
             return (_TARGET,)
         return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as in run.json."""
         vm, module = self.vm, self.status.module
-        return {
-            "kind": "native" if self.cpus.native else "linux",
-            "n_vcpus": self.n_vcpus,
-            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
-            "via": self.shell.via,
-            "kernel": self.status.kernel,
-            "emulated": self.cpus.emulated,
-            "apic_mode": self.status.apic_mode,
-            "module_version": module.version,
-            "module_srcversion": module.srcversion,
-            "helper_version": self.status.helper_version,
-            "apic_ids": None if self.cpus.apic_ids is None else list(self.cpus.apic_ids),
-            "vm": None if vm is None else {"name": vm.name, "vmm": vm.vmm, "pid": vm.pid},
-        }
+        return linux_guest(
+            native=self.cpus.native,
+            n_vcpus=self.n_vcpus,
+            pinned_cpus=self.pinned_cpus,
+            via=self.shell.via,
+            kernel=self.status.kernel,
+            emulated=self.cpus.emulated,
+            apic_mode=self.status.apic_mode,
+            module_version=module.version,
+            module_srcversion=module.srcversion,
+            helper_version=self.status.helper_version,
+            apic_ids=self.cpus.apic_ids,
+            vm=None if vm is None else VmResult(vm.name, vm.vmm, vm.pid),
+        )
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
         """Run one storm.
@@ -220,7 +220,6 @@ class LinuxGuest:
         self._check_vm()
         hooks.threads_known(self.tids())
         before, _ = self._tscs()
-        tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
         tick = _every(_CHECK_S, self._check_vm)
 
         def each_tick() -> None:
@@ -229,7 +228,7 @@ class LinuxGuest:
 
         try:
             done = self.shell.run(
-                self._command(request, tsc_khz),
+                self._command(request),
                 timeout_s=_LONGEST_S,
                 tick=each_tick,
                 limit_bytes=most_bytes,
@@ -251,7 +250,8 @@ class LinuxGuest:
             tsc_offsets_end=tuple(tsc.offset for tsc in after),
         )
 
-    def _command(self, request: StormRequest, tsc_khz: int) -> list[str]:
+    def _command(self, request: StormRequest) -> list[str]:
+        tsc_hz = (self.status.tsc_khz or 0) * 1000 or request.tsc_hz
         scenario = request.scenario
         options = {
             "pattern": scenario.pattern,
@@ -262,7 +262,7 @@ class LinuxGuest:
             "warmup": request.warmup,
             "count": request.count,
             "pace-cycles": request.pace_cycles,
-            "timeout-cycles": int(request.timeout_s * tsc_khz * 1000),
+            "timeout-cycles": int(request.timeout_s * tsc_hz),
             "burn-cycles": request.handler_burn_cycles,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -13,6 +13,7 @@ from ipitrace.abi.storm import (
     StormTargetState,
 )
 from ipitrace.base.units import MIB
+from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro import passthrough, preemptor
@@ -38,7 +39,6 @@ MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
 _MAX_INCOMPLETE = 3
 _PREEMPTOR_S = 60.0  # the preempting process's time limit beyond the storm's
-_NOMINAL_TSC_HZ = 3_000_000_000  # if KVM does not report the guest's; only limits a timeout
 
 # A word's number is that of the same name, but for these.
 _OTHER_NAMES = {
@@ -106,14 +106,9 @@ class MicroGuest:
             return (1,)
         return tuple(range(1, self.n_vcpus))
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> GuestResult:
         """The guest as in run.json."""
-        return {
-            "kind": "micro",
-            "n_vcpus": self.n_vcpus,
-            "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
-            "payload_sha256": self.payload.sha256,
-        }
+        return micro_guest(self.n_vcpus, self.pinned_cpus, self.payload.sha256)
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
         """Boot a new VM, run one storm, and destroy the VM.
@@ -127,7 +122,7 @@ class MicroGuest:
         logs = LogSizes(sends=total, receipts_per_vcpu=total)
         method = _METHODS[scenario.send_method]
         with Machine(self.payload, self.n_vcpus, logs, method) as machine:
-            tsc_hz = (machine.tsc_khz or 0) * 1000 or _NOMINAL_TSC_HZ
+            tsc_hz = (machine.tsc_khz or 0) * 1000 or request.tsc_hz
             machine.memory.write_params(
                 pattern=_PATTERNS[scenario.pattern],
                 target_state=_STATES[scenario.target_state],

@@ -34,7 +34,7 @@ def hostile_recording(tmp_path: Path) -> Path:
     run = replace(
         made_run(), untrustworthy=(HOSTILE,), complete=False, failure=HOSTILE, command=(HOSTILE,)
     )
-    run.host["one_line"] = HOSTILE
+    run = replace(run, host=replace(run.host, one_line=HOSTILE))
     with RecordingWriter(tmp_path / "r", force=False) as writer:
         writer.finish(run)
     return tmp_path / "r"
@@ -152,8 +152,7 @@ def test_the_verdict_stands_although_the_reader_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_of_another_encoding(tmp_path: Path, encoding: str) -> None:
-    run = made_run()
-    run.host["one_line"] = "\u6f22 \u00e9"
+    run = made_run(host=replace(made_run().host, one_line="\u6f22 \u00e9"))
     with RecordingWriter(tmp_path / "r", force=False) as writer:
         writer.finish(run)
     environment = ENVIRONMENT | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}

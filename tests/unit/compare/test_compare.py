@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from comparisons import TRUTH, exits_of, held_against, noisy, row_of, run_of, steady
+from runs import made_host
 
 from ipitrace.base.errors import (
     ExitCode,
@@ -15,10 +16,8 @@ from ipitrace.base.errors import (
 from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict
-from ipitrace.recording.result import (
-    ExitsPerIpi,
-    RunResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.words.paths import PATH_RANKS, IpiPath
 
 
@@ -330,7 +329,7 @@ def test_nothing_in_common_is_refused() -> None:
 
 def test_emulated_and_real_cycles_are_never_compared() -> None:
     run = steady()
-    emulated = replace(run, host={**run.host, "fingerprint": {"emulated": "Bochs"}})
+    emulated = replace(run, host=made_host(emulated="Bochs"))
     with pytest.raises(HostError, match="emulated"):
         held_against(run, emulated)
     found = held_against(run, emulated, allow=frozenset({"emulated"}))
@@ -404,7 +403,7 @@ def test_three_equal_recordings_are_no_proof_that_none_differ() -> None:
 def test_a_side_is_of_one_configuration() -> None:
     def kernel(release: str) -> RunResult:
         run = steady()
-        return replace(run, host={**run.host, "fingerprint": {"kernel_release": release}})
+        return replace(run, host=made_host(kernel_release=release))
 
     sides = [kernel("6.1"), kernel("6.2")], [kernel("6.3")]
     with pytest.raises(HostError, match=r"base and base1 are not comparable.*kernel_release"):

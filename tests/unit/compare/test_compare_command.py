@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 from comparisons import exits_of, noisy, row_of, run_of, steady
 from jsonschema import Draft202012Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from runs import made_host
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.errors import (
@@ -38,10 +39,8 @@ from ipitrace.base.errors import (
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors
-from ipitrace.recording.result import (
-    ExitsPerIpi,
-    RunResult,
-)
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.recording.writer import RecordingWriter
 from ipitrace.render.formats import COMPARISON
 
@@ -56,7 +55,7 @@ def record(directory: Path, run: RunResult) -> Path:
 
 
 def host(run: RunResult, **fingerprint: object) -> RunResult:
-    return replace(run, host={**run.host, "fingerprint": fingerprint})
+    return replace(run, host=made_host(**fingerprint))
 
 
 @pytest.fixture(scope="module")

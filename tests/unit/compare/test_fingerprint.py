@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from comparisons import exits_of, run_of, steady
+from runs import made_host
 
 from ipitrace.base.errors import (
     ExitCode,
@@ -13,13 +14,12 @@ from ipitrace.base.errors import (
     MeasurementError,
     UsageError,
 )
+from ipitrace.base.loading import keys_of
 from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
 from ipitrace.compare.model import FingerprintDifference
-from ipitrace.host.fingerprint import HostFingerprint
-from ipitrace.recording.result import (
-    ExitsPerIpi,
-    RunResult,
-)
+from ipitrace.recording.host import HostFingerprint, PinningResult
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import ExitsPerIpi
 
 
 def compared(
@@ -29,8 +29,7 @@ def compared(
 
 
 def host(**fingerprint: Any) -> RunResult:
-    run = steady()
-    return replace(run, host={**run.host, "fingerprint": fingerprint})
+    return replace(steady(), host=made_host(**fingerprint))
 
 
 def refusal(base: RunResult, patched: RunResult, *allow: str) -> IpitraceError:
@@ -42,7 +41,7 @@ def refusal(base: RunResult, patched: RunResult, *allow: str) -> IpitraceError:
 def test_every_item_of_the_hosts_fingerprint_is_on_the_list_once() -> None:
     keys = [item.key for item in ITEMS]
     assert len(set(keys)) == len(keys)
-    names = {field.name for field in fields(HostFingerprint)}
+    names = set(keys_of(HostFingerprint))
     assert names <= set(keys) | {"kvm_parameters"}
 
 
@@ -79,7 +78,8 @@ def test_all_mismatches_are_named_at_once() -> None:
 def test_where_the_guests_cpus_lie_must_match() -> None:
     def lying(why: str) -> RunResult:
         run = steady()
-        return replace(run, host={**run.host, "pinning": {"overcommitted": False, "why": why}})
+        pinning = PinningResult(overcommitted=False, why=why)
+        return replace(run, host=replace(run.host, pinning=pinning))
 
     error = refusal(lying("one last-level cache"), lying("2 NUMA nodes"))
     assert "placement (one last-level cache -> 2 NUMA nodes)" in error.message
@@ -112,11 +112,15 @@ def test_what_no_refusal_names_cannot_be_allowed(key: str) -> None:
     ],
     ids=str,
 )
-def test_a_fingerprint_of_another_form_is_refused(wrong: dict[str, Any]) -> None:
-    run = steady()
-    error = refusal(run, replace(run, host={**run.host, **wrong}))
-    assert isinstance(error, UsageError)
-    assert error.message.startswith("The run patched is damaged")
+def test_a_fingerprint_of_another_form_is_no_run(wrong: dict[str, Any]) -> None:
+    plain = steady().to_dict()
+    with pytest.raises(ValueError, match=r"host\.\w+"):
+        RunResult.from_dict({**plain, "host": {**plain["host"], **wrong}})
+
+
+def test_arrays_are_shown_as_run_json_has_them() -> None:
+    base, patched = (host(tsc_flags=flags) for flags in (["a", "b"], ["a"]))
+    assert "tsc_flags (['a', 'b'] against ['a'])" in refusal(base, patched).message
 
 
 def test_another_kernel_is_what_it_is_about() -> None:

@@ -9,7 +9,7 @@ from made_up import SEEDS, Happening, Story, stories, tell
 from ipitrace.correlate.exits import ExitTable, exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stamps import ABSENT
-from ipitrace.recording.result import ExitTime
+from ipitrace.recording.row import ExitTime
 from ipitrace.summary.exits import exit_times
 from ipitrace.summary.storms import Cycles, HostSide, Measured, Repetition
 from ipitrace.words.events import Kind

@@ -11,8 +11,9 @@ from ipitrace.doctor.load import check_load
 from ipitrace.doctor.machine import check_machine
 from ipitrace.doctor.tracing import check_access, check_events
 from ipitrace.host.files import HostFiles
-from ipitrace.host.fingerprint import HostFingerprint, read_fingerprint
+from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.host.kvm_features import KvmFeatures
+from ipitrace.recording.host import HostFingerprint
 from ipitrace.render.doctor import render_examination
 from ipitrace.vm import Discovery, Vcpu, VirtualMachine
 from ipitrace.vm.model import OddProcess

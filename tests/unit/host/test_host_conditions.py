@@ -152,4 +152,4 @@ def test_who_came_and_who_went(make_files: MakeFiles) -> None:
     assert len(list(changes(before, unseen))) == 4
     hidden = replace(unseen, kvm_processes=(), perf_event_pids=(), unreadable_processes=5)
     assert list(changes(before, hidden)) == []
-    assert "tracing_ids" not in after.to_dict()
+    assert "tracing_ids" not in after.result().to_dict()

@@ -39,7 +39,7 @@ def test_who_is_there(make_files: Make) -> None:
     assert found.ftrace_kvm_instances == ("all", "mine")
     assert found.load_average == (0.52, 1.58, 2.59)
     assert "ftrace_kvm_instances" not in found.unknown
-    assert json.loads(json.dumps(found.to_dict()))["kvm_processes"][0]["n_vcpus"] == 2
+    assert json.loads(json.dumps(found.result().to_dict()))["kvm_processes"][0]["n_vcpus"] == 2
 
 
 def test_our_own_processes_are_no_neighbours(make_files: Make) -> None:

@@ -13,7 +13,7 @@ from ipitrace.abi.storm import SEND
 from ipitrace.base.errors import ExitCode
 from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.host.files import HostFiles
-from ipitrace.measure.run import _offline
+from ipitrace.measure.online import gone_offline
 from ipitrace.measure.steadiness import (
     Looks,
     Setting,
@@ -249,10 +249,10 @@ def test_a_storm_that_fails_since_a_cpu_went_offline(tmp_path: Path) -> None:
     online = tmp_path / "sys/devices/system/cpu/online"
     online.parent.mkdir(parents=True)
     online.write_text("0-2\n")
-    error = _offline((2, 3), HostFiles(tmp_path))
+    error = gone_offline((2, 3), HostFiles(tmp_path))
     assert error is not None
     assert error.message == "CPU 3 went offline during the run."
     assert error.exit_code == ExitCode.UNTRUSTWORTHY
-    assert _offline((1, 2), HostFiles(tmp_path)) is None
-    assert _offline(None, HostFiles(tmp_path)) is None
-    assert _offline((2, 3), HostFiles(tmp_path / "nothing")) is None
+    assert gone_offline((1, 2), HostFiles(tmp_path)) is None
+    assert gone_offline(None, HostFiles(tmp_path)) is None
+    assert gone_offline((2, 3), HostFiles(tmp_path / "nothing")) is None

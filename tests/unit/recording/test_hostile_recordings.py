@@ -32,7 +32,7 @@ from ipitrace.base.resources import example_dir
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.measure.lookout import _MOST_NOTED
-from ipitrace.measure.run import MAX_OF_ALL_SCENARIOS
+from ipitrace.measure.request import MAX_OF_ALL_SCENARIOS
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import Disturbance
 from ipitrace.recording.writer import (
@@ -328,10 +328,6 @@ def test_values_that_json_has_and_nobody_expects(recording: Path, what: str, sai
 @pytest.mark.parametrize(
     "change",
     [
-        lambda run: run["host"].clear(),
-        lambda run: run["host"].update(pinning=[]),
-        lambda run: run["guest"].clear(),
-        lambda run: run["guest"].update(pinned_cpus=7),
         lambda run: run["clock"].update(half_width_ns=1.0, half_width_cycles=None),
         lambda run: run["scenarios"][0].update(
             stages={"spans": 0, "bound_cycles": 0, "sequences": [], "steps": []}
@@ -346,19 +342,27 @@ def test_values_that_do_not_fit_together(recording: Path, change: Callable[[Any]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda run: run["host"].update(fingerprint=[]), "host.fingerprint is no object"),
+        (lambda run: run["host"].clear(), "the key host.one_line is missing"),
+        (lambda run: run["host"].update(pinning=[]), "host.pinning is list, not an object"),
+        (lambda run: run["guest"].clear(), "the key guest.kind is missing"),
+        (lambda run: run["guest"].update(pinned_cpus=7), "guest.pinned_cpus is int, not an array"),
+        (lambda run: run["host"].update(fingerprint=[]), "host.fingerprint is list, not an object"),
         (
             lambda run: run["host"].update(fingerprint={"kernel_release": 6}),
-            "host.fingerprint.kernel_release is no text",
+            "host.fingerprint.kernel_release is int, not str",
         ),
         (
             lambda run: run["host"].update(fingerprint={"emulated": {}}),
-            "host.fingerprint.emulated is no text",
+            "host.fingerprint.emulated is dict, not str",
         ),
-        (lambda run: run["guest"].update(emulated=True), "guest.emulated is no text"),
+        (
+            lambda run: run["host"].update(neighbours={"kvm_processes": [{"pid": 7}]}),
+            "the key host.neighbours.kvm_processes[0].name is missing",
+        ),
+        (lambda run: run["guest"].update(emulated=True), "guest.emulated is bool, not str"),
     ],
 )
-def test_what_is_printed_as_a_text_is_one(
+def test_a_host_and_a_guest_of_another_form(
     recording: Path, change: Callable[[Any], object], said: str
 ) -> None:
     change_run(recording, change)

@@ -292,7 +292,7 @@ def test_nothing_was_lost_and_the_clocks_agree(recording: Path, emulator: str) -
     assert run.untrustworthy == ()
     assert run.clock is not None
     assert set(run.clock.causality_violations.values()) == {0}
-    assert run.host["fingerprint"]["emulated"] == emulator
+    assert run.host.fingerprint.emulated == emulator
 
 
 def _pairs(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int]]:

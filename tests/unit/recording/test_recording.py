@@ -167,6 +167,8 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     columns = json.loads(said["ipitrace.columns"])
     assert columns["send_tsc"] == {"description": "before the send", "unit": "TSC cycles"}
     assert columns["path"]["unit"] is None
+    shipped = pq.read_schema(example_dir() / "spans.parquet").metadata
+    assert {name for name in metadata.metadata if name.startswith(b"ipitrace.")} == set(shipped)
     column = metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"
     schema = pq.read_schema(tmp_path / "r" / "spans.parquet")

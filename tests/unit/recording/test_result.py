@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
+from ipitrace.recording.guest import VmResult, linux_guest
 from ipitrace.recording.result import (
     Disturbance,
     Losses,
@@ -12,6 +15,8 @@ from ipitrace.recording.result import (
     RunResult,
 )
 from ipitrace.render.run.tables import render_run
+
+RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 
 
 def test_a_run_survives_its_way_to_json_and_back() -> None:
@@ -74,3 +79,56 @@ def placed_at(disturbance: Disturbance) -> Disturbance:
 def test_lost_events_are_those_of_rings_and_of_programs_skipped() -> None:
     losses = Losses(100, {"kvm_exit": 3}, {"kvm_exit": 2, "kvm_eoi": None}, 7, 1)
     assert losses.events_lost == 5
+
+
+@pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*/run.json")), ids=lambda p: p.parent.name)
+def test_a_recording_is_written_as_it_was_read(path: Path) -> None:
+    text = path.read_text()
+    assert RunResult.from_dict(json.loads(text)).to_json() == text
+
+
+def test_keys_of_other_versions_stay_and_absent_ones_stay_absent() -> None:
+    """In the host, in the guest, and in what is inside of them."""
+    plain = json.loads(made_run().to_json())
+    plain["host"]["fingerprint"] = {"smt": None, "colour": ["green"], "other": 3, "absent": {}}
+    plain["host"]["neighbours"] = {"kvm_processes": [{"pid": 7, "name": "a", "uid": 5}]}
+    plain["host"]["weather"] = {"sun": True}
+    plain["guest"] = {"kind": "unheard-of", "n_vcpus": 2, "vm": {"name": "a", "vmm": "b", "c": 1}}
+    run = RunResult.from_dict(plain)
+    assert json.loads(run.to_json()) == plain
+    assert run.host.fingerprint is not None
+    assert run.host.fingerprint.cpu_model is None
+    assert not run.host.fingerprint.has("cpu_model")
+    assert run.host.fingerprint.has("smt")
+    assert run.guest.pinned_cpus is None
+    assert RunResult.from_dict(json.loads(run.to_json())) == run
+    for key in ("fingerprint", "neighbours"):
+        del plain["host"][key]
+        assert json.loads(RunResult.from_dict(plain).to_json()) == plain
+        plain["host"][key] = None
+        assert json.loads(RunResult.from_dict(plain).to_json()) == plain
+
+
+def test_each_kind_of_guest_has_its_own_keys() -> None:
+    linux = linux_guest(
+        native=False,
+        n_vcpus=2,
+        pinned_cpus=None,
+        via="ssh",
+        kernel="6.12.9",
+        emulated=None,
+        apic_mode="x2apic",
+        module_version=None,
+        module_srcversion=None,
+        helper_version="0.1.0",
+        apic_ids=(0, 1),
+        vm=VmResult("guest1", "QEMU", 7),
+    )
+    for guest in (linux, replace(linux, kind="native", vm=None)):
+        read = json.loads(made_run(guest=guest).to_json())
+        assert_sound(read)
+        assert "payload_sha256" not in read["guest"]
+        assert read["guest"]["emulated"] is None
+    assert list(made_run().to_dict()["guest"]) == [
+        *("kind", "n_vcpus", "pinned_cpus", "payload_sha256")
+    ]

@@ -19,20 +19,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
 from ipitrace.base.foreign import plain
-from ipitrace.commands.guest import (
-    _say_line,
-    _tell_status,
-)
-from ipitrace.compare.model import (
-    Comparison,
-    GateKind,
-    GateResult,
-    GateState,
-)
-from ipitrace.doctor.model import (
-    Check,
-    Examination,
-)
+from ipitrace.commands.guest import _say_line, _tell_status
+from ipitrace.compare.model import Comparison, GateKind, GateResult, GateState
+from ipitrace.doctor.model import Check, Examination
+from ipitrace.recording.host import KvmProcess, NeighboursResult
 from ipitrace.recording.result import RunResult
 from ipitrace.render.compare.csv import render_csv
 from ipitrace.render.compare.junit import render_junit
@@ -159,8 +149,8 @@ TIMELINE = Timeline(
 
 def a_run() -> RunResult:
     run = made_run(untrustworthy=("a doubt",), complete=False, failure="Interrupted.")
-    run.host["neighbours"]["kvm_processes"] = [{"name": "other", "pid": 7}]
-    return run
+    around = NeighboursResult(kvm_processes=(KvmProcess(7, "other"),))
+    return replace(run, host=replace(run.host, neighbours=around))
 
 
 def a_comparison() -> Comparison:

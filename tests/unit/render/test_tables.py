@@ -8,13 +8,9 @@ import pytest
 from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
-from ipitrace.recording.result import (
-    Disturbance,
-    ExitsPerIpi,
-    Losses,
-    RunLimits,
-    RunResult,
-)
+from ipitrace.recording.host import KvmProcess, NeighboursResult, PinningResult
+from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
+from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.render.run.tables import render_run
 from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.storm.micro.driver import unsupported
@@ -185,11 +181,11 @@ def test_coalesced_deliveries_are_shown() -> None:
 
 
 def test_overcommitment_and_neighbours_are_shown() -> None:
-    host = {
-        **made_run().host,
-        "pinning": {"overcommitted": True, "why": "9 vCPUs do not fit on 2 allowed CPUs"},
-        "neighbours": {"kvm_processes": [{"name": "qemu-system", "pid": 4711}]},
-    }
+    host = replace(
+        made_run().host,
+        pinning=PinningResult(overcommitted=True, why="9 vCPUs do not fit on 2 allowed CPUs"),
+        neighbours=NeighboursResult(kvm_processes=(KvmProcess(4711, "qemu-system"),)),
+    )
     text = rendered(made_run(host=host))
     assert "9 vCPUs do not fit on 2 allowed CPUs" in flat(text)
     assert "qemu-system (pid 4711)" in text
@@ -202,7 +198,7 @@ def test_an_unpinned_guest_and_an_unknown_clock() -> None:
         **dict.fromkeys(("guest_tsc_offset", "half_width_cycles", "half_width_ns"), None),
         **dict.fromkeys(("bound_cycles", "bound_ns", "drift_ppm", "drift_noise_ppm"), None),
     )
-    guest = {**made_run().guest, "pinned_cpus": None}
+    guest = replace(made_run().guest, pinned_cpus=None)
     text = rendered(made_run(clock=unknown, guest=guest))
     assert "not pinned" in text
     assert "MHz" not in text

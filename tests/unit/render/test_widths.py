@@ -35,8 +35,9 @@ from ipitrace.measure.preview import (
     PreviewedStorms,
     Sending,
 )
+from ipitrace.recording.guest import GuestResult, VmResult
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import ExitsPerIpi
+from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.render.compare.tables import (
     render_anchors,
     render_comparison,
@@ -75,16 +76,16 @@ def run_of(name: str) -> Render:
 
 
 def a_linux_run(width: int) -> str:
-    guest = {
-        "kind": "linux",
-        "n_vcpus": 128,
-        "pinned_cpus": list(range(128)),
-        "kernel": "6.12.9",
-        "via": "qga+libvirt:///system",
-        "vm": {"name": NAME, "vmm": "QEMU", "pid": 4194303},
-        "module_version": "0.1.0",
-        "module_srcversion": "0" * 24,
-    }
+    guest = GuestResult(
+        kind="linux",
+        n_vcpus=128,
+        pinned_cpus=tuple(range(128)),
+        kernel="6.12.9",
+        via="qga+libvirt:///system",
+        vm=VmResult(NAME, "QEMU", 4194303),
+        module_version="0.1.0",
+        module_srcversion="0" * 24,
+    )
     return render_run(made_run(guest=guest, failure="Interrupted.", complete=False), width=width)
 
 

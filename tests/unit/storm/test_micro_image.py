@@ -20,7 +20,7 @@ from ipitrace.base.errors import (
     UsageError,
 )
 from ipitrace.measure.guests import micro_guest
-from ipitrace.measure.run import (
+from ipitrace.measure.request import (
     WARMUP,
     RunRequest,
     check_count,

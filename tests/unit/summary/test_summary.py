@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from strategies import Truth, left_alone, receipts, recorded, sends, storm, truths
 
 from ipitrace.host.interrupts import InterruptDelta
-from ipitrace.recording.result import (
-    PairedDifference,
-    PerSide,
-    ScenarioResult,
-)
+from ipitrace.recording.result import PairedDifference
+from ipitrace.recording.row import PerSide, ScenarioResult
 from ipitrace.summary import (
     KVM_EXIT_SOURCE,
     KVM_EXIT_UNSORTED,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ipitrace.recording.result import RepetitionFigures, ScenarioResult
+from ipitrace.recording.row import RepetitionFigures, ScenarioResult
 from ipitrace.summary import Cycles
 from ipitrace.words.metrics import SIDES, TIMINGS, cycles_metric, expand
 from ipitrace.words.paths import PATHS, IpiPath

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a run's result, made from what the run collected."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ipitrace.host.cpus import Pinning
+from ipitrace.host.fingerprint import one_line, read_fingerprint
+from ipitrace.host.neighbours import Neighbours
+from ipitrace.recording.host import HostResult, PinningResult
+from ipitrace.recording.result import Losses, Observer
+from ipitrace.recording.row import ScenarioResult
+from ipitrace.storm.driver import Driver
+from ipitrace.summary import Measured, observer_costs, summarise_scenario
+from ipitrace.summary.stats import interval_confidence
+from ipitrace.tracer.session import Tracer
+from ipitrace.words.scenarios import Mode, Scenario
+
+_METHOD: Final = (
+    "repetitions in turn: off, counting, full; full, counting, off; and so on; the scenarios "
+    "take turns, too, in an order shuffled by the run's seed and mirrored"
+)
+
+
+def rows_of(
+    scenarios: Iterable[Scenario], driver: Driver, measured: Iterable[Measured]
+) -> tuple[ScenarioResult, ...]:
+    """A row for each scenario that was measured or that the guest cannot run, as asked for."""
+    rows = {m.scenario.name: summarise_scenario(m) for m in measured}
+    found = []
+    for scenario in scenarios:
+        reason = driver.unsupported(scenario)
+        if reason is not None:
+            found.append(_unsupported(scenario, reason))
+        elif scenario.name in rows:
+            found.append(rows[scenario.name])
+    return tuple(found)
+
+
+def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
+    return ScenarioResult(
+        name=scenario.name,
+        pattern=scenario.pattern,
+        target_state=scenario.target_state,
+        send_method=scenario.send_method,
+        status="unsupported",
+        reason=reason,
+    )
+
+
+def losses_of(tracer: Tracer | None, measured: Sequence[Measured], incomplete: int) -> Losses:
+    """What was lost; `incomplete` counts the IPIs that were not acknowledged in time."""
+    unpaired = sum(r.cycles.unpaired for m in measured for r in m.repetitions)
+    if tracer is None:
+        return Losses(0, {}, {}, incomplete, unpaired)
+    lost = tracer.losses()
+    return Losses(
+        int(tracer.seen().sum()),
+        {name: n for name, n in lost.ring_overruns.items() if n},
+        {name: n for name, n in lost.recursion_misses.items() if n or n is None},
+        incomplete,
+        unpaired,
+    )
+
+
+def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
+    """What tracing cost."""
+    repetitions = min((len(m.of(Mode.OFF)) for m in measured), default=0)
+    return Observer(
+        method=_METHOD,
+        repetitions=repetitions,
+        confidence=interval_confidence(repetitions),
+        costs={m.scenario.name: observer_costs(m) for m in measured},
+        setup_seconds=round(tracer.load_s, 3),
+        attach_seconds=round(tracer.attach_s, 3),
+        hooks=dict(tracer.hooks),
+        left_out=dict(tracer.left_out),
+    )
+
+
+def host_of(pinning: Pinning, neighbours: Neighbours) -> HostResult:
+    """The host as run.json shows it."""
+    fingerprint = read_fingerprint()
+    return HostResult(
+        one_line=one_line(fingerprint),
+        fingerprint=fingerprint,
+        neighbours=neighbours.result(),
+        pinning=PinningResult(pinning.overcommitted, pinning.why),
+    )

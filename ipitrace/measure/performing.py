@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Performs the turns of a plan, one storm after the other, and keeps what each one gave."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from ipitrace.base.errors import (
+    NOTHING_WRITTEN,
+    InterruptedRunError,
+    IpitraceError,
+    MeasurementError,
+)
+from ipitrace.base.signals import finish_undisturbed
+from ipitrace.clock import Clock
+from ipitrace.measure.clocks import ClockReadings
+from ipitrace.measure.columns import RepetitionKey
+from ipitrace.measure.guests import Guest
+from ipitrace.measure.kept import KeptRepetitions
+from ipitrace.measure.limits import Budget
+from ipitrace.measure.lookout import Lookout
+from ipitrace.measure.online import OnlineCheck, gone_offline
+from ipitrace.measure.plan import Plan
+from ipitrace.measure.repetition import Recorded, run_repetition
+from ipitrace.measure.request import WARMUP, RunRequest
+from ipitrace.measure.rows import RowWriter
+from ipitrace.measure.steadiness import silence
+from ipitrace.measure.turns import Turn
+from ipitrace.storm.driver import StormRequest
+from ipitrace.summary import Measured
+from ipitrace.tracer.session import Tracer
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import Mode, Scenario
+
+_KEPT = "What was finished until then is kept."
+_NOTHING = "Nothing was finished until then."
+
+Progress: TypeAlias = Callable[[str, float], None]
+"""Receives the name of the running scenario, and the completed share (0..1) of the whole run."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What does not change during a run.
+
+    Attributes:
+        tracer: None where nothing is traced.
+        clock: None where this host's clocks cannot be read.
+    """
+
+    request: RunRequest
+    guest: Guest
+    plan: Plan
+    tracer: Tracer | None
+    clock: Clock | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a run collects; each part collects for one purpose."""
+
+    clocks: ClockReadings
+    kept: KeptRepetitions
+    rows: RowWriter
+    lookout: Lookout
+
+
+def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
+    """Perform all turns; the answer is the error that ended them early, if one did.
+
+    Completed repetitions are kept when a later one fails.
+
+    Raises:
+        InterruptedRunError: no scenario had a repetition in each mode when it came.
+        IpitraceError: likewise, and the failure is not the guest's.
+    """
+    try:
+        with _detached_at_end(context.tracer):
+            _perform_turns(context, gathered)
+        finish_undisturbed()
+    except KeyboardInterrupt:
+        finish_undisturbed()
+        if not finished(context, gathered):  # an empty recording is useless, and may replace one
+            raise InterruptedRunError("Interrupted.", NOTHING_WRITTEN) from None
+        return InterruptedRunError("Interrupted.", _KEPT)
+    except IpitraceError as raised:
+        error = gone_offline(context.guest.driver.pinned_cpus) or raised
+        measured = finished(context, gathered)
+        if not measured and not isinstance(error, MeasurementError):
+            raise
+        error.hint = f"{_KEPT if measured else _NOTHING} {error.hint}".strip()
+        return error
+    return None
+
+
+def finished(context: Context, gathered: Gathered) -> list[Measured]:
+    """The scenarios with at least one repetition in all modes; call it before tracing ends."""
+    tracer = context.tracer
+    fires = tracer is not None and bool(tracer.seen()[Kind.KVM_EXIT].any())
+    return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires)
+
+
+def _perform_turns(context: Context, gathered: Gathered) -> None:
+    budget = Budget(context.plan.limits)
+    online = OnlineCheck(context.guest.driver.pinned_cpus)
+    turns = context.plan.turns(context.request.seed)
+    total = sum(turn.sends for turn in turns)
+    done = 0
+
+    def told(name: str, before: int, sent: int) -> None:
+        budget.check()
+        online.check()
+        context.progress(name, (before + max(sent - WARMUP, 0)) / total)
+
+    for number, turn in enumerate(turns):
+        request = _storm_request(context, turn)
+        _set_mode(context.tracer, turn.mode)
+        budget.begin()
+        recorded = run_repetition(
+            request,
+            context.guest.driver,
+            tracer=context.tracer,
+            mode=turn.mode,
+            clock=context.clock,
+            told=partial(told, turn.scenario.name, done),
+            earlier=gathered.clocks.latest(),
+        )
+        tsc_hz = gathered.clocks.tsc_hz(recorded)
+        budget.end(_storm_s(recorded, tsc_hz))
+        targets = context.guest.driver.targets(turn.scenario)
+        gathered.kept.add(request, targets, recorded, number)
+        gathered.lookout.after(request, recorded, number, tsc_hz)
+        gathered.rows.write(RepetitionKey(turn.scenario.name, number), targets, recorded)
+        gathered.clocks.add(recorded)
+        done += turn.sends
+
+
+def _storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
+    return StormRequest(
+        turn.scenario,
+        context.guest.driver.n_vcpus,
+        turn.sends,
+        WARMUP,
+        context.plan.paces[turn.scenario.name],
+        inject=context.request.inject,
+        handler_burn_cycles=context.request.handler_burn_cycles,
+        tsc_hz=context.plan.tsc_hz,
+    )
+
+
+def _storm_s(recorded: Recorded, tsc_hz: float | None) -> float | None:
+    """How long the storm took by the guest's stamps, the warm-up in proportion."""
+    measured = len(recorded.storm.sends)
+    if tsc_hz is None or not measured:
+        return None
+    return silence(recorded.storm, tsc_hz)[0] * (measured + WARMUP) / measured
+
+
+def _set_mode(tracer: Tracer | None, mode: Mode) -> None:
+    if tracer is None:
+        return
+    if mode == Mode.OFF:
+        tracer.detach()
+    else:
+        tracer.attach(counting_only=mode == Mode.COUNTING)
+
+
+@contextlib.contextmanager
+def _detached_at_end(tracer: Tracer | None) -> Iterator[None]:
+    """No probe stays attached, whatever happens inside."""
+    try:
+        yield
+    finally:
+        if tracer is not None:
+            tracer.detach()

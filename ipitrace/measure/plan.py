@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will do: scenarios, modes, paces and turns, known before the first storm."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.base.errors import HostError
+from ipitrace.base.units import NS_PER_S
+from ipitrace.host.fingerprint import read_fingerprint
+from ipitrace.measure.clocks import tsc_hz_of_host
+from ipitrace.measure.guests import Guest
+from ipitrace.measure.limits import check_time, limited_pace
+from ipitrace.measure.request import WARMUP, RunRequest, limits_of, sends_of
+from ipitrace.measure.turns import Turn, plan_turns
+from ipitrace.recording.result import RunLimits
+from ipitrace.storm.driver import Driver
+from ipitrace.storm.limits import FASTEST_TSC_HZ
+from ipitrace.words.scenarios import SCENARIOS, Mode, Scenario, TargetState
+
+_PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
+_BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
+# The edges, 25 MHz above multiples of 100 MHz, are apart from the rates that CPUs have: those are
+# near multiples of 100, 50 and 33 MHz.
+_STEP_HZ: Final = 100e6
+_STEP_EDGE_HZ: Final = 25e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        scenarios: those of the request that the guest can run, in the order asked for.
+        modes: in which each of them runs.
+        sends: measured sends of each repetition of a scenario and mode.
+        paces: scenario name to cycles from an acknowledgement to the next send; the rate's
+            limit is already in them.
+        limits: of rate and time; None where there are none.
+        tsc_hz: the guest TSC's rate that the paces are computed with.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    modes: tuple[Mode, ...]
+    sends: tuple[int, ...]
+    paces: Mapping[str, int]
+    limits: RunLimits | None
+    tsc_hz: float
+
+    def turns(self, seed: int) -> tuple[Turn[Scenario], ...]:
+        """Every repetition, in the order in which to run them."""
+        return plan_turns(self.scenarios, sends=self.sends, modes=self.modes, seed=seed)
+
+    def storms(self) -> Iterator[tuple[int, int]]:
+        """Sends with warm-up, and pace in cycles, of the storms of each scenario and block."""
+        for scenario in self.scenarios:
+            for sends in self.sends:
+                yield len(self.modes) * (sends + WARMUP), self.paces[scenario.name]
+
+
+def plan_for(request: RunRequest, guest: Guest) -> Plan:
+    """The plan of a run in an open guest.
+
+    Raises:
+        HostError: the guest can run none of the scenarios.
+        UsageError: the storms cannot end within the time limit.
+    """
+    driver = guest.driver
+    able = [s for s in request.scenarios if driver.unsupported(s) is None]
+    if not able:
+        raise _nothing_can_run(request, driver)
+    tsc_hz = known_tsc_hz(driver.tsc_khz)
+    traced = request.trace and guest.pid is not None
+    return make_plan(request, able, traced=traced, ours=guest.ours, tsc_hz=tsc_hz)
+
+
+def make_plan(
+    request: RunRequest, able: Sequence[Scenario], *, traced: bool, ours: bool, tsc_hz: float
+) -> Plan:
+    """The plan for the scenarios that the guest can run.
+
+    Args:
+        request: of the run.
+        able: those of its scenarios that the guest can run.
+        traced: BPF programs will be attached.
+        ours: the guest is the built-in one.
+        tsc_hz: the guest TSC's rate.
+
+    Raises:
+        UsageError: the storms cannot end within the time limit.
+    """
+    limits = limits_of(request, ours=ours)
+    plan = Plan(
+        scenarios=tuple(able),
+        modes=tuple(Mode) if traced else (Mode.OFF,),
+        sends=sends_of(request),
+        paces={s.name: limited_pace(pace_of(request, s, tsc_hz), limits, tsc_hz) for s in able},
+        limits=limits,
+        tsc_hz=tsc_hz,
+    )
+    check_time(plan.storms(), limits, tsc_hz)
+    return plan
+
+
+def known_tsc_hz(guest_khz: int | None) -> float:
+    """The guest TSC's rate: the stated one, else this host's, else the fastest there is."""
+    return guest_khz * 1000.0 if guest_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
+
+
+def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
+    """The pace asked for, else the pace that brings the target into its state.
+
+    A blocked target must stay in HLT for longer than the host polls for it
+    (kvm.halt_poll_ns, 200 us by default). `tsc_hz` is the guest TSC's rate. It is rounded here:
+    runs are comparable only with the same pace, and measured rates of one TSC differ by some ppm.
+    """
+    if request.pace_cycles is not None:
+        return request.pace_cycles
+    if scenario.target_state != TargetState.BLOCKED:
+        return _PACE_CYCLES
+    parameters = read_fingerprint().kvm_parameters or {}
+    polled_s = int(parameters.get("kvm.halt_poll_ns", "0") or 0) / NS_PER_S
+    return int((2 * polled_s + _BLOCKED_S) * _rounded(tsc_hz))
+
+
+def _rounded(tsc_hz: float) -> float:
+    """The rate in steps of 100 MHz; as it is where it is below the first step."""
+    return math.ceil((tsc_hz - _STEP_EDGE_HZ) / _STEP_HZ) * _STEP_HZ or tsc_hz
+
+
+def _nothing_can_run(request: RunRequest, driver: Driver) -> HostError:
+    first = request.scenarios[0]
+    able = [s.name for s in SCENARIOS if driver.unsupported(s) is None]
+    can = f"These can: {', '.join(able)}." if able else "None can."
+    return HostError(
+        f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
+        f"{can} 'ipitrace scenarios' with the same --vm and --via says why others cannot.",
+    )

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ipitrace run` was asked for, and the checks of its numbers."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ipitrace.base.errors import UsageError
+from ipitrace.base.units import NS_PER_S
+from ipitrace.measure.limits import chosen_limits
+from ipitrace.measure.turns import split
+from ipitrace.recording.result import RunLimits
+from ipitrace.storm.driver import Driver
+from ipitrace.words.scenarios import Scenario
+
+WARMUP: Final = 100
+REPETITIONS: Final = 6  # the least whose extremes enclose the median with 95 % confidence
+MAX_REPETITIONS: Final = 1000
+MAX_OF_ALL_SCENARIOS: Final = 4000  # run.json holds as many (recording.writer.MOST_RUN_BYTES)
+_MOST_SENDS: Final = 250_000  # of one repetition: bounds the memory that its events take
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `ipitrace run` was asked for.
+
+    Attributes:
+        scenarios: in the order to run.
+        count: measured sends of each scenario.
+        pace_cycles: cycles from one acknowledgement to the next send; None means that the
+            scenario chooses.
+        trace: attach BPF programs and measure their cost; False attaches none.
+        command: the command line, for the record.
+        inject: a deliberate fault. Tests use it to prove that ipitrace reports the fault.
+        repeat: fresh guests of each scenario and mode; `count` is divided among them.
+        seed: of the order in which scenarios take turns.
+        handler_burn_cycles: cycles that each handler wastes. Tests use it to prove that
+            ipitrace finds them.
+        max_rate_hz: the limit of sends per second; 0 is no limit, None is the default of the
+            guest's kind.
+        max_time_s: the limit of the storms' seconds, with the same meaning of 0 and None.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    count: int
+    pace_cycles: int | None
+    trace: bool
+    command: tuple[str, ...] = ()
+    inject: str | None = None
+    repeat: int = REPETITIONS
+    seed: int = 0
+    handler_burn_cycles: int = 0
+    max_rate_hz: float | None = None
+    max_time_s: float | None = None
+
+
+def check_request(request: RunRequest) -> None:
+    """Check the request's numbers, as far as no guest is needed for it.
+
+    Raises:
+        UsageError: a number is out of its range.
+    """
+    if not 1 <= request.repeat <= MAX_REPETITIONS:
+        raise UsageError(
+            f"--repeat {request.repeat} is out of range.",
+            f"Ask for 1 to {MAX_REPETITIONS} repetitions.",
+        )
+    in_all = len(request.scenarios) * request.repeat
+    if in_all > MAX_OF_ALL_SCENARIOS:
+        raise UsageError(
+            f"--repeat {request.repeat} of {len(request.scenarios)} scenarios is {in_all} "
+            f"repetitions, and a recording holds {MAX_OF_ALL_SCENARIOS}.",
+            "Ask for fewer, or for fewer scenarios at a time.",
+        )
+    if request.pace_cycles is not None and not 0 <= request.pace_cycles <= NS_PER_S:
+        raise UsageError(
+            f"--pace {request.pace_cycles} is out of range.",
+            f"Ask for 0 to {NS_PER_S:,} cycles.",
+        )
+    for option, limit in (("--max-rate", request.max_rate_hz), ("--max-time", request.max_time_s)):
+        if limit is not None and not 0 <= limit < math.inf:
+            raise UsageError(
+                f"{option} {limit:g} is out of range.", "Give a number above 0, or 'unlimited'."
+            )
+
+
+def check_count(request: RunRequest, guest: Driver) -> None:
+    """Check that the guest can log as many IPIs as were asked for.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    most = guest.max_count - WARMUP
+    if not 1 <= request.count <= most:
+        raise UsageError(
+            f"--count {request.count} is out of range.",
+            f"Ask for 1 to {most:,} IPIs (what the logs of {guest.n_vcpus} vCPUs hold).",
+        )
+
+
+def limits_of(request: RunRequest, *, ours: bool) -> RunLimits | None:
+    """The limits that apply to the run; see limits.chosen_limits()."""
+    return chosen_limits(request.max_rate_hz, request.max_time_s, ours=ours)
+
+
+def sends_of(request: RunRequest) -> tuple[int, ...]:
+    """Measured sends of each repetition, the same for each scenario and mode."""
+    return split(request.count, max(request.repeat, -(-request.count // _MOST_SENDS)))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host of a run, as run.json has it. A key that could not be read is null."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ipitrace.base.loading import OpenObject
+
+
+@dataclass(frozen=True)
+class HostFingerprint(OpenObject):
+    """A host as its kernel describes it. None means "could not be read", never a default."""
+
+    cpu_model: str | None = None
+    """As the CPU names itself ("AMD EPYC 7502P 32-Core Processor")."""
+    cpu_vendor: str | None = None
+    """CPUID vendor ("GenuineIntel")."""
+    cpu_signature: str | None = None
+    """Family-model-stepping in decimal ("6-142-10"): models can share one name."""
+    microcode: str | None = None
+    cpus_online: int | None = None
+    smt: str | None = None
+    """"on", "off", "notsupported" or "unknown"."""
+    kernel_release: str | None = None
+    kernel_version: str | None = None
+    """The build string: build number, preemption model, date."""
+    kernel_cmdline: str | None = None
+    kvm_backend: str | None = None
+    """"kvm_intel", "kvm_amd", another kvm_* module, "built-in/unknown"; None without KVM."""
+    kvm_parameters: Mapping[str, str] | None = None
+    """Every readable parameter of kvm and kvm_*, by "module.parameter"; None without KVM."""
+    mitigations: Mapping[str, str] | None = None
+    """/sys/devices/system/cpu/vulnerabilities, by name."""
+    governor: str | None = None
+    """cpufreq governor; several, comma separated, when CPUs differ."""
+    turbo: bool | None = None
+    cpuidle: str | None = None
+    """"driver/governor": how deep a blocked target's CPU sleeps decides its wake-up."""
+    clocksource: str | None = None
+    tsc_flags: tuple[str, ...] | None = None
+    """Those CPU flags that say how far the TSC can be trusted as a clock."""
+    x2apic: bool | None = None
+    virtualised: bool | None = None
+    """The CPU's hypervisor flag: this host is itself a guest."""
+    emulated: str | None = None
+    """The program that interprets this host's instructions, so that no cycle is real time."""
+    numa_nodes: int | None = None
+    isolated_cpus: str | None = None
+    """List format ("2-5"); "" is known to be none."""
+    nohz_full_cpus: str | None = None
+    """List format; "" is known to be none."""
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class KvmProcess(OpenObject):
+    """A process that holds KVM virtual machines."""
+
+    pid: int
+    name: str
+    n_vms: int | None = None
+    n_vcpus: int | None = None
+
+
+@dataclass(frozen=True)
+class NeighboursResult(OpenObject):
+    """What else was alive on the host; host.neighbours.Neighbours explains the keys."""
+
+    kvm_processes: tuple[KvmProcess, ...] | None = None
+    perf_event_pids: tuple[int, ...] | None = None
+    unreadable_processes: int | None = None
+    bpf_programs: int | None = None
+    bpf_tracing_programs: int | None = None
+    ftrace_kvm_instances: tuple[str, ...] | None = None
+    load_average: tuple[float, float, float] | None = None
+    unknown: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PinningResult(OpenObject):
+    """Where the guest's vCPUs ran.
+
+    Attributes:
+        overcommitted: there were more vCPUs than CPUs for them.
+        why: cores, caches and NUMA nodes of the CPUs, or why none was chosen, in words.
+    """
+
+    overcommitted: bool
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostResult(OpenObject):
+    """The host of a run.
+
+    Attributes:
+        one_line: the host in one line for people.
+        fingerprint: everything known to change what IPIs cost.
+        neighbours: what else was alive before the run.
+        pinning: where the guest's vCPUs ran.
+    """
+
+    one_line: str
+    fingerprint: HostFingerprint | None = field(default_factory=HostFingerprint)
+    neighbours: NeighboursResult | None = field(default_factory=NeighboursResult)
+    pinning: PinningResult

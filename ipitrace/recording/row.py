@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One scenario's row of a run, and its parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A distribution of whole cycles. Every figure is one that was really measured."""
+
+    count: int
+    min: int
+    p50: int
+    p90: int
+    p99: int
+    max: int
+
+
+@dataclass(frozen=True)
+class ExitsPerIpi:
+    """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
+
+    Attributes:
+        source: where the counts come from; None when nothing could count them.
+        sender: reason to exits per send.
+        target: reason to exits per delivery, over all targets; None for self IPIs,
+            whose sender is the target.
+    """
+
+    source: str | None
+    sender: Mapping[str, float] | None
+    target: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class PerSide:
+    """A count per IPI, the sender's per send and the targets' per delivery."""
+
+    sender: float
+    target: float
+
+
+@dataclass(frozen=True)
+class StageStep:
+    """One stage of the sequence most IPIs of a scenario followed.
+
+    Attributes:
+        side: whose vCPU it happens on, `sender` or `target`.
+        spans: how many of those IPIs have it.
+        since_send_cycles: median from the send.
+        step_cycles: median from the stage before it on the interrupt's way; None for
+            stages beside that way.
+        share_of_deliver: the part of all D spent in this step; None likewise.
+        resolved: False when the step is shorter than the clock's error bound, so that
+            its length is not known.
+    """
+
+    stage: str
+    side: str
+    spans: int
+    since_send_cycles: int
+    step_cycles: int | None
+    share_of_deliver: float | None
+    resolved: bool
+
+
+@dataclass(frozen=True)
+class StageSequence:
+    """Stages in the order some IPIs went through them, and how many did."""
+
+    stages: tuple[str, ...]
+    spans: int
+
+
+@dataclass(frozen=True)
+class StageBreakdown:
+    """Where D goes.
+
+    Attributes:
+        spans: deliveries broken down.
+        bound_cycles: the error bound of a host event's place on the guest's clock.
+        sequences: the most frequent, dominant first, at most three.
+        steps: the dominant sequence's, in order of their medians.
+    """
+
+    spans: int
+    bound_cycles: int
+    sequences: tuple[StageSequence, ...]
+    steps: tuple[StageStep, ...]
+
+
+@dataclass(frozen=True)
+class ExitTime:
+    """How long exits of one reason took on one side.
+
+    Attributes:
+        exits: how many there were.
+        unpaired: those of them that no kvm_entry ended.
+        p50_cycles: from kvm_exit to kvm_entry; None when all are unpaired.
+        share_of_deliver: the part of all D that they cover.
+    """
+
+    side: str
+    reason: str
+    exits: int
+    unpaired: int
+    p50_cycles: int | None
+    p99_cycles: int | None
+    share_of_deliver: float
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of one repetition, in cycles: measured values, never interpolated.
+
+    With fewer than 1000 values `p999` is the largest of them.
+    """
+
+    p50: int
+    p90: int
+    p99: int
+    p999: int
+
+
+@dataclass(frozen=True)
+class RepetitionFigures:
+    """What one repetition found; comparisons are made of these.
+
+    Attributes:
+        order: which fresh guest of the run it was, as `repetition` in the tables.
+        mode: what watched it: off, counting or full.
+        sent: measured sends.
+        send_cycles: S; deliver_cycles: D; round_trip_cycles: R; None when no IPI got there.
+        exits: per IPI, by reason.
+        paths: the share of IPIs that took each path; None unless the mode was full.
+    """
+
+    order: int
+    mode: str
+    sent: int
+    send_cycles: Percentiles | None
+    deliver_cycles: Percentiles | None
+    round_trip_cycles: Percentiles | None
+    exits: ExitsPerIpi | None
+    paths: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """One scenario's row.
+
+    Attributes:
+        status: `measured`, or `unsupported` and then `reason` says why.
+        sent: sends made (a broadcast is one).
+        delivered: handler entries, counted by the handlers themselves.
+        coalesced: deliveries asked for that no handler saw and that did not time out.
+        incomplete: sends not acknowledged in time.
+        send_cycles: S; deliver_cycles: D; round_trip_cycles: R.
+        kvm_stats: KVM's other counters per IPI, by name.
+        events_per_ipi: host tracepoints per IPI, by name.
+        paths: the share of IPIs that took each path, by its name.
+        stages: where D goes.
+        exit_times: how long exits took, by side and reason.
+        late_posts: posted-interrupt notifications that reached a CPU outside guest mode,
+            by their row in /proc/interrupts, over all CPUs and the recorded repetitions.
+        host_interrupts: rows of /proc/interrupts (posted, reschedule and call-function
+            interrupts) to CPU to increase over the recorded repetitions, warm-up included.
+        unmatched_ipis: deliveries for which no host event was found.
+        unmatched_events: events with the IPIs' vector that belong to none, by tracepoint.
+        suspect_spans: deliveries around which the guest's TSC offset changed.
+        repetition_figures: each repetition's own, in every mode, in the order run.
+        absent: for each field that is null, why.
+        notes: what a reader should know before trusting the row.
+    """
+
+    name: str
+    pattern: str
+    target_state: str
+    send_method: str
+    status: str
+    reason: str | None = None
+    targets: int = 0
+    pace_cycles: int = 0
+    warmup: int = 0
+    repetitions: int = 0
+    sent: int = 0
+    delivered: int = 0
+    coalesced: int = 0
+    incomplete: int = 0
+    send_cycles: Summary | None = None
+    deliver_cycles: Summary | None = None
+    round_trip_cycles: Summary | None = None
+    exits: ExitsPerIpi | None = None
+    kvm_stats: Mapping[str, PerSide] | None = None
+    events_per_ipi: Mapping[str, PerSide] | None = None
+    paths: Mapping[str, float] | None = None
+    stages: StageBreakdown | None = None
+    exit_times: tuple[ExitTime, ...] | None = None
+    late_posts: Mapping[str, int] | None = None
+    host_interrupts: Mapping[str, Mapping[str, int]] | None = None
+    unmatched_ipis: int = 0
+    unmatched_events: Mapping[str, int] | None = None
+    suspect_spans: int = 0
+    repetition_figures: tuple[RepetitionFigures, ...] = ()
+    absent: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()

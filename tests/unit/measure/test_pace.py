@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pace of blocked targets follows from the TSC's rate that the run knows."""
+
+from dataclasses import replace
+
+import pytest
+
+from ipitrace.host.fingerprint import read_fingerprint
+from ipitrace.measure import plan
+from ipitrace.measure.plan import known_tsc_hz, make_plan, pace_of
+from ipitrace.measure.request import RunRequest
+from ipitrace.storm.limits import FASTEST_TSC_HZ
+from ipitrace.words.scenarios import select_scenarios
+
+BLOCKED, RUNNING = select_scenarios(["unicast-blocked", "unicast-running"])
+REQUEST = RunRequest((BLOCKED, RUNNING), count=100, pace_cycles=None, trace=False)
+
+
+@pytest.fixture(autouse=True)
+def polls_for_200_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = replace(read_fingerprint(), kvm_parameters={"kvm.halt_poll_ns": "200000"})
+    monkeypatch.setattr(plan, "read_fingerprint", lambda: host)
+
+
+@pytest.mark.parametrize(
+    ("tsc_hz", "cycles"),
+    [
+        (3e9, 2_700_000),
+        (2e9, 1_800_000),
+        (5e9, 4_500_000),
+        (2_596.1e6, 2_340_000),  # as of 2,600 MHz
+        (2_112e6, 1_890_000),
+        (20e6, 18_000),  # an emulator's
+    ],
+)
+def test_a_blocked_target_waits_equally_long_at_every_rate(tsc_hz: float, cycles: int) -> None:
+    assert pace_of(REQUEST, BLOCKED, tsc_hz) == cycles
+    assert pace_of(REQUEST, RUNNING, tsc_hz) == 60_000
+    assert pace_of(replace(REQUEST, pace_cycles=7), BLOCKED, tsc_hz) == 7
+
+
+@pytest.mark.parametrize("mhz", [1_992, 2_112, 2_245.5, 2_400, 2_450, 2_533.3, 2_596, 2_995, 3_696])
+def test_two_measurements_of_one_rate_give_the_same_pace(mhz: float) -> None:
+    """Or the two runs could not be compared."""
+    paces = {pace_of(REQUEST, BLOCKED, mhz * 1e6 * (1 + ppm / 1e6)) for ppm in (-500, 0, 500)}
+    assert len(paces) == 1
+    (pace,) = paces
+    assert pace / (mhz * 1e6) > 2 * 0.0002 + 0.0004
+
+
+def test_the_rate_is_the_guest_s_else_the_host_s_else_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "tsc_hz_of_host", lambda: 2.5e9)
+    assert known_tsc_hz(2_000_000) == 2e9
+    assert known_tsc_hz(None) == 2.5e9
+    monkeypatch.setattr(plan, "tsc_hz_of_host", lambda: None)
+    assert known_tsc_hz(None) == FASTEST_TSC_HZ
+
+
+def test_a_plan_has_the_pace_of_its_rate() -> None:
+    made = make_plan(REQUEST, [BLOCKED], traced=False, ours=True, tsc_hz=2e9)
+    assert made.paces == {"unicast-blocked": 1_800_000}
+    assert next(made.storms()) == (117, 1_800_000)
