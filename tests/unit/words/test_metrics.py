@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ipitrace.recording.row import RepetitionFigures, ScenarioResult
-from ipitrace.summary import Cycles
+from ipitrace.summary.storms import Cycles
 from ipitrace.words.metrics import SIDES, TIMINGS, cycles_metric, expand
 from ipitrace.words.paths import PATHS, IpiPath
 from ipitrace.words.stages import STAGES
