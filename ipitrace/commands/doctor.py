@@ -18,8 +18,8 @@ from ipitrace.render.formats import EXAMINATION
 def doctor(*, vm_name: str | None, output_format: str) -> int:
     """Report what prevents or disturbs measurements here, and what to do. Changes nothing.
 
-    Each check is ok, warn (the results are affected), missing ('ipitrace run' cannot trace; exit
-    code 3) or unknown (the host does not show it).
+    Each check is ok, warn (results are affected or incomplete), missing ('ipitrace run' cannot
+    trace; exit code 3) or unknown (the host does not show it).
     """
     examination = examine(vm_name)
     text = EXAMINATION.render(output_format, examination, width=output_width())

@@ -31,7 +31,7 @@ _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
     "--ipi",
     type=int,
     metavar="N",
-    help="Print all events of IPI N (its number in the table spans).",
+    help="Print all events of IPI N (its number in the table spans). Format: table.",
 )
 @format_options(RUN)
 @click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")

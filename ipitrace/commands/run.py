@@ -141,7 +141,7 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     "--dry-run",
     is_flag=True,
     help="Print what the run would attach, send, do in the guest and write, and do none of it. "
-    "ipitrace does not connect to the guest.",
+    "ipitrace does not connect to the guest. Formats: table, json.",
 )
 @click.option("--no-trace", is_flag=True, help="Attach no BPF programs; only /dev/kvm is needed.")
 @format_options(RUN)

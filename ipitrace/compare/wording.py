@@ -15,7 +15,9 @@ from ipitrace.compare.statistics import CONFIDENCE
 from ipitrace.words.metrics import Scale
 
 NOTHING = "-"
-_NO_VALUE = "none"  # not there, or not known
+_EMPTY = "empty"
+_ABSENT = "absent"  # a key that one side does not have
+_NO_VALUE = "none"
 _MANY = 1000
 _NAMED = 3  # gates in a sentence
 _NO_DECIMALS = 10  # times the base
@@ -106,7 +108,11 @@ def tell_difference(difference: FingerprintDifference) -> Iterator[tuple[str, st
     base, patched = difference.base, difference.patched
     if isinstance(base, Mapping) and isinstance(patched, Mapping):
         for key in {**base, **patched}:
-            yield str(key), _spell_value(base.get(key)), _spell_value(patched.get(key))
+            old, new = (
+                _ABSENT if side.get(key) is None else _spell_value(side[key])
+                for side in (base, patched)
+            )
+            yield str(key), old, new
     else:
         yield difference.key, _spell_value(base), _spell_value(patched)
 
@@ -118,10 +124,10 @@ def _spell_value(value: object) -> str:
     if value is None:
         return _NO_VALUE
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_spell_value(v)}" for k, v in value.items()) or _NO_VALUE
+        return ", ".join(f"{k} {_spell_value(v)}" for k, v in value.items()) or _EMPTY
     if isinstance(value, list | tuple):
-        return ", ".join(map(_spell_value, value)) or _NO_VALUE
-    return str(value) or _NO_VALUE
+        return ", ".join(map(_spell_value, value)) or _EMPTY
+    return str(value) or _EMPTY
 
 
 def spell_p(p: float) -> str:

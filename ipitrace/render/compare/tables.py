@@ -14,6 +14,7 @@ from ipitrace.compare.wording import how_many, spell, spell_change, spell_p, tel
 from ipitrace.render.grid import columns_of, fill, table
 from ipitrace.render.markdown import begins_line, escaped_table
 from ipitrace.render.markdown import markdown as markdown_text
+from ipitrace.render.page import TextPage
 
 _MOST_CHARS = 1000
 _WITHOUT_END = 100_000  # columns; a table this wide never wraps
@@ -80,7 +81,9 @@ def render_comparison(
         *tables,
         told(_CHANGE) if shown else "",
         _not_shown(comparison.rows, shown),
-        *map(told, _remarks(comparison, shown, markdown=markdown)),
+        *map(told, [*_undecided(shown), *_missing(comparison)]),
+        *(_difference(d, width, markdown=markdown) for d in comparison.differences),
+        *map(told, _notes(comparison, shown)),
         _gates(comparison, markdown=markdown, width=width),
         _verdict(comparison, width, markdown=markdown, whole=whole_verdict),
     ]
@@ -176,12 +179,12 @@ def _figures(figures: Figures, unit: str) -> tuple[str, str]:
     return spelled(figures.median), f"{spelled(figures.low)}..{spelled(figures.high)}"
 
 
-def _remarks(comparison: Comparison, shown: Sequence[Row], *, markdown: bool) -> Iterable[str]:
-    yield from _undecided(shown)
+def _missing(comparison: Comparison) -> Iterable[str]:
     for m in comparison.missing:
         yield f"not compared: {m.metric} of {m.scenario}: {m.why}"
-    for d in comparison.differences:
-        yield _difference(d, markdown=markdown)
+
+
+def _notes(comparison: Comparison, shown: Sequence[Row]) -> Iterable[str]:
     base, patched = comparison.base, comparison.patched
     drifting = [row for row in shown if row.headline and row.between_recordings is not None]
     for scale in dict.fromkeys(row.scale for row in drifting):
@@ -197,16 +200,17 @@ def _remarks(comparison: Comparison, shown: Sequence[Row], *, markdown: bool) ->
         yield _APART
 
 
-def _difference(difference: FingerprintDifference, *, markdown: bool) -> str:
+def _difference(difference: FingerprintDifference, width: int, *, markdown: bool) -> str:
     """One line for a value, one for each key of a mapping that differs."""
     told = [(key, f"{old} -> {new}") for key, old, new in tell_difference(difference)]
     if told and told[0][0] == difference.key:
-        return f"differs: {difference.key}: {told[0][1]} ({difference.accepted})"
+        text = f"differs: {difference.key}: {told[0][1]} ({difference.accepted})"
+        return text if markdown else fill(text, width)
     title = f"differs: {difference.key} ({difference.accepted}):"
     lines = [f"{key}: {values}" for key, values in told]
-    if markdown:
+    if markdown:  # and escaped already
         return f"{title}\n\n" + "\n".join(f"- {begins_line(line)}" for line in lines)
-    return "\n".join([title, *lines])
+    return TextPage(width).items(title, lines)
 
 
 def _not_shown(rows: Sequence[Row], shown: Sequence[Row]) -> str:

@@ -28,6 +28,7 @@ from ipitrace.compare import Settings, compare
 from ipitrace.compare.fingerprint import ITEMS
 from ipitrace.compare.model import Comparison, FingerprintDifference
 from ipitrace.compare.versus import parse_pair
+from ipitrace.compare.wording import tell_difference
 from ipitrace.doctor.model import Check, Examination
 from ipitrace.recording.reader import read_run, read_run_text
 from ipitrace.recording.result import RunResult
@@ -334,7 +335,11 @@ def test_no_person_reads_a_value_as_python_spells_it() -> None:
         for style in ("table", "markdown")
     ]
     comparisons = all_comparisons()
-    assert any(isinstance(d.base, dict) for c in comparisons for d in c.differences)
+    differences = [d for c in comparisons for d in c.differences]
+    assert any(isinstance(d.base, dict) for d in differences)
+    for difference in differences:
+        for key, old, new in tell_difference(difference):
+            assert old != new, key
     texts += [
         render_comparison(comparison, every=True, markdown=markdown)
         for comparison in comparisons
@@ -349,11 +354,11 @@ def test_no_person_reads_a_value_as_python_spells_it() -> None:
     [
         ("6.1", "6.2", ["differs: item: 6.1 -> 6.2 (may differ)"]),
         (None, False, ["differs: item: none -> no (may differ)"]),
-        ([0, 1], [], ["differs: item: 0, 1 -> none (may differ)"]),
+        ([0, 1], [], ["differs: item: 0, 1 -> empty (may differ)"]),
         (
             {"kvm.a": "N", "kvm.b": None},
             {"kvm.a": "Y", "kvm.b": "1"},
-            ["differs: item (may differ):", "  kvm.a: N -> Y", "  kvm.b: none -> 1"],
+            ["differs: item (may differ):", "  kvm.a: N -> Y", "  kvm.b: absent -> 1"],
         ),
     ],
 )
