@@ -2,7 +2,7 @@
 """How columns get their widths."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipitrace.render.grid import TIE, clipped, columns_of, dense, fill, fitted, table, wrapped
@@ -129,6 +129,7 @@ def test_paragraphs_of_wide_characters_fit() -> None:
         assert "".join(lines).replace(" ", "") == f"{CHINESE}:{text}".replace(" ", "")
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(MIXED, MIXED, st.just("12")), min_size=1, max_size=4),
     cut=st.booleans(),
