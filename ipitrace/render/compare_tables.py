@@ -10,7 +10,7 @@ from ipitrace.compare.model import Comparison, Figures, Row, Verdict
 from ipitrace.compare.wording import how_many, spell, spell_change, spell_p
 from ipitrace.console import PIPE_WIDTH
 from ipitrace.foreign import map_strings, plain
-from ipitrace.render.grid import fill, table
+from ipitrace.render.grid import columns_of, fill, table
 from ipitrace.render.markdown import markdown as markdown_text
 
 _MOST_CHARS = 1000
@@ -136,7 +136,7 @@ def _of_scenario(rows: Sequence[Row], width: int) -> str:
         text=[i - 1 for i in _WIDE_TEXT],
         width=_WITHOUT_END,
     )
-    if max(map(len, flat.splitlines())) <= width:
+    if max(map(columns_of, flat.splitlines())) <= width:
         return flat
     return table(_HEADERS, list(map(_cells, rows)), text=_TEXT, width=width)
 

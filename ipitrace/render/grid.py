@@ -11,11 +11,9 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from tabulate import tabulate
-
 from ipitrace.console import PIPE_WIDTH
 
-_GAP: Final = 2  # tabulate's, between columns
+_GAP: Final = 2  # between columns
 _WORD_LIMITS: Final = (32, 24, 16, 8)  # a longer word may be broken; the first that helps
 _CUT: Final = "..."
 _PUNCTUATION: Final = ".-_/:,>"
@@ -25,6 +23,31 @@ TIE: Final = "\0"
 """Stands for a space that no line is broken at; plain text has none."""
 
 Rows = Sequence[Sequence[str]]
+
+
+def columns_of(text: str) -> int:
+    """The columns of a terminal that a line takes: an ideograph two, a combining mark none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # noqa: PLC0415 - few need it
+
+    return cell_len(text.replace(TIE, " "))
+
+
+def clipped(text: str, width: int) -> str:
+    """The beginning of a line, of at most `width` columns."""
+    return text[: _fitting(text, width)]
+
+
+def _fitting(text: str, width: int) -> int:
+    """How many of its characters, from the first on, take at most `width` columns."""
+    if text.isascii():
+        return min(len(text), width)
+    for i, char in enumerate(text):
+        width -= columns_of(char)
+        if width < 0:
+            return i
+    return len(text)
 
 
 def table(
@@ -75,30 +98,51 @@ def dense(
     what is too long for its column loses its middle, since names differ in their ends, too.
     """
     whole = [tuple(headers), *rows]
-    wanted = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    # len() is much faster, and right for nearly all of it.
+    wanted = [
+        max(map(len if all(map(str.isascii, column)) else columns_of, column))
+        for column in zip(*whole, strict=True)
+    ]
     widths = fitted(wanted, wanted, width)
     narrow = widths is None
     if widths is None:
         units = [list(range(len(headers)))]
         ((_, widths),) = _parts(whole, text, units, width, headed=True)
-    form = (" " * _GAP).join(f"%{'-' if i in text else ''}{n}s" for i, n in enumerate(widths))
-    if not narrow:
-        return [form % tuple(row) for row in whole]
-    if cut:
-        return [form % tuple(map(_cut, row, widths)) for row in whole]
-    return [form % tuple(line) for row in whole for line in _lines(row, widths)]
+    lines: Rows = whole
+    if narrow and cut:
+        lines = [tuple(map(_cut, row, widths)) for row in whole]
+    elif narrow:
+        lines = [line for row in whole for line in _lines(row, widths)]
+    left = [i in text for i in range(len(widths))]
+    form = (" " * _GAP).join(
+        f"%{'-' if to_left else ''}{n}s" for n, to_left in zip(widths, left, strict=True)
+    )
+    return [
+        form % tuple(line) if all(map(str.isascii, line)) else _aligned(line, widths, left)
+        for line in lines
+    ]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
+    """A line of a table."""
+    padded = []
+    for cell, width, to_left in zip(cells, widths, left, strict=True):
+        space = " " * (width - columns_of(cell))
+        padded.append(cell + space if to_left else space + cell)
+    return (" " * _GAP).join(padded)
 
 
 def _cut(cell: str, width: int) -> str:
-    if len(cell) <= width:
+    if columns_of(cell) <= width:
         return cell
     kept = max(width - len(_CUT), 0)
-    return cell[: kept - kept // 2] + _CUT[:width] + cell[len(cell) - kept // 2 :]
+    end = clipped(cell[::-1], kept // 2)[::-1]
+    return clipped(cell, kept - kept // 2) + _CUT[:width] + end
 
 
 def _lines(row: Sequence[str], widths: Sequence[int]) -> list[Sequence[str]]:
-    """A row as lines of cells that are no longer than their columns are wide."""
-    if all(len(cell) <= width for cell, width in zip(row, widths, strict=True)):
+    """A row as lines of cells that are no wider than their columns."""
+    if all(columns_of(cell) <= width for cell, width in zip(row, widths, strict=True)):
         return [row]
     return list(itertools.zip_longest(*_wrapped_row(row, widths, " "), fillvalue=""))
 
@@ -111,7 +155,7 @@ def _wrapped_row(row: Sequence[str], widths: Sequence[int], indent: str) -> list
     first, *others = zip(row, widths, strict=True)
     lines: list[str] = []
     for paragraph in first[0].split("\n"):
-        fits = len(paragraph) <= first[1]
+        fits = columns_of(paragraph) <= first[1]
         start, *rest = [paragraph] if fits else wrapped(paragraph, max(first[1] - 1, 1))
         lines += [start, *(indent + line for line in rest)]
     return [lines, *(wrapped(cell, width) for cell, width in others)]
@@ -124,11 +168,11 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
         text: whose line breaks are kept.
         width: of the terminal, in columns.
         first: begins the first line.
-        rest: begins the others; unless given, as many spaces as `first` is long, or two: a
+        rest: begins the others; unless given, as many spaces as `first` is wide, or two: a
             stranger's words never begin a line.
     """
-    indent = " " * (len(first) or 2) if rest is None else rest
-    room = max(width - max(len(first), len(indent)), _LEAST_PARAGRAPH)
+    indent = " " * (columns_of(first) or 2) if rest is None else rest
+    room = max(width - max(columns_of(first), columns_of(indent)), _LEAST_PARAGRAPH)
     lines = wrapped(text, room)
     return "\n".join(
         ((indent if i else first) + line).rstrip() for i, line in enumerate(lines)
@@ -137,7 +181,7 @@ def fill(text: str, width: int, first: str = "", rest: str | None = None) -> str
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns, at least one; breaks in the text are kept."""
-    if len(text) <= width and "\n" not in text:
+    if columns_of(text) <= width and "\n" not in text:
         return [text]
     return [line for paragraph in text.split("\n") for line in _wrapped(paragraph, width)]
 
@@ -185,7 +229,9 @@ def _parts(
 ) -> list[tuple[list[int], list[int]]]:
     """For each table that it takes: which columns, and how wide each is."""
     n = len(whole[0])
-    wanted = [max(len(line) for row in whole for line in row[i].split("\n")) for i in range(n)]
+    wanted = [
+        max(columns_of(line) for row in whole for line in row[i].split("\n")) for i in range(n)
+    ]
     columns = [[row[i] for row in whole] for i in range(n)]
     undivided = [[i for unit in units for i in unit]]
     tried = [(undivided, limit) for limit in _WORD_LIMITS[:2]]  # rather than two tables
@@ -226,11 +272,11 @@ def _split(
 def _least(cells: Sequence[str], *, wraps: bool, headed: bool, limit: int) -> int:
     """The least width of a column: no word of a text is broken, and no number."""
     words = [word for cell in (cells if wraps else cells[:headed]) for word in cell.split()]
-    longest = min(max(map(len, words), default=1), limit)
+    longest = min(max(map(columns_of, words), default=1), limit)
     if wraps:
         return max(longest, 1)
     numbers = [line for cell in cells[headed:] for line in cell.split("\n")]
-    return max(longest, *map(len, numbers), 1)
+    return max(longest, *map(columns_of, numbers), 1)
 
 
 def _part(whole: Rows, widths: Sequence[int], text: Sequence[bool], *, ruled: bool) -> str:
@@ -249,24 +295,27 @@ def _part(whole: Rows, widths: Sequence[int], text: Sequence[bool], *, ruled: bo
         ]
         if ruled and n == 0:
             lines.append(["-" * width for width in widths])
-    # The names are rows like the others: tabulate makes their columns wider than they are.
-    align = ["left" if left else "right" for left in text]
-    shown = tabulate(lines, tablefmt="plain", colalign=align, disable_numparse=True)
-    return "\n".join(line.rstrip() for line in shown.replace(TIE, " ").split("\n"))
+    lines = [[cell.strip() for cell in line] for line in lines]
+    taken = [max(map(columns_of, column)) for column in zip(*lines, strict=True)]
+    shown = [_aligned(line, taken, text).replace(TIE, " ").rstrip() for line in lines]
+    return "\n".join(shown)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     lines: list[str] = []
     line = ""
     for word in text.split(" "):
-        if line and len(line) + 1 + len(word) <= width:
+        room = columns_of(word)
+        if line and columns_of(line) + 1 + room <= width:
             line = f"{line} {word}"
             continue
         if line:
             lines.append(line.rstrip())
-        while len(word) > width:
-            at = max(word.rfind(mark, 0, width) for mark in _PUNCTUATION) + 1 or width
+        while room > width:
+            fits = max(_fitting(word, width), 1)
+            at = max(word.rfind(mark, 0, fits) for mark in _PUNCTUATION) + 1 or fits
             lines.append(word[:at])
+            room -= columns_of(word[:at])
             word = word[at:]  # noqa: PLW2901 - what is left of it
         line = word
     lines.append(line)

@@ -6,7 +6,7 @@ from typing import Final
 
 from ipitrace.console import PIPE_WIDTH
 from ipitrace.foreign import plain
-from ipitrace.render.grid import dense, wrapped
+from ipitrace.render.grid import clipped, dense, wrapped
 from ipitrace.render.watch_gone import ended_words, unseen_words
 from ipitrace.units import MIB, processes
 from ipitrace.watch.model import Count, Interval, LatePosts, Pair, Sight, VmInterval
@@ -41,7 +41,7 @@ def render_interval(
     lines = [*head, *_pairs(interval, shown, room, width), "", *tail]
     if height is not None:
         lines = lines[:height]
-    return "\n".join(line[:width].rstrip() for line in lines)
+    return "\n".join(clipped(line, width).rstrip() for line in lines)
 
 
 def _title(interval: Interval) -> str:

@@ -2,12 +2,14 @@
 """How columns get their widths."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipitrace.render.grid import TIE, dense, fill, fitted, table, wrapped
+from ipitrace.render.grid import TIE, clipped, columns_of, dense, fill, fitted, table, wrapped
 
 LONG = "a text of many words that does not fit into a column of few"
+CHINESE = "东京的虚拟机"
+MIXED = st.text("ab-, \u0301é虚拟机한국ｶ", min_size=1, max_size=40).map(str.strip).filter(bool)
 
 
 def test_what_fits_is_left_alone() -> None:
@@ -90,3 +92,53 @@ def test_dense_is_as_wide_as_it_may_be_and_cut_is_one_line_a_row(width: int) -> 
         lines = dense(("VM", "n", "what"), rows, text=(0, 2), width=width, cut=cut)
         assert max(map(len, lines)) <= width
         assert (len(lines) == 4) == cut
+
+
+def test_wide_characters_take_two_columns_and_marks_none() -> None:
+    assert [columns_of(text) for text in ("ab", CHINESE, "e\u0301", f"机{TIE}机")] == [2, 12, 1, 5]
+    assert [clipped(CHINESE, width) for width in (0, 1, 4, 5, 99)] == [
+        *("", "", "东京", "东京"),
+        CHINESE,
+    ]
+    assert clipped("ae\u0301i", 2) == "ae\u0301"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("name", [CHINESE, f"vm-{CHINESE}-1", "cafe\u0301"])
+def test_columns_begin_and_end_at_the_same_place_on_every_line(name: str, *, cut: bool) -> None:
+    """A name that is not ASCII is in the middle, so that there are columns on both sides of it."""
+    rows = [("1", "guest1", "7", "end"), ("22", name, "1,000", "end")]
+    headers = ("pid", "VM", "IPIs", "last")
+    for width in (24, 30, 80):
+        for shown in (
+            table(headers, rows, text=(1, 3), width=width).splitlines(),
+            dense(headers, rows, text=(1, 3), width=width, cut=cut),
+        ):
+            ends = [line.rstrip() for line in shown if line.rstrip().endswith(("end", "last"))]
+            assert len(ends) == 3
+            assert len({columns_of(line[: line.rindex(line.split()[-1])]) for line in ends}) == 1
+            assert all(columns_of(line.rstrip()) <= width for line in shown)
+
+
+def test_paragraphs_of_wide_characters_fit() -> None:
+    text = f"{CHINESE * 5} {LONG} {CHINESE}"
+    for width in (40, 60):
+        lines = fill(text, width, f"{CHINESE}: ").splitlines()
+        assert all(columns_of(line) <= width for line in lines)
+        assert lines[1].startswith(" " * 14)
+        assert "".join(lines).replace(" ", "") == f"{CHINESE}:{text}".replace(" ", "")
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(MIXED, MIXED, st.just("12")), min_size=1, max_size=4),
+    cut=st.booleans(),
+)
+def test_nothing_is_wider_than_the_terminal(*, rows: list[tuple[str, str, str]], cut: bool) -> None:
+    for width in (24, 40, 100):
+        for text in (
+            table(("a", "b", "n"), rows, text=(0, 1), width=width),
+            "\n".join(dense(("a", "b", "n"), rows, text=(0, 1), width=width, cut=cut)),
+            *(fill(cell, width) for row in rows for cell in row),
+        ):
+            assert max(columns_of(line) for line in text.split("\n")) <= width

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ipitrace.render.grid import columns_of
 from ipitrace.render.watch_openmetrics import render_openmetrics
 from ipitrace.render.watch_text import render_interval
 from ipitrace.vm.discovery import LONGEST_NAME
@@ -156,6 +157,17 @@ def test_the_text_of_many_vms_takes_little_for_each() -> None:
     text = profile.runcall(render_interval, many)
     assert len(text.splitlines()) > 200 * 4
     assert pstats.Stats(profile).total_calls < 200 * 150  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("height", [None, 24])
+def test_a_vm_with_a_chinese_name_keeps_the_columns(height: int | None) -> None:
+    name = "东京的虚拟机-1"
+    for width in (60, 80, 100):
+        text = render_interval(interval(vm("guest1"), vm(name)), width=width, height=height)
+        assert all(columns_of(line) <= width for line in text.splitlines())
+        of_vms = [line for line in text.splitlines() if " 4711 " in line]
+        assert len(of_vms) == 2
+        assert len({columns_of(line[: line.index("4711")]) for line in of_vms}) == 1
 
 
 def test_openmetrics_has_totals_by_vm() -> None:
