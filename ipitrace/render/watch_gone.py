@@ -6,6 +6,7 @@ from typing import Final
 
 from ipitrace.foreign import plain_values
 from ipitrace.watch.model import EndedVm, Interval, Unseen
+from ipitrace.watch.unseen import MOST_STRANGERS
 
 _MOST_PAIRS: Final = 8  # of each VM, in words
 
@@ -61,4 +62,10 @@ def unseen_words(unseen: Unseen) -> Iterator[str]:
         yield (
             f"{threads:,} vCPU {were} between two looks, never watched, with "
             f"{unseen.gone_sends.total:,} of these sends; a shorter --interval may see more"
+        )
+    if unseen.overflows.total:
+        times = "once" if unseen.overflows.total == 1 else f"{unseen.overflows.total:,} times"
+        yield (
+            f"more vCPU threads than can be followed ({MOST_STRANGERS:,}) were not watched, {times}"
+            ": more may have come and gone, and sent, than is counted"
         )

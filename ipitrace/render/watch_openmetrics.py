@@ -106,6 +106,10 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[Interval], int]]]] = {
         "vCPU threads that came and went, and were never watched",
         lambda interval: interval.unseen.threads.total,
     ),
+    "ipitrace_watch_unseen_overflows": (
+        "times that more vCPU threads than can be followed were not watched",
+        lambda interval: interval.unseen.overflows.total,
+    ),
 }
 _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {

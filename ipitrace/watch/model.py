@@ -5,13 +5,14 @@ History of SCHEMA_VERSION (of a line that `watch --json` prints):
     1  first version.
     2  sight; a VM's uid.
     3  ended_vms, ended_rest, unseen.
+    4  unseen.overflows.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MOST_ENDED = 32
 """VMs that have ended and are kept with their pairs."""
 MOST_ENDED_PAIRS = 64
@@ -172,11 +173,14 @@ class Unseen:
             watched, or without ever being.
         threads: those that came and went, and were never watched.
         gone_sends: those of `sends` that were these threads'.
+        overflows: times that more threads were not watched than can be followed. Some of them, and
+            what they sent, may be missing from the other counts.
     """
 
     sends: Count = Count(0, 0)
     threads: Count = Count(0, 0)
     gone_sends: Count = Count(0, 0)
+    overflows: Count = Count(0, 0)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Strangers:
     def __init__(self, lives: Callable[[Thread], bool] = _lives) -> None:
         self._lives = lives
         self._waiting: dict[Thread, int] = {}  # sends of those that live, and may yet be watched
-        self._sends = self._threads = self._gone_sends = 0
+        self._sends = self._threads = self._gone_sends = self._overflows = 0
 
     def look(self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]) -> Unseen:
         """What is new since the last call, and in all.
@@ -37,11 +37,10 @@ class Strangers:
             noted: sends of threads without a slot, since the last call.
             watched: answers the ids of the threads that are watched; called where it matters.
         """
-        before = self._sends, self._threads, self._gone_sends
+        before = self._all()
         for thread, sends in noted.items():
             self._sends += sends
-            if thread in self._waiting or len(self._waiting) < MOST_STRANGERS:
-                self._waiting[thread] = self._waiting.get(thread, 0) + sends
+            self._waiting[thread] = self._waiting.get(thread, 0) + sends
         now_watched = watched() if self._waiting else ()
         for thread, sends in tuple(self._waiting.items()):
             if thread[1] in now_watched:
@@ -50,10 +49,19 @@ class Strangers:
                 self._threads += 1
                 self._gone_sends += sends
                 del self._waiting[thread]
-        after = self._sends, self._threads, self._gone_sends
-        return Unseen(*(Count(now - then, now) for then, now in zip(before, after, strict=True)))
+        # Those that were followed before are kept: a thread that runs is noted again.
+        too_many = tuple(self._waiting)[MOST_STRANGERS:]
+        for thread in too_many:
+            del self._waiting[thread]
+        if too_many or len(noted) >= MOST_STRANGERS:  # the kernel may have dropped some, too
+            self._overflows += 1
+        changes = zip(before, self._all(), strict=True)
+        return Unseen(*(Count(now - then, now) for then, now in changes))
 
     def whole(self) -> Unseen:
         """All of it, as one interval."""
-        all_of_it = self._sends, self._threads, self._gone_sends
-        return Unseen(*(Count(n, n) for n in all_of_it))
+        return Unseen(*(Count(n, n) for n in self._all()))
+
+    def _all(self) -> tuple[int, int, int, int]:
+        """The totals, in the order of Unseen's fields."""
+        return self._sends, self._threads, self._gone_sends, self._overflows

@@ -32,7 +32,7 @@ def test_a_thread_is_gone_watched_or_waited_for() -> None:
     living = {(7, 70), (8, 80)}
     strangers = Strangers(living.__contains__)
     seen = strangers.look({(7, 70): 5, (8, 80): 3, (9, 90): 100, (9, 91): 0}, lambda: ())
-    assert seen == Unseen(Count(108, 108), Count(2, 2), Count(100, 100))
+    assert seen == Unseen(Count(108, 108), Count(2, 2), Count(100, 100), Count(0, 0))
     living.remove((7, 70))
     assert strangers.look({}, lambda: {80}) == Unseen(Count(0, 108), Count(1, 3), Count(5, 105))
     living.clear()  # the other was watched by then, so nothing of it is lost
@@ -46,6 +46,31 @@ def test_threads_without_an_end_take_bounded_memory() -> None:
         strangers.look({(1, i * MOST_STRANGERS + n): 1 for n in range(MOST_STRANGERS)}, set)
     assert len(strangers._waiting) == MOST_STRANGERS
     assert strangers.whole().sends.total == 3 * MOST_STRANGERS
+    assert strangers.whole().overflows.total == 3
+
+
+def test_more_threads_than_can_be_followed_are_reported() -> None:
+    """Those that end at once are counted all the same, and what has been followed still is."""
+    living = {(1, n): 1 for n in range(MOST_STRANGERS - 1)}
+    strangers = Strangers(living.__contains__)
+    seen = strangers.look(living, set)
+    assert seen.overflows == Count(0, 0)
+    short = {(2, 0): 7, (3, 0): 9}
+    seen = strangers.look(short, set)
+    assert (seen.threads, seen.gone_sends) == (Count(2, 2), Count(16, 16))
+    assert seen.overflows == Count(0, 0)
+    living |= short
+    seen = strangers.look(short, set)
+    assert (seen.threads, seen.overflows) == (Count(0, 2), Count(1, 1))
+    living.clear()
+    seen = strangers.look({}, set)
+    assert seen.threads == Count(MOST_STRANGERS, MOST_STRANGERS + 2)
+    assert seen.overflows == Count(0, 1)
+
+
+def test_a_full_table_of_the_kernel_is_reported() -> None:
+    seen = Strangers(lambda _thread: False).look({(n, n): 0 for n in range(MOST_STRANGERS)}, set)
+    assert (seen.threads.total, seen.overflows.total) == (MOST_STRANGERS, 1)
 
 
 def test_what_ended_and_what_was_not_seen_is_said() -> None:
@@ -55,7 +80,7 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
         ended_vms=(ended_vm("guest1", 20_000),),
         ended_rest=EndedRest(3, 12),
         departed=20_012,
-        unseen=Unseen(Count(9, 900), Count(1, 1), Count(8, 800)),
+        unseen=Unseen(Count(9, 900), Count(1, 1), Count(8, 800), Count(0, 2)),
     )
     text = " ".join(render_interval(gone).split())
     assert "guest1 (pid 4711): its process has ended; watched for 7.0 s: 20,000 sends" in text
@@ -65,6 +90,7 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
     assert "20,012 IPIs in VMs that have ended" in text
     assert "at least 900 sends by vCPUs before they were watched, or never watched" in text
     assert "1 vCPU thread came and went between two looks" in text
+    assert "more vCPU threads than can be followed (1,024) were not watched, 2 times: " in text
     screen = " ".join(render_interval(gone, width=80, height=24).split())
     assert "guest1 (pid 4711): its process has ended" in screen
     assert "the summary has their pairs" in screen
@@ -72,6 +98,7 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
     assert "ipitrace_watch_ended_ipis_total 20012\n" in metrics
     assert "ipitrace_watch_unseen_sends_total 900\n" in metrics
     assert "ipitrace_watch_unseen_vcpu_threads_total 1\n" in metrics
+    assert "ipitrace_watch_unseen_overflows_total 2\n" in metrics
     assert "unseen" not in render_interval(interval())
 
 
