@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""script/install where it has to refuse, run for real; of the copy's set-up we see that it came.
+"""script/install where it has to refuse and where it is killed, run for real.
 
-That it installs is shown by tests/live/test_install.py.
+Of the copy's set-up we see that it came, or it is played, as is the Python that builds what is
+installed. That the real one installs is shown by tests/live/test_install.py.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +159,121 @@ def test_an_odd_prefix_is_a_usage_error(top: Path, prefix: str) -> None:
     done = install(top, PREFIX=prefix)
     assert done.returncode == 2
     assert "give an absolute path" in done.stderr
+
+
+# Interruptions.
+
+PLAYED_PYTHON = """#!/bin/sh
+case $* in
+*_base_executable*) echo "$0" ;;
+*get_path*) echo "$(dirname "$0")/site" ;;
+*'-m venv'*)
+	for folder; do :; done
+	/usr/bin/mkdir "$folder/bin"
+	cp "$0" "$folder/bin/python3" ;;
+esac
+"""
+# Kills the script and all of its processes before it does its Nth change.
+COUNTING = """#!/bin/sh
+n=$(($(cat {count}) + 1))
+echo $n >{count}
+[ $n -ne "${{KILL_AT-0}}" ] || kill -KILL 0
+exec {program} "$@"
+"""
+
+
+class Killed:
+    """Runs that are killed at one change after the other; the folder of PREFIX is new."""
+
+    def __init__(self, top: Path, folder: Path) -> None:
+        self.top, self.place = top, folder / "place"
+        self._count = folder / "count"
+        self._bin = folder / "bin"
+        self._bin.mkdir()
+        self.place.mkdir()
+        for name in ("mkdir", "mv", "rm", "rmdir"):
+            program = self._bin / name
+            program.write_text(COUNTING.format(count=self._count, program=shutil.which(name)))
+            program.chmod(0o755)
+        (top / "script/setup").write_text("#!/bin/sh\n")
+        python = top / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(PLAYED_PYTHON)
+        python.chmod(0o755)
+        self._environment = {
+            "PATH": f"{self._bin}:{os.environ['PATH']}",
+            "PREFIX": str(self.place / "made" / "prefix"),
+            "TMPDIR": str(folder),
+        }
+
+    def run(self, *words: str, kill_at: int = 0) -> int:
+        self._count.write_text("0")
+        done = subprocess.run(
+            ["sh", self.top / "script/install", *words],
+            env=self._environment | {"KILL_AT": str(kill_at)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+        return done.returncode
+
+    def here(self) -> set[str]:
+        """What is there, but for folders that lead to the record."""
+        found = {str(path.relative_to(self.place)) for path in self.place.rglob("*")}
+        return found - {"made", "made/prefix", "made/prefix/lib"}
+
+
+@pytest.mark.parametrize("over_an_older_one", [False, True])
+def test_a_killed_run_leaves_nothing_that_the_next_ones_do_not_remove(
+    top: Path, tmp_path: Path, *, over_an_older_one: bool
+) -> None:
+    killed = Killed(top, tmp_path)
+    for n in range(1, 100):
+        if over_an_older_one:
+            killed.run()
+        if killed.run(kill_at=n) == 0:
+            break
+        recorded = any(killed.place.rglob(".installed"))
+        killed.run()
+        killed.run("--remove")
+        assert killed.here() == set(), n
+        # Before the first record is there, folders without anything in them can be left.
+        assert not (recorded and any(killed.place.iterdir())), n
+        shutil.rmtree(killed.place)
+        killed.place.mkdir()
+    assert n > 8
+    killed.run("--remove")
+    assert list(killed.place.iterdir()) == []
+
+
+def test_uninstalling_goes_on_where_it_was_killed(top: Path, tmp_path: Path) -> None:
+    killed = Killed(top, tmp_path)
+    for n in range(1, 100):
+        killed.run()
+        ended = killed.run("--remove", kill_at=n) == 0
+        recorded = any(killed.place.rglob(".installed"))
+        killed.run("--remove")
+        assert killed.here() == set(), n
+        assert not (recorded and any(killed.place.iterdir())), n
+        shutil.rmtree(killed.place)
+        killed.place.mkdir()
+        if ended:
+            break
+    assert n > 8
+
+
+def test_uninstalling_after_a_killed_run(top: Path, tmp_path: Path) -> None:
+    killed = Killed(top, tmp_path)
+    for n in range(1, 100):
+        if killed.run(kill_at=n) == 0:
+            break
+        recorded = any(killed.place.rglob(".installed"))
+        killed.run("--remove")
+        assert killed.here() == set(), n
+        assert not (recorded and any(killed.place.iterdir())), n
+        shutil.rmtree(killed.place)
+        killed.place.mkdir()
+    assert n > 8
