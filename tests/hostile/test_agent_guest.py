@@ -250,7 +250,11 @@ MODES: Final = (
     storm("another ABI", "has version 7", {"abi_version": 7}),
     storm("records that end early", "are cut off", {}, cut=-5),
     storm("fewer sends", "n_receipts", {"n_sends": 110}),
-    Mode("records and more", files={"run": harness.records() + b"!"}, said="followed by 1 bytes"),
+    Mode(
+        "records and more",
+        files={"run": harness.records() + b"!"},
+        said="followed by 1 unknown bytes",
+    ),
     Mode("more records", files={"run": harness.records(121)}, said="n_sends is 121"),
     Mode("6 records", files={"run": harness.records(106)}, said="6 sends were recorded, but 20"),
     counts("2^64 entries", 0, (1 << 64) - 1),

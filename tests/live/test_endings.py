@@ -58,7 +58,7 @@ def check_end(process: "subprocess.Popen[str]", folder: Path) -> None:
             assert "What was finished until then is kept." in said
     else:
         assert process.returncode == ExitCode.INTERRUPTED
-        assert re.search("nothing was written|not kept|Interrupted.\n$", said), said
+        assert re.search("no recording was written|not kept|Interrupted.\n$", said), said
 
 
 @pytest.mark.parametrize("how", [(), ("--no-trace",)], ids=["traced", "untraced"])

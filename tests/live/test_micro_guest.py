@@ -166,7 +166,7 @@ def test_only_a_pinned_target_can_be_preempted() -> None:
 
 def test_a_preemptor_that_is_refused_is_told() -> None:
     guest = MicroGuest.prepare(2, (0, 8191))
-    with pytest.raises(HostError, match=r"off CPU 8191: .*Invalid argument"):
+    with pytest.raises(HostError, match=r"on CPU 8191: .*Invalid argument"):
         guest.run(request("unicast-preempted"), Hooks())
 
 

@@ -255,7 +255,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_largest_storm_fits_the_guest(payload: Payload, n_vcpus: int) -> None:
     with pytest.raises(HostError, match="emory") as raised:
         GuestMemory(payload, n_vcpus, largest(n_vcpus))
-    assert "is the most" not in raised.value.message
+    assert "the limit is" not in raised.value.message
 
 
 @pytest.mark.usefixtures("no_memory")
