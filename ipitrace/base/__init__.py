@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every room uses and what knows nothing of IPIs: errors, units, files, terminal, signals."""
+"""Modules that every package uses and that know nothing of IPIs: errors, units, files, signals."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to standard output and standard error.
+"""The only module that writes to standard output and standard error.
 
-Nothing goes out but printable characters, line feeds and what redraw() adds of our own: so
-no renderer can let a stranger's escape sequence reach a terminal. Everything is flushed at
-once, so that an error is known here and not when Python exits (with code 120).
+It writes only printable characters, line feeds and the control sequence that redraw() adds. A
+renderer can therefore not pass an escape sequence of foreign text to a terminal. Every write is
+flushed immediately. A write error is then raised here and not when Python exits (with code 120).
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from ipitrace.base.foreign import (
 )
 
 PIPE_WIDTH: Final = 100
-"""Columns of text that goes anywhere but to a terminal."""
+"""Width, in columns, of text that is written to anything but a terminal."""
 
-_LEAST_WIDTH: Final = 80  # what tables are laid out for where a terminal has less, or does not say
+_LEAST_WIDTH: Final = 80  # table width on a terminal that is narrower or reports no width
 _CLEAR_LINE: Final = "\r\x1b[K"  # ECMA-48: carriage return, erase to the end of the line
 
 
@@ -33,14 +33,14 @@ def say(text: str, *, end: str = "\n") -> None:
     """Write to standard output.
 
     Raises:
-        ReaderLeftError: whoever read it has left.
-        HostError: it cannot be written.
+            ReaderLeftError: the reader of standard output has closed it.
+            HostError: standard output cannot be written.
     """
     _to_output(plain_lines(text + end))
 
 
 def say_json(document: str, *, end: str = "") -> None:
-    """Write a JSON document, ours or a stranger's, to standard output.
+    """Write a JSON document, written by ipitrace or by another program, to standard output.
 
     Raises:
         ReaderLeftError, HostError: see say().
@@ -49,7 +49,7 @@ def say_json(document: str, *, end: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """Write a line to standard error; where that cannot be written there is no one to tell."""
+    """Write a line to standard error. A failure of this write is ignored."""
     _try_error(plain_lines(text) + "\n")
 
 
@@ -62,29 +62,29 @@ def on_terminal() -> bool:
 
 
 def output_width() -> int:
-    """Columns that text on standard output is laid out for: the terminal's, at least 80."""
+    """Width, in columns, for text on standard output: the terminal's width, at least 80."""
     if not on_terminal():
         return PIPE_WIDTH
     try:
         return max(os.get_terminal_size(sys.stdout.fileno()).columns, _LEAST_WIDTH)
-    except (OSError, ValueError):  # no file of the system's
+    except (OSError, ValueError):  # stdout is not a file of the operating system
         return PIPE_WIDTH
 
 
 def redraw(line: str, stream: TextIO | None = None) -> None:
-    """Write `line` over the terminal's current line, on standard error unless told else."""
+    """Replace the terminal's current line by `line`. The default stream is standard error."""
     _try_error(_CLEAR_LINE + plain(line), stream)
 
 
 def reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any more (poll(2), POLLERR)."""
+    """Whether standard output is a pipe without a reader (poll(2), POLLERR)."""
     poll = select.poll()
     poll.register(1, 0)
     return any(event & select.POLLERR for _fd, event in poll.poll(0))
 
 
 def settle() -> None:
-    """See that nothing is left that Python would fail to write when it exits."""
+    """Flush both streams and discard what cannot be written, so that Python's exit succeeds."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -102,7 +102,7 @@ def _to_output(text: str) -> None:
         _drop(sys.stdout)
         raise HostError(
             f"Standard output cannot be written: {error.strerror or error}.",
-            "Free space, or write elsewhere.",
+            "Free space, or redirect the output to another file.",
         ) from error
 
 
@@ -121,9 +121,9 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Let what is buffered go nowhere."""
+    """Discard the stream's buffered text."""
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
         stream.flush()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that nobody expected, in one sentence; and where they came from, if asked for.
+"""Unexpected errors: one sentence on standard error, and a traceback on request.
 
-Python's own way, a traceback and exit code 1, would mean a regression to a script.
+Python's default, a traceback and exit code 1, would be read as a regression by a script.
 """
 
 import errno
@@ -36,7 +36,7 @@ _EXHAUSTED: Final = {
 
 
 class DefectError(IpitraceError):
-    """An error inside ipitrace itself, of which we only know what Python says."""
+    """An error inside ipitrace itself. Only Python's error text is known."""
 
     exit_code = ExitCode.DEFECT
 
@@ -45,7 +45,7 @@ _in_threads: list[BaseException] = []
 
 
 def explain(error: BaseException) -> IpitraceError:
-    """The error, whatever it is, as one that can be told."""
+    """Any exception as an IpitraceError with a message and a hint."""
     if isinstance(error, IpitraceError):
         return error
     if isinstance(error, MemoryError):
@@ -60,23 +60,24 @@ def explain(error: BaseException) -> IpitraceError:
     if isinstance(error, ImportError) and not _is_ours(error.name):
         memory = "cannot allocate memory" in str(error).lower() or "failed to map" in str(error)
         return HostError(
-            f"The Python module {error.name or '?'} cannot be loaded: {_said(error)}.",
-            _EXHAUSTED[errno.ENOMEM][1] if memory else "Install ipitrace again, with all it needs.",
+            f"The Python module {error.name or '?'} cannot be loaded: {_first_line(error)}.",
+            _EXHAUSTED[errno.ENOMEM][1] if memory else "Reinstall ipitrace with its dependencies.",
         )
     return DefectError(
-        f"This is a defect of ipitrace: {type(error).__name__}{_place(error)}: {_said(error)}.",
-        f"Please report it, with what {TRACEBACK_VARIABLE}=1 in the environment adds.",
+        f"This is a defect of ipitrace: {type(error).__name__}{_place(error)}: "
+        f"{_first_line(error)}.",
+        f"Please report it, with the output of a run with {TRACEBACK_VARIABLE}=1 set.",
     )
 
 
 def tell_traceback(error: BaseException) -> None:
-    """Print where the error came from, if that is asked for."""
+    """Print the error's traceback if TRACEBACK_VARIABLE is set."""
     if os.environ.get(TRACEBACK_VARIABLE, "0") not in {"", "0"}:
         tell("".join(traceback.format_exception(error)))
 
 
 def watch_threads() -> None:
-    """Tell what ends a thread, or an object's finaliser, in a sentence, too."""
+    """Report an error that ends a thread or an object's finaliser in one sentence, too."""
     threading.excepthook = _on_thread
     sys.unraisablehook = _on_unraisable
 
@@ -90,17 +91,17 @@ def _on_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is None or isinstance(args.exc_value, SystemExit):
         return
     _in_threads.append(args.exc_value)
-    _tell_aside(args.exc_value)
+    _report(args.exc_value)
 
 
 def _on_unraisable(args: "sys.UnraisableHookArgs") -> None:
     if isinstance(args.exc_value, KeyboardInterrupt):
         signals.send_again()
     elif args.exc_value is not None:
-        _tell_aside(args.exc_value)
+        _report(args.exc_value)
 
 
-def _tell_aside(error: BaseException) -> None:
+def _report(error: BaseException) -> None:
     tell(f"ipitrace: {explain(error).message}")
     tell_traceback(error)
 
@@ -109,13 +110,13 @@ def _is_ours(module: str | None) -> bool:
     return (module or "").partition(".")[0] == "ipitrace"
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["no reason given"]
     return plain(lines[0].rstrip("."), _MOST_CHARS)
 
 
 def _place(error: BaseException) -> str:
-    """Where in our code it happened: " in vm/apic.py, line 60"."""
+    """The place in ipitrace's code that raised the error: " in vm/apic.py, line 60"."""
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = PurePath(frame.f_code.co_filename)

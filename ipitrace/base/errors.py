@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way a command can end badly: one sentence, what to do next, one exit code."""
+"""All errors of a command. Each has a sentence, a hint on what to do next and an exit code."""
 
 from enum import IntEnum
 from typing import Final
 
-NOTHING_WRITTEN: Final = "Nothing was finished until then, and nothing was written."
+NOTHING_WRITTEN: Final = "Nothing was completed, and no recording was written."
 """The hint of an interruption that leaves no recording."""
 
 
@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
 
 
 class IpitraceError(Exception):
-    """What happened (`message`), what to do next (`hint`), and the exit code it means."""
+    """What happened (`message`), what to do next (`hint`), and the exit code."""
 
     exit_code: ExitCode = ExitCode.ENVIRONMENT
 
@@ -32,33 +32,33 @@ class IpitraceError(Exception):
 
 
 class UsageError(IpitraceError):
-    """The request itself cannot be carried out anywhere: a bad option or value."""
+    """The request is invalid on every host: a bad option or value."""
 
     exit_code = ExitCode.USAGE
 
 
 class HostError(IpitraceError):
-    """This host cannot do what was asked: no /dev/kvm, no BPF, no permission."""
+    """This host does not support the request: no /dev/kvm, no BPF, no permission."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 class MeasurementError(IpitraceError):
-    """It ran, but what it measured cannot be trusted: a hung guest, lost events."""
+    """The measurement ran, but its result cannot be trusted: a hung guest, lost events."""
 
     exit_code = ExitCode.UNTRUSTWORTHY
 
 
 class ReaderLeftError(IpitraceError):
-    """Whoever read our standard output has left; that is no failure, and nobody is told."""
+    """The reader of standard output has closed it. This is not a failure and is not reported."""
 
     exit_code = ExitCode.OK
 
     def __init__(self) -> None:
-        super().__init__("The reader of standard output has left.", "")
+        super().__init__("The reader has closed standard output.", "")
 
 
 class InterruptedRunError(IpitraceError):
-    """The person stopped the run; what was finished until then is kept, if anything was."""
+    """The user stopped the run. Completed repetitions, if there are any, are kept."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Text that others wrote, made harmless for terminals and logs.
+r"""Text from other programs, escaped for terminals and logs.
 
-Names of VMs, what a guest or its ssh says, strings of a recording: whoever wrote them may
-have put in escape sequences, which a terminal obeys (ECMA-48, section 5), controls that turn
-the order of characters about (Unicode Standard Annex 9), or characters that nobody sees.
-Each becomes its escape in Python's spelling (``\x1b``), so that it is seen and does nothing.
-What is plain already stays as it is.
+Foreign text is, for example, the name of a VM, the output of a guest or of ssh, or a string of a
+recording. It can contain escape sequences, which a terminal executes (ECMA-48, section 5),
+controls that change the order of characters (Unicode Standard Annex 9), or invisible characters.
+Each of these is replaced by its escape in Python's notation (``\x1b``), which is visible and has
+no effect. Plain text is not changed.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from typing import Any, Final, TypeVar, cast
 T = TypeVar("T")
 
 _CUT: Final = "..."
-_MARKS: Final = frozenset({"Mn", "Me"})  # drawn on the letter before
-_MOST_MARKS: Final = 2  # on one letter; more pile up over the lines above
+_MARKS: Final = frozenset({"Mn", "Me"})  # drawn on the preceding character
+_MOST_MARKS: Final = 2  # per character; more marks are drawn over the lines above
 
 _NOT_SPACE: Final = re.compile(r"[\t\r]")
 _NOT_ASCII: Final = re.compile(r"[^\n -~]")
 
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 15) that str.isprintable()
-# takes for letters and marks, and U+2800, a pattern of no dots: all show nothing.
-_UNSEEN: Final = frozenset({0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}).union(
-    range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0000, 0xE1000)
-)
+# reports as letters and marks, and U+2800, the empty braille pattern: all are invisible.
+_INVISIBLE: Final = frozenset(
+    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+).union(range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0000, 0xE1000))
 
 
 def plain(text: str, most_chars: int = 200) -> str:
-    """`text` on one line, as printable characters alone, and at most `most_chars` of them.
+    """`text` on one line: printable characters only, and at most `most_chars` of them.
 
-    Line breaks and tabs are escaped, too; what was cut ends in "...".
+    Line breaks and tabs are escaped, too. Truncated text ends in "...".
     """
     if len(text) <= most_chars and text.isascii() and text.isprintable():
         return text
@@ -44,7 +44,7 @@ def plain(text: str, most_chars: int = 200) -> str:
         return "".join(shown)
     room = most_chars - len(_CUT)
     kept = []
-    for piece in shown:  # an escape stays whole
+    for piece in shown:  # an escape is never split
         room -= len(piece)
         if room < 0:
             break
@@ -53,17 +53,17 @@ def plain(text: str, most_chars: int = 200) -> str:
 
 
 def plain_lines(text: str) -> str:
-    """`text` as printable characters and line feeds alone, whatever its length."""
+    """`text` of any length, with printable characters and line feeds only."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(_escaped(text, keep="\n"))
 
 
 def plain_json(document: str) -> str:
-    r"""A JSON document of the same values, as printable ASCII and line feeds alone.
+    r"""A JSON document with the same values, in printable ASCII and line feeds only.
 
-    Inside of strings a character may as well be its escape (RFC 8259, section 7); between
-    values only white space can be something else, and there a space does.
+    Inside a string any character may be written as an escape (RFC 8259, section 7). Between
+    values only white space can be unprintable; it is replaced by a space.
     """
     if document.isascii() and document.replace("\n", "").isprintable():
         return document
@@ -71,10 +71,10 @@ def plain_json(document: str) -> str:
 
 
 def plain_values(value: T, most_chars: int = 1000) -> T:
-    """A copy of plain data in which every string is plain(), keys of mappings included.
+    """A copy of plain data in which every string, mapping keys included, is passed to plain().
 
-    Dataclasses, mappings, lists and tuples are gone through; what else there is stays as it
-    is, and so do members of an enumeration, which no stranger can make.
+    The strings in dataclasses, mappings, lists and tuples are escaped recursively. Other values,
+    and members of an enumeration, which are always ipitrace's own, are not changed.
     """
     return map_strings(value, lambda text: plain(text, most_chars))
 
@@ -89,7 +89,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN4
     kind: Any = type(value)
     if kind is str:
         return change(value)
-    if kind is int:  # most of what there is
+    if kind is int:  # the most frequent type
         return value
     names = _field_names(kind)
     if names is not None:
@@ -106,7 +106,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN4
 
 @functools.cache
 def _field_names(kind: type) -> tuple[str, ...] | None:
-    """A dataclass's fields; None of any other type."""
+    """The names of a dataclass's fields. None for any other type."""
     if not dataclasses.is_dataclass(kind):
         return None
     return tuple(field.name for field in dataclasses.fields(kind))
@@ -119,23 +119,23 @@ def _json_escape(match: re.Match[str]) -> str:
 
 def _escaped(text: str, *, keep: str) -> list[str]:
     return [
-        char if fine else char.encode("unicode_escape").decode("ascii")
-        for char, fine in _split(text, keep=keep)
+        char if printable else char.encode("unicode_escape").decode("ascii")
+        for char, printable in _split(text, keep=keep)
     ]
 
 
 def _split(text: str, *, keep: str) -> list[tuple[str, bool]]:
-    """Each character, and whether it may be shown as it is."""
+    """Each character of `text`, and whether it may be printed unescaped."""
     found = []
-    marks = _MOST_MARKS  # a mark at the beginning would be drawn on what stands before
+    marks = _MOST_MARKS  # a mark at the beginning would be drawn on the character before the text
     for char in text:
         if char in keep:
-            fine, marks = True, _MOST_MARKS
+            printable, marks = True, _MOST_MARKS
         elif unicodedata.category(char) in _MARKS:
             marks += 1
-            fine = marks <= _MOST_MARKS and ord(char) not in _UNSEEN
+            printable = marks <= _MOST_MARKS and ord(char) not in _INVISIBLE
         else:
-            fine = char.isprintable() and ord(char) not in _UNSEEN
-            marks = 0 if fine else _MOST_MARKS
-        found.append((char, fine))
+            printable = char.isprintable() and ord(char) not in _INVISIBLE
+            marks = 0 if printable else _MOST_MARKS
+        found.append((char, printable))
     return found

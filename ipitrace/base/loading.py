@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From JSON's plain values to dataclasses, strictly, by their type hints alone."""
+"""Convert JSON values to dataclasses strictly, by the type hints of the dataclasses."""
 
 import dataclasses
 import functools
@@ -12,15 +12,15 @@ _hints = functools.cache(get_type_hints)
 
 
 def load(cls: type[T], value: object) -> T:
-    """`value`, as dataclasses.asdict() or json made it, as an instance of the dataclass `cls`.
+    """Convert `value`, as dataclasses.asdict() or json made it, to the dataclass `cls`.
 
-    Understood are dataclasses, mappings with string keys, tuples, unions, Any, and JSON's
-    scalars. Nothing is converted but lists to tuples, so what is loaded prints as what
-    was saved.
+    Supported types are dataclasses, mappings with string keys, tuples, unions, Any, and JSON's
+    scalars. The only conversion is from lists to tuples, so a loaded value prints as the saved
+    value did.
 
     Raises:
-        ValueError: a key that `cls` does not know, a missing one without a default, or a
-            value of another type; the message says where.
+        ValueError: `value` has a key that `cls` does not have, lacks a key without a default, or
+            has a value of another type. The message names the key.
     """
     loaded: T = _load(cls, value, "")
     return loaded

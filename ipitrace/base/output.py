@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every file and directory that ipitrace makes for a person: where it goes, and whose it is.
+"""Create files and directories for the user: find the place, set the owner and the mode.
 
-ipitrace runs as root where others may write, in /tmp for instance. So:
+ipitrace runs as root, and may write where other users may write, for example in /tmp. The rules:
 
-- A symbolic link is followed only if root or the person made it, or nobody else could have
-  put it there. Each part of a path is opened by itself, relative to the one before (openat,
-  O_NOFOLLOW), so that nobody can swap one meanwhile. The kernel does as much by itself in
-  sticky directories alone, and only with fs.protected_symlinks
+- A symbolic link is followed only if root or the user made it, or if no other user may write to
+  its directory. Each part of a path is opened by itself, relative to the part before (openat,
+  O_NOFOLLOW), so that no other user can replace a part during the lookup. The kernel has a
+  similar check only for sticky directories, and only with fs.protected_symlinks
   (Documentation/admin-guide/sysctl/fs.rst).
-- What is there is replaced by a new file (O_EXCL) and a rename: a hard link that somebody put
-  in its place is not written through.
-- What is made belongs to the person whom sudo started us for, where the directory is theirs.
-- Nobody else may write to it, whatever the umask.
+- An existing file is replaced by a new file (O_EXCL) and a rename. A hard link that another user
+  put there is therefore not written through.
+- A new file belongs to the user who called sudo, if the directory belongs to this user.
+- No other user may write to a new file, whatever the umask.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from ipitrace.base.errors import UsageError
 
 FILE_MODE: Final = 0o644
 DIRECTORY_MODE: Final = 0o755
-_MODE_KEPT: Final = 0o664  # of a file that is replaced
+_MODE_KEPT: Final = 0o664  # mode bits that a replaced file passes on
 _OTHERS_WRITE: Final = 0o022
 _MOST_LINKS: Final = 40  # MAXSYMLINKS of include/linux/namei.h
-_NOWHERE: Final = frozenset({"", "."})
-_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_NAMES: Final = frozenset({"", "."})
+_OPEN_ENTRY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE: Final = _WRITE | os.O_CREAT | os.O_EXCL
@@ -41,15 +41,15 @@ _CREATE: Final = _WRITE | os.O_CREAT | os.O_EXCL
 
 @dataclass
 class Place:
-    """An entry of a directory that is held open: it stays the same one, whoever renames what.
+    """A directory entry. The directory is held open, so a rename of the directory has no effect.
 
-    A context manager, after which it is closed.
+    A context manager; the directory is closed on exit.
 
     Attributes:
         directory_fd: the directory (O_PATH).
-        name: the entry's; there need be none of it.
-        made: directories made on the way there, each with its parent's descriptor.
-        held: all that is open.
+        name: the name of the entry, which need not exist.
+        made: directories created on the path, each with the parent's descriptor.
+        held: all open descriptors.
     """
 
     directory_fd: int
@@ -59,46 +59,46 @@ class Place:
 
     @property
     def path(self) -> Path:
-        """A path of it that holds while this is open."""
+        """A path of the entry that is valid while this object is open."""
         return Path(f"/proc/self/fd/{self.directory_fd}", self.name)
 
     @property
     def real(self) -> Path:
-        """A path for a person to read."""
+        """The path to print."""
         return Path(os.readlink(f"/proc/self/fd/{self.directory_fd}"), self.name)
 
     def status(self) -> os.stat_result | None:
-        """Of what is there, a link not followed; None where nothing is."""
+        """The status of the entry, without following a link. None if there is no entry."""
         try:
             return os.stat(self.name, dir_fd=self.directory_fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def entries(self) -> set[str]:
-        """The names in it, where it is a directory.
+        """The names in the entry, which is a directory.
 
         Raises:
-            OSError: it is none, or cannot be read.
+            OSError: it is not a directory, or cannot be read.
         """
         return set(os.listdir(self.path))
 
     def sibling(self, name: str) -> "Place":
-        """Another entry of the same directory, which this one keeps open."""
+        """Another entry of the same directory; this object owns the open directory."""
         return Place(self.directory_fd, name)
 
     def rename_to(self, other: "Place") -> None:
-        """Move what is here there."""
+        """Rename this entry to `other`."""
         here, there = self.directory_fd, other.directory_fd
         os.rename(self.name, other.name, src_dir_fd=here, dst_dir_fd=there)
 
     def remove_made(self) -> None:
-        """Remove the directories made on the way here, as far as they are empty."""
+        """Remove the directories created on the path, if they are empty."""
         with contextlib.suppress(OSError):
             for parent_fd, name in reversed(self.made):
                 os.rmdir(name, dir_fd=parent_fd)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         self.held.close()
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ class Place:
 
 
 def person() -> tuple[int, int] | None:
-    """User and group whom sudo started us for (sudo(8), SUDO_UID); None without sudo."""
+    """User and group ids of the caller of sudo (sudo(8), SUDO_UID). None without sudo."""
     ids = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
     if os.geteuid() != 0 or not all(text.isascii() and text.isdigit() for text in ids):
         return None
@@ -117,17 +117,17 @@ def person() -> tuple[int, int] | None:
 
 
 def trusted_users() -> set[int]:
-    """Those who may decide where our files go: root, we, and the person behind sudo."""
+    """Users that may redirect ipitrace's files: root, the effective user, the caller of sudo."""
     owner = person()
     return {0, os.geteuid(), *(owner[:1] if owner else ())}
 
 
 def locate(path: Path, *, make_parents: bool = False) -> Place:
-    """The place that `path` means; a link that ends it is followed, if it may be.
+    """The directory entry that `path` names. A link at the end is followed if it is trusted.
 
     Raises:
-        UsageError: a link on the way is not to be trusted.
-        OSError: a directory on the way is not there, or cannot be entered or made.
+        UsageError: a link on the path is not trusted.
+        OSError: a directory on the path does not exist, or cannot be entered or created.
     """
     with contextlib.ExitStack() as held:
         walk = _Walk(path, held, make=make_parents)
@@ -140,10 +140,10 @@ def locate(path: Path, *, make_parents: bool = False) -> Place:
 
 
 def create_directory(place: Place) -> int:
-    """Make a directory, and answer a descriptor of it.
+    """Create a directory and return a descriptor of it.
 
     Raises:
-        OSError: it is there already, or cannot be made.
+        OSError: it exists already, or cannot be created.
     """
     os.mkdir(place.name, DIRECTORY_MODE, dir_fd=place.directory_fd)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -151,16 +151,16 @@ def create_directory(place: Place) -> int:
 
 
 def create_file(directory_fd: int, name: str) -> int:
-    """Make a file of ours in a directory of ours, and answer a descriptor to write to it.
+    """Create a file in a directory that belongs to ipitrace; return a descriptor for writing.
 
     Raises:
-        OSError: it is there already, or cannot be made.
+        OSError: it exists already, or cannot be created.
     """
     return os.open(name, _CREATE, FILE_MODE, dir_fd=directory_fd)
 
 
 def hand_over(fd: int, directory_fd: int) -> None:
-    """Give what we just made in the directory to the person, if the directory is theirs.
+    """Give a new file to the caller of sudo, if the directory belongs to this user.
 
     Raises:
         OSError: the file system refuses.
@@ -171,18 +171,18 @@ def hand_over(fd: int, directory_fd: int) -> None:
 
 
 def replace_file(path: Path, text: str, *, readable: bool = False) -> None:
-    """Put a new file with `text` into the place at once: no reader ever sees half of it.
+    """Replace the file atomically by a new one with `text`: a reader never sees a part of it.
 
-    Devices, pipes, and what one of our own descriptors is (/dev/stdout), are written to.
+    Devices, pipes, and files open in this process (/dev/stdout) are written to directly.
 
     Args:
-        path: the place.
-        text: all of the file.
-        readable: by everybody, whatever the umask.
+        path: the file.
+        text: the complete content.
+        readable: make it readable by all users, whatever the umask.
 
     Raises:
-        UsageError: a link or a pipe there is not to be trusted.
-        OSError: it cannot be written; what was there is there still, and nothing else is.
+        UsageError: a link or a pipe on the path is not trusted.
+        OSError: it cannot be written. The existing file is kept, and no other file is left.
     """
     data = text.encode()
     with locate(path) as place:
@@ -193,14 +193,14 @@ def replace_file(path: Path, text: str, *, readable: bool = False) -> None:
         try:
             _write_new(place, data, found, readable=readable)
         except OSError as error:
-            # Its directory may be closed to us and the file itself not; or it is a mount.
+            # Only the file may be writable, and not its directory; or the file is a mount point.
             if found is None or error.errno not in {errno.EACCES, errno.EPERM, errno.EBUSY}:
                 raise
             _write_into(place, found, data)
 
 
 def check_writable(path: Path) -> None:
-    """See that replace_file() has a chance, short of a full disk; nothing is written.
+    """Check that replace_file() can succeed unless the disk is full. Nothing is written.
 
     Raises:
         UsageError, OSError: see replace_file().
@@ -215,10 +215,10 @@ def check_writable(path: Path) -> None:
 
 
 def append_file(path: Path, text: str) -> None:
-    """Add `text` to the end of a file, which is made if it is not there.
+    """Append `text` to a file, which is created if it does not exist.
 
     Raises:
-        UsageError: what is there is not to be trusted.
+        UsageError: the existing file is not trusted.
         OSError: it cannot be written.
     """
     data = text.encode()
@@ -236,7 +236,7 @@ def append_file(path: Path, text: str) -> None:
 
 
 class _Walk:
-    """The way along a path, a part at a time; all that is opened goes to `held`."""
+    """Walk along a path, one part at a time. All opened descriptors go to `held`."""
 
     def __init__(self, path: Path, held: contextlib.ExitStack, *, make: bool) -> None:
         self.made: list[tuple[int, str]] = []
@@ -248,19 +248,19 @@ class _Walk:
         self._n_links = 0
 
     def to_the_end(self) -> tuple[int, str]:
-        """The directory, and the name in it."""
+        """The directory, and the name of the entry in it."""
         while True:
             part = self._parts.popleft()
-            last = all(rest in _NOWHERE for rest in self._parts)
-            if last and part in {*_NOWHERE, ".."}:
+            last = all(name in _NO_NAMES for name in self._parts)
+            if last and part in {*_NO_NAMES, ".."}:
                 return self._itself(part or ".")
-            if part not in _NOWHERE and self._is_end(part, last=last):
+            if part not in _NO_NAMES and self._is_end(part, last=last):
                 return self._here, part
 
     def _is_end(self, part: str, *, last: bool) -> bool:
-        """Whether this is the entry that is meant; else go on into it, or where it leads."""
+        """Whether this is the wanted entry. If not, enter the directory or follow the link."""
         try:
-            fd = self._open(part, _LOOK, self._here)
+            fd = self._open(part, _OPEN_ENTRY, self._here)
         except FileNotFoundError:
             if last or not self._make:
                 if last:
@@ -282,18 +282,18 @@ class _Walk:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self._path))
         _check_trusted(found, os.stat(self._here), self._path, "a symbolic link")
         if found.st_dev == os.stat("/proc").st_dev:
-            # It leads to what is open somewhere, not where its text says.
+            # A link in /proc leads to an open file, not to the path that its text names.
             if not last:
                 self._here = self._open(part, _ENTER, self._here)
             return last
-        text = os.readlink("", dir_fd=fd)  # readlinkat(2): of fd itself
+        text = os.readlink("", dir_fd=fd)  # readlinkat(2) with an empty path: fd itself
         self._parts.extendleft(reversed(text.split("/")))
         if text.startswith("/"):
             self._here = self._open("/", _ENTER)
         return False
 
     def _itself(self, part: str) -> tuple[int, str]:
-        """This directory, or the one above it, as an entry of the one above that."""
+        """This directory, or its parent, as an entry of the directory above it."""
         inside = self._open(part, _ENTER, self._here)
         name = Path(os.readlink(f"/proc/self/fd/{inside}")).name
         return self._open("..", _ENTER, inside), name or "."
@@ -308,10 +308,10 @@ def _make_parent(here: int, name: str, made: list[tuple[int, str]]) -> None:
     try:
         fd = create_directory(Place(here, name))
     except FileExistsError:
-        return  # somebody was faster
+        return  # another process created it first
     try:
         made.append((here, name))
-        if os.fstat(fd).st_uid == os.geteuid() and not os.listdir(fd):  # still what we made
+        if os.fstat(fd).st_uid == os.geteuid() and not os.listdir(fd):  # it is still ours
             hand_over(fd, here)
     finally:
         os.close(fd)
@@ -325,7 +325,7 @@ def _check_trusted(found: os.stat_result, directory: os.stat_result, path: Path,
         return
     raise UsageError(
         f"{path} leads to {what} of user {found.st_uid} in a directory that others may write to.",
-        "Choose another place.",
+        "Choose another path.",
     )
 
 
@@ -353,11 +353,11 @@ def _write_new(place: Place, data: bytes, former: os.stat_result | None, *, read
 
 
 def _write_into(place: Place, found: os.stat_result, data: bytes, flags: int = 0) -> None:
-    """Write to what is there itself."""
+    """Write to the existing file itself."""
     with _opened(place, found, flags) as fd:
         now = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and not os.path.samestat(now, found):
-            raise OSError(errno.ESTALE, "somebody replaced it meanwhile", str(place.real))
+            raise OSError(errno.ESTALE, "another process replaced it", str(place.real))
         if stat.S_ISREG(now.st_mode) and not stat.S_ISLNK(found.st_mode):
             if now.st_nlink > 1:
                 _check_trusted(now, os.stat(place.directory_fd), place.real, "a hard link")
@@ -368,17 +368,17 @@ def _write_into(place: Place, found: os.stat_result, data: bytes, flags: int = 0
 
 @contextlib.contextmanager
 def _opened(place: Place, found: os.stat_result, flags: int) -> Iterator[int]:
-    if stat.S_ISLNK(found.st_mode):  # of /proc, or locate() would have followed it
+    if stat.S_ISLNK(found.st_mode):  # a link in /proc; locate() has followed any other
         if place.real.parent == Path(f"/proc/{os.getpid()}/fd"):
-            fd = os.dup(int(place.name))  # with its offset
+            fd = os.dup(int(place.name))  # shares the file offset
         else:
             fd = os.open(place.name, (_WRITE & ~os.O_NOFOLLOW) | flags, dir_fd=place.directory_fd)
     else:
         if not stat.S_ISREG(found.st_mode):
             _check_trusted(found, os.stat(place.directory_fd), place.real, "a pipe or device")
-        # What was a file and is a pipe now must not keep us waiting for its reader.
-        patience = os.O_NONBLOCK if stat.S_ISREG(found.st_mode) else 0
-        fd = os.open(place.name, _WRITE | flags | patience, dir_fd=place.directory_fd)
+        # If the file was replaced by a pipe since, opening must not wait for the pipe's reader.
+        nonblocking = os.O_NONBLOCK if stat.S_ISREG(found.st_mode) else 0
+        fd = os.open(place.name, _WRITE | flags | nonblocking, dir_fd=place.directory_fd)
     try:
         yield fd
     finally:
@@ -386,7 +386,7 @@ def _opened(place: Place, found: os.stat_result, flags: int) -> Iterator[int]:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, however little the kernel takes at a time.
+    """Write all of `data`, also if the kernel accepts only a part at a time.
 
     Raises:
         OSError: it cannot be written.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where what is not Python lies: inside the installed package, or in the checkout."""
+"""Paths of the files that are not Python: in the installed package, or in the checkout."""
 
 from pathlib import Path
 
@@ -9,26 +9,26 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _data_dir(name: str, checkout_path: str | None = None) -> Path:
-    """`ipitrace/_data/<name>` of a wheel, else its place beside the package (an editable install).
+    """`ipitrace/_data/<name>` of a wheel, or the checkout's folder for an editable install.
 
-    Raises HostError when neither is there.
+    Raises HostError if neither exists.
     """
     for path in (_PACKAGE / "_data" / name, _PACKAGE.parent / (checkout_path or name)):
         if path.is_dir():
             return path
     raise HostError(
-        f"the installation lacks its {name} files",
-        "reinstall ipitrace from a wheel, or run it from a whole checkout",
+        f"The installation lacks its {name} files.",
+        "Reinstall ipitrace from a wheel, or run it from a complete checkout.",
     )
 
 
 def bpf_dir() -> Path:
-    """The BPF programs and the header they share with user space."""
+    """The BPF programs and the header that they share with user space."""
     return _data_dir("bpf")
 
 
 def guest_tools_dir() -> Path:
-    """The guest payloads and the header they share with user space."""
+    """The guest payloads and the header that they share with user space."""
     return _data_dir("guest-tools")
 
 

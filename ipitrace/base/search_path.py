@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that programs and Python packages are taken from: none that others may write.
+"""Search paths for programs and Python packages, without folders that other users may write.
 
-ipitrace runs as root, in whatever folder. What lies in that folder, or in another that
-somebody else may write, must never become part of it.
+ipitrace runs as root in any current folder. Files of that folder, or of another folder that
+other users may write, must never be executed as a part of ipitrace.
 
-Imports nothing but what the interpreter has loaded by itself: until clean() was called, an
-import may find a file of the current folder.
+This module imports only modules that the interpreter has already loaded: before clean() is
+called, an import may find a file in the current folder.
 """
 
 import os
@@ -17,20 +17,20 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: 
 
 
 def clean() -> None:
-    """Have this process import nothing through folders that others may write.
+    """Remove folders that other users may write from this process's import path.
 
-    To be called before the first import of what is not ours. `python -m` puts the current
-    folder first on the path; an empty or relative entry of PYTHONPATH has become it, too.
-    What lies in ipitrace's own folder goes with it, wherever that is.
+    Call it before the first import of a module that is not ipitrace's. `python -m` puts the
+    current folder first on the path. An empty or relative entry of PYTHONPATH becomes the
+    current folder, too. ipitrace's own folder always stays on the path.
     """
     sys.path[:] = safe_entries(sys.path[1:] if _begins_with_cwd() else sys.path)
 
 
 def safe_entries(entries: list[str]) -> list[str]:
-    """Those of sys.path that are absolute and that nobody else may write.
+    """The entries of sys.path that are absolute and that no other user may write.
 
-    The interpreter's own folders stay, since whoever may write those has it already, and so
-    does the one that ipitrace is in.
+    The interpreter's own folders are kept, because a user who may write to them controls the
+    interpreter already. The folder that contains ipitrace is kept, too.
     """
     home = os.path.dirname(_PACKAGE)  # noqa: PTH120
     own = {home, *site.getsitepackages()}
@@ -50,10 +50,10 @@ def safe_entries(entries: list[str]) -> list[str]:
 
 
 def others_may_write(path: str) -> bool:
-    """Whether anybody but root and ourselves could put something else at `path` or into it.
+    """Whether a user other than root and us could replace `path` or put a file into it.
 
-    Under sudo whoever called it is ourselves, too. A folder above may be sticky, as /tmp is;
-    then nobody can rename what is ours in it. What does not exist, nobody can be trusted with.
+    Under sudo the caller of sudo is trusted, too. A folder above `path` may be sticky, as /tmp
+    is: other users cannot rename our entries in it. A path that does not exist is not trusted.
     """
     caller = os.environ.get("SUDO_UID", "")
     ours = {0, os.geteuid(), int(caller) if caller.isascii() and caller.isdigit() else 0}
@@ -64,7 +64,7 @@ def others_may_write(path: str) -> bool:
                 found = os.stat(place)  # noqa: PTH116
             except OSError:
                 return True
-            # A private group has its user's number (useradd's USERGROUPS_ENAB).
+            # A user's private group has the number of the user (useradd's USERGROUPS_ENAB).
             group = found.st_mode & stat.S_IWGRP and (
                 found.st_gid not in {0, found.st_uid} or _has_acl(place)
             )
@@ -79,10 +79,10 @@ def others_may_write(path: str) -> bool:
 
 
 def _has_acl(path: str) -> bool:
-    """Whether an access control list may name others: its mask shows as the group's bits."""
+    """Whether an access control list may name other users; its mask shows as the group bits."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
-    except OSError:  # ENODATA, or a file system without them
+    except OSError:  # ENODATA, or a file system without access control lists
         return False
 
 
@@ -92,11 +92,11 @@ def _begins_with_cwd() -> bool:
         return False
     try:
         return sys.path[0] in {"", os.getcwd()}  # noqa: PTH109
-    except OSError:  # it was removed
+    except OSError:  # the current folder was removed
         return sys.path[0] == ""
 
 
 def _relative(variable: str) -> list[str]:
-    """Relative entries of PYTHONPATH; the interpreter makes them absolute (site.py)."""
+    """The relative entries of PYTHONPATH; the interpreter makes them absolute (site.py)."""
     entries = variable.split(os.pathsep) if variable else []
     return [entry for entry in entries if not os.path.isabs(entry)]  # noqa: PTH117

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C, SIGTERM and SIGHUP: all three ask for the same, an orderly end.
+"""Handling of Ctrl-C, SIGTERM and SIGHUP. Each of the three requests an orderly end.
 
-The first one interrupts, and what is finished is kept. The second one gives up what the
-first has left to do, and what is unfinished is removed. Further ones are ignored, so that
-nothing is left half removed; SIGKILL ends that, too. A signal that was ignored when ipitrace
-was started (nohup, or SIGINT of a background job) stays ignored.
+The first signal interrupts the command, and completed repetitions are kept. The second signal
+cancels the remaining work of the first, and incomplete files are removed. Further signals are
+ignored, so that the removal is completed; only SIGKILL stops it. A signal that was ignored when
+ipitrace was started (nohup, or SIGINT of a background job) stays ignored.
 """
 
 import contextlib
@@ -17,46 +17,46 @@ from types import FrameType
 from typing import Final
 
 NUMBERS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LAST: Final = 2  # that raises anything
+_LAST: Final = 2  # number of signals that raise an exception
 _AGAIN_S: Final = 0.05
 
 
 class StopRequest:
-    """Set in a signal's handler, and waited for by the thread that the handler interrupts.
+    """An event that a signal handler sets and that the interrupted thread waits for.
 
-    threading.Event takes a lock in both, and so may wait for itself.
+    threading.Event takes a lock in set() and in wait(), and can therefore deadlock here.
     """
 
     def __init__(self) -> None:
-        """A context manager closes it; see stop_event()."""
-        self._asked = False
-        self._reads, self._writes = os.pipe()
+        """stop_event() creates one and closes it."""
+        self._requested = False
+        self._read_fd, self._write_fd = os.pipe()
 
     def set(self) -> None:
-        """Stop; once."""
-        if not self._asked:
-            self._asked = True
-            os.write(self._writes, b"\0")
+        """Request the stop. Further calls have no effect."""
+        if not self._requested:
+            self._requested = True
+            os.write(self._write_fd, b"\0")
 
     def is_set(self) -> bool:
-        """Whether that was asked for."""
-        return self._asked
+        """Whether the stop was requested."""
+        return self._requested
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until it is asked for, or so long; whether it was."""
-        poll = select.poll()  # select(2) knows no descriptor from 1024 on
-        poll.register(self._reads, select.POLLIN)
+        """Wait up to `timeout_s` for the request; return whether the stop was requested."""
+        poll = select.poll()  # select(2) does not support descriptors from 1024 on
+        poll.register(self._read_fd, select.POLLIN)
         poll.poll(timeout_s * 1000)
-        return self._asked
+        return self._requested
 
     def close(self) -> None:
-        """Nobody waits for it any more."""
-        os.close(self._reads)
-        os.close(self._writes)
+        """Close the pipe."""
+        os.close(self._read_fd)
+        os.close(self._write_fd)
 
 
 class _Requests:
-    """How often an end was asked for, and what is being done meanwhile."""
+    """The number of signals that arrived, and what the main thread is doing."""
 
     count = 0
     last = signal.SIGINT
@@ -70,30 +70,30 @@ _requests = _Requests()
 
 
 def install() -> None:
-    """From now on the signals raise KeyboardInterrupt in the main thread, as said above."""
+    """From now on the signals raise KeyboardInterrupt in the main thread; see above."""
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def ignore() -> None:
-    """All is done but leaving: whatever comes now changes nothing."""
+    """Ignore all further signals. The process is about to exit."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def finish_undisturbed() -> None:
-    """What is left takes a bounded time and saves what was done: a first signal changes nothing."""
+    """The remaining work takes a bounded time and saves results: ignore a first signal."""
     _requests.finishing = True
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Inside, nothing is interrupted; what came meanwhile interrupts when it is over.
+    """Defer interruptions: a signal that arrives inside raises KeyboardInterrupt at the end.
 
-    For what takes a bounded time and must not be left half done: a library's own state,
-    threads to be ended. Serves as a decorator, too. Threads other than the main one are never
-    interrupted.
+    For work that takes a bounded time and must not be interrupted, such as changing a library's
+    state or joining threads. It can be used as a decorator. Threads other than the main thread
+    are never interrupted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -109,13 +109,13 @@ def held_back() -> Iterator[None]:
 
 
 def interrupted_twice() -> bool:
-    """Whether an end was asked for so urgently that nothing more was to be finished."""
+    """Whether a second signal arrived, which cancels the remaining work."""
     return _requests.count >= _LAST
 
 
 @contextlib.contextmanager
 def stop_event() -> Iterator[StopRequest]:
-    """Set by the first signal instead of an exception, so that no display is left half done."""
+    """An event that the first signal sets instead of raising, so that a display is completed."""
     stop = StopRequest()
     _requests.stop = stop
     try:
@@ -126,7 +126,7 @@ def stop_event() -> Iterator[StopRequest]:
 
 
 def send_again() -> None:
-    """Deliver an interruption again that Python lost, since a callback from C was running."""
+    """Send the last signal again: Python lost the exception inside a callback from C."""
     _requests.count -= 1
     to_main = (threading.main_thread().ident, _requests.last)
     again = threading.Timer(_AGAIN_S, signal.pthread_kill, to_main)

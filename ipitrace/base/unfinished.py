@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording that is being written beside its place, and what killed runs left of theirs.
+"""A recording that is being written beside its final path, and the leftovers of killed runs.
 
-".NAME.partial-PID" is a recording that was being written; ".NAME.old-PID" the former
-recording NAME, set aside for a moment while another takes its place.
+".NAME.partial-PID" is a recording that is being written. ".NAME.old-PID" is the former
+recording NAME, renamed for a moment while another one replaces it.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Unfinished:
     """A recording that is being written, in a directory that is held open.
 
-    One of its files is locked as long as its writer lives (flock(2)): so remove_leftovers() can
-    tell it from what a killed run left, in whatever container that run was.
+    The writer holds a lock on one of its files (flock(2)) until it exits. remove_leftovers() can
+    therefore distinguish it from a leftover of a killed run, also of a run in a container.
     """
 
     def __init__(self, place: Place, fd: int) -> None:
@@ -42,18 +42,18 @@ class Unfinished:
 
     @property
     def path(self) -> Path:
-        """A path of it that holds, whoever renames what."""
+        """A path of the directory that stays valid if the directory is renamed."""
         return Path(f"/proc/self/fd/{self._fd}")
 
     def begin(self, name: str, text: str) -> None:
-        """Write the first text of the file that is locked."""
+        """Create the locked file with its first text."""
         self._locked_fd = self.create(name)
-        with contextlib.suppress(OSError):  # file systems without locks: nothing is removed there
+        with contextlib.suppress(OSError):  # no locks on this file system: nothing is removed there
             fcntl.flock(self._locked_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         write_all(self._locked_fd, text.encode())
 
     def rewrite(self, text: str) -> None:
-        """Write another text instead."""
+        """Replace the text of the locked file."""
         if self._locked_fd is None:
             raise ValueError("rewrite() before begin()")
         os.ftruncate(self._locked_fd, 0)
@@ -61,16 +61,16 @@ class Unfinished:
         write_all(self._locked_fd, text.encode())
 
     def create(self, name: str) -> int:
-        """A descriptor of a new file in it."""
+        """Create a file in the directory and return its descriptor."""
         return create_file(self._fd, name)
 
     def write(self, name: str, text: str) -> None:
-        """Write a new file whole."""
+        """Create a file with its complete content."""
         with os.fdopen(self.create(name), "wb") as file:
             file.write(text.encode())
 
     def hand_over(self) -> None:
-        """Let it belong to the person whose directory it goes to."""
+        """Give the files to the caller of sudo, if the directory belongs to this user."""
         for name in os.listdir(self._fd):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
             try:
@@ -80,25 +80,25 @@ class Unfinished:
         hand_over(self._fd, self.place.directory_fd)
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove the directory and its files."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self._fd):
                 os.unlink(name, dir_fd=self._fd)
             os.rmdir(self.place.name, dir_fd=self.place.directory_fd)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the directory and release the lock."""
         if self._locked_fd is not None:
             os.close(self._locked_fd)
         os.close(self._fd)
 
 
 def remove_leftovers(place: Place, *, files: AbstractSet[str], run_file: str, seal: str) -> None:
-    """Remove the leftovers in the place's directory that nobody can want any more.
+    """Remove the leftovers of killed runs in the directory of `place`.
 
-    That is: a directory of ours with nothing in it but a recording's `files`, whose writer
-    is dead, and which is not whole (has no `seal`), or was set aside and another whole one
-    is in its place. What cannot be looked at, or removed, stays.
+    A leftover is removed if it is a directory of ours that contains only a recording's `files`,
+    if its writer is dead, and if it is incomplete (has no `seal`) or was renamed and replaced by
+    another complete recording. A directory that cannot be read or removed stays.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(place.path.parent):
@@ -133,7 +133,7 @@ def _is_whole(directory_fd: int, name: str, seal: str) -> bool:
 
 
 def _is_free(fd: int, run_file: str) -> bool:
-    """Whether no writer holds it; one that was killed at once had not made the file yet."""
+    """Whether no writer holds the lock. A writer killed early has not created the file yet."""
     try:
         run_fd = os.open(run_file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)
     except FileNotFoundError:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unit arithmetic and how numbers are spelled for people."""
+"""Unit arithmetic and the notation of numbers in printed text."""
 
 KIB = 1024
 MIB = 1024 * KIB
 NS_PER_S = 1_000_000_000
-_TOO_MANY = 100  # of a unit: the next one is better
+_TOO_MANY = 100  # from this number on, the next larger unit is used
 
 
 def cycles_to_ns(cycles: float, tsc_hz: float) -> float:
@@ -18,7 +18,7 @@ def ns_to_cycles(ns: float, tsc_hz: float) -> int:
 
 
 def spell_time(seconds: float) -> str:
-    """A time that somebody waits: "40 s", "12 min", "1.5 h"."""
+    """A waiting time: "40 s", "12 min", "1.5 h"."""
     if seconds < _TOO_MANY:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -26,5 +26,5 @@ def spell_time(seconds: float) -> str:
 
 
 def processes(n: int) -> str:
-    """So many of them, in words."""
+    """The number `n` with the noun "process" or "processes"."""
     return f"{n} process" if n == 1 else f"{n} processes"

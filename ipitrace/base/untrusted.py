@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and JSON that anybody may have written: bounded before they are read, plain after it."""
+"""Untrusted files and JSON: bounded before they are read, and checked afterwards."""
 
 import json
 import os
@@ -11,24 +11,24 @@ from typing import Any, Final
 from ipitrace.base.units import MIB
 
 MOST_JSON_ITEMS: Final = 600_000
-"""Values, arrays and objects of one JSON text: 100 bytes each, measured, at the worst."""
+"""Values, arrays and objects of one JSON text: at most 100 bytes of memory each, measured."""
 
 _MOST_DEPTH: Final = 32  # of nested arrays and objects; run.json has 7
 _LONGEST_TEXT: Final = 16_384  # characters; the kernel's command line has 2048 at most on x86
 _LONGEST_KEY: Final = 256
-_NO_NUMBER: Final = "it holds a number that cannot be"
+_NO_NUMBER: Final = "it holds a number that is out of range"
 _MOST_DIGITS: Final = 21  # and a sign, of 2^64
-_TOO_LARGE: Final = 1 << 64  # what no 64-bit counter, signed or not, can hold
+_TOO_LARGE: Final = 1 << 64  # larger than any 64-bit counter, signed or unsigned
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """A regular file's content.
+    """The content of a regular file.
 
-    A FIFO or a device is never waited for, and a file that grows is not followed.
+    A FIFO or a device is not opened for reading, and a file that grows is read only once.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, or has more than `most_bytes`.
+        ValueError: it is not a regular file, or has more than `most_bytes`.
     """
     with open_regular(path, most_bytes) as file:
         content: bytes = file.read(most_bytes + 1)
@@ -38,8 +38,8 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
 
 
 def open_regular(path: Path, most_bytes: int) -> Any:  # noqa: ANN401 - a raw binary file
-    """A regular file, open for reading; raises as read_bounded()."""
-    # open(2): O_NONBLOCK, since opening a FIFO waits for a writer else.
+    """Open a regular file for reading; raises as read_bounded()."""
+    # open(2): with O_NONBLOCK, opening a FIFO does not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor), most_bytes)
@@ -64,17 +64,17 @@ def _too_large(most_bytes: int) -> ValueError:
 
 
 def parse_json(content: bytes, longest_text: int = _LONGEST_TEXT) -> Any:  # noqa: ANN401 - JSON is
-    """JSON that programs can calculate with and print.
+    """Parse JSON and reject values that programs cannot handle or print.
 
-    RFC 8259 leaves open what a number's range is, what a key given twice means, and whether
-    a string may hold half of a surrogate pair; here these are errors, as NaN and Infinity.
+    RFC 8259 leaves open the range of a number, the meaning of a duplicate key, and whether a
+    string may contain half of a surrogate pair. Here these are errors, as are NaN and Infinity.
 
     Args:
-        content: as it came; its length is the caller's to bound.
-        longest_text: characters of one string.
+        content: the text as it was received. The caller bounds its length.
+        longest_text: the most characters of one string.
 
     Raises:
-        ValueError: it is no such JSON; the message says in a few words what is wrong.
+        ValueError: the text is not valid here; the message names the reason.
     """
     if sum(map(content.count, (b",", b"[", b"{"))) > MOST_JSON_ITEMS:
         raise ValueError(f"it has more than {MOST_JSON_ITEMS} values")
@@ -88,7 +88,7 @@ def parse_json(content: bytes, longest_text: int = _LONGEST_TEXT) -> Any:  # noq
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON at line {error.lineno}") from None
+        raise ValueError(f"it is not valid JSON at line {error.lineno}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _check(value, longest_text)
@@ -96,13 +96,13 @@ def parse_json(content: bytes, longest_text: int = _LONGEST_TEXT) -> Any:  # noq
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:  # to convert them takes time that grows with their square
+    if len(digits) > _MOST_DIGITS:  # the time of a conversion grows with the square of the length
         raise ValueError(_NO_NUMBER)
     return int(digits)
 
 
 def _no_constant(_name: str) -> None:
-    """NaN and the infinities."""
+    """NaN and the infinities are errors."""
     raise ValueError(_NO_NUMBER)
 
 
@@ -112,12 +112,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError("it holds a key twice in one object")
     for key in made:
         if len(key) > _LONGEST_KEY or not key.isprintable():
-            raise ValueError("it holds a key that is no name")
+            raise ValueError("it holds a key that is not a name")
     return made
 
 
 def _check(value: object, longest_text: int) -> None:
-    """Look at every value, without recursion: one level after the other."""
+    """Check every value without recursion, one level after the other."""
     level = [value]
     for _depth in range(_MOST_DEPTH + 1):
         level = [inner for outer in level for inner in _checked(outer, longest_text)]
@@ -127,7 +127,7 @@ def _check(value: object, longest_text: int) -> None:
 
 
 def _checked(value: object, longest_text: int) -> Iterator[object]:
-    """What is inside of a value that may be used."""
+    """Check one value, and return the values inside it."""
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, list):
@@ -137,5 +137,5 @@ def _checked(value: object, longest_text: int) -> Iterator[object]:
             raise ValueError(f"it holds a text of more than {longest_text} characters")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             raise ValueError("it holds a text that is not Unicode")
-    elif isinstance(value, int | float) and not abs(value) < _TOO_LARGE:  # NaN neither
+    elif isinstance(value, int | float) and not abs(value) < _TOO_LARGE:  # includes NaN
         raise ValueError(_NO_NUMBER)

@@ -133,7 +133,7 @@ MODES: Final = (
     raw("empty lines", EXEC, "\n\n\n", said=ODD),
     raw("deep nesting", EXEC, f'{{"return": {NESTED}}}\n', said="nested too deeply"),
     raw("5,000 digits", EXEC, f'{{"return": {{"pid": {LONG}}}}}\n', said=ODD),
-    raw("NaN", EXEC, '{"return": {"pid": NaN}}\n', said="a number that cannot be"),
+    raw("NaN", EXEC, '{"return": {"pid": NaN}}\n', said="a number that is out of range"),
     raw("Infinity", EXEC, '{"return": {"pid": -Infinity}}\n', said=ODD),
     raw("duplicate keys", EXEC, '{"return": {"pid": 1, "pid": "x"}}\n', said=ODD),
     raw("a lone surrogate", EXEC, '{"return": {"pid": "\\ud800"}}\n', said=ODD),
@@ -211,7 +211,7 @@ MODES: Final = (
     status("CPUs in words", "n_cpus is str, not int", n_cpus="two"),
     status("CPUs that it has not", "online is no rising list", online=[0, 1, 7]),
     status("CPUs twice", "online is no rising list", online=[0, 0, 1]),
-    status("a TSC of 1e30", "a number that cannot be", tsc_khz=10**30),
+    status("a TSC of 1e30", "a number that is out of range", tsc_khz=10**30),
     status("a TSC of 1e18", "tsc_khz is not", tsc_khz=10**18),
     status("a long kernel", "too long", kernel="6" * 10_000),
     status("a kernel with escapes", "cannot be printed", kernel=ESCAPES),
@@ -222,7 +222,9 @@ MODES: Final = (
     status("reasons that are numbers", "is int, not str", unsupported={"x2apic": 5}),
     status("a module that is a list", "module is list", module=[]),
     status("another version", "speaks version 99", abi_version=99),
-    status("a version of 4,000 digits", "a number that cannot be", abi_version=int("9" * 4_000)),
+    status(
+        "a version of 4,000 digits", "a number that is out of range", abi_version=int("9" * 4_000)
+    ),
     # The guest's CPUs.
     Mode("a CPU in words", files={"cpuinfo": b"processor: zero\n"}, said="is no number of a CPU"),
     Mode(

@@ -58,7 +58,7 @@ def check_end(process: "subprocess.Popen[str]", folder: Path) -> None:
             assert "What was finished until then is kept." in said
     else:
         assert process.returncode == ExitCode.INTERRUPTED
-        assert re.search("nothing was written|not kept|Interrupted.\n$", said), said
+        assert re.search("no recording was written|not kept|Interrupted.\n$", said), said
 
 
 @pytest.mark.parametrize("how", [(), ("--no-trace",)], ids=["traced", "untraced"])
@@ -77,9 +77,7 @@ def test_run_ends_well_at_any_moment(
         check_end(process, folder)
 
 
-NOTHING_WRITTEN = (
-    "Interrupted.\n          Nothing was finished until then, and nothing was written.\n"
-)
+NOTHING_WRITTEN = "Interrupted.\n          Nothing was completed, and no recording was written.\n"
 
 
 def storming(process: "subprocess.Popen[str]") -> bool:
