@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are we allowed to do what was asked? Each check says what is missing and what to do."""
+"""Checks of privileges and devices. A failed check reports what is missing and what to do."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ _KVM_GET_API_VERSION: Final = 0xAE00
 _KVM_API_VERSION: Final = 12
 
 # include/uapi/linux/capability.h. CAP_PERFMON and CAP_BPF were split off CAP_SYS_ADMIN in
-# 5.8; a kernel that lacks them never grants them, so no version has to be looked at.
+# 5.8; a kernel without them never grants them, so the kernel version need not be checked.
 _CAP_DAC_OVERRIDE: Final = 1 << 1
 _CAP_DAC_READ_SEARCH: Final = 1 << 2
 _CAP_SYS_PTRACE: Final = 1 << 19
@@ -38,15 +38,15 @@ _INITIAL_USER_NAMESPACE: Final = "user:[4026531837]"
 
 _GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
 _OTHERS_MAY: Final = stat.S_IROTH | stat.S_IWOTH
-_ROOT_LACKS: Final = "Root lacks them here: run it outside of the container"
+_ROOT_LACKS: Final = "Root does not have them here: run it outside of the container"
 _FEWEST_DESCRIPTORS: Final = 64  # a traced run of two vCPUs opens 40
 
-NO_TRACE: Final = "--no-trace measures without looking into the host"
-"""What to do otherwise, of the command 'run' alone; see `otherwise` below."""
+NO_TRACE: Final = "--no-trace measures without tracing the host"
+"""The alternative that the command 'run' has; see `otherwise` below."""
 
 
 def require_kvm(path: str = "/dev/kvm", files: HostFiles = HOST) -> None:
-    """Open `path` and ask it for the KVM API version; raises HostError when that fails."""
+    """Open `path` and check its KVM API version. Raises HostError if that fails."""
     machine = platform.machine()
     if machine != "x86_64":
         raise HostError(
@@ -62,35 +62,35 @@ def require_kvm(path: str = "/dev/kvm", files: HostFiles = HOST) -> None:
     except OSError as error:
         raise HostError(
             f"{path} is not the KVM device ({error.strerror}).",
-            "Name the KVM device, usually /dev/kvm.",
+            "Give the path of the KVM device, usually /dev/kvm.",
         ) from error
     finally:
         os.close(fd)
     if version != _KVM_API_VERSION:
         raise HostError(
-            f"{path} speaks KVM API version {version}, not {_KVM_API_VERSION}.",
+            f"{path} has KVM API version {version}, not {_KVM_API_VERSION}.",
             "Use a kernel with the standard KVM interface.",
         )
 
 
 def require_descriptors() -> None:
-    """Raise HostError if this process may open so few files that what it sees is not the whole.
+    """Raise HostError if this process may open too few files to read the host's state completely.
 
-    A file of /proc that cannot be opened reads as one that is not there (HostFiles).
+    A file of /proc that cannot be opened is reported as missing (HostFiles).
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < _FEWEST_DESCRIPTORS:
         raise HostError(
-            f"This process may open no more than {limit} files; it takes {_FEWEST_DESCRIPTORS}.",
+            f"This process may open only {limit} files; ipitrace needs {_FEWEST_DESCRIPTORS}.",
             "Raise 'ulimit -n'.",
         )
 
 
 def allow_many_descriptors() -> None:
-    """Let this process open as many files as it may allow itself.
+    """Raise the limit of open files to the hard limit.
 
-    The soft limit is low for the sake of select(2), which takes no descriptor above 1023
-    (getrlimit(2)); poll(2) does.
+    The soft limit is low because select(2) does not support descriptors above 1023
+    (getrlimit(2)). poll(2) has no such limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # above fs.nr_open
@@ -100,10 +100,10 @@ def allow_many_descriptors() -> None:
 def require_trace_privilege(files: HostFiles = HOST, *, otherwise: str = "") -> None:
     """Raise HostError unless this process may attach BPF programs that read the kernel.
 
-    That takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON where the kernel has them, in the
+    This needs CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON where the kernel has them, in the
     initial user namespace, and no lockdown=confidentiality (it refuses BPF's kernel reads,
-    kprobes and perf: enum lockdown_reason in include/linux/security.h). `otherwise` ends the
-    hint: what the command that runs can do without.
+    kprobes and perf: enum lockdown_reason in include/linux/security.h). `otherwise` is the last
+    part of the hint: what the calling command can do without tracing.
     """
     held = _effective_capabilities(files)
     needed = {"CAP_BPF": _CAP_BPF, "CAP_PERFMON": _CAP_PERFMON}
@@ -117,20 +117,20 @@ def require_trace_privilege(files: HostFiles = HOST, *, otherwise: str = "") -> 
     namespace = files.link("/proc/self/ns/user")
     if namespace not in (None, _INITIAL_USER_NAMESPACE):
         raise HostError(
-            "Tracing the host needs its own privileges, and root in this user namespace has none.",
+            "Tracing needs privileges on the host; root in a user namespace has none there.",
             _ended("Run it on the host, or in a container that is not rootless", otherwise),
         )
     if read_lockdown(files) == "confidentiality":
         raise HostError(
-            "The kernel is locked down (confidentiality) and refuses to be traced.",
+            "The kernel is locked down (confidentiality) and does not allow tracing.",
             _ended("Boot with lockdown=integrity or none", otherwise),
         )
 
 
 def require_initial_pid_namespace(files: HostFiles = HOST, *, otherwise: str = "") -> None:
-    """Raise HostError in a pid namespace: BPF reports threads by their initial ids.
+    """Raise HostError in a pid namespace: BPF reports the ids of the initial namespace.
 
-    A missing /proc/self/ns/pid means a kernel without pid namespaces, which is fine.
+    A missing /proc/self/ns/pid means a kernel without pid namespaces, which is supported.
     """
     if files.link("/proc/self/ns/pid") not in (None, _INITIAL_PID_NAMESPACE):
         raise HostError(
@@ -140,10 +140,10 @@ def require_initial_pid_namespace(files: HostFiles = HOST, *, otherwise: str = "
 
 
 def missing_to_look_into_processes(files: HostFiles = HOST) -> tuple[str, ...]:
-    """The capabilities that we lack to see what any process holds open.
+    """The missing capabilities for reading the descriptors of any process.
 
-    /proc/PID/fd is its owner's alone (proc_fd_permission() in fs/proc/fd.c), and where its
-    links lead is told to those who may read the process (proc_fd_access_allowed(), ptrace(2)).
+    Only the owner may list /proc/PID/fd (proc_fd_permission() in fs/proc/fd.c). Its links can be
+    read only with the right to trace the process (proc_fd_access_allowed(), ptrace(2)).
     """
     held = _effective_capabilities(files)
     missing = [] if held & _CAP_SYS_PTRACE else ["CAP_SYS_PTRACE"]
@@ -153,10 +153,10 @@ def missing_to_look_into_processes(files: HostFiles = HOST) -> tuple[str, ...]:
 
 
 def missing_to_preempt(files: HostFiles = HOST) -> tuple[str, ...]:
-    """The capabilities that we lack to start a process that keeps our vCPUs off their CPUs.
+    """The missing capabilities for starting a process that preempts our vCPUs.
 
-    That takes a real-time priority (CAP_SYS_NICE, sched(7)) and the guest's memory
-    (CAP_SYS_ADMIN, proc_pid_map_files(5)).
+    The process needs a real-time priority (CAP_SYS_NICE, sched(7)) and access to the guest's
+    memory (CAP_SYS_ADMIN, proc_pid_map_files(5)).
     """
     held = _effective_capabilities(files)
     needed = {"CAP_SYS_NICE": _CAP_SYS_NICE, "CAP_SYS_ADMIN": _CAP_SYS_ADMIN}
@@ -164,21 +164,21 @@ def missing_to_preempt(files: HostFiles = HOST) -> tuple[str, ...]:
 
 
 def may_mount(files: HostFiles = HOST) -> bool:
-    """Whether this process may mount file systems for itself alone (unshare(2), mount(2))."""
+    """Whether this process may mount file systems in its own namespace (unshare(2), mount(2))."""
     return bool(_effective_capabilities(files) & _CAP_SYS_ADMIN)
 
 
 def read_lockdown(files: HostFiles = HOST) -> str | None:
     """The kernel's lockdown state: "none", "integrity" or "confidentiality".
 
-    None where it cannot be read: no lockdown LSM, or securityfs not mounted.
+    None if it cannot be read: no lockdown LSM, or securityfs is not mounted.
     """
     match = re.search(r"\[(\w+)\]", files.text("/sys/kernel/security/lockdown") or "")
     return match[1] if match else None
 
 
 def _effective_capabilities(files: HostFiles) -> int:
-    """This process's effective capability bits; 0 when unreadable."""
+    """This process's effective capability bits; 0 if they cannot be read."""
     match = re.search(
         r"^CapEff:\s*([0-9a-f]+)$", files.text("/proc/self/status") or "", re.MULTILINE
     )
@@ -203,7 +203,7 @@ def _ended(hint: str, otherwise: str) -> str:
 
 
 def how_to_open(path: str) -> str:
-    """What a person can do who was refused a device, by whose it is."""
+    """A hint for a user without access to a device, from the device's owner and mode."""
     try:
         found = Path(path).stat()
     except OSError:
@@ -213,16 +213,17 @@ def how_to_open(path: str) -> str:
     ours = of_group and gid in {os.getegid(), *os.getgroups()}
     if not os.geteuid() or ours or mode & _OTHERS_MAY == _OTHERS_MAY:
         return (
-            f"Its mode ({mode:04o}) allows it: see what else forbids it, a container's rules for "
-            "devices or a security module."
+            f"The mode of {path} ({mode:04o}) allows access: check the device rules of the "
+            "container and the security module."
         )
-    if not of_group or not gid:  # to join root's group is no advice
-        return f"Run it with sudo: its mode is {mode:04o}, and it is {_names(found)}'s."
+    if not of_group or not gid:  # joining root's group is not recommended
+        return f"Run it with sudo: {path} has mode {mode:04o} and belongs to {_names(found)}."
     group = _name_of_group(gid)
     if group is None:
-        return f"Run it with sudo; its group, {gid}, has no name here."
+        return f"Run it with sudo: {path} belongs to group {gid}, which has no name here."
     return (
-        f"Run it with sudo, or join its group: sudo usermod -aG {group} $USER, then log in again."
+        f"Run it with sudo, or join the group of {path}: sudo usermod -aG {group} $USER, then "
+        "log in again."
     )
 
 
@@ -243,7 +244,7 @@ def _name_of_group(gid: int) -> str | None:
 
 
 def _how_to_get_kvm(files: HostFiles) -> str:
-    """What this CPU needs: its module, or virtualization switched on first."""
+    """A hint on how to enable KVM on this CPU: load the module, or enable virtualization."""
     match = re.search(r"^flags\s*:(.*)$", files.text("/proc/cpuinfo") or "", re.MULTILINE)
     flags = match[1].split() if match else []
     if "vmx" in flags:

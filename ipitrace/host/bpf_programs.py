@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which BPF programs are loaded, and may we: asked of the kernel directly with bpf(2)."""
+"""List the loaded BPF programs, and check whether loading is allowed, with bpf(2) itself."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ _BPF_PROG_GET_FD_BY_ID: Final = 13
 _BPF_OBJ_GET_INFO_BY_FD: Final = 15
 _SYS_BPF: Final = {"x86_64": 321}
 # KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT, RAW_TRACEPOINT_WRITABLE, TRACING: the types
-# that run on kernel events, so the ones that can slow an IPI's path.
+# that run on kernel events and can therefore slow an IPI's path.
 TRACING_TYPES: Final = frozenset({2, 5, 7, 17, 24, 26})
 _RAW_TRACEPOINT: Final = 17
 _RETURN_0: Final = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
@@ -57,9 +57,9 @@ class _Load(ctypes.Structure):
 
 
 def load_trivial_program() -> None:
-    """Have the kernel accept a raw tracepoint program that does nothing, and let it go again.
+    """Load a raw tracepoint program that does nothing, and unload it.
 
-    Raises OSError where it refuses, or has no bpf(2).
+    Raises OSError if the kernel refuses it, or has no bpf(2).
     """
     code, licence = ctypes.create_string_buffer(_RETURN_0), ctypes.create_string_buffer(b"GPL")
     attr = _Load(
@@ -74,13 +74,13 @@ def load_trivial_program() -> None:
 def loaded_program_types() -> dict[int, int]:
     """Every loaded BPF program's type (enum bpf_prog_type) by program id.
 
-    Raises OSError where the kernel refuses (needs CAP_SYS_ADMIN) or has no bpf(2).
+    Raises OSError if the kernel refuses (it needs CAP_SYS_ADMIN) or has no bpf(2).
     """
     types: dict[int, int] = {}
     for program_id in _program_ids():
         try:
             types[program_id] = _program_type(program_id)
-        except FileNotFoundError:  # unloaded since it was listed
+        except FileNotFoundError:  # unloaded after it was listed
             continue
     return types
 
@@ -90,7 +90,7 @@ def _program_ids() -> Iterator[int]:
     while True:
         try:
             _bpf(_BPF_PROG_GET_NEXT_ID, attr)
-        except FileNotFoundError:  # ENOENT: there is no next one
+        except FileNotFoundError:  # ENOENT: there is no further program
             return
         yield attr.next_id
         attr = _Id(start_id=attr.next_id)
@@ -99,7 +99,7 @@ def _program_ids() -> Iterator[int]:
 def _program_type(program_id: int) -> int:
     fd = _bpf(_BPF_PROG_GET_FD_BY_ID, _Id(start_id=program_id))
     try:
-        # struct bpf_prog_info begins with __u32 type; the kernel fills as much as it is given.
+        # struct bpf_prog_info begins with __u32 type; the kernel fills only the given size.
         program_type = ctypes.c_uint32()
         attr = _Info(
             bpf_fd=fd,
@@ -116,7 +116,7 @@ def _bpf(command: int, attr: ctypes.Structure) -> int:
     """Call bpf(2); raises OSError with the kernel's errno."""
     number = _SYS_BPF.get(platform.machine())
     if number is None:
-        raise OSError(0, "no bpf system call number known for this machine")
+        raise OSError(0, "the number of the bpf system call is not known for this machine")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     result: int = libc.syscall(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to run another program: bounded in what it says and how long it takes.
+"""Run other programs, with limits on the amount of output and on the time.
 
-It runs under a guard (guard.py), so it dies with this process however that ends, and so does
-whatever it started in its process group.
+The program runs under a guard (guard.py). If this process ends in any way, the guard kills the
+program and all processes in its process group.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ TICK_S: Final = 0.02
 STDERR_BYTES: Final = MIB
 
 _GUARD: Final = Path(__file__).with_name("guard.py")
-_DYING_S: Final = 3.0
-_REST_S: Final = 1.0  # for what a program printed before it ended, and others still hold
-_PIECE: Final = 1 << 16  # a pipe's (pipe(7))
+_KILL_S: Final = 3.0
+_DRAIN_S: Final = 1.0  # to read output that is still in a pipe after the program has ended
+_PIECE: Final = 1 << 16  # the capacity of a pipe (pipe(7))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended; `stderr` without the white space around it."""
+    """A program that has ended. `stderr` has no surrounding white space."""
 
     status: int
     stdout: bytes
@@ -43,23 +43,24 @@ class Finished:
 
     @property
     def text(self) -> str:
-        """Its stdout as text, without the white space around it."""
+        """The output on stdout as text, without surrounding white space."""
         return self.stdout.decode(errors="replace").strip()
 
 
 class TooMuchError(HostError):
-    """A program printed more than it may."""
+    """A program printed more than its limit."""
 
 
 def _nothing() -> None:
-    """Is called meanwhile unless something else is."""
+    """The default tick: does nothing."""
 
 
 class Child:
-    """A program that runs, with pipes to it. A context manager: at its end the program is over.
+    """A running program with pipes to it. A context manager, which ends the program on exit.
 
     Attributes:
-        out: what it printed and nobody took yet; `err` likewise.
+        out: output that was read and not yet consumed by the caller.
+        err: likewise for stderr.
     """
 
     def __init__(
@@ -74,17 +75,17 @@ class Child:
         who: str = "",
         called: str = "",
     ) -> None:
-        """Start it.
+        """Start the program.
 
         Args:
-            command: it and its arguments; looked for as find_program() does.
-            limit_bytes: the most that it may print.
-            stderr_limit_bytes: likewise to stderr.
-            stdin: what it is given to read, and then the end.
-            stdout: as of subprocess.Popen; a pipe that we read unless given.
-            folder: is made for it, and is gone when it has ended.
-            who: says what it prints, for messages; the program unless given.
-            called: what messages call the command; its last words unless given.
+            command: the program and its arguments; find_program() looks it up.
+            limit_bytes: the limit of its output.
+            stderr_limit_bytes: the limit of its output on stderr.
+            stdin: its complete standard input.
+            stdout: as in subprocess.Popen; by default a pipe that this object reads.
+            folder: is created for the program, and removed after its end.
+            who: the subject in error messages; by default the program.
+            called: the name of the command in messages; by default its last words.
 
         Raises:
             HostError: it cannot be started.
@@ -114,7 +115,7 @@ class Child:
             os.close(self._lifeline)
             self._selector.close()
             raise HostError(
-                f"{command[0]} cannot be started: {error.strerror}.", "See that it is installed."
+                f"{command[0]} cannot be started: {error.strerror}.", "Check that it is installed."
             ) from error
         finally:
             os.close(lifeline)
@@ -136,9 +137,9 @@ class Child:
         self.end()
 
     def ended(self) -> bool:
-        """Whether it has; what it started may still run.
+        """Whether the program has ended. Processes that it started may still run.
 
-        It is not waited for yet: until then no other process group can get its number.
+        The process is not reaped yet, so no other process group can get its number.
         """
         if self._process.returncode is not None:
             return True
@@ -146,31 +147,31 @@ class Child:
         return os.waitid(os.P_PID, self._process.pid, how) is not None
 
     def exchange(self, timeout_s: float) -> bool:
-        """Take what it says and give it what it wants to read, for a while; False if it was idle.
+        """Read its output and write its input for a while. Returns False if nothing was ready.
 
         Raises:
-            TooMuchError: it said more than it may.
+            TooMuchError: it printed more than its limit.
         """
         if not self._selector.get_map():
             time.sleep(timeout_s)
             return False
         ready = self._selector.select(timeout_s)
         for key, _ in ready:
-            (self._give if key.data == "in" else self._take)(key)
+            (self._feed if key.data == "in" else self._receive)(key)
         return bool(ready)
 
-    def _give(self, key: selectors.SelectorKey) -> None:
+    def _feed(self, key: selectors.SelectorKey) -> None:
         try:
             written = os.write(key.fd, self._stdin[:_PIECE])
         except BlockingIOError:
             return
-        except OSError:  # it reads no more
+        except OSError:  # it has closed its standard input
             written = len(self._stdin)
         self._stdin = self._stdin[written:]
         if not self._stdin:
             self._close(key)
 
-    def _take(self, key: selectors.SelectorKey) -> None:
+    def _receive(self, key: selectors.SelectorKey) -> None:
         held = self.out if key.data == "out" else self.err
         limit = self._limits[key.data]
         try:
@@ -184,7 +185,7 @@ class Child:
             where = "" if key.data == "out" else " to stderr"
             raise TooMuchError(
                 f"{self._who} sent more than {_size(limit)}{where} in answer to '{self.called}'.",
-                "It was ended. See what that program prints there.",
+                "The program was ended. Check what it prints there.",
             )
 
     def _close(self, key: selectors.SelectorKey) -> None:
@@ -195,11 +196,11 @@ class Child:
     def finish(
         self, deadline_s: float, tick: Callable[[], None] = _nothing, *, pause_s: float = TICK_S
     ) -> int:
-        """Wait for its end, with `tick` every `pause_s`; its status as subprocess has it.
+        """Wait for its end and call `tick` every `pause_s`. Returns the status as subprocess does.
 
         Raises:
             TimeoutError: it has not ended by `deadline_s` of time.monotonic().
-            TooMuchError: it said more than it may.
+            TooMuchError: it printed more than its limit.
         """
         next_s = 0.0
         while not self.ended():
@@ -210,22 +211,22 @@ class Child:
                 tick()
                 next_s = now_s + pause_s
             self.exchange(pause_s)
-        self.send(signal.SIGKILL)  # what it left behind
-        until_s = time.monotonic() + _REST_S
+        self.send(signal.SIGKILL)  # remaining processes of its process group
+        until_s = time.monotonic() + _DRAIN_S
         while self._selector.get_map() and time.monotonic() < until_s:
             self.exchange(TICK_S)
         return self._process.wait()
 
     def send(self, number: int) -> None:
-        """Send a signal to it and to what it started."""
+        """Send a signal to its process group."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
-    def end(self, first: int = signal.SIGTERM, grace_s: float = _DYING_S) -> None:
-        """End it, at last by SIGKILL; does nothing when that was done before."""
-        for number, patience_s in ((first, grace_s), (signal.SIGKILL, _DYING_S)):
-            until_s = time.monotonic() + (0 if self.ended() else patience_s)
+    def end(self, first: int = signal.SIGTERM, grace_s: float = _KILL_S) -> None:
+        """End it, by SIGKILL if necessary. Further calls have no effect."""
+        for number, limit_s in ((first, grace_s), (signal.SIGKILL, _KILL_S)):
+            until_s = time.monotonic() + (0 if self.ended() else limit_s)
             self.send(number)
             while not self.ended() and time.monotonic() < until_s:
                 with contextlib.suppress(TooMuchError):
@@ -254,21 +255,21 @@ def run_bounded(
     who: str = "",
     called: str = "",
 ) -> Finished:
-    """Run a program of this machine to its end.
+    """Run a program on this machine until it ends.
 
     Args:
-        command: it and its arguments.
-        timeout_s: from start to end, whatever it says meanwhile.
-        limit_bytes: the most that it may print; never more memory is taken for it.
-        stderr_limit_bytes: likewise to stderr.
-        stdin: what it is given to read.
-        tick: is called every 20 ms or so. When it raises, the program is ended.
-        give_up: gets its stderr before it is ended early.
-        who: says what it prints, for messages.
-        called: what messages call the command.
+        command: the program and its arguments.
+        timeout_s: the limit from start to end.
+        limit_bytes: the limit of its output, and of the memory used for it.
+        stderr_limit_bytes: likewise for stderr.
+        stdin: its complete standard input.
+        tick: is called about every 20 ms. If it raises, the program is ended.
+        give_up: receives the program's stderr before the program is ended early.
+        who: the subject in error messages.
+        called: the name of the command in messages.
 
     Raises:
-        HostError: there is no such program, it took too long, or it said too much.
+        HostError: the program does not exist, took too long, or printed too much.
     """
     child = Child(
         command,
@@ -291,11 +292,11 @@ def run_bounded(
 
 
 def timed_out(command: str | Sequence[str], timeout_s: float) -> HostError:
-    """The error for a command that did not end."""
+    """The error for a command that did not end in time."""
     called = command if isinstance(command, str) else plain(" ".join(command[-3:]), 80)
     return HostError(
         f"'{called}' did not end within {timeout_s:.0f} s.",
-        "See whether the guest still runs, and what its dmesg says.",
+        "Check whether the guest still runs, and what its dmesg prints.",
     )
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under which conditions vCPU threads run at one moment: where they may run, and how fast.
+"""The state of vCPU threads and of their CPUs at one moment: affinity, times, frequency.
 
-Two looks, before and after a storm, tell whether it ran as it was meant to.
+The state is sampled before and after a storm. The difference shows whether the storm was
+disturbed.
 """
 
 import contextlib
@@ -24,52 +25,52 @@ _MIGRATIONS: Final = re.compile(r"^se\.nr_migrations\s*:\s*(\d+)$", re.MULTILINE
 
 @dataclass(frozen=True)
 class ThreadLook:
-    """One vCPU's thread. None is what the kernel does not tell."""
+    """One vCPU's thread. None means that the kernel does not report the value."""
 
     tid: int
     allowed_cpus: tuple[int, ...] | None
     """sched_getaffinity(2)."""
     last_cpu: int | None
-    """Where it runs, or ran last."""
+    """The CPU that it runs on or ran on last."""
     ran_ns: int | None
-    """For how long it had a CPU, since it was started.
+    """Its CPU time since it was started.
 
-    /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst). That of a thread
-    that runs at this moment is up to a timer tick old.
+    /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst). The value of a
+    running thread is up to one timer tick old.
     """
     run_delay_ns: int | None
-    """For how long it waited for a CPU while it could have run; likewise."""
+    """The time that it was runnable and waited for a CPU; from the same file."""
     migrations: int | None
-    """How often it came to another CPU; needs CONFIG_SCHED_DEBUG."""
+    """The number of its migrations to another CPU; needs CONFIG_SCHED_DEBUG."""
 
 
 @dataclass(frozen=True)
 class CpuLook:
-    """One CPU. None is what the kernel does not tell."""
+    """One CPU. None means that the kernel does not report the value."""
 
     cpu: int
     governor: str | None
     limits_khz: tuple[int | None, int | None]
-    """The least and the greatest frequency that the policy allows."""
+    """The lowest and the highest frequency that the policy allows."""
     khz: int | None
     """scaling_cur_freq."""
     throttled: int | None
-    """How often it, or its package, was too hot: core and package counters together.
+    """The number of thermal throttling events: core and package counters added.
 
-    Documentation/arch/x86/x86_64/machinecheck.rst; therm_throt.c counts.
+    Documentation/arch/x86/x86_64/machinecheck.rst; therm_throt.c counts them.
     """
     stolen_s: float | None
-    """Time that this host's own hypervisor gave to others, since boot."""
+    """Steal time since boot: time that this host's own hypervisor gave to other guests."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything at one moment."""
+    """The state of all threads and CPUs at one moment."""
 
     at_ns: int
     """CLOCK_MONOTONIC."""
     suspended_ns: int
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: for how long the host was suspended."""
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time for which the host was suspended."""
     threads: tuple[ThreadLook, ...]
     """In the vCPUs' order."""
     cpus: tuple[CpuLook, ...]
@@ -81,12 +82,12 @@ class Conditions:
 def read_conditions(
     tids: Sequence[int], cpus: Collection[int], files: HostFiles = HOST
 ) -> Conditions:
-    """Look once: less than 0.1 ms for each thread and CPU. Never raises for what is absent.
+    """Read the state once: less than 0.1 ms for each thread and CPU. Missing values never raise.
 
     Args:
         tids: the vCPUs' threads, of any process.
-        cpus: those that they are meant to run on.
-        files: where to look.
+        cpus: the CPUs that they should run on.
+        files: the kernel files to read.
     """
     at_ns = time.monotonic_ns()
     stolen = _stolen_s(files)
@@ -102,9 +103,9 @@ def read_conditions(
 
 
 def _suspended_ns() -> int:
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC, of the readings of both that are closest together.
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC, from the pair of readings with the shortest gap.
 
-    The reader may lose its CPU between the two, for longer than a suspension takes.
+    This process may be preempted between the two readings, for longer than a suspension takes.
     """
     closest_ns, found_ns = None, 0
     for _ in range(_READINGS):
@@ -120,7 +121,7 @@ def _suspended_ns() -> int:
 
 
 def _thread(files: HostFiles, tid: int) -> ThreadLook:
-    # A thread's own entry at the top of /proc is not listed and there all the same (proc(5)).
+    # /proc/TID of a thread is not listed, but it exists (proc(5)).
     directory = f"/proc/{tid}/task/{tid}"
     allowed = None
     with contextlib.suppress(OSError):

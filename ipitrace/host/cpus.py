@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which CPU each vCPU gets: neighbours in a cache, never two threads of one core."""
+"""Choose a CPU for each vCPU: CPUs that share a cache, never two threads of one core."""
 
 import os
 import re
@@ -15,20 +15,20 @@ _CPU_DIR: Final = "/sys/devices/system/cpu"
 
 @dataclass(frozen=True)
 class CpuPlace:
-    """Where one CPU sits."""
+    """The place of one CPU in the topology."""
 
     cpu: int
     core: frozenset[int]
     """The CPUs of its core (itself and its SMT siblings)."""
     llc: frozenset[int]
-    """The CPUs that share its last-level cache, its package where caches are not described."""
+    """The CPUs that share its last-level cache; its package if no caches are described."""
     node: int | None
     """NUMA node, None on kernels without NUMA."""
 
 
 @dataclass(frozen=True)
 class Pinning:
-    """The choice made: `cpus[i]` is vCPU i's CPU; None when there are too few CPUs."""
+    """The chosen CPUs: `cpus[i]` is vCPU i's CPU. None if there are too few CPUs."""
 
     cpus: tuple[int, ...] | None
     overcommitted: bool
@@ -41,7 +41,7 @@ def allowed_cpus() -> frozenset[int]:
 
 
 def read_topology(files: HostFiles = HOST) -> tuple[CpuPlace, ...]:
-    """The online CPUs' places, by CPU number; () where /sys does not describe them."""
+    """The places of the online CPUs, by CPU number; () if /sys does not describe them."""
     matches = (re.fullmatch(r"cpu(\d+)", name) for name in files.names(_CPU_DIR))
     cpus = sorted(int(match[1]) for match in matches if match)
     places = (_place(files, cpu) for cpu in cpus)
@@ -51,13 +51,14 @@ def read_topology(files: HostFiles = HOST) -> tuple[CpuPlace, ...]:
 def choose_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPlace]) -> Pinning:
     """Choose one of the `allowed` CPUs for each vCPU.
 
-    In order of weight: no two vCPUs on one core, one last-level cache, one NUMA node, and
-    CPU 0's core (where most device interrupts and housekeeping land) last. With more CPUs
-    than vCPUs at least one stays free for the controller. A CPU the topology does not know
-    counts as a core of its own that shares no cache. Raises UsageError for n_vcpus < 1.
+    The criteria, the most important first: no two vCPUs on one core, one last-level cache, one
+    NUMA node, and not the core of CPU 0, where most device interrupts and housekeeping run. If
+    there are more CPUs than vCPUs, at least one CPU stays free for the controller. A CPU that is
+    not in the topology counts as a core of its own that shares no cache. Raises UsageError for
+    n_vcpus < 1.
     """
     if n_vcpus < 1:
-        raise UsageError(f"A guest cannot have {n_vcpus} vCPUs.", "Ask for one vCPU or more.")
+        raise UsageError(f"A guest cannot have {n_vcpus} vCPUs.", "Ask for at least one vCPU.")
     known = {place.cpu: place for place in topology}
     places = [known.get(cpu) or _unknown_place(cpu) for cpu in sorted(allowed)]
     if n_vcpus > len(places):
@@ -65,7 +66,7 @@ def choose_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPl
             cpus=None,
             overcommitted=True,
             why=f"{n_vcpus} vCPUs do not fit on {len(places)} allowed "
-            f"CPU{'s' if len(places) != 1 else ''}: they would measure the scheduler",
+            f"CPU{'s' if len(places) != 1 else ''}: the storm would measure the scheduler",
         )
     chosen = min(_choices(n_vcpus, places), key=lambda choice: choice.cost).places
     return Pinning(
@@ -75,7 +76,7 @@ def choose_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPl
     )
 
 
-# What a CPU's group is, nearest first; the last one holds every CPU.
+# A CPU's groups, the closest first. The last one contains every CPU.
 _LEVELS: Final[tuple[Callable[[CpuPlace], object], ...]] = (
     lambda place: place.llc,
     lambda place: place.node,
@@ -85,14 +86,14 @@ _LEVELS: Final[tuple[Callable[[CpuPlace], object], ...]] = (
 
 @dataclass(frozen=True)
 class _Choice:
-    """Enough CPUs, all of one group at `level` (an index into _LEVELS)."""
+    """A choice of CPUs that are all in one group at `level` (an index into _LEVELS)."""
 
     places: tuple[CpuPlace, ...]
     level: int
 
     @property
     def cost(self) -> tuple[int, int, int, tuple[int, ...]]:
-        """What choose_cpus avoids, heaviest first; CPU numbers make it unique."""
+        """What choose_cpus() avoids, the most important first; the CPU numbers make it unique."""
         return (
             len(self.places) - len({place.core for place in self.places}),
             self.level,
@@ -102,7 +103,7 @@ class _Choice:
 
 
 def _choices(n_vcpus: int, places: list[CpuPlace]) -> Iterator[_Choice]:
-    """The best choice of each group that is large enough; the whole host always is."""
+    """The best choice of each group that is large enough. The group of all CPUs always is."""
     first_threads = _first_threads(places)
     best_first = sorted(
         places, key=lambda place: (place not in first_threads, 0 in place.core, place.cpu)

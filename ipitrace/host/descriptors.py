@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes hold open of KVM and perf: the kernel's own names for these descriptors.
+"""The descriptors of KVM and perf that processes hold, by the kernel's names for them.
 
-A process may hold a million descriptors, and anybody may start one that does. So each is
-looked at up to a limit, and where that was reached it is said.
+A process may hold a million descriptors, and any user may start such a process. The number of
+descriptors that are read is therefore limited. A reached limit is reported.
 """
 
 import re
@@ -20,8 +20,8 @@ MOST_VMS: Final = 1024  # of one process
 MOST_VCPUS: Final = 1 << 14  # of one process; one VM has at most 4096 (KVM_MAX_VCPUS)
 
 # anon_inode_getfd() in virt/kvm/kvm_main.c and kernel/events/core.c. A vCPU's link ends in
-# ":" and its id on newer kernels; the statistics' ("kvm-vcpu-stats") are something else.
-# No file has such a name: links to files begin with "/".
+# ":" and its id on newer kernels. "kvm-vcpu-stats" is a statistics descriptor, not a vCPU.
+# A link to a file cannot have such a name, because it begins with "/".
 _VM_LINK: Final = "anon_inode:kvm-vm"
 VCPU_LINK: Final = re.compile(r"anon_inode:kvm-vcpu(?::([0-9]{1,9}))?")
 _PERF_LINK: Final = "anon_inode:[perf_event]"
@@ -37,18 +37,18 @@ class Descriptors:
     pid: int
     vm_fds: tuple[int, ...]
     vcpu_fds: Mapping[int, int | None]
-    """The vCPU's id by descriptor; None where the kernel does not name it."""
+    """The vCPU's id by descriptor; None if the kernel does not report the id."""
     n_perf_events: int
     cut: tuple[str, ...] = ()
-    """What it holds more of than was looked at, in words."""
+    """Messages about reached limits."""
 
 
 def read_descriptors(
     pid: int, files: HostFiles = HOST, most: int = MOST_DESCRIPTORS
 ) -> Descriptors | None:
-    """What process `pid` holds among its first `most` descriptors.
+    """The descriptors of KVM and perf among the first `most` descriptors of process `pid`.
 
-    None when it may not be looked into or is gone.
+    None if its descriptors may not be read, or if it has ended.
     """
     directory = f"/proc/{pid}/fd"
     names = files.listing(directory, most + 1)
@@ -71,7 +71,7 @@ def read_descriptors(
             vcpu_fds[fd] = None if vcpu[1] is None else int(vcpu[1])
         elif link == _PERF_LINK:
             n_perf_events += 1
-    if fds and not n_seen:  # listed by CAP_DAC_READ_SEARCH, but not shown without CAP_SYS_PTRACE
+    if fds and not n_seen:  # CAP_DAC_READ_SEARCH lists them; reading needs CAP_SYS_PTRACE
         return None
     limits = (
         (len(fds), most, "descriptors"),
@@ -84,7 +84,7 @@ def read_descriptors(
         dict(list(vcpu_fds.items())[:MOST_VCPUS]),
         n_perf_events,
         tuple(
-            f"it holds more than {most:,} {what}: only the first were looked at"
+            f"it holds more than {most:,} {what}: only the first ones were checked"
             for n, most, what in limits
             if n > most
         ),
@@ -92,18 +92,18 @@ def read_descriptors(
 
 
 def process_ids(files: HostFiles = HOST) -> list[int]:
-    """Every process there is."""
+    """The ids of all processes."""
     return sorted(int(name) for name in files.names("/proc") if _NUMBER.fullmatch(name))
 
 
 def scan_processes(
     files: HostFiles = HOST, skip: Collection[int] = (), only: Collection[int] | None = None
 ) -> tuple[list[Descriptors], int]:
-    """Every process but `skip`, by pid, and how many more there are that may not be looked into.
+    """Read all processes except `skip`, by pid; also return the number of unreadable ones.
 
-    Two system calls for each open descriptor on the host, up to the limits above. Many
-    processes with many descriptors cannot make it endless: after SCAN_LIMIT_S only the
-    first FEW_DESCRIPTORS of each are looked at. `only` looks at these and at no others.
+    This takes two system calls for each open descriptor on the host, up to the limits above.
+    The time is bounded even for many processes with many descriptors: after SCAN_LIMIT_S only
+    the first FEW_DESCRIPTORS of each process are read. With `only`, no other process is read.
     """
     found: list[Descriptors] = []
     unreadable = 0
@@ -122,19 +122,19 @@ def scan_processes(
 
 
 def unlisted_processes(files: HostFiles = HOST) -> str | None:
-    """Why /proc may not even list others' processes (mount option hidepid, proc(5)); or None."""
+    """Why /proc hides the processes of other users (mount option hidepid, proc(5)); or None."""
     for line in (files.text("/proc/self/mounts") or "").splitlines():
         _, where, kind, options, *_ = [*line.split(), "", "", "", ""]
         hidden = re.search(r"(?:^|,)hidepid=(2|4|invisible|ptraceable)(?:,|$)", options)
         if (where, kind) == ("/proc", "proc") and hidden:
-            return f"/proc is mounted with hidepid={hidden[1]}, which hides others' processes"
+            return f"/proc is mounted with hidepid={hidden[1]}, which hides other users' processes"
     return None
 
 
 def _is_hidden(pid: int, files: HostFiles) -> bool:
-    """Whether a process that cannot be looked into may hold something all the same.
+    """Whether a process whose descriptors are unreadable may hold any.
 
-    One that has ended meanwhile, a zombie and a kernel thread do not.
+    A process that has ended since, a zombie and a kernel thread do not.
     """
     if not files.exists(f"/proc/{pid}"):
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to /proc, /sys and other kernel files: what is absent reads as None."""
+"""Access to /proc, /sys and other kernel files; a missing file reads as None."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-# /proc/interrupts of a host with thousands of CPUs is the longest that has to be read whole.
+# The longest file that has to be read completely: /proc/interrupts of thousands of CPUs.
 LIMIT_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 16
 _MOST_CPUS: Final = 1 << 16  # eight times what Linux can be built for (NR_CPUS, arch/x86/Kconfig)
@@ -16,17 +16,17 @@ _MOST_CPUS: Final = 1 << 16  # eight times what Linux can be built for (NR_CPUS,
 
 @dataclass(frozen=True)
 class HostFiles:
-    """Kernel files below `root`; a test points it at a tree of its own.
+    """Kernel files below `root`, which is another directory in tests.
 
-    Paths are absolute ("/proc/cpuinfo"). Nothing here raises: a file that is missing,
-    forbidden (lockdown, permissions) or failing on read is None or empty. Nothing is
-    read without a limit: what some of these files say is up to any process's owner.
+    Paths are absolute ("/proc/cpuinfo"). No method raises: the result is None or empty for a
+    file that is missing, forbidden (lockdown, permissions) or fails on read. Every read has a
+    limit, because the owner of a process controls the content of some of these files.
     """
 
     root: Path = Path("/")
 
     def text(self, path: str, limit_bytes: int = LIMIT_BYTES) -> str | None:
-        """A file's text without surrounding white space, cut off at the limit, or None."""
+        """A file's text without surrounding white space, cut at the limit, or None."""
         try:
             descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -39,7 +39,7 @@ class HostFiles:
             os.close(descriptor)
 
     def number(self, path: str) -> int | None:
-        """A file that holds one decimal number, or None."""
+        """The decimal number that a file contains, or None."""
         text = self.text(path)
         try:
             return int(text) if text is not None else None
@@ -47,14 +47,14 @@ class HostFiles:
             return None
 
     def names(self, path: str) -> tuple[str, ...]:
-        """The entries of a directory, sorted; () when it cannot be listed."""
+        """The entries of a directory, sorted; () if it cannot be listed."""
         return self.listing(path) or ()
 
     def listing(self, path: str, most: int | None = None) -> tuple[str, ...] | None:
-        """The entries of a directory, sorted, or None when it cannot be listed.
+        """The entries of a directory, sorted, or None if it cannot be listed.
 
-        `most` ends it after so many: the first that the kernel gives (descriptors and
-        threads come in the order of their numbers).
+        `most` limits the number of entries to the first that the kernel returns (descriptors and
+        threads are returned in numerical order).
         """
         try:
             with os.scandir(self._at(path)) as entries:
@@ -63,14 +63,14 @@ class HostFiles:
             return None
 
     def link(self, path: str) -> str | None:
-        """What a symbolic link says ("anon_inode:kvm-vm", "pid:[4026531836]"), or None."""
+        """The text of a symbolic link ("anon_inode:kvm-vm", "pid:[4026531836]"), or None."""
         try:
             return os.readlink(self._at(path))  # noqa: PTH115
         except (OSError, ValueError):
             return None
 
     def refusal(self, path: str) -> OSError | None:
-        """Why a file cannot be opened and read, or a directory be listed; None where it can."""
+        """Why a file cannot be read or a directory cannot be listed; None if it can."""
         try:
             descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -88,7 +88,7 @@ class HostFiles:
         return None
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file, readable or not."""
+        """Whether the file exists, readable or not."""
         try:
             os.lstat(self._at(path))
         except (OSError, ValueError):
@@ -96,7 +96,7 @@ class HostFiles:
         return True
 
     def _at(self, path: str) -> str:
-        # Plain strings, because every descriptor on the host goes through here:
+        # Plain strings, because this function is called for every descriptor on the host:
         # pathlib takes three times as long.
         return f"{self.root}{path}"
 
@@ -105,10 +105,10 @@ HOST = HostFiles()
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """Read the kernel's list format ("0-3,8,10-11") into sorted CPU numbers.
+    """Parse the kernel's list format ("0-3,8,10-11") into sorted CPU numbers.
 
-    "" and "(null)" (what /sys/devices/system/cpu/nohz_full says when unset) are no CPUs.
-    Raises ValueError for anything else that is not a list, or has a CPU that none can have.
+    "" and "(null)" (the text of an unset /sys/devices/system/cpu/nohz_full) are no CPUs.
+    Raises ValueError for any other text that is not a list, and for an impossible CPU number.
     """
     cpus: set[int] = set()
     if text.strip() in ("", "(null)"):
@@ -117,13 +117,13 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
         first, dash, last = part.partition("-")
         end = int(last if dash else first)
         if end >= _MOST_CPUS:
-            raise ValueError(f"no host has a CPU {end}")
+            raise ValueError(f"the CPU number {end} is out of range")
         cpus.update(range(int(first), end + 1))
     return tuple(sorted(cpus))
 
 
 def _pieces(descriptor: int, limit_bytes: int) -> Iterator[bytes]:
-    """What can be read, at most `limit_bytes`; raises OSError."""
+    """Read at most `limit_bytes` in pieces; raises OSError."""
     while limit_bytes > 0:
         piece = os.read(descriptor, min(limit_bytes, _CHUNK_BYTES))
         if not piece:

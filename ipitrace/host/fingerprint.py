@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of host a measurement was made on: everything known to move IPI costs."""
+"""Properties of the host of a measurement that are known to influence the costs of IPIs."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 CPU_DIR: Final = "/sys/devices/system/cpu"
 UNKNOWN_BACKEND: Final = "built-in/unknown"
 
-# The CPU flag without which a built-in backend's directory in /sys/module means nothing:
-# built-in modules show up there even where their initialisation failed.
+# The CPU flag that a built-in backend needs. Without it, the backend's directory in /sys/module
+# is ignored: a built-in module has one even if its initialisation failed.
 _BACKEND_FLAG: Final = {"kvm_intel": "vmx", "kvm_amd": "svm"}
 _TSC_FLAGS: Final = (
     "constant_tsc",
@@ -27,7 +27,7 @@ _TSC_FLAGS: Final = (
 TCG_CPU: Final = "QEMU TCG"
 _BOCHS: Final = "Bochs"
 _DMI_NAMES: Final = ("bios_vendor", "sys_vendor")
-# Parameters named in one_line, in its order; the rest is in kvm_parameters.
+# Parameters printed by one_line, in its order; kvm_parameters has all of them.
 _HEADLINE_PARAMETERS: Final = {
     "kvm_intel": ("enable_apicv", "enable_ipiv"),
     "kvm_amd": ("avic", "enable_ipiv"),
@@ -39,11 +39,11 @@ class HostFingerprint:
     """A host as its kernel describes it. None means "could not be read", never a default."""
 
     cpu_model: str | None
-    """As the CPU names itself ("AMD EPYC 7502P 32-Core Processor")."""
+    """The CPU's brand string ("AMD EPYC 7502P 32-Core Processor")."""
     cpu_vendor: str | None
     """CPUID vendor ("GenuineIntel")."""
     cpu_signature: str | None
-    """Family-model-stepping in decimal ("6-142-10"): models can share one name."""
+    """Family-model-stepping in decimal ("6-142-10"): several models can share one name."""
     microcode: str | None
     cpus_online: int | None
     smt: str
@@ -59,27 +59,27 @@ class HostFingerprint:
     mitigations: Mapping[str, str] | None
     """/sys/devices/system/cpu/vulnerabilities, by name."""
     governor: str | None
-    """cpufreq governor; several, comma separated, when CPUs differ."""
+    """The cpufreq governor; several, separated by commas, if CPUs differ."""
     turbo: bool | None
     cpuidle: str | None
-    """"driver/governor": how deep a blocked target's CPU sleeps decides its wake-up."""
+    """"driver/governor": the idle state of a blocked target's CPU decides its wake-up time."""
     clocksource: str | None
     tsc_flags: tuple[str, ...] | None
-    """Those CPU flags that say how far the TSC can be trusted as a clock."""
+    """The CPU flags that describe the quality of the TSC as a clock."""
     x2apic: bool | None
     virtualised: bool | None
     """The CPU's hypervisor flag: this host is itself a guest."""
     emulated: str | None
-    """The program that interprets this host's instructions, so that no cycle is real time."""
+    """The program that emulates this host's CPU; cycles are then not real time."""
     numa_nodes: int | None
     isolated_cpus: str | None
-    """List format ("2-5"); "" is known to be none."""
+    """List format ("2-5"); "" means that there are none."""
     nohz_full_cpus: str | None
-    """List format; "" is known to be none."""
+    """List format; "" means that there are none."""
     memory_bytes: int | None
 
     def to_dict(self) -> dict[str, object]:
-        """The fingerprint as JSON types; `from_dict` reads it back."""
+        """The fingerprint as JSON types; `from_dict` reads it."""
         plain: dict[str, object] = asdict(self)
         if self.tsc_flags is not None:
             plain["tsc_flags"] = list(self.tsc_flags)
@@ -87,7 +87,7 @@ class HostFingerprint:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, object]) -> Self:
-        """Read what `to_dict` wrote; items another version did not know are None."""
+        """Read the output of `to_dict`. Items that another version did not write are None."""
         known: dict[str, Any] = {field.name: plain.get(field.name) for field in fields(cls)}
         known["smt"] = known["smt"] or "unknown"
         if known["tsc_flags"] is not None:
@@ -96,7 +96,7 @@ class HostFingerprint:
 
 
 def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
-    """Read the fingerprint of the host below `files`. Never raises for what is absent."""
+    """Read the fingerprint of the host below `files`. Missing files never raise."""
     cpu = _first_cpu(files)
     flags = frozenset(cpu["flags"].split()) if "flags" in cpu else None
     online = _cpu_list(files, f"{CPU_DIR}/online")
@@ -130,7 +130,7 @@ def read_fingerprint(files: HostFiles = HOST) -> HostFingerprint:
 
 
 def one_line(fp: HostFingerprint) -> str:
-    """The host in one line for people: at most about 140 columns, unknown items left out."""
+    """The host in one printed line of about 140 columns at most, without unknown items."""
     processor = [_short_model(fp.cpu_model)] if fp.cpu_model else []
     if fp.cpus_online is not None:
         processor.append(f"{fp.cpus_online} CPU{'s' if fp.cpus_online != 1 else ''}")
@@ -150,7 +150,7 @@ def one_line(fp: HostFingerprint) -> str:
 
 
 def _first_cpu(files: HostFiles) -> dict[str, str]:
-    """/proc/cpuinfo's first block: key to value."""
+    """The first block of /proc/cpuinfo: key to value."""
     block = (files.text("/proc/cpuinfo") or "").split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in block.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
@@ -164,9 +164,9 @@ def _signature(cpu: Mapping[str, str]) -> str | None:
 def _emulator(files: HostFiles, cpu: Mapping[str, str], flags: frozenset[str] | None) -> str | None:
     """The emulator that runs this host, or None.
 
-    QEMU's TCG names its CPUs so in all models it makes up itself (target/i386/cpu.c).
-    Bochs copies a real CPU's name and shows no hypervisor flag, but its BIOS signs the
-    DMI tables (bios/rombios32.c); old QEMU with KVM has that BIOS, too, and the flag.
+    QEMU's TCG uses this name in all CPU models that it defines itself (target/i386/cpu.c).
+    Bochs copies the name of a real CPU and has no hypervisor flag, but its BIOS has its name in
+    the DMI tables (bios/rombios32.c). Old QEMU with KVM has this BIOS, too, and the flag.
     """
     if TCG_CPU in cpu.get("model name", ""):
         return "QEMU TCG"
@@ -190,7 +190,7 @@ def _list_text(files: HostFiles, path: str) -> str | None:
 def read_smt(files: HostFiles) -> str:
     """SMT as "on", "off", "notsupported" or "unknown".
 
-    Folds smt/control and smt/active (Documentation/ABI/testing/sysfs-devices-system-cpu).
+    Combines smt/control and smt/active (Documentation/ABI/testing/sysfs-devices-system-cpu).
     """
     active = files.text(f"{CPU_DIR}/smt/active")
     control = files.text(f"{CPU_DIR}/smt/control")
@@ -202,10 +202,10 @@ def read_smt(files: HostFiles) -> str:
 
 
 def _kvm_backend(files: HostFiles, flags: frozenset[str] | None) -> str | None:
-    """The module that runs guests: a loaded kvm_* one, else the only plausible built-in.
+    """The module that runs guests: a loaded kvm_* module, else the only possible built-in one.
 
-    Only loadable modules have a reference count in /sys/module. A loaded backend did
-    initialise; of built-in ones several may show up, and only one of them works.
+    Only loadable modules have a reference count in /sys/module. The initialisation of a loaded
+    backend has succeeded. Several built-in backends may be listed; only one of them works.
     """
     modules = files.names("/sys/module")
     backends = [name for name in modules if name.startswith("kvm_")]
@@ -236,7 +236,7 @@ def _kvm_parameters(files: HostFiles) -> dict[str, str] | None:
 
 
 def _texts(files: HostFiles, directory: str) -> dict[str, str] | None:
-    """The readable files of a directory, by name; None when there is no directory."""
+    """The readable files of a directory, by name; None if there is no directory."""
     names = files.listing(directory)
     if names is None:
         return None
@@ -251,7 +251,7 @@ def _governor(files: HostFiles) -> str | None:
 
 
 def read_turbo(files: HostFiles) -> bool | None:
-    """Whether frequencies above the nominal one are allowed; None where that is not told."""
+    """Whether frequencies above the nominal one are allowed; None if this is not reported."""
     no_turbo = files.number(f"{CPU_DIR}/intel_pstate/no_turbo")
     if no_turbo is not None:
         return no_turbo == 0
@@ -261,7 +261,7 @@ def read_turbo(files: HostFiles) -> bool | None:
 
 def _cpuidle(files: HostFiles) -> str | None:
     driver = files.text(f"{CPU_DIR}/cpuidle/current_driver")
-    # Older kernels, unless booted with cpuidle_sysfs_switch, have only the _ro file.
+    # Older kernels have only the _ro file, unless booted with cpuidle_sysfs_switch.
     governor = files.text(f"{CPU_DIR}/cpuidle/current_governor") or files.text(
         f"{CPU_DIR}/cpuidle/current_governor_ro"
     )
@@ -280,7 +280,7 @@ def _short_model(model: str) -> str:
 
 
 def _backend_words(backend: str | None, parameters: Mapping[str, str]) -> str:
-    """The backend with its IPI switches ("kvm_intel apicv=Y ipiv=N"), "no KVM" without one."""
+    """The backend with its IPI parameters ("kvm_intel apicv=Y ipiv=N"); "no KVM" without one."""
     if backend is None:
         return "no KVM"
     switches = [

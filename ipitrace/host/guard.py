@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard's own program: runs a command that dies with the process that asked for it.
+"""The guard: runs a command that is killed when the process that started the guard ends.
 
-Run by child.py as a process of the standard library alone. Arguments: LIFELINE FOLDER
-COMMAND... It leads a session and process group of its own, and COMMAND is its child in it.
+child.py runs this file as a process that uses only the standard library. Arguments: LIFELINE
+FOLDER COMMAND... The guard leads a session and a process group; COMMAND is its child there.
 
-LIFELINE is the read end of a pipe that nobody writes to. It ends with the last process that
-has the other end, however that process ends; SIGKILL is no exception, and one that is dead
-already is seen at once. (PR_SET_PDEATHSIG would follow the thread that forked, is lost in
-exec of a set-user-ID program, and reaches no grandchild.) Then the whole group is killed.
+LIFELINE is the read end of a pipe that no process writes to. The pipe reports its end when the
+last process with the write end has ended in any way, also by SIGKILL, and also if that process
+has already ended before the guard starts. The guard then kills the whole process group.
+PR_SET_PDEATHSIG is not used: it follows the thread that forked, is lost in exec of a set-user-ID
+program, and reaches no grandchild.
 
-FOLDER is made first, for its owner alone, unless it is "", and removed at the end.
+FOLDER is created first, accessible to its owner only, unless it is "". It is removed at the end.
 
-Ends as COMMAND did.
+The guard's exit status is the status of COMMAND.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import select
 import signal
 import sys
 
-_NOT_STARTED = 127  # as a shell's
+_NOT_STARTED = 127  # as in a shell
 
 
 def _start(command: list[str], lifeline: int) -> int:
@@ -28,7 +29,7 @@ def _start(command: list[str], lifeline: int) -> int:
     if pid:
         return pid
     os.close(lifeline)
-    # Python ignores the first two (and whoever starts us in the background, SIGINT).
+    # Python ignores the first two. SIGINT is ignored if we were started in the background.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -39,7 +40,7 @@ def _start(command: list[str], lifeline: int) -> int:
 
 
 def _ended(pid: int) -> int | None:
-    """A child's exit status as waitpid(2) has it, and what else ended is reaped."""
+    """The child's status from waitpid(2), or None. Other ended children are reaped."""
     with contextlib.suppress(ChildProcessError):
         while True:
             found, status = os.waitpid(-1, os.WNOHANG)
@@ -52,39 +53,39 @@ def _ended(pid: int) -> int | None:
 
 def _remove(folder: str) -> None:
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - without pathlib it starts faster
+        for name in os.listdir(folder):  # noqa: PTH208 - starts faster without pathlib
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
         os.rmdir(folder)  # noqa: PTH106
 
 
 def _watch(pid: int, lifeline: int) -> int | None:
-    """Wait until the child ends, and how it did; None when the lifeline ended first."""
-    woken, wakes = os.pipe()
-    os.set_blocking(wakes, False)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    """Wait for the child and return its status; None if the lifeline ended first."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the command gets them, too, and may end of them
+        signal.signal(number, lambda *_: None)  # the command receives them and may end
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
-    poll.register(woken, select.POLLIN)
+    poll.register(read_fd, select.POLLIN)
     while True:
         status = _ended(pid)
         if status is not None:
             return status
         if lifeline in dict(poll.poll()):
             return None
-        os.read(woken, 512)
+        os.read(read_fd, 512)
 
 
 def main() -> None:
-    """Run the command; see above."""
+    """Run the command; see the module's docstring."""
     lifeline, folder, *command = sys.argv[1:]
     if folder:
         os.mkdir(folder, 0o700)  # noqa: PTH102
     pid = _start(command, int(lifeline))
     nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):  # the command's alone, so that their other ends see its end
+    for stream in range(3):  # only the command holds them, so readers see its end
         os.dup2(nothing, stream)
     status = _watch(pid, int(lifeline))
     if status is None:

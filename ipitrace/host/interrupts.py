@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/proc/interrupts per CPU: late posts, which nothing else shows, and what CPUs send each other."""
+"""Per-CPU counts of /proc/interrupts: late posts, which have no other source, and host IPIs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _WRAP: Final = 1 << 32
 
 @dataclass(frozen=True)
 class InterruptCounts:
-    """Counts since boot: `rows[name][i]` belongs to CPU `cpus[i]`; CPUs offline are absent."""
+    """Counts since boot: `rows[name][i]` is the count of CPU `cpus[i]`; online CPUs only."""
 
     cpus: tuple[int, ...]
     rows: Mapping[str, tuple[int, ...]]
@@ -25,25 +25,25 @@ class InterruptCounts:
 
 @dataclass(frozen=True)
 class InterruptDelta:
-    """What was added between two readings: `rows[name][i]` belongs to CPU `cpus[i]`.
+    """The increase between two readings: `rows[name][i]` is the increase on CPU `cpus[i]`.
 
-    `cpus` are those online at either reading. None: not known, because the CPU was
-    offline at one of them (then it is in `came_or_went`), or because its count fell.
+    `cpus` are the CPUs that were online at either reading. None means unknown: the CPU was
+    offline at one reading (it is then in `hotplugged`), or its count decreased.
     """
 
     cpus: tuple[int, ...]
     rows: Mapping[str, tuple[int | None, ...]]
-    came_or_went: tuple[int, ...]
+    hotplugged: tuple[int, ...]
 
     def total(self, row: str) -> int | None:
-        """A row over all CPUs; None where the host lacks the row or a CPU's part is not known."""
+        """The sum of a row. None if the host lacks the row or a CPU's part is unknown."""
         added = self.rows.get(row, (None,))
         known = [n for n in added if n is not None]
         return sum(known) if len(known) == len(added) else None
 
 
 def parse_interrupts(text: str) -> InterruptCounts:
-    """The rows of ROWS that `text` has; a row cut off before its last CPU is none."""
+    """The rows of ROWS in `text`. A row that is cut before its last CPU is ignored."""
     header, *lines = text.splitlines() or [""]
     names = header.split()
     if not names or not all(name[:3] == "CPU" and name[3:].isdecimal() for name in names):
@@ -58,16 +58,16 @@ def parse_interrupts(text: str) -> InterruptCounts:
 
 
 def read_interrupts(files: HostFiles = HOST) -> InterruptCounts | None:
-    """The counts now; None where /proc/interrupts cannot be read."""
+    """The current counts; None if /proc/interrupts cannot be read."""
     text = files.text(PATH)
     return None if text is None else parse_interrupts(text)
 
 
 def delta(before: InterruptCounts, after: InterruptCounts) -> InterruptDelta:
-    """What was added from `before` to `after`, in the rows that both have.
+    """The increase from `before` to `after`, in the rows that both have.
 
-    A count that wrapped at 32 bits is seen through. An offline CPU keeps its counts, so
-    one that left and came back between the readings is known all the same.
+    A counter that wrapped at 32 bits is handled. An offline CPU keeps its counts, so the increase
+    of a CPU that was offline between the readings is known.
     """
     cpus = tuple(sorted({*before.cpus, *after.cpus}))
     rows: dict[str, tuple[int | None, ...]] = {}
@@ -86,5 +86,5 @@ def _added(first: int | None, last: int | None) -> int | None:
     if first is None or last is None:
         return None
     added = (last - first) % _WRAP
-    # More than half the range is no run of ours but a count that went backwards.
+    # An increase of more than half the range means that the counter decreased.
     return added if added < _WRAP // 2 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /dev/kvm says it can do, asked without making a VM."""
+"""The features that /dev/kvm reports, read without creating a VM."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ _FEATURE_PV_SEND_IPI: Final = 11
 
 @dataclass(frozen=True)
 class KvmFeatures:
-    """What KVM offers to guests; a guest may still be denied any of it."""
+    """The features that KVM offers to guests. A VMM may withhold them from a guest."""
 
     pv_send_ipi: bool
     """Multicast IPIs by hypercall: 4180bf1b655a, "KVM: X86: Implement "send IPI" hypercall"."""
@@ -30,7 +30,7 @@ class KvmFeatures:
 
 
 def read_kvm_features(path: str = "/dev/kvm") -> KvmFeatures:
-    """Ask KVM. Raises OSError where it cannot be opened or does not answer."""
+    """Query KVM. Raises OSError if it cannot be opened or a query fails."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         scaling = fcntl.ioctl(fd, _CHECK_EXTENSION, _CAP_TSC_CONTROL) > 0

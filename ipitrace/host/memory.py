@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is there memory for what is about to be asked of the host?"""
+"""Check that the host has enough memory for an allocation."""
 
 import psutil
 
@@ -10,10 +10,10 @@ _KEEP_FREE = 64 * MIB
 
 
 def require_memory(size: int, what: str) -> None:
-    """See that `size` bytes for `what` leave the host's other programs alone.
+    """Check that an allocation of `size` bytes for `what` leaves memory for other programs.
 
     Raises:
-        HostError: they do not fit in what the kernel says is available.
+        HostError: it is larger than what the kernel reports as available.
     """
     available = psutil.virtual_memory().available
     if size + _KEEP_FREE > available:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who else is alive on the host and can disturb a measurement."""
+"""Neighbours: other VMs, BPF programs and tracers on the host, which can disturb a measurement."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -25,55 +25,56 @@ class KvmProcess:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What was alive when it was looked at. None is unknown, and `unknown` says why."""
+    """The neighbours at one moment. None is unknown; `unknown` has the reason."""
 
     kvm_processes: tuple[KvmProcess, ...]
     perf_event_pids: tuple[int, ...]
     """Processes holding perf events: perf itself, profilers, BPF tools with kprobes."""
     unreadable_processes: int
-    """Processes whose descriptors we may not see; above 0 the two lists are lower bounds."""
+    """Processes whose descriptors are unreadable. If above 0, the two lists are lower bounds."""
     bpf_programs: int | None
-    """Loaded BPF programs, everyone's: read it before attaching our own."""
+    """All loaded BPF programs on the host; to be read before ipitrace attaches its own."""
     bpf_tracing_programs: int | None
-    """Those of them that run on kernel events."""
+    """The BPF programs that run on kernel events."""
     ftrace_kvm_instances: tuple[str, ...] | None
-    """tracefs instances with kvm events switched on; "" is the top-level one."""
+    """tracefs instances with kvm events enabled; "" is the top-level one."""
     load_average: tuple[float, float, float] | None
     """Over 1, 5 and 15 minutes."""
     unknown: Mapping[str, str]
-    """Reason by name of the item that could not be read."""
+    """The reason, by name, for each item that could not be read."""
     tracing_ids: frozenset[int] | None = None
-    """The ids of `bpf_tracing_programs`; they mean nothing outside of this boot."""
+    """The ids of `bpf_tracing_programs`; they are valid only until the next boot."""
 
     def to_dict(self) -> dict[str, object]:
-        """The neighbours as types that json accepts (tuples become arrays)."""
+        """The neighbours as types that json supports (tuples become arrays)."""
         return {name: value for name, value in asdict(self).items() if name != "tracing_ids"}
 
 
 def changes(before: Neighbours, after: Neighbours) -> Iterator[str]:
-    """Who came or went between two looks, in words; what either could not see is left out.
+    """Messages about neighbours that appeared or disappeared between two samples.
 
-    A process that may no longer be looked into is not gone: where all could be looked into once,
-    and some not at the other time, processes are not compared.
+    Items that are unknown in one of the samples are not compared. A process that has become
+    unreadable has not disappeared: if one sample has unreadable processes and the other has
+    none, processes are not compared.
     """
-    seen_alike = bool(before.unreadable_processes) == bool(after.unreadable_processes)
-    machines = [{p.pid: p for p in look.kvm_processes} for look in (before, after)]
+    comparable = bool(before.unreadable_processes) == bool(after.unreadable_processes)
+    machines = [{p.pid: p for p in sample.kvm_processes} for sample in (before, after)]
     for pid, process in sorted((machines[0] | machines[1]).items()):
-        if seen_alike and (pid in machines[0]) != (pid in machines[1]):
+        if comparable and (pid in machines[0]) != (pid in machines[1]):
             name = process.name if process.name.isprintable() else "?"
-            yield f"the KVM process {pid} ({name}) {_moved(came=pid in machines[1])}"
+            yield f"the KVM process {pid} ({name}) {_change(appeared=pid in machines[1])}"
     moved = set(before.perf_event_pids) ^ set(after.perf_event_pids)
-    for pid in sorted(moved) if seen_alike else ():
-        came = pid in after.perf_event_pids
-        yield f"process {pid}, which holds perf events, {_moved(came=came)}"
+    for pid in sorted(moved) if comparable else ():
+        appeared = pid in after.perf_event_pids
+        yield f"process {pid}, which holds perf events, {_change(appeared=appeared)}"
     if before.tracing_ids is not None and after.tracing_ids is not None:
-        for ids, came in (
+        for ids, appeared in (
             (after.tracing_ids - before.tracing_ids, True),
             (before.tracing_ids - after.tracing_ids, False),
         ):
             if ids:
-                few = f"{len(ids)} BPF program{'s' if len(ids) > 1 else ''} on kernel events"
-                yield f"{few} {_moved(came=came)}"
+                programs = f"{len(ids)} BPF program{'s' if len(ids) > 1 else ''} on kernel events"
+                yield f"{programs} {_change(appeared=appeared)}"
     if before.ftrace_kvm_instances is not None and after.ftrace_kvm_instances is not None:
         were, are = set(before.ftrace_kvm_instances), set(after.ftrace_kvm_instances)
         for name in sorted(were ^ are):
@@ -81,15 +82,15 @@ def changes(before: Neighbours, after: Neighbours) -> Iterator[str]:
             yield f"ftrace's kvm events {which} were switched {'on' if name in are else 'off'}"
 
 
-def _moved(*, came: bool) -> str:
-    return "came" if came else "went"
+def _change(*, appeared: bool) -> str:
+    return "appeared" if appeared else "disappeared"
 
 
 def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = None) -> Neighbours:
-    """Look around once: a few ms, two system calls for each open descriptor on the host.
+    """Sample the neighbours: a few ms, two system calls for each open descriptor on the host.
 
-    `own_pids` are the processes that belong to the measurement (by default this one); their
-    machines and perf events are not counted. Never raises for what cannot be seen.
+    `own_pids` are the processes of the measurement (by default this process); their machines
+    and perf events are not counted. Missing information never raises.
     """
     unknown: dict[str, str] = {}
     own = {os.getpid()} if own_pids is None else set(own_pids)
@@ -122,7 +123,7 @@ def read_neighbours(files: HostFiles = HOST, own_pids: Collection[int] | None = 
 
 
 def _scan_processes(files: HostFiles, own: set[int]) -> tuple[list[KvmProcess], list[int], int]:
-    """(processes with VMs, pids with perf events, number of processes we may not look into)."""
+    """(processes with VMs, pids with perf events, number of unreadable processes)."""
     processes, unreadable = scan_processes(files, own)
     machines = [
         KvmProcess(
@@ -138,7 +139,7 @@ def _scan_processes(files: HostFiles, own: set[int]) -> tuple[list[KvmProcess], 
 
 
 def _ftrace_kvm_instances(files: HostFiles) -> tuple[str, ...] | None:
-    """Instances whose events/kvm/enable is not "0": "1" is all on, "X" some."""
+    """Instances whose events/kvm/enable is not "0": "1" means all events, "X" some."""
     for tracefs in _TRACEFS:
         top = files.text(f"{tracefs}/events/kvm/enable")
         if top is None:

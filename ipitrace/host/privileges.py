@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives up for good what a command no longer needs (capabilities(7)).
+"""Permanently drop the capabilities that a command no longer needs (capabilities(7)).
 
-Capabilities are a thread's own, and those of threads that run already are not touched:
-give them up before threads are started that matter. Children get no more than is kept.
+Capabilities belong to a thread, and running threads keep theirs: drop them before important
+threads are started. Child processes get at most what is kept.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _WORD_BITS: Final = 32
 
 
 class Capability(IntEnum):
-    """Those that some command needs; include/uapi/linux/capability.h."""
+    """The capabilities that a command needs; include/uapi/linux/capability.h."""
 
     CHOWN = 0
     DAC_OVERRIDE = 1
@@ -43,14 +43,14 @@ class Capability(IntEnum):
 
 
 LOOK_INTO_PROCESSES: Final = frozenset({Capability.DAC_READ_SEARCH, Capability.SYS_PTRACE})
-"""What /proc/PID/fd of others' processes, and debugfs, take."""
+"""Needed for /proc/PID/fd of other users' processes, and for debugfs."""
 
 
 TRACE: Final = frozenset({Capability.BPF, Capability.PERFMON})
-"""What loading and attaching BPF programs takes; for maps alone BPF does."""
+"""Needed to load and attach BPF programs; BPF is enough for maps."""
 
 WRITE_FOR_OTHERS: Final = frozenset({Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FOWNER})
-"""What it takes, under sudo, to write into folders of others and to give the files to them."""
+"""Needed, under sudo, to write into folders of other users and to give files to them."""
 
 
 class _Header(ctypes.Structure):
@@ -75,7 +75,7 @@ class Held:
 
 
 def held() -> Held:
-    """What this thread may do."""
+    """This thread's capabilities."""
     words = (_Data * 2)()
     _call("capget", ctypes.byref(_header()), words)
     return Held(
@@ -86,20 +86,20 @@ def held() -> Held:
 
 
 def keep_only(kept: Collection[Capability]) -> None:
-    """Give up every capability but those of `kept` that are held, and all ways to get more.
+    """Drop every capability that is not in `kept`, and prevent the process from gaining more.
 
-    Programs started later run with those `kept` at most, as root, too, and a set-user-ID
-    program gives them nothing (no_new_privs). Who is not root and has them as ambient
-    capabilities passes them on all the same: what preempts a guest is such a program.
+    Programs started later have at most the capabilities in `kept`, also as root, and a
+    set-user-ID program gives them none (no_new_privs). A user other than root who has them as
+    ambient capabilities still passes them on; the program that preempts a guest is started so.
 
     Raises:
-        HostError: the kernel refuses, which it does to nobody (capset(2) of less is allowed).
+        HostError: the kernel refuses. capset(2) always allows fewer capabilities.
     """
     if Capability.BPF in kept and held().permitted >> Capability.BPF == 0:
-        kept = {*kept, Capability.SYS_ADMIN}  # before Linux 5.8 there is no CAP_BPF
+        kept = {*kept, Capability.SYS_ADMIN}  # Linux before 5.8 has no CAP_BPF
     libc = ctypes.CDLL(None, use_errno=True)
-    # The bounding set first: that takes CAP_SETPCAP. Who lacks it cannot gain by exec either,
-    # because of no_new_privs.
+    # The bounding set first, because this needs CAP_SETPCAP. Without CAP_SETPCAP, exec cannot
+    # add capabilities either, because of no_new_privs.
     for number in range(_MOST_CAPABILITIES):
         if number not in {int(capability) for capability in kept}:
             libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
@@ -110,7 +110,7 @@ def keep_only(kept: Collection[Capability]) -> None:
         left = (now.permitted & mask) >> (i * _WORD_BITS) & 0xFFFFFFFF
         words[i].permitted = left
         words[i].effective = left & now.effective >> (i * _WORD_BITS)
-        # What is in no inheritable set leaves the ambient one, too (capabilities(7)).
+        # A capability that is not inheritable leaves the ambient set, too (capabilities(7)).
         words[i].inheritable = left & now.inheritable >> (i * _WORD_BITS)
     try:
         _call("capset", ctypes.byref(_header()), words)
@@ -118,15 +118,15 @@ def keep_only(kept: Collection[Capability]) -> None:
     except OSError as error:
         raise HostError(
             f"Privileges cannot be given up ({error}).",
-            "See whether a security module forbids capset(2) or prctl(2).",
+            "Check whether a security module forbids capset(2) or prctl(2).",
         ) from error
 
 
 def become(uid: int, gid: int, groups: Collection[int]) -> None:
-    """Be another user, with no capability at all and no way back.
+    """Become another user permanently, without any capability.
 
     Raises:
-        OSError: we may not.
+        OSError: changing the user is not permitted.
         HostError: as keep_only().
     """
     if (os.geteuid(), os.getegid(), set(os.getgroups())) != (uid, gid, set(groups)):

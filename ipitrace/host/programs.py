@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that ipitrace starts, itself among them: which file that is, and what it inherits."""
+"""Programs that ipitrace starts, including itself: their paths and environments."""
 
 import json
 import os
@@ -23,36 +23,34 @@ main()
 
 
 def find_program(name: str) -> str:
-    """The absolute path of a program that PATH leads to.
+    """The absolute path of a program, found through PATH.
 
-    Relative entries of PATH, the empty one among them, and folders that others may write are
-    passed over.
+    Relative and empty entries of PATH, and folders that other users may write to, are skipped.
 
     Raises:
-        HostError: there is none.
+        HostError: there is no such program.
     """
     if Path(name).is_absolute():
         return name
     found = shutil.which(name, path=_safe_path())
     if found is None or others_may_write(found):
         raise HostError(
-            f"The program {name} is not in a folder of PATH that others cannot write.",
-            "Install it, or put its folder into PATH as an absolute path.",
+            f"The program {name} was not found in a folder of PATH that others cannot write to.",
+            "Install it, or add its folder to PATH as an absolute path.",
         )
     return found
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's variables for a program that it starts; PATH as find_program() takes it."""
+    """The environment for a program that ipitrace starts; PATH is filtered as in find_program()."""
     return {**os.environ, "PATH": _safe_path()}
 
 
 def own_command(*arguments: str) -> list[str]:
-    """How to start this very ipitrace again.
+    """The command that starts this installation of ipitrace again.
 
-    The new one is isolated (python -I): it heeds neither the current folder nor PYTHON...
-    variables, and looks for packages where this one does, but for folders that others may
-    write.
+    The new process is isolated (python -I): it ignores the current folder and the PYTHON...
+    variables. It uses this process's import path without folders that other users may write to.
 
     Raises:
         HostError: the interpreter does not know its own path.
@@ -68,7 +66,7 @@ def own_command(*arguments: str) -> list[str]:
 
 
 def _safe_path() -> str:
-    """PATH without entries through which others' programs would be found."""
+    """PATH without relative entries and without folders that other users may write to."""
     entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
     safe = [e for e in entries if Path(e).is_absolute() and not others_may_write(e)]
     return os.pathsep.join(dict.fromkeys(safe))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of ipitrace that are in progress: each has a name in the kernel's list of sockets.
+"""Other runs of ipitrace on this host. Each run has a name in the kernel's list of sockets.
 
-A run has its VM only while a storm lasts, so that looking for VMs now and then may miss it.
-An abstract UNIX socket (unix(7)) is no file, needs no right, and goes with the process,
-however that ends. Nothing is ever sent to it. It is seen in its own network namespace only.
+A run has a VM only during a storm, so a periodic search for VMs can miss it. An abstract UNIX
+socket (unix(7)) is not a file, needs no privilege, and disappears with its process however the
+process ends. Nothing is ever sent to it. It is visible in its own network namespace only.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Final
 from ipitrace.host.files import HOST, HostFiles
 
 MOST_RUNS: Final = 16
-"""Other runs that are told of; a user may make any number of such names."""
+"""The most other runs that are reported; a user may create any number of such names."""
 
 _NAME: Final = re.compile(
     r" @ipitrace-run/([0-9]{1,10})/([0-9]{1,5}(?:,[0-9]{1,5})*)?$", re.MULTILINE
@@ -31,24 +31,24 @@ class OtherRun:
 
     pid: int
     cpus: frozenset[int]
-    """What its vCPUs are pinned to; empty where that is not known."""
+    """The CPUs that its vCPUs are pinned to; empty if unknown."""
 
 
 @contextlib.contextmanager
 def announced(cpus: Collection[int]) -> Iterator[None]:
-    """While inside, other runs see this one, whose vCPUs are pinned to `cpus`."""
-    who = f"\0ipitrace-run/{os.getpid()}/"
-    name = who + ",".join(map(str, sorted(cpus)))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mark:
-        with contextlib.suppress(OSError):  # a second run in one process, or no such sockets
-            mark.bind(name if len(name) <= _LONGEST else who)
+    """Make this run, whose vCPUs are pinned to `cpus`, visible to other runs while inside."""
+    prefix = f"\0ipitrace-run/{os.getpid()}/"
+    name = prefix + ",".join(map(str, sorted(cpus)))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as marker:
+        with contextlib.suppress(OSError):  # a second run in this process, or no abstract sockets
+            marker.bind(name if len(name) <= _LONGEST else prefix)
         yield
 
 
 def other_runs(files: HostFiles = HOST) -> tuple[OtherRun, ...]:
     """The runs of other processes, at most MOST_RUNS.
 
-    Any user can make such a name: it is a hint, no proof.
+    Any user can create such a name, so it is not a proof of a run.
     """
     found = {
         int(match[1]): frozenset(map(int, filter(None, (match[2] or "").split(","))))

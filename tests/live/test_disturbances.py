@@ -185,7 +185,7 @@ def assert_seen(run: dict[str, Any], said: str, *words: str) -> None:
 def test_a_vm_that_comes(tmp_path: Path) -> None:
     with running(tmp_path / "r", *STORM, "--no-trace") as process, micro_guest() as guest:
         _, said, run = finished(process, tmp_path / "r")
-    assert_seen(run, said, f"the KVM process {guest.pid}", "came")
+    assert_seen(run, said, f"the KVM process {guest.pid}", "appeared")
 
 
 @contextlib.contextmanager
@@ -207,7 +207,7 @@ def test_a_bpf_program_that_comes(tmp_path: Path) -> None:
     with running(tmp_path / "r", *STORM, "--no-trace") as process, bpf_program():
         _, said, run = finished(process, tmp_path / "r")
     came = [d for d in of_kind(run, "neighbour") if "BPF program" in d["says"]]
-    assert [d["says"] for d in came if d["says"].endswith("came")], said
+    assert [d["says"] for d in came if d["says"].endswith("appeared")], said
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ def perf_event() -> Iterator[None]:
 def test_a_profiler_that_comes(tmp_path: Path) -> None:
     with running(tmp_path / "r", *STORM, "--no-trace") as process, perf_event():
         _, said, run = finished(process, tmp_path / "r")
-    assert_seen(run, said, f"process {os.getpid()}, which holds perf events, came")
+    assert_seen(run, said, f"process {os.getpid()}, which holds perf events, appeared")
 
 
 IN_TRACEFS = (

@@ -59,11 +59,11 @@ def test_what_is_missing_to_look_is_named(guest: Guest, name: str, words: tuple[
 @pytest.mark.parametrize(
     ("owner", "mode", "hint"),
     [
-        ("0:0", "600", "Run it with sudo: its mode is 0600, and it is root:root's."),
-        ("0:0", "660", "Run it with sudo: its mode is 0660, and it is root:root's."),
-        ("0:1", "600", "Run it with sudo: its mode is 0600, and it is root:daemon's."),
-        ("0:1", "660", "join its group: sudo usermod -aG daemon $USER, then log in again."),
-        ("0:4242", "660", "Run it with sudo; its group, 4242, has no name here."),
+        ("0:0", "600", "has mode 0600 and belongs to root:root."),
+        ("0:0", "660", "has mode 0660 and belongs to root:root."),
+        ("0:1", "600", "has mode 0600 and belongs to root:daemon."),
+        ("0:1", "660", "sudo usermod -aG daemon $USER, then log in again."),
+        ("0:4242", "660", "belongs to group 4242, which has no name here."),
     ],
 )
 def test_the_hint_about_the_device_is_what_would_help(
@@ -109,7 +109,7 @@ def test_the_hint_about_a_vm_is_of_the_command_that_runs(tmp_path: Path) -> None
 def test_hidden_processes_are_told(guest: Guest) -> None:
     hide = "mount -t proc -o hidepid=invisible proc /proc"
     said = " ".join(run("list", capabilities=(), more=hide).stdout.split())
-    assert "which hides others' processes" in said
+    assert "which hides other users' processes" in said
     assert "which hides" not in run("list", capabilities=LOOK, more=hide).stdout
     assert guest.process.poll() is None
 

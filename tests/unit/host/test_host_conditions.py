@@ -139,12 +139,12 @@ def test_who_came_and_who_went(make_files: MakeFiles) -> None:
     )
     assert list(changes(before, before)) == []
     assert list(changes(before, after)) == [
-        "the KVM process 1 (qemu) went",
-        "the KVM process 3 (?) came",
-        "process 7, which holds perf events, went",
-        "process 8, which holds perf events, came",
-        "2 BPF programs on kernel events came",
-        "1 BPF program on kernel events went",
+        "the KVM process 1 (qemu) disappeared",
+        "the KVM process 3 (?) appeared",
+        "process 7, which holds perf events, disappeared",
+        "process 8, which holds perf events, appeared",
+        "2 BPF programs on kernel events appeared",
+        "1 BPF program on kernel events disappeared",
         "ftrace's kvm events at the top level were switched off",
         "ftrace's kvm events in the instance 'x' were switched on",
     ]

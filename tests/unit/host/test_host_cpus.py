@@ -181,7 +181,7 @@ SERVER = machine(2, 2, 4, 2)
             {5},
             LAPTOP,
             None,
-            "3 vCPUs do not fit on 1 allowed CPU: they would measure the scheduler",
+            "3 vCPUs do not fit on 1 allowed CPU: the storm would measure the scheduler",
         ),
     ],
 )

@@ -58,14 +58,14 @@ def test_what_was_added() -> None:
     assert added.rows["PIW"] == (100, 0, 0, 0)
     assert added.rows["RES"] == (10, 0, 0, 0), "32 bits wrapped"
     assert added.total("PIW") == 100
-    assert added.came_or_went == ()
+    assert added.hotplugged == ()
 
 
 def test_a_cpu_that_went_and_one_that_came() -> None:
     added = delta(counts((0, 1, 2), 10, 20, 30), counts((0, 2, 3), 11, 32, 43))
     assert added.cpus == (0, 1, 2, 3)
     assert added.rows["RES"] == (1, None, 2, None)
-    assert added.came_or_went == (1, 3)
+    assert added.hotplugged == (1, 3)
     assert added.total("RES") is None
 
 
@@ -118,6 +118,6 @@ def test_differences_are_right_or_not_known(
     )
     expected = [grown[cpu] if cpu in first and cpu in grown else None for cpu in added.cpus]
     assert list(added.rows["RES"]) == expected
-    assert set(added.came_or_went) == {
+    assert set(added.hotplugged) == {
         cpu for cpu, n in zip(added.cpus, expected, strict=True) if n is None
     }

@@ -139,7 +139,7 @@ def test_hints_are_found() -> None:
     for text in (
         "sudo usermod -aG {} $USER",  # a function of another module answers it
         "'ipitrace scenarios' with the same --vm and --via says why others cannot.",
-        "--no-trace measures without looking into the host",
+        "--no-trace measures without tracing the host",
         "modprobe msr",
         "ipitrace guest install",
     ):

@@ -85,7 +85,7 @@ def test_no_such_amount_of_memory(memory: str) -> None:
 
 
 def test_lists_of_cpus_have_an_end() -> None:
-    with pytest.raises(ValueError, match="no host has a CPU"):
+    with pytest.raises(ValueError, match=r"the CPU number [0-9]+ is out of range"):
         parse_cpu_list("0-99999999999")
 
 
