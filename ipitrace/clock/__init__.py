@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clock for all: sandwiches, host stamps to host TSC, host TSC to guest TSC."""
+"""Common time base: clock readings, host time stamps to host TSC, host TSC to guest TSC."""
 
 from ipitrace.clock.causality import count_violations
 from ipitrace.clock.guest_tsc import GuestTsc, Span, offset_changes, own_guest_tsc

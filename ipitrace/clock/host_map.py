@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLOCK_MONOTONIC stamps to host TSC, by the sandwiches of a run, with an error bound.
+"""Map CLOCK_MONOTONIC stamps to the host TSC by a run's clock readings, with an error bound.
 
 docs/clock.md derives the bound.
 """
@@ -18,33 +18,33 @@ from ipitrace.clock.sandwich import Sandwich
 
 _TOO_WIDE = 2.0
 _SPACING_NS = 10_000_000
-_SPACINGS = 8  # a short run is still cut in so many
-_SLEW_RANGE = 2 * 500e-6  # +-MAXFREQ, include/linux/timex.h: all that NTP may steer a clock
-_ROUNDING_CYCLES = 1.5  # readings are cut to whole cycles, the result is rounded
+_SPACINGS = 8  # the least number of spacings in a short run
+_SLEW_RANGE = 2 * 500e-6  # +-MAXFREQ, include/linux/timex.h: the range of NTP's corrections
+_ROUNDING_CYCLES = 1.5  # readings are truncated to whole cycles, and the result is rounded
 _PPM = 1e6
 
 _RESOLUTION_NS = {"hpet": 100, "acpi_pm": 280, "jiffies": 10_000_000, "refined-jiffies": 10_000_000}
 
 
 def stamp_resolution_ns(clocksource: str | None) -> int:
-    """The step in which CLOCK_MONOTONIC advances, by the kernel's name of its source.
+    """The step in which CLOCK_MONOTONIC advances, by the kernel's name of the clocksource.
 
-    Clocks read from the TSC (tsc, kvm-clock, hyperv_clocksource_tsc_page) advance by less
-    than the 1 ns they are told in. HPET: at most 100 ns (IA-PC HPET specification 1.0a,
-    2.3.4); ACPI's timer: 3.579545 MHz (ACPI 6.5, 4.8.3.3).
+    Clocks that are read from the TSC (tsc, kvm-clock, hyperv_clocksource_tsc_page) advance by less
+    than 1 ns, the unit of the stamps. HPET: at most 100 ns (IA-PC HPET specification 1.0a,
+    2.3.4). ACPI's timer: 3.579545 MHz (ACPI 6.5, 4.8.3.3).
     """
     return _RESOLUTION_NS.get(clocksource or "", 1)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How steady the two clocks ran against one another.
+    """The stability of the two clocks relative to each other.
 
     Attributes:
         rate_change_ppm: the largest change of rate from one segment to the next.
-        noise_ppm: how much of that the sandwiches' widths alone could make.
-        residual_cycles: each inner sandwich's distance from the line through its
-            neighbours, (used - 2,).
+        noise_ppm: the part of this change that the widths of the readings can explain.
+        residual_cycles: each inner reading's distance from the line through its two adjacent
+            readings, (used - 2,).
     """
 
     rate_change_ppm: float
@@ -54,13 +54,13 @@ class Drift:
 
 @dataclass(frozen=True)
 class HostClockMap:
-    """A line from each used sandwich to the next; build() chooses the sandwiches.
+    """A piecewise linear map through the used sandwiches; build() selects them.
 
     Attributes:
         ts_ns: CLOCK_MONOTONIC at each used sandwich, rising, int64 (used,).
         tsc: host TSC there, rising, int64 (used,).
-        half_width_cycles: how far `tsc` may be off there, float64 (used,).
-        rejected: sandwiches not used because something came between their readings.
+        half_width_cycles: the largest error of `tsc` there, float64 (used,).
+        rejected: the number of sandwiches that were not used because they were interrupted.
         resolution_ns: the step of CLOCK_MONOTONIC.
     """
 
@@ -72,12 +72,12 @@ class HostClockMap:
 
     @classmethod
     def build(cls, sandwiches: Sequence[Sandwich], resolution_ns: int = 1) -> Self:
-        """Make the map of a run's sandwiches.
+        """Build the map from a run's sandwiches.
 
-        A sandwich more than twice as wide as the median one had an interrupt inside: it
-        is true but says little, and is not used. Of those closer together than 10 ms
-        (an eighth of a shorter run) one is used, since the rate over a short
-        distance says little either; the first and the last always are.
+        A sandwich more than twice as wide as the median one contains an interrupt. It is correct
+        but imprecise, and is not used. Of sandwiches closer together than 10 ms (an eighth of a
+        shorter run) one is used, because the rate over a short distance is imprecise, too. The
+        first and the last sandwich are always used.
 
         Raises:
             MeasurementError: fewer than two are usable, or the TSC went backwards.
@@ -88,19 +88,19 @@ class HostClockMap:
         used = _spaced(narrow)
         if len(used) < 2:  # noqa: PLR2004
             raise MeasurementError(
-                "The clocks of host and guest cannot be put together: "
-                f"{len(used)} usable readings of both were taken.",
+                "The clocks of host and guest cannot be related: "
+                f"only {len(used)} readings of both are usable.",
                 "Run for longer; host-to-guest stages need at least three readings.",
             )
         if any(b.tsc <= a.tsc for a, b in itertools.pairwise(used)):
             raise MeasurementError(
                 "The host's TSC went backwards during the run.",
-                "See whether the kernel trusts it: dmesg | grep -i tsc.",
+                "Check whether the kernel trusts the TSC: dmesg | grep -i tsc.",
             )
         return cls(
             np.array([s.ts_ns for s in used], np.int64),
             np.array([s.tsc for s in used], np.int64),
-            # Up to the whole cycle: Sandwich.tsc is the middle, rounded down.
+            # Rounded up to a whole cycle: Sandwich.tsc is the middle, rounded down.
             np.array([math.ceil(s.half_width_cycles) for s in used], np.float64),
             len(in_order) - len(narrow),
             resolution_ns,
@@ -113,33 +113,33 @@ class HostClockMap:
 
     @property
     def max_half_width_cycles(self) -> float:
-        """The widest used sandwich's, in cycles."""
+        """The half width of the widest used sandwich, in cycles."""
         return float(self.half_width_cycles.max())
 
     @property
     def max_half_width_ns(self) -> float:
-        """The widest used sandwich's, in ns."""
+        """The half width of the widest used sandwich, in ns."""
         return self.max_half_width_cycles / self.cycles_per_ns
 
     def to_tsc(self, ts_ns: ArrayLike) -> NDArray[np.int64]:
         """The host TSC at CLOCK_MONOTONIC `ts_ns`; any shape, never decreasing.
 
-        Outside the map the end segments' lines go on; see extrapolated().
+        Outside the map the lines of the first and the last segment continue; see extrapolated().
         """
         stamps = _stamps(ts_ns)
         at = self._segment(stamps)
-        # A double has 53 bits. Distances inside a segment fit, absolute values do not.
+        # A double has 53 bits. Distances inside a segment fit; absolute values do not.
         cycles = (stamps - self.ts_ns[at]) * self._rates()[at]
         return self.tsc[at] + np.rint(cycles).astype(np.int64)
 
     def extrapolated(self, ts_ns: ArrayLike) -> NDArray[np.bool_]:
-        """Which stamps lie before the first or after the last used sandwich."""
+        """Which stamps are before the first or after the last used sandwich."""
         stamps = _stamps(ts_ns)
         outside: NDArray[np.bool_] = (stamps < self.ts_ns[0]) | (stamps > self.ts_ns[-1])
         return outside
 
     def bound_cycles(self, ts_ns: ArrayLike) -> NDArray[np.float64]:
-        """How far to_tsc(ts_ns) may be from the TSC at the moment of the stamp."""
+        """The largest error of to_tsc(ts_ns)."""
         stamps = _stamps(ts_ns)
         at = self._segment(stamps)
         length = np.diff(self.ts_ns)[at]
@@ -156,7 +156,7 @@ class HostClockMap:
         return bound
 
     def drift(self) -> Drift:
-        """What the sandwiches show of the clocks' steadiness; zeros for fewer than three."""
+        """The stability of the clocks according to the sandwiches; zeros for fewer than three."""
         if len(self.tsc) < 3:  # noqa: PLR2004
             return Drift(0.0, 0.0, np.zeros(0))
         knots = np.arange(len(self.tsc))
@@ -175,16 +175,16 @@ class HostClockMap:
         return np.clip(after - 1, 0, len(self.ts_ns) - 2).astype(np.int64)
 
     def _rates(self) -> NDArray[np.float64]:
-        """Each segment's cycles per ns, (used - 1,)."""
+        """Each segment's rate in cycles per ns, (used - 1,)."""
         rates: NDArray[np.float64] = np.diff(self.tsc) / np.diff(self.ts_ns)
         return rates
 
     def _rate_ranges(self) -> NDArray[np.float64]:
-        """How far the rate may have ranged inside each segment, cycles per ns, (used - 1,).
+        """The range of the rate inside each segment, cycles per ns, (used - 1,).
 
-        It is taken to stay between the rates of the segment itself, of an equally long
-        stretch before, and of one after, each as uncertain as its ends are. Stretches
-        of equal length, because over a short one a rate is not known well.
+        The rate is assumed to stay between the rates of the segment itself, of an equally long
+        stretch before it, and of one after it, each with the uncertainty of its ends. The lengths
+        are equal because the rate over a short stretch is imprecise.
         """
         if len(self.tsc) < 3:  # noqa: PLR2004
             return self._rates() * _SLEW_RANGE
@@ -205,7 +205,7 @@ class HostClockMap:
     def _rate_interval(
         self, start: NDArray[np.int64], end: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lowest and highest rate that the sandwiches `start` and `end` allow between them."""
+        """The lowest and highest rate between the sandwiches `start` and `end`."""
         length = self.ts_ns[end] - self.ts_ns[start]
         rate = (self.tsc[end] - self.tsc[start]) / length
         widths = self.half_width_cycles[start] + self.half_width_cycles[end]
@@ -218,7 +218,7 @@ def _stamps(ts_ns: ArrayLike) -> NDArray[np.int64]:
 
 
 def _spaced(sandwiches: Sequence[Sandwich]) -> list[Sandwich]:
-    """The first, the last, and of the rest those that keep their distance."""
+    """The first and the last sandwich, and the others that keep the minimum distance."""
     if not sandwiches:
         return []
     first, last = sandwiches[0], sandwiches[-1]

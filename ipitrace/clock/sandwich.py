@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's two clocks, side by side: TSC and CLOCK_MONOTONIC.
+"""Read the host's two clocks, TSC and CLOCK_MONOTONIC, together.
 
-BPF stamps events with CLOCK_MONOTONIC (bpf_ktime_get_ns) and guests stamp with
-the TSC. A sandwich reads TSC, CLOCK_MONOTONIC, TSC in a row; the true TSC at the
-clock's reading lies between the two, so half their distance bounds the error.
+BPF stamps events with CLOCK_MONOTONIC (bpf_ktime_get_ns); guests stamp with the TSC. A
+sandwich reads TSC, CLOCK_MONOTONIC and TSC in a row. The true TSC at the reading of
+CLOCK_MONOTONIC is between the two TSC values, so half their distance bounds the error.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _ATTEMPTS = 200
 
 SANDWICH_LISTING: tuple[tuple[str, str], ...] = (
     # void sandwich(u64 (*out)[4], long n, int (*clock_gettime)(int, void *), int clock)
-    # The five pushes leave the stack aligned as the call wants it.
+    # The five pushes leave the stack aligned as the ABI requires at the call.
     ("53", "push rbx"),
     ("41 54", "push r12"),
     ("41 55", "push r13"),
@@ -57,7 +57,7 @@ SANDWICH_LISTING: tuple[tuple[str, str], ...] = (
     ("5b", "pop rbx"),
     ("c3", "ret"),
 )
-"""The sandwich's machine code beside its assembly; a test assembles the one into the other."""
+"""The sandwich's machine code with its assembly; a test assembles it and compares the two."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class Sandwich:
 
 @dataclass(frozen=True)
 class TscFrequency:
-    """The TSC's rate against CLOCK_MONOTONIC, with the bound the sandwiches give."""
+    """The TSC's rate in CLOCK_MONOTONIC seconds, with the error bound of the sandwiches."""
 
     hz: float
     error_hz: float
 
 
 class Clock:
-    """Takes sandwiches with a few bytes of machine code, so that no Python is in between."""
+    """Takes sandwiches with a short machine code routine, without Python between the readings."""
 
     def __init__(self, resolution_ns: int = 1) -> None:
-        """Prepare the code; `resolution_ns` is the step of CLOCK_MONOTONIC here.
+        """Prepare the code; `resolution_ns` is the step of CLOCK_MONOTONIC on this host.
 
         Raises:
-            OSError: the host forbids executable memory to this process.
+            OSError: the host does not allow this process to use executable memory.
         """
         self.resolution_ns = resolution_ns
         code = bytes.fromhex("".join(octets for octets, _mnemonic in SANDWICH_LISTING))
@@ -97,7 +97,7 @@ class Clock:
             ctypes.c_size_t(mmap.PAGESIZE),
             mmap.PROT_READ | mmap.PROT_EXEC,
         ):
-            raise OSError(ctypes.get_errno(), "executable memory is refused")
+            raise OSError(ctypes.get_errno(), "executable memory is not allowed")
         prototype = ctypes.CFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_int
         )
@@ -105,7 +105,7 @@ class Clock:
         self._clock_gettime = ctypes.cast(libc.clock_gettime, ctypes.c_void_p)
 
     def sandwich(self, attempts: int = _ATTEMPTS) -> Sandwich:
-        """The tightest of `attempts` sandwiches (about 0.1 us each)."""
+        """The narrowest of `attempts` sandwiches (about 0.1 us each)."""
         rows = np.zeros((attempts, 4), np.int64)
         self._code(rows.ctypes.data, attempts, self._clock_gettime, time.CLOCK_MONOTONIC)
         widths = rows[:, 3] - rows[:, 0]
@@ -115,7 +115,7 @@ class Clock:
 
 
 def measure_frequency(sandwiches: Sequence[Sandwich]) -> TscFrequency | None:
-    """The TSC's rate from the first to the last sandwich; None when they span no time."""
+    """The TSC's rate from the first to the last sandwich; None if they are at the same time."""
     if len(sandwiches) < 2:  # noqa: PLR2004
         return None
     first, last = sandwiches[0], sandwiches[-1]
@@ -129,5 +129,5 @@ def measure_frequency(sandwiches: Sequence[Sandwich]) -> TscFrequency | None:
 
 
 def tsc_went_backwards(sandwiches: Sequence[Sandwich]) -> bool:
-    """Did the TSC ever run backwards between two sandwiches?"""
+    """Whether the TSC decreased between two sandwiches."""
     return any(b.tsc <= a.tsc for a, b in itertools.pairwise(sandwiches))

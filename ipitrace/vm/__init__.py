@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMs of this host: find them, name them, tell when one is no longer itself."""
+"""The VMs of this host: discovery, names, and checks that a VM has not changed."""
 
 from ipitrace.vm.agent import AgentChannel, agent_of
 from ipitrace.vm.agent_socket import connect_agent

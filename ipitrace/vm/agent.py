@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way into a guest that its VM's command line shows: the QEMU guest agent's channel."""
+"""The QEMU guest agent's channel, from the command line of a VM."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ _DOMAIN: Final = re.compile(r"[^/\x00-\x1f]{1,200}")
 
 @dataclass(frozen=True)
 class AgentChannel:
-    """Where a VM's command line says that its guest agent is.
+    """The address of a guest agent according to its VM's command line.
 
     Attributes:
-        path: the UNIX socket, as the VMM would open it; None where libvirt holds it.
-        domain: libvirt's domain; None where it is none.
+        path: the path of the UNIX socket in the VMM's namespace; None if libvirt holds it.
+        domain: the libvirt domain; None if there is none.
     """
 
     path: str | None = None
@@ -31,11 +31,11 @@ class AgentChannel:
 
 
 def agent_of(vm: VirtualMachine, files: HostFiles = HOST) -> AgentChannel | None:
-    """The channel of `vm`'s guest agent; None: not shown.
+    """The channel of `vm`'s guest agent. None if the command line has none.
 
-    Whether an agent runs in the guest is not known from here. libvirt keeps the channel of
-    its domains to itself, so they are reached through it, if libvirt says that this process
-    is the domain: anybody's command line may look like another's domain.
+    The channel does not show whether an agent runs in the guest. libvirt uses the channels of
+    its domains exclusively, so they are reached through libvirt, if libvirt reports that this
+    process is the domain: any user's command line may look like another user's domain.
     """
     arguments = (files.text(f"/proc/{vm.pid}/cmdline", COMMAND_LINE_BYTES) or "").split("\0")
     channel = agent_channel(arguments)
@@ -48,7 +48,7 @@ def agent_of(vm: VirtualMachine, files: HostFiles = HOST) -> AgentChannel | None
 
 
 def agent_channel(arguments: Sequence[str]) -> AgentChannel | None:
-    """The same from a QEMU's `arguments` (argv); libvirt's domain is not named yet."""
+    """The channel in a QEMU's `arguments` (argv); libvirt's domain is not set yet."""
     given = list(pairwise(arguments))
     devices = [_options(value) for option, value in given if option.lstrip("-") == "device"]
     wanted = {device.get("chardev") for device in devices if device.get("name") == _PORT}
@@ -64,9 +64,9 @@ def agent_channel(arguments: Sequence[str]) -> AgentChannel | None:
 
 
 def _options(value: str) -> Mapping[str, str]:
-    """QEMU's option list: JSON, or key=value with commas between and commas doubled.
+    """QEMU's option list: JSON, or key=value pairs separated by commas, with doubled commas.
 
-    Of JSON only the texts are taken; what is none has no options.
+    Of JSON only the strings are used; invalid JSON has no options.
     """
     if value.startswith("{"):
         try:
@@ -75,4 +75,4 @@ def _options(value: str) -> Mapping[str, str]:
             return {}
         return {key: text for key, text in found.items() if isinstance(text, str)}
     parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]
-    return {key: rest for key, equals, rest in (p.partition("=") for p in parts) if equals}
+    return {key: text for key, equals, text in (p.partition("=") for p in parts) if equals}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to the socket that a VMM's command line names, and to nothing else.
+"""A connection to the guest agent's socket of a VM's command line, and to no other socket.
 
-Whoever runs the VMM wrote that path. So it is opened as that user, without capabilities, from
-where the VMM itself would begin (its root and working directory), by a short-lived child; and
-it is used only if the VMM's process is who listens there. Else a command line that names the
-socket of some daemon of root's would have root talk to it.
+The user who runs the VMM wrote the path. A short-lived child therefore opens it as that user,
+without capabilities, relative to the VMM's own root and working directory. The connection is used
+only if the VMM's process listens on it. Otherwise a command line with the path of a socket of a
+root daemon would cause root to send to that daemon.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from ipitrace.host.privileges import Capability, become, held
 from ipitrace.vm.model import VirtualMachine
 from ipitrace.vm.threads import read_started_at
 
-_LIMIT_S: Final = 5.0  # the listener may let us wait
-_SAID_BYTES: Final = 512
+_LIMIT_S: Final = 5.0  # the listener may not answer
+_REPLY_BYTES: Final = 512
 _UCRED: Final = struct.Struct("3i")  # struct ucred, unix(7)
 _PR_SET_DUMPABLE: Final = 4  # include/uapi/linux/prctl.h
-_HINT: Final = "Name the way into the guest yourself: --via qga:///path, or --via ssh://..."
+_HINT: Final = "Name the guest's transport yourself: --via qga:///path, or --via ssh://..."
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """As whom a process opens files (proc_pid_status(5))."""
+    """The user and groups with which a process opens files (proc_pid_status(5))."""
 
     uid: int
     gid: int
@@ -46,8 +46,8 @@ def connect_agent(vm: VirtualMachine, path: str) -> socket.socket:
     """Connect to the UNIX socket that `vm`'s command line calls `path`.
 
     Raises:
-        HostError: its owner may not open it, it is not the VMM that listens, or the VM is
-            not there any more.
+        HostError: the owner may not open the socket, another process than the VMM listens on it,
+            or the VM has ended.
     """
     with _places(vm) as (root, cwd):
         owner = _owner(vm)
@@ -63,7 +63,7 @@ def connect_agent(vm: VirtualMachine, path: str) -> socket.socket:
 
 @contextlib.contextmanager
 def _places(vm: VirtualMachine) -> Iterator[tuple[int, int]]:
-    """The VMM's root and working directory, opened."""
+    """Open the VMM's root and working directory."""
     opened: list[int] = []
     try:
         opened.append(os.open(f"/proc/{vm.pid}/root", os.O_PATH | os.O_CLOEXEC))
@@ -73,7 +73,7 @@ def _places(vm: VirtualMachine) -> Iterator[tuple[int, int]]:
         yield opened[0], opened[1]
     except OSError as error:
         raise HostError(
-            f"The guest agent's socket of {vm.name} cannot be reached: its VMM's folders may not "
+            f"The guest agent's socket of {vm.name} cannot be reached: the VMM's folders may not "
             f"be opened ({error.strerror}).",
             f"Run it with sudo, or as the VM's owner. {_HINT}",
         ) from error
@@ -95,7 +95,7 @@ def _owner(vm: VirtualMachine) -> _Owner:
 
 
 def _require_rights(vm: VirtualMachine, owner: _Owner, root: int) -> None:
-    """See that we may become the VM's owner, and go where its VMM is (setresuid(2), chroot(2))."""
+    """Check that we may become the VM's owner and enter its root (setresuid(2), chroot(2))."""
     needed: list[Capability] = []
     own = _Owner(os.geteuid(), os.getegid(), tuple(os.getgroups()))
     if owner.uid != own.uid:
@@ -108,14 +108,14 @@ def _require_rights(vm: VirtualMachine, owner: _Owner, root: int) -> None:
     missing = [f"CAP_{c.name}" for c in needed if not effective >> c & 1]
     if missing:
         raise HostError(
-            f"The guest agent's socket of {vm.name} is opened as user {owner.uid}, whose VM it "
-            f"is; missing: {' and '.join(missing)}.",
+            f"The guest agent's socket of {vm.name} must be opened as user {owner.uid}, its owner; "
+            f"missing: {' and '.join(missing)}.",
             f"Run it with sudo, or as the VM's owner. {_HINT}",
         )
 
 
 def _is_elsewhere(root: int) -> bool:
-    """Whether that root directory is another than ours."""
+    """Whether the root directory differs from ours."""
     return not os.path.samestat(os.fstat(root), Path("/").stat())
 
 
@@ -132,26 +132,26 @@ def _connected_by_child(
             poll = select.poll()
             poll.register(ours, select.POLLIN)
             ready = poll.poll(_LIMIT_S * 1000)
-            said, descriptors = b"it took too long", list[int]()
+            reply, descriptors = b"it took too long", list[int]()
             if ready:
-                said, descriptors, _, _ = socket.recv_fds(ours, _SAID_BYTES, 1)
+                reply, descriptors, _, _ = socket.recv_fds(ours, _REPLY_BYTES, 1)
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it ends itself
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     if not descriptors:
         raise HostError(
             f"The guest agent's socket {path} of {vm.name} cannot be opened as user "
-            f"{owner.uid}, whose VM it is: {said.decode(errors='replace') or 'no answer'}.",
-            f"See that qemu-guest-agent's socket is there and free. {_HINT}",
+            f"{owner.uid}, who owns the VM: {reply.decode(errors='replace') or 'no answer'}.",
+            f"Check that qemu-guest-agent's socket exists and is not in use. {_HINT}",
         )
     return socket.socket(fileno=descriptors[0])
 
 
 def _child(answer: socket.socket, path: str, owner: _Owner, root: int, cwd: int) -> NoReturn:
-    """Connect as the owner and hand the connection over; the owner may not look into us."""
+    """Connect as the owner and pass the connection to the parent; the owner cannot trace us."""
     try:
-        # So long as we still are who we were; set again by the change of user (prctl(2)).
+        # For the time before the change of user; the change sets it again (prctl(2)).
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         signal.alarm(int(_LIMIT_S) + 1)
         if _is_elsewhere(root):
@@ -163,22 +163,22 @@ def _child(answer: socket.socket, path: str, owner: _Owner, root: int, cwd: int)
         connection.settimeout(_LIMIT_S)
         connection.connect(path)
         socket.send_fds(answer, [b"."], [connection.fileno()])
-    except BaseException as error:  # noqa: BLE001 - nothing may come out of a forked child
+    except BaseException as error:  # noqa: BLE001 - no exception may leave a forked child
         why = getattr(error, "strerror", None) or str(error)
         with contextlib.suppress(OSError):
-            answer.sendall(why.encode(errors="replace")[:_SAID_BYTES])
+            answer.sendall(why.encode(errors="replace")[:_REPLY_BYTES])
     finally:
         os._exit(0)
 
 
 def _require_peer(vm: VirtualMachine, path: str, connection: socket.socket) -> None:
-    """See that the VMM is who listens: SO_PEERCRED is who called listen(2) (unix(7))."""
+    """Check that the VMM listens: SO_PEERCRED is the process that called listen(2) (unix(7))."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid = _UCRED.unpack(raw)[0]
     if pid != vm.pid or read_started_at(vm.pid) != vm.started_at_ticks:
         raise HostError(
             f"The socket {path}, which the command line of {vm.name} names for its guest agent, "
-            f"is not that VM's: process {pid} listens there, and the VM is process {vm.pid}.",
+            f"belongs to another process: {pid} listens on it, and the VM is process {vm.pid}.",
             _HINT,
         )
     connection.settimeout(None)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest's APIC mode, from the page that KVM shares with the VMM.
 
-Whenever KVM_RUN returns, KVM writes the vCPU's IA32_APIC_BASE to kvm_run.apic_base
-(post_kvm_run_save() in arch/x86/kvm/x86.c). The page is mapped, read-only, for an instant:
-through a copy of the VMM's descriptor, which is closed again at once. The VMM may have put
-another file there since its descriptors were listed, and one that it cuts short would end
-us by SIGBUS; so the copy, which it cannot change, is mapped only if it is a vCPU.
+When KVM_RUN returns, KVM writes the vCPU's IA32_APIC_BASE to kvm_run.apic_base
+(post_kvm_run_save() in arch/x86/kvm/x86.c). The page is mapped read-only for a moment, through a
+copy of the VMM's descriptor that is closed immediately afterwards. The VMM may have replaced the
+descriptor by another file since its descriptors were listed, and a file that it truncates would
+end us by SIGBUS. The copy, which the VMM cannot change, is therefore mapped only if it is a vCPU.
 """
 
 import ctypes
@@ -25,21 +25,21 @@ _X2APIC: Final = 1 << 10
 
 
 def mode_of(apic_bases: Collection[int]) -> ApicMode | None:
-    """The guest's mode from its vCPUs' IA32_APIC_BASE; 0 is one not stated yet.
+    """The guest's mode from its vCPUs' IA32_APIC_BASE; 0 means not written yet.
 
-    The values may be old, but a vCPU leaves x2APIC mode only by switching its APIC off
-    (SDM vol. 3A, 11.12.5): one in that mode decides.
+    The values may be old, but a vCPU leaves x2APIC mode only by disabling its APIC (SDM vol. 3A,
+    11.12.5): one vCPU in x2APIC mode decides.
     """
-    stated = [base for base in apic_bases if base]
-    if not stated:
+    written = [base for base in apic_bases if base]
+    if not written:
         return None
-    if any(base & _ENABLED and base & _X2APIC for base in stated):
+    if any(base & _ENABLED and base & _X2APIC for base in written):
         return "x2apic"
-    return "xapic" if any(base & _ENABLED for base in stated) else "off"
+    return "xapic" if any(base & _ENABLED for base in written) else "off"
 
 
 def read_apic_mode(pid: int, vcpu_fds: Collection[int]) -> tuple[ApicMode | None, str]:
-    """The mode and, when it is None, why it is not known."""
+    """The mode and, if it is None, the reason why it is unknown."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
@@ -60,9 +60,9 @@ def _apic_base(pidfd: int, fd: int) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     try:
-        link = os.readlink(f"/proc/self/fd/{copy}")  # noqa: PTH115 - no path, a name
+        link = os.readlink(f"/proc/self/fd/{copy}")  # noqa: PTH115 - the link is a name, not a path
         if not VCPU_LINK.fullmatch(link):
-            raise OSError(f"descriptor {fd} is no vCPU any more")
+            raise OSError(f"descriptor {fd} is no longer a vCPU")
         with mmap.mmap(copy, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ) as page:
             return int(struct.unpack_from("<Q", page, _APIC_BASE)[0])
     finally:

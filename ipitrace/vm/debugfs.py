@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM itself says of its VMs: /sys/kernel/debug/kvm/<creator's tid>-<VM's descriptor>.
+"""KVM's debugfs directories of its VMs: /sys/kernel/debug/kvm/<creator's tid>-<VM's descriptor>.
 
-Each directory has a vcpu<n> for each vCPU, and in it, since "KVM: debugfs: expose pid of
-vcpu threads", `pid`: the thread that last ran the vCPU, 0 before the first time. Ids are
+Each directory has a vcpu<n> for each vCPU. Since "KVM: debugfs: expose pid of vcpu threads",
+vcpu<n> has the file `pid`: the thread that last ran the vCPU, 0 before the first run. Ids are
 those of the initial pid namespace.
 """
 
@@ -20,36 +20,36 @@ _VCPU: Final = re.compile(r"vcpu([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class VmDirectory:
-    """One VM's directory."""
+    """The debugfs directory of one VM."""
 
     creator_tid: int
     vm_fd: int
     vcpu_tids: Mapping[int, int | None]
-    """Thread by vCPU id; None where KVM does not say, or no thread has run it yet."""
+    """Thread by vCPU id; None if KVM does not report it, or no thread has run the vCPU yet."""
     not_run: frozenset[int] = frozenset()
-    """Those vCPUs of which KVM says that no thread has run them yet."""
+    """The vCPUs that no thread has run yet, according to KVM."""
 
     @property
     def name(self) -> str:
-        """As debugfs spells it."""
+        """The directory's name in debugfs."""
         return f"{self.creator_tid}-{self.vm_fd}"
 
     def threads(self) -> frozenset[int]:
-        """Those of the process that has the VM.
+        """Threads of the process that has the VM.
 
-        The thread that created the VM may have gone, but not those that run it.
+        The thread that created the VM may have ended; the threads that run it have not.
         """
         return frozenset({self.creator_tid, *filter(None, self.vcpu_tids.values())})
 
 
 def vm_directory_names(files: HostFiles = HOST) -> frozenset[str] | None:
-    """The directories' names alone, which is one look; None where debugfs cannot be read."""
+    """The directories' names, from one listing; None if debugfs cannot be read."""
     names = files.listing(KVM_DIR)
     return None if names is None else frozenset(filter(_DIRECTORY.fullmatch, names))
 
 
 def read_vm_directory(name: str, files: HostFiles = HOST) -> VmDirectory | None:
-    """The directory of this name; None where it is no VM's. A VM that is gone has no vCPUs."""
+    """The directory of this name; None if it is not a VM's. An ended VM has no vCPUs."""
     match = _DIRECTORY.fullmatch(name)
     if match is None:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every KVM VM on the host, whatever runs it.
+"""Discovery of all KVM VMs on the host, whatever VMM runs them.
 
-All that is read of a VMM is up to its owner, who may be anybody: so each thing is read up to
-a limit, and a process with which something is wrong is told as odd beside the others.
+The owner of a VMM, who may be any user, controls everything that is read about it. Every read
+therefore has a limit. A process whose data cannot be read or is malformed is reported as odd.
 """
 
 import contextlib
@@ -41,39 +41,39 @@ from ipitrace.vm.vmm import CommandLine, parse_command_line
 EntryReader = Callable[[], Mapping[int, int]]
 ApicReader = Callable[[int, Collection[int]], tuple[ApicMode | None, str]]
 
-COMMAND_LINE_BYTES: Final = 256 << 10  # libvirt's longest have some 50 KB; Linux allows 6 MiB
+COMMAND_LINE_BYTES: Final = 256 << 10  # libvirt's longest have about 50 KB; Linux allows 6 MiB
 LONGEST_NAME: Final = 255
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found, and what could not be looked at."""
+    """The VMs that were found, and the processes that could not be read."""
 
     vms: tuple[VirtualMachine, ...]
     unreadable_processes: int
-    """Processes whose descriptors we may not see: they may hold VMs, too."""
+    """Processes whose descriptors are unreadable: they may hold VMs, too."""
     debugfs_absent: str | None
-    """Why KVM's own directories could not be read; None when they were."""
+    """Why KVM's debugfs directories could not be read; None if they were."""
     odd: tuple[OddProcess, ...] = ()
-    """Processes of which something was left out, or refused, and why."""
+    """Processes of which data was ignored or rejected, with the reasons."""
     unlisted: str | None = None
-    """Why /proc does not even list all processes; None when it does."""
+    """Why /proc does not list all processes; None if it does."""
     missing: tuple[str, ...] = ()
-    """The capabilities that we lack to look into any process."""
+    """The missing capabilities for reading the descriptors of any process."""
 
     @property
     def complete(self) -> bool:
-        """Whether no VM can have been overlooked for want of rights."""
+        """Whether no VM can be missing because of insufficient privileges."""
         return not self.unreadable_processes and self.unlisted is None
 
     def to_dict(self) -> dict[str, object]:
-        """The discovery as types that json accepts (tuples become arrays)."""
+        """The discovery as types that json supports (tuples become arrays)."""
         return asdict(self)
 
 
 @dataclass
 class _Found:
-    """One VM while it is being put together."""
+    """One VM while its data is being collected."""
 
     pid: int
     vm_fd: int
@@ -84,14 +84,14 @@ class _Found:
     unknown: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> dict[int, int]:
-        """The descriptors of the vCPUs whose threads are not known yet, but may be found."""
+        """The descriptors of the vCPUs whose threads are unknown and can still be found."""
         known = self.threads.keys() | (self.directory.not_run if self.directory else set())
         return {index: fd for index, fd in self.vcpu_fds.items() if index not in known}
 
 
 @dataclass(frozen=True)
 class _Around:
-    """What is read once for all VMs."""
+    """Data that is read once for all VMs."""
 
     files: HostFiles
     apic_reader: ApicReader
@@ -104,7 +104,7 @@ class _Around:
 
 
 class _Oddities:
-    """Notes what is wrong with which process."""
+    """Collects the problems of each process."""
 
     def __init__(self, files: HostFiles) -> None:
         self._files = files
@@ -129,7 +129,7 @@ class _Oddities:
 def find_vms(
     files: HostFiles = HOST, only: Collection[int] | None = None
 ) -> tuple[VirtualMachine, ...]:
-    """The VMs that can be seen from here, by pid; see discover()."""
+    """The VMs that are visible to this process, by pid; see discover()."""
     return discover(files, only=only).vms
 
 
@@ -140,21 +140,21 @@ def discover(
     *,
     only: Collection[int] | None = None,
 ) -> Discovery:
-    """Look for VMs once: some ms, and a second or two where KVM does not name the threads.
+    """Search for VMs once: some ms, and a second or two if KVM does not report the threads.
 
-    Where debugfs is not mounted, and we may, it is mounted for this thread alone (see
-    tracer.tracefs): call it in the main thread. Raises nothing for what cannot be seen,
-    nor for a process that ends meanwhile, nor for what a process says or does.
+    If debugfs is not mounted and mounting is permitted, it is mounted for this thread only (see
+    tracer.tracefs): call it in the main thread. It does not raise for what cannot be seen, for a
+    process that ends meanwhile, or for any data or behaviour of a process.
 
     Args:
-        files: where to look.
-        apic_reader: asks a process for its vCPUs' mode.
-        entry_reader: answers which threads enter which vCPUs.
-        only: the processes to look at; None for all.
+        files: the kernel files to read.
+        apic_reader: reads the APIC mode from a process's vCPUs.
+        entry_reader: returns which threads enter which vCPUs.
+        only: the processes to search; None for all.
     """
     processes, unreadable = scan_processes(files, only=only)
     missing = missing_to_look_into_processes(files)
-    # Who may trace any process is shown it, whatever the mount option.
+    # hidepid does not hide processes from those who may trace any process.
     unlisted = unlisted_processes(files) if "CAP_SYS_PTRACE" in missing else None
     odd = _Oddities(files)
     for process in processes:
@@ -165,7 +165,7 @@ def discover(
     tids = {process.pid: thread_ids(process.pid, files) for process in holders}
     for pid, of_process in tids.items():
         if len(of_process) >= MOST_THREADS:
-            odd.note(pid, f"it has {MOST_THREADS:,} threads or more: only the first are looked at")
+            odd.note(pid, f"it has {MOST_THREADS:,} threads or more: only the first are checked")
     creators = None if only is None else {tid for of_process in tids.values() for tid in of_process}
     directories, absent = _directories(files, creators)
     found = [vm for process in holders for vm in _split(process, tids[process.pid], directories)]
@@ -185,8 +185,8 @@ def discover(
     for vm in found:
         try:
             machine = _machine(vm, lines[vm.pid], around)
-        except Exception as error:  # noqa: BLE001 - whatever one VMM brings about is its own affair
-            odd.note(vm.pid, f"its VM cannot be told: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - one VMM must not prevent the report of others
+            odd.note(vm.pid, f"its VM cannot be reported: {type(error).__name__}: {error}")
             continue
         if machine is not None:
             vms.append(machine)
@@ -195,12 +195,12 @@ def discover(
 
 @functools.cache
 def _backend_here() -> str | None:
-    """While there are VMs, their module stays."""
+    """The backend of this host, cached: a module stays loaded while it has VMs."""
     return read_fingerprint().kvm_backend
 
 
 def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine | None:
-    """The VM as it is told; None when it ended while we looked."""
+    """The complete VM; None if it ended during the search."""
     files = around.files
     started_at = read_started_at(vm.pid, files)
     if started_at is None:
@@ -209,17 +209,17 @@ def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine |
     mode, why = around.apic_reader(vm.pid, list(vm.vcpu_fds.values()))
     unknown = vm.unknown | ({} if mode else {"apic_mode": why})
     if line.memory_bytes is None:
-        unknown["memory_bytes"] = "its command line does not say"
+        unknown["memory_bytes"] = "its command line does not name it"
     if around.backend is None:
-        unknown["backend"] = "no KVM module is to be seen in /sys/module"
+        unknown["backend"] = "/sys/module shows no KVM module"
     uid = read_uid(vm.pid, files)
     if uid is None:
-        unknown["uid"] = "/proc does not say"
+        unknown["uid"] = "/proc does not show it"
     vcpus = _vcpus(vm, files)
     if any(vcpu.tid is None for vcpu in vcpus):
-        unnamed = around.debugfs_absent or "KVM does not name it in debugfs"
+        unnamed = around.debugfs_absent or "KVM does not report it in debugfs"
         unknown["tid"] = (
-            f"{unnamed}, and it was seen neither "
+            f"{unnamed}, and it was observed neither "
             "waiting in KVM_RUN nor at kvm_entry: it has not run yet, or runs without a pause"
         )
     return VirtualMachine(
@@ -242,15 +242,15 @@ def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine |
 def _directories(
     files: HostFiles, creators: Collection[int] | None
 ) -> tuple[Mapping[int, list[VmDirectory]], str | None]:
-    """KVM's directories by each thread that they name, and why there are none.
+    """KVM's directories by each thread that they name, and the reason if there are none.
 
-    Of those whose creator is none of `creators` not even the vCPUs are read, unless there
-    is no other: the thread that made a VM may have ended.
+    With `creators`, only directories of VMs that these threads created are read. If there are
+    none, all are read, because the thread that created a VM may have ended.
     """
     try:
         require_initial_pid_namespace(files)
     except HostError:
-        return {}, "we are in a pid namespace, whose ids are not those that debugfs shows"
+        return {}, "this process is in a pid namespace, whose ids differ from those in debugfs"
     names = vm_directory_names(files)
     absent = None
     if names is None and files == HOST:
@@ -275,9 +275,9 @@ def _split(
 ) -> list[_Found]:
     """The process's VMs, each with its vCPUs' descriptors.
 
-    Nothing says which VM a vCPU's descriptor belongs to, so where there are several VMs it
-    is counted to the last one opened before it. A descriptor without a directory, where
-    others of the process have one, is a copy.
+    The kernel does not report to which VM a vCPU's descriptor belongs. If there are several VMs,
+    it is assigned to the last VM opened before it. A descriptor without a directory, if other
+    descriptors of the process have one, is a copy.
     """
     held = set(process.vm_fds)
     own = {d.vm_fd: d for tid in tids for d in directories.get(tid, ()) if d.vm_fd in held}
@@ -286,16 +286,16 @@ def _split(
     for position, (fd, index) in enumerate(sorted(process.vcpu_fds.items())):
         vm = found[max(bisect_left(vm_fds, fd) - 1, 0)]
         if index is None:
-            vm.unknown["index"] = "this kernel does not name it: the descriptors' order was taken"
+            vm.unknown["index"] = "this kernel does not report it: descriptor order is assumed"
         vm.vcpu_fds.setdefault(position if index is None else index, fd)
     if len(found) > 1:
         for vm in found:
-            vm.unknown["fd"] = "which of the process's VMs a vCPU's descriptor is of: by its order"
+            vm.unknown["fd"] = "the VM of a vCPU's descriptor is assumed from descriptor order"
     return found
 
 
 def _find_threads(found: Collection[_Found], entry_reader: EntryReader, files: HostFiles) -> None:
-    """Fill in `threads`: by what KVM says, else by what can be seen, the cheapest look first."""
+    """Fill in `threads`: from KVM, else from observation, the cheapest method first."""
     for vm in found:
         named = vm.directory.vcpu_tids if vm.directory else {}
         vm.threads = {i: (tid, "debugfs") for i, tid in named.items() if tid is not None}
@@ -315,7 +315,7 @@ def _find_threads(found: Collection[_Found], entry_reader: EntryReader, files: H
 
 
 def _add_entering(found: Collection[_Found], vcpu_of_tid: Mapping[int, int]) -> None:
-    """An entry names the vCPU, not the VM: it decides only where one VM can be meant."""
+    """Use entries for VMs that they identify: an entry names the vCPU, but not the VM."""
     for tid, index in vcpu_of_tid.items():
         vms = [vm for vm in found if tid in vm.tids and index in vm.missing()]
         if len(vms) == 1:
@@ -341,13 +341,13 @@ def _command_line(pid: int, files: HostFiles, odd: _Oddities) -> CommandLine:
     program = PurePath(exe).name or files.text(f"/proc/{pid}/comm") or "?"
     try:
         return parse_command_line(program[:LONGEST_NAME], arguments)
-    except Exception as error:  # noqa: BLE001 - whatever one VMM brings about is its own affair
+    except Exception as error:  # noqa: BLE001 - one VMM must not prevent the report of others
         odd.note(pid, f"its command line cannot be read: {type(error).__name__}: {error}")
         return CommandLine("?", None, None, None)
 
 
 def _aliases(vm: _Found, line: CommandLine, around: _Around) -> tuple[str, ...]:
-    """Its names, the one people know it by first; the last is its own alone."""
+    """The VM's names: the one that its user knows first, the unique one last."""
     given: list[str | None] = [
         around.domains.get(line.uuid or ""),
         line.name,
@@ -363,11 +363,11 @@ def _aliases(vm: _Found, line: CommandLine, around: _Around) -> tuple[str, ...]:
 
 
 def _acceptable(name: str, pid: int, odd: _Oddities) -> bool:
-    """Whether it can be a VM's name, noting why not."""
+    """Whether a VM may have this name; the reason is noted if not."""
     if len(name) > LONGEST_NAME:
-        odd.note(pid, f"its name has {len(name):,} characters, above {LONGEST_NAME}: not taken")
+        odd.note(pid, f"its name has {len(name):,} characters, above {LONGEST_NAME}: ignored")
     elif name.startswith(OWN_NAME):
-        odd.note(pid, f"its name is like those that ipitrace gives ({name}): not taken")
+        odd.note(pid, f"its name is like those that ipitrace gives ({name}): ignored")
     else:
         return True
     return False

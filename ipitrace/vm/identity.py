@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a VM still the one it was?"""
+"""Check whether a VM has changed since its discovery."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ from ipitrace.vm.threads import read_started_at, thread_ids
 
 
 def still_there(vm: VirtualMachine, files: HostFiles = HOST) -> str | None:
-    """Why `vm` is no longer the VM that it was ("its process has ended"), or None.
+    """Why `vm` is no longer the same VM ("its process has ended"), or None.
 
-    A system call for each descriptor of the VMM and some for each vCPU: less than 1 ms.
+    One system call for each descriptor of the VMM and some for each vCPU: less than 1 ms.
     """
     return next(_differences(vm, files), None)
 
 
 def changes(vm: VirtualMachine, files: HostFiles = HOST) -> str | None:
-    """As still_there(); and whether a vCPU runs whose thread was not known yet."""
+    """As still_there(), and also whether a vCPU runs whose thread was unknown."""
     gone = still_there(vm, files)
     if gone is not None or all(vcpu.tid is not None for vcpu in vm.vcpus):
         return gone
@@ -68,5 +68,5 @@ def _new_in_debugfs(vm: VirtualMachine, files: HostFiles) -> Iterator[str]:
 
 
 def _directory(vm: VirtualMachine, files: HostFiles) -> VmDirectory | None:
-    """Its own directory alone: what is asked for each VM must not grow with their number."""
+    """The VM's own directory only, so that the cost does not grow with the number of VMs."""
     return None if vm.directory is None else read_vm_directory(vm.directory, files)

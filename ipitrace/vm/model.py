@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running virtual machine, as the host's kernel shows it."""
+"""A running virtual machine as the kernel of the host reports it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,13 +7,13 @@ from typing import Literal
 
 ApicMode = Literal["x2apic", "xapic", "off"]
 OWN_NAME = "pid:"
-"""How the alias begins that ipitrace itself gives; nobody else's name may begin so."""
+"""The prefix of aliases that ipitrace gives; no other name may begin with it."""
 Evidence = Literal["debugfs", "syscall", "kvm_entry"]
-"""How a vCPU's thread was told from the process's other threads.
+"""How a vCPU's thread was distinguished from the process's other threads.
 
 debugfs: KVM names it (/sys/kernel/debug/kvm/<vm>/vcpu<n>/pid).
-syscall: it was seen inside the KVM_RUN ioctl on the vCPU's descriptor.
-kvm_entry: it was seen at that tracepoint, entering the guest as this vCPU.
+syscall: it was observed in the KVM_RUN ioctl on the vCPU's descriptor.
+kvm_entry: it was observed at that tracepoint, entering the guest as this vCPU.
 """
 
 
@@ -22,43 +22,43 @@ class Vcpu:
     """One vCPU and the thread that runs it."""
 
     index: int
-    """KVM's id of it (on x86 also its initial APIC id)."""
+    """KVM's id of the vCPU (on x86 also its initial APIC id)."""
     tid: int | None
-    """None: its thread is not known; VirtualMachine.unknown says why."""
+    """None: the thread is unknown; VirtualMachine.unknown has the reason."""
     cpus: tuple[int, ...]
-    """The host CPUs its thread may run on; () when the thread is not known."""
+    """The host CPUs that the thread may run on; () if the thread is unknown."""
     evidence: Evidence | None = None
     fd: int | None = None
-    """The VMM's descriptor of it."""
+    """The VMM's descriptor of the vCPU."""
 
 
 @dataclass(frozen=True)
 class VirtualMachine:
-    """One VM. None is unknown, and `unknown` says why, by the field's name."""
+    """One VM. None is unknown; `unknown` has the reason, by the field's name."""
 
     pid: int
-    """The VMM's process, as seen from here."""
+    """The VMM's process, in this process's pid namespace."""
     name: str
     aliases: tuple[str, ...]
-    """Every name it answers to, `name` first."""
+    """All names that select the VM, `name` first."""
     vmm: str
     """"QEMU", "Firecracker", ..., or "unknown VMM (exe)"."""
     vcpus: tuple[Vcpu, ...]
     memory_bytes: int | None
-    """What the VMM was started with; ballooning and hot-plug do not show."""
+    """The memory with which the VMM was started, without ballooning and hot-plug."""
     started_at_ticks: int
-    """The process's start in clock ticks since boot: a reused pid has another."""
+    """The process's start in clock ticks since boot: distinguishes it from a reused pid."""
     apic_mode: ApicMode | None
-    """As KVM stated it when a vCPU last returned to the VMM."""
+    """As reported by KVM when a vCPU last returned to the VMM."""
     backend: str | None
     """The KVM module that runs it (see HostFingerprint.kvm_backend)."""
     vm_fd: int
-    """The VMM's descriptor of it."""
+    """The VMM's descriptor of the VM."""
     creator_tid: int | None
-    """The thread that created it, after which debugfs names it: <creator_tid>-<vm_fd>."""
+    """The thread that created the VM; part of its name in debugfs: <creator_tid>-<vm_fd>."""
     unknown: Mapping[str, str]
     uid: int | None = None
-    """The user its process runs as (effective): anybody may give a VM any name."""
+    """The effective user of its process: any user may give a VM any name."""
 
     @property
     def own_name(self) -> str:
@@ -67,32 +67,32 @@ class VirtualMachine:
 
     @property
     def directory(self) -> str | None:
-        """Its name in debugfs; None where it is not known."""
+        """The VM's name in debugfs; None if unknown."""
         return None if self.creator_tid is None else f"{self.creator_tid}-{self.vm_fd}"
 
     @property
     def tids(self) -> tuple[int, ...]:
-        """The vCPU threads that are known, in the vCPUs' order."""
+        """The known vCPU threads, in the vCPUs' order."""
         return tuple(vcpu.tid for vcpu in self.vcpus if vcpu.tid is not None)
 
     def to_dict(self) -> dict[str, object]:
-        """The machine as types that json accepts (tuples become arrays)."""
+        """The machine as types that json supports (tuples become arrays)."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class OddProcess:
-    """A process of which something was left out or refused when VMs were looked for."""
+    """A process of which data was ignored or rejected during the search for VMs."""
 
     pid: int
     name: str
-    """The process's own (comm), which says nothing of what it is."""
+    """The process's name for itself (comm), which is not reliable."""
     uid: int | None
-    """The user it runs as (effective); None when it has ended meanwhile."""
+    """The effective user of the process; None if it has ended meanwhile."""
     why: tuple[str, ...]
 
     @property
     def says(self) -> str:
-        """It and what is wrong with it, in one line."""
+        """The process and its problems in one line."""
         user = "" if self.uid is None else f", user {self.uid}"
         return f"pid {self.pid} ({self.name}{user}): {'; '.join(self.why)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that others gave a VM: libvirt's domains, systemd's machines."""
+"""Names of a VM from other programs: libvirt's domains, systemd's machines."""
 
 import importlib
 import re
@@ -9,11 +9,11 @@ from typing import Any, Final
 from ipitrace.host.files import HOST, HostFiles
 
 _MACHINES: Final = "/run/systemd/machines"
-_SYSTEM_URI: Final = "qemu:///system"  # never a session's: asking for that would start a daemon
+_SYSTEM_URI: Final = "qemu:///system"  # not a session's URI: this would start a daemon
 
 
 def machine_names(files: HostFiles = HOST) -> dict[int, str]:
-    """systemd's name by the leading process, of every machine registered (machinectl)."""
+    """systemd's name of each registered machine, by the leading process (machinectl)."""
     names: dict[int, str] = {}
     for name in files.names(_MACHINES):
         text = files.text(f"{_MACHINES}/{name}") or ""
@@ -26,7 +26,7 @@ def machine_names(files: HostFiles = HOST) -> dict[int, str]:
 def scope_name(cgroup: str | None) -> str | None:
     r"""The machine in /proc/PID/cgroup: "guest1" of ".../machine-guest1.scope/...", or None.
 
-    A name is escaped as in any unit ("machine-qemu\x2d1\x2dguest1.scope").
+    The name is escaped as in any unit ("machine-qemu\x2d1\x2dguest1.scope").
     """
     for part in PurePath((cgroup or "").replace("\n", "/")).parts:
         match = re.fullmatch(r"machine-(.+)\.scope", part)
@@ -36,10 +36,10 @@ def scope_name(cgroup: str | None) -> str | None:
 
 
 def libvirt_names(uri: str = _SYSTEM_URI) -> dict[str, str]:
-    """The name by UUID of every domain that runs under libvirt's system daemon.
+    """The name, by UUID, of every domain that runs under libvirt's system daemon.
 
-    {} without the module libvirt (libvirt-python) or without the daemon: its domains have
-    the same name on QEMU's command line.
+    {} without the module libvirt (libvirt-python) or without the daemon: the name is then read
+    from QEMU's command line, which is the same.
     """
     try:
         libvirt: Any = importlib.import_module("libvirt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the name that a person gives to the VM that is meant."""
+"""Find the VM that a user's name selects."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -14,53 +14,53 @@ _MOST_LISTED: Final = 50
 
 
 def resolve_vm(name: str, files: HostFiles = HOST) -> VirtualMachine:
-    """Discover, and pick the one VM that answers to `name`.
+    """Discover the VMs, and select the one VM with the name or alias `name`.
 
     Raises:
-        UsageError: none does, or several do; the hint lists what there is.
+        UsageError: no VM or several VMs have this name; the hint lists the VMs.
     """
     return pick(discover(files), name)
 
 
 def pick(found: Discovery, name: str) -> VirtualMachine:
-    """The one VM of `found` that answers to `name`.
+    """The one VM of `found` with the name or alias `name`.
 
     Raises:
-        UsageError: none does, or several do; the hint lists what there is.
+        UsageError: no VM or several VMs have this name; the hint lists the VMs.
     """
-    fitting = [vm for vm in found.vms if name in vm.aliases]
-    if len(fitting) == 1:
-        return fitting[0]
+    matching = [vm for vm in found.vms if name in vm.aliases]
+    if len(matching) == 1:
+        return matching[0]
     hidden = _hidden(found)
-    if fitting:
+    if matching:
         raise UsageError(
-            f"{len(fitting)} VMs answer to '{name}'.",
-            f"Use one of: {_listed(fitting, last=True)}.{hidden}",
+            f"{len(matching)} VMs have the name '{name}'.",
+            f"Use one of: {_listed(matching, last=True)}.{hidden}",
         )
-    there = f"There are: {_listed(found.vms)}." if found.vms else "No KVM VM is to be seen."
-    raise UsageError(f"There is no VM '{name}'.", there + hidden)
+    known = f"The VMs are: {_listed(found.vms)}." if found.vms else "No KVM VM is visible."
+    raise UsageError(f"There is no VM '{name}'.", known + hidden)
 
 
 def _hidden(found: Discovery) -> str:
-    """What was not, or not wholly, looked at."""
-    said = ""
+    """Which processes were not checked, or not completely."""
+    text = ""
     if found.unreadable_processes:
-        said += f" {processes(found.unreadable_processes)} may not be looked into"
+        text += f" {processes(found.unreadable_processes)} cannot be inspected"
         if found.missing:
-            said += f" (that takes {' and '.join(found.missing)}): run it with sudo"
-        said += "."
+            text += f" (this needs {' and '.join(found.missing)}): run it with sudo"
+        text += "."
     if found.unlisted is not None:
-        said += f" {found.unlisted}."
+        text += f" {found.unlisted}."
     if found.odd:
         pids = ", ".join(f"{odd.pid}" for odd in found.odd[:_MOST_LISTED])
-        said += f" Odd, see 'ipitrace list': pid {pids}{_rest(len(found.odd))}."
-    return said
+        text += f" Odd, see 'ipitrace list': pid {pids}{_more(len(found.odd))}."
+    return text
 
 
 def _listed(vms: Sequence[VirtualMachine], *, last: bool = False) -> str:
-    """The VMs as one line; `last` takes pid:N, which is never shared, for the name.
+    """The VMs on one line; `last` prints pid:N, which is always unique, as the name.
 
-    Where they are not all the same user's, whose they are is said.
+    If the VMs do not all belong to one user, the user is printed, too.
     """
     names = []
     several = len({vm.uid for vm in vms}) > 1
@@ -70,8 +70,8 @@ def _listed(vms: Sequence[VirtualMachine], *, last: bool = False) -> str:
             beside.append(f"user {'?' if vm.uid is None else vm.uid}")
         shown = vm.own_name if last else vm.name
         names.append(f"{shown} ({', '.join(beside)})" if beside else shown)
-    return ", ".join(names) + _rest(len(vms))
+    return ", ".join(names) + _more(len(vms))
 
 
-def _rest(n: int) -> str:
+def _more(n: int) -> str:
     return f" and {n - _MOST_LISTED} more" if n > _MOST_LISTED else ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process's threads, and which of them runs which vCPU, from /proc/PID/task/TID/syscall.
+"""A process's threads, and the vCPU that each thread runs, from /proc/PID/task/TID/syscall.
 
-Descriptors belong to the process, so they do not tell. A thread that waits inside the
-ioctl KVM_RUN shows the system call's number and arguments there, and the first argument
-is the vCPU's descriptor. One that runs shows only "running", so several looks are taken.
+Descriptors belong to the process, not to a thread. For a thread that waits in the ioctl KVM_RUN,
+the file shows the system call's number and arguments; the first argument is the vCPU's
+descriptor. For a running thread it shows only "running", so the file is read several times.
 """
 
 import re
@@ -15,8 +15,8 @@ from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 
 LOOKS: Final = 20
 LOOK_INTERVAL_S: Final = 0.005
-LOOK_LIMIT_S: Final = 5.0  # for all looks at all processes, those with few threads first
-MOST_THREADS: Final = 1 << 13  # of one process: twice the vCPUs that a VM can have
+LOOK_LIMIT_S: Final = 5.0  # for all reads of all processes; those with few threads come first
+MOST_THREADS: Final = 1 << 13  # of one process: twice the most vCPUs of a VM
 
 _TID: Final = re.compile(r"[0-9]{1,10}")
 _IOCTL: Final = 16  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -26,25 +26,25 @@ _FIELDS: Final = 9  # number, six arguments, stack pointer, program counter
 
 
 def thread_ids(pid: int, files: HostFiles = HOST) -> tuple[int, ...]:
-    """The process's threads, the first MOST_THREADS of them; () when it is gone."""
+    """The process's threads, at most the first MOST_THREADS; () if it has ended."""
     names = files.listing(f"/proc/{pid}/task", MOST_THREADS) or ()
     return tuple(sorted(int(name) for name in names if _TID.fullmatch(name)))
 
 
 def read_started_at(pid: int, files: HostFiles = HOST) -> int | None:
-    """starttime of /proc/PID/stat (clock ticks since boot); None when the process has ended."""
-    # The second field, the name, may hold spaces and parentheses.
-    state, *rest = (files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split() or ("X",)
+    """starttime of /proc/PID/stat (clock ticks since boot); None if the process has ended."""
+    # The second field, the name, may contain spaces and parentheses.
+    state, *fields = (files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split() or ("X",)
     try:
-        return None if state in ("X", "Z") else int(rest[_STARTTIME])
+        return None if state in ("X", "Z") else int(fields[_STARTTIME])
     except (IndexError, ValueError):
         return None
 
 
 def read_uid(pid: int, files: HostFiles = HOST) -> int | None:
-    """The process's effective user id (Uid: of proc_pid_status(5)); None when it is gone.
+    """The process's effective user id (Uid: of proc_pid_status(5)); None if it has ended.
 
-    The line cannot be forged by the name above it, whose line breaks the kernel escapes.
+    The process's name, on an earlier line, cannot forge it: the kernel escapes line breaks there.
     """
     status = files.text(f"/proc/{pid}/status") or ""
     match = re.search(r"^Uid:\s+[0-9]+\s+([0-9]{1,10})\s", status, re.MULTILINE)
@@ -52,14 +52,14 @@ def read_uid(pid: int, files: HostFiles = HOST) -> int | None:
 
 
 def process_of(tid: int, files: HostFiles = HOST) -> int | None:
-    """The process that thread `tid` is of; None when it is gone."""
+    """The process that thread `tid` belongs to; None if it has ended."""
     status = files.text(f"/proc/{tid}/status") or ""
     match = re.search(r"^Tgid:\s+([0-9]{1,10})$", status, re.MULTILINE)
     return int(match[1]) if match else None
 
 
 def allowed_cpus(pid: int, tid: int, files: HostFiles = HOST) -> tuple[int, ...]:
-    """The CPUs a thread may run on; () when it is gone."""
+    """The CPUs that a thread may run on; () if it has ended."""
     status = files.text(f"/proc/{pid}/task/{tid}/status") or ""
     match = re.search(r"^Cpus_allowed_list:(.*)$", status, re.MULTILINE)
     try:
@@ -71,9 +71,9 @@ def allowed_cpus(pid: int, tid: int, files: HostFiles = HOST) -> tuple[int, ...]
 def kvm_run_fd(syscall: str | None) -> int | None:
     """The vCPU's descriptor, if the thread with this /proc/.../syscall is inside KVM_RUN.
 
-    KVM's own worker (kvm-nx-lpage-recovery) is a kernel thread copied from the vCPU
-    thread that started it, stale arguments included; it has no user stack and program
-    counter, and those read as 0.
+    KVM's own worker (kvm-nx-lpage-recovery) is a kernel thread that was copied from the vCPU
+    thread that started it, including old arguments. It has no user stack and no user program
+    counter; both read as 0.
     """
     fields = (syscall or "").split()
     if len(fields) != _FIELDS or fields[0] != str(_IOCTL):
@@ -88,22 +88,22 @@ def kvm_run_fd(syscall: str | None) -> int | None:
 def find_in_kvm_run(
     wanted: Mapping[int, Collection[int]], files: HostFiles = HOST
 ) -> dict[int, dict[int, int]]:
-    """Look for threads in KVM_RUN until each is found, at most LOOKS times and LOOK_LIMIT_S.
+    """Read threads until each one in KVM_RUN is found, at most LOOKS times and LOOK_LIMIT_S.
 
     Args:
-        wanted: the vCPU descriptors looked for, by process.
-        files: where to look.
+        wanted: the vCPU descriptors to find, by process.
+        files: the kernel files to read.
 
     Returns:
-        For each process, thread by descriptor, as far as they were found.
+        For each process, the thread by descriptor, for those that were found.
     """
     found: dict[int, dict[int, int]] = {pid: {} for pid in wanted}
     threads = {pid: thread_ids(pid, files) for pid in wanted}
-    # Whoever has thousands of threads is looked at when the others have been.
+    # Processes with thousands of threads are read last.
     order = sorted(wanted, key=lambda pid: len(threads[pid]))
     until_s = time.monotonic() + LOOK_LIMIT_S
-    for look in range(LOOKS):
-        if look:
+    for attempt in range(LOOKS):
+        if attempt:
             time.sleep(LOOK_INTERVAL_S)
         for pid in order:
             missing = set(wanted[pid]) - found[pid].keys()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which program runs a VM, and what its command line says: name, memory."""
+"""The program that runs a VM, and the VM's name and memory from its command line."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from ipitrace.base.units import (
 
 @dataclass(frozen=True)
 class Vmm:
-    """One kind of VMM, told by its program's name, and its options.
+    """One kind of VMM, identified by its program's name, and its options.
 
-    `memory_unit` is what a bare number means; `memory_key` and `name_key` are for options
-    of the form key=value,key=value.
+    `memory_unit` is the unit of a number without a suffix; `memory_options` and `name_options` are
+    the options with the VM's memory and name.
     """
 
     title: str
@@ -42,7 +42,7 @@ _ADDRESS_BITS: Final = 64
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a VMM's command line says; None is what it does not say."""
+    """Data from a VMM's command line; None is not given there."""
 
     vmm: str
     name: str | None
@@ -51,7 +51,7 @@ class CommandLine:
 
 
 def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
-    """Read a process's `arguments` (argv); `program` is its executable's file name."""
+    """Parse a process's `arguments` (argv); `program` is its executable's file name."""
     if _is_ipitrace(arguments):
         return CommandLine("ipitrace", None, None, None)
     for vmm in _VMMS:
@@ -68,40 +68,40 @@ def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
 
 
 def _is_ipitrace(arguments: Sequence[str]) -> bool:
-    """Whether Python runs ipitrace: as a module, or as a script of that name."""
+    """Whether Python runs ipitrace, as a module or as a script of that name."""
     as_module = ("-m", "ipitrace") in pairwise(arguments)
     return as_module or any(PurePath(argument).name == "ipitrace" for argument in arguments[:2])
 
 
 def _option(arguments: Sequence[str], names: Sequence[str]) -> str | None:
-    """The last value given, as `--name value` or `--name=value`."""
+    """The value of the last occurrence, as `--name value` or `--name=value`."""
     value = None
     for i, argument in enumerate(arguments):
-        name, equals, rest = argument.partition("=")
+        name, equals, given = argument.partition("=")
         if name not in names:
             continue
         if equals:
-            value = rest
+            value = given
         elif i + 1 < len(arguments):
             value = arguments[i + 1]
     return value
 
 
 def _subvalue(value: str, key: str) -> str | None:
-    """`key`'s value in "a,key=b,c=d", or the first part when that has no key.
+    """`key`'s value in "a,key=b,c=d", or the first part if it has no key.
 
-    A doubled comma is a comma (QEMU's rule for its option lists).
+    A doubled comma is a comma (the rule of QEMU's option lists).
     """
     parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]
     for part in parts:
-        name, equals, rest = part.partition("=")
+        name, equals, found = part.partition("=")
         if equals and name == key:
-            return rest
+            return found
     return parts[0] if "=" not in parts[0] and parts[0] else None
 
 
 def _bytes(text: str | None, unit: int) -> int | None:
-    """An amount of memory; None for what is none, and for more than a 64-bit CPU can address."""
+    """An amount of memory; None for invalid text and for more than a 64-bit CPU can address."""
     match = re.fullmatch(r"([0-9]{1,20})([bkmgt]?)(i?b)?", (text or "").lower())
     amount = int(match[1]) * (_SUFFIXES[match[2]] or unit) if match else None
     return None if amount is None or amount >> _ADDRESS_BITS else amount

@@ -140,7 +140,7 @@ def test_a_vm_that_cannot_be_seen_is_not_measured(
     words = (*STORM, "--vm", f"pid:{guest.pid}", "--via", f"ssh://{NAME}", "-o", str(theirs / "r"))
     done = run(*words, capabilities=without((*TRACE, *LOOK), name), path=ssh)
     assert done.returncode == 2
-    assert f"(that takes CAP_{name.upper()})" in " ".join(done.stderr.split())
+    assert f"(this needs CAP_{name.upper()})" in " ".join(done.stderr.split())
 
 
 def test_by_ssh_untraced_with_nothing(ssh: str, theirs: Path) -> None:

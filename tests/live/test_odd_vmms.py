@@ -75,7 +75,7 @@ def test_a_vcpu_s_descriptor_swapped_for_an_empty_file(good: Guest) -> None:
 
         found = discover(apic_reader=late)
         vm, _ = whole(found, process.pid)
-        assert "is no vCPU any more" in vm.unknown["apic_mode"]
+        assert "is no longer a vCPU" in vm.unknown["apic_mode"]
         assert good.tids in {vm.tids for vm in found.vms}
 
 

@@ -121,7 +121,7 @@ def test_qemu_is_found_by_its_name() -> None:
 def test_an_ambiguous_name_lists_the_candidates() -> None:
     name = "-name", "guest=ipitrace-twin,debug-threads=on"
     with qemu_guest(*name) as one, qemu_guest(*name) as other:
-        with pytest.raises(UsageError, match="2 VMs answer to 'ipitrace-twin'") as raised:
+        with pytest.raises(UsageError, match="2 VMs have the name 'ipitrace-twin'") as raised:
             resolve_vm("ipitrace-twin")
         assert f"pid:{one.pid}, pid:{other.pid}" in raised.value.hint
 

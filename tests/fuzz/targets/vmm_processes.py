@@ -18,7 +18,7 @@ _FILES = (
     "/run/libvirt/qemu/guest1.pid",
 )
 _USUAL = {f"{_P}/stat": b"100 (kvm) S 1 100 100 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 355162 1 1"}
-_DEFECTS = ("its VM cannot be told", "its command line cannot be read")
+_DEFECTS = ("its VM cannot be reported", "its command line cannot be read")
 
 
 def fuzz(data: bytes) -> None:

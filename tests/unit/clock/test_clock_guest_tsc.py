@@ -84,7 +84,7 @@ def test_signed_stamps_and_any_shape() -> None:
     ("ratio", "frac_bits"), [(0, 48), (1 << 60, 48), (-1, 32), (1, 49), (1, -1)]
 )
 def test_impossible_ratios(ratio: int, frac_bits: int) -> None:
-    with pytest.raises(ValueError, match="no TSC ratio"):
+    with pytest.raises(ValueError, match="invalid TSC ratio"):
         GuestTsc(0, ratio, frac_bits)
 
 

@@ -219,7 +219,7 @@ def test_ends_come_from_the_first_and_last_usable_sandwich() -> None:
 
 @pytest.mark.parametrize("sandwiches", [[], steady(1), steady(1) * 2])
 def test_too_few_readings(sandwiches: list[Sandwich]) -> None:
-    with pytest.raises(MeasurementError, match="usable readings"):
+    with pytest.raises(MeasurementError, match="readings of both are usable"):
         HostClockMap.build(sandwiches)
 
 

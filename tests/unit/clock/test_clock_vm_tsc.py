@@ -86,4 +86,4 @@ def test_an_old_kernel_and_an_impossible_ratio(tmp_path: Path) -> None:
         tsc_scaling_ratio="0",
         tsc_scaling_ratio_frac_bits="48",
     )
-    assert "no TSC ratio" in (read_vm_tsc(2, files=HostFiles(tmp_path)).absent or "")
+    assert "invalid TSC ratio" in (read_vm_tsc(2, files=HostFiles(tmp_path)).absent or "")

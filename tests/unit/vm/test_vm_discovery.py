@@ -119,7 +119,7 @@ def test_two_vms_in_one_process(make_files: Make) -> None:
         (7, (902,), 8),
     ]
     assert pick(found, "pid:900-7").vm_fd == 7
-    with pytest.raises(UsageError, match="2 VMs answer to 'pid:900'") as raised:
+    with pytest.raises(UsageError, match="2 VMs have the name 'pid:900'") as raised:
         pick(found, "pid:900")
     assert "pid:900-5, pid:900-7" in raised.value.hint
     assert found.vms[0].vmm == "unknown VMM (sandbox)"

@@ -105,7 +105,7 @@ def test_nobody_takes_the_names_that_ipitrace_gives(make_files: Make) -> None:
     files = make_files(process(700, argv, QEMU_FDS, QEMU_TASKS) | FIRECRACKER)
     found = look(files)
     assert pick(found, "pid:800").pid == 800
-    assert "not taken" in found.odd[0].says
+    assert "ignored" in found.odd[0].says
 
 
 def test_of_whom_the_vms_of_one_name_are(make_files: Make) -> None:
@@ -166,5 +166,5 @@ def test_sudo_is_no_advice_to_who_lacks_no_right() -> None:
     for missing, advised in (((), False), (("CAP_SYS_PTRACE",), True)):
         with pytest.raises(UsageError) as caught:
             pick(Discovery((), 1, None, missing=missing), "web")
-        assert "1 process may not be looked into" in caught.value.hint
+        assert "1 process cannot be inspected" in caught.value.hint
         assert ("sudo" in caught.value.hint) == advised
