@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches a VM's vCPU threads with BPF and hands back what the host did, as NumPy arrays."""
+"""Trace a VM's vCPU threads with BPF and return the host events as NumPy arrays."""
 
 from ipitrace.tracer.session import TraceLosses, Tracer
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every set of our BPF programs needs: plan, map, attach, detach, free."""
+"""Common operations on sets of BPF programs: plan, map, attach, detach, free."""
 
 import atexit
 import mmap
@@ -20,14 +20,14 @@ from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
 
 def chosen_events(only: Collection[str] | None) -> tuple[EventSpec, ...]:
-    """The events of these names, or all; raises UsageError for unknown names."""
+    """The events with these names, or all events; raises UsageError for unknown names."""
     if only is None:
         return EVENTS
     unknown = sorted(set(only) - EVENT_BY_NAME.keys())
     if unknown:
         raise UsageError(
-            f"no such host event: {', '.join(unknown)}",
-            f"choose from {', '.join(EVENT_BY_NAME)}",
+            f"There is no host event {', '.join(unknown)}.",
+            f"Choose from {', '.join(EVENT_BY_NAME)}.",
         )
     return tuple(event for event in EVENTS if event.name in only)
 
@@ -36,17 +36,17 @@ def _tracefs(*, mount: bool) -> tuple[Path | None, str | None]:
     if mount:
         return ensure_tracefs()
     found = find_tracefs()
-    why = "tracefs is not mounted; loading mounts it for its own process and may find it there"
+    why = "tracefs is not mounted; loading mounts it in its own namespace and may find it there"
     return found, None if found else why
 
 
 def _functions(
     events: Collection[EventSpec], *, mount: bool
 ) -> tuple[frozenset[str], dict[str, str]]:
-    """Those of the events' functions that can be probed, and why not the others.
+    """The functions of the events that can be probed, and the reasons for the others.
 
-    bcc looks into tracefs when it detaches a kprobe; without it, it would believe that
-    it failed and close the same file descriptor again later.
+    bcc uses tracefs to detach a kprobe. Without tracefs, bcc would assume a failure and close the
+    same file descriptor again later.
     """
     functions, why = kernel.function_offer([event.symbol for event in events if event.symbol])
     no_tracefs = _tracefs(mount=mount)[1] if functions else None
@@ -56,9 +56,9 @@ def _functions(
 
 
 def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -> Plan:
-    """Raw tracepoints where they suffice; tracefs is looked for only where they do not.
+    """Plan raw tracepoints where they suffice; tracefs is used only where they do not.
 
-    Without `mount` nothing is mounted to find out, and what needs tracefs may be left out.
+    Without `mount` nothing is mounted, and events that need tracefs may be left out.
     """
     functions, no_functions = _functions(events, mount=mount)
     offer = replace(
@@ -77,7 +77,7 @@ def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -
 
 
 def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
-    """A BPF array as NumPy sees it, shared; the mapping lives as long as the array."""
+    """A BPF array as a shared NumPy array; the mapping exists as long as the array."""
     size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     return np.frombuffer(memory, dtype, count)
@@ -85,15 +85,15 @@ def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void
 
 @held_back()
 def try_attach(bpf: Bpf, probe: Probe) -> str:
-    """Attach one program; why not, or ""."""
-    with captured_stderr() as noise:
+    """Attach one program. Returns the reason of a failure, or ""."""
+    with captured_stderr() as captured:
         try:
             attach_probe(bpf, probe)
         except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
             failure = str(raised)
         else:
             return ""
-    return f"not attached: {noise.useful_line() or failure}"
+    return f"not attached: {captured.useful_line() or failure}"
 
 
 def attach_probe(bpf: Bpf, probe: Probe) -> None:
@@ -127,13 +127,13 @@ def detach_probe(bpf: Bpf, probe: Probe) -> None:
 
 @held_back()
 def dispose(bpf: Bpf) -> None:
-    """Free what a bcc.BPF holds, and have it not wait for the interpreter's exit."""
+    """Free the resources of a bcc.BPF now and not at the interpreter's exit."""
     bpf.cleanup()
     atexit.unregister(bpf.cleanup)
 
 
 def recursion_misses(program_fd: int) -> int | None:
-    """The kernel's count for a program; None where it keeps none."""
+    """The kernel's count of recursion misses of a program; None if the kernel has no count."""
     for line in Path(f"/proc/self/fdinfo/{program_fd}").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "recursion_misses":

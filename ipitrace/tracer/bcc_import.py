@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the distribution's bcc from whatever interpreter runs us.
+"""Find the distribution's bcc from any Python interpreter.
 
-It is pure Python over libbcc.so, so the distribution's copy works in any
+bcc is pure Python on top of libbcc.so. The distribution's copy therefore works in any
 interpreter: in a virtual environment, or in a newer Python than the system's.
 PyPI's package of the same name is an unrelated lattice library without `BPF`.
 """
@@ -16,13 +16,13 @@ from types import ModuleType
 from ipitrace.base.errors import HostError
 
 _HINT = (
-    "install your distribution's bcc: python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora, RHEL,"
-    " openSUSE) or python-bcc (Arch); PyPI's bcc is an unrelated package"
+    "Install your distribution's bcc: python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora, RHEL,"
+    " openSUSE) or python-bcc (Arch). PyPI's bcc is an unrelated package."
 )
 
 
 def _distribution_dirs(root: Path) -> Iterator[Path]:
-    """Where distributions keep Python packages, newest interpreter first."""
+    """The folders of the distributions' Python packages, the newest interpreter first."""
     yield root / "usr/lib/python3/dist-packages"
     for pattern in ("usr/lib/python3*/site-packages", "usr/lib64/python3*/site-packages"):
         yield from sorted(root.glob(pattern), reverse=True)
@@ -34,7 +34,7 @@ def _forget_bcc() -> None:
 
 
 def _import_from(directory: Path) -> ModuleType | None:
-    """Import `directory`/bcc as the module bcc; None when there is none."""
+    """Import `directory`/bcc as the module bcc; None if it does not exist."""
     package = directory / "bcc"
     source = package / "__init__.py"
     if not source.is_file():
@@ -51,9 +51,9 @@ def _import_from(directory: Path) -> ModuleType | None:
 
 
 def import_bcc(root: Path = Path("/")) -> ModuleType:
-    """The bcc package that has `BPF`.
+    """Import the bcc package that has `BPF`.
 
-    Raises HostError when none is installed, or when libbcc cannot be loaded.
+    Raises HostError if it is not installed, or if libbcc cannot be loaded.
     """
     broken: Exception | None = None
     try:
@@ -75,5 +75,5 @@ def import_bcc(root: Path = Path("/")) -> ModuleType:
             return module
     _forget_bcc()
     if broken is not None:
-        raise HostError(f"bcc is installed but does not load: {broken}", _HINT)
-    raise HostError("The BPF compiler, bcc, is not installed", _HINT)
+        raise HostError(f"bcc is installed but cannot be loaded: {broken}.", _HINT)
+    raise HostError("The BPF compiler bcc is not installed.", _HINT)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of the kernel's BTF, for the little we need and in a few milliseconds.
+"""A fast reader for the parts of the kernel's BTF that ipitrace needs.
 
-The format is Documentation/bpf/btf.rst: a header, a type section of 32-bit
-words and a string section. A type's length follows from its second word alone,
-so the length of a would-be type at every word is computed at once, and walking
-the section is then one list look-up a type.
+The format is Documentation/bpf/btf.rst: a header, a type section of 32-bit words and a string
+section. A type's length depends only on its second word. The length of a possible type at every
+word is therefore computed for the whole section first; walking the section is then one list
+look-up for each type.
 """
 
 import struct
@@ -21,11 +21,11 @@ _HEADER: Final = struct.Struct("<HBBIIIII")
 _MAGIC: Final = 0xEB9F
 _INT_SIGNED: Final = 1  # BTF_INT_SIGNED and BTF_INT_BOOL
 _INT_BOOL: Final = 4
-_MAX_DEPTH: Final = 32  # typedefs and qualifiers on top of each other; the kernel's own limit
+_MAX_DEPTH: Final = 32  # nested typedefs and qualifiers; the kernel has the same limit
 
 
 class BtfError(Exception):
-    """The bytes are not the BTF they claim to be."""
+    """The bytes are not valid BTF."""
 
 
 class BtfKind(IntEnum):
@@ -56,7 +56,7 @@ _TRANSPARENT: Final = frozenset(
     (BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG)
 )
 
-# Words that follow the three every type has: so many for the kind, so many for each member.
+# Words after the first three of every type: a number for the kind, and a number for each member.
 _WORDS = np.zeros(32, np.uint32)
 _WORDS_PER_MEMBER = np.zeros(32, np.uint32)
 for _kind, _words in ((1, 1), (3, 3), (14, 1), (17, 1)):
@@ -68,10 +68,10 @@ _KNOWN = np.isin(np.arange(32), list(BtfKind))
 
 @dataclass(frozen=True)
 class Arg:
-    """One argument: its name (None where BTF has none) and its shape.
+    """One argument: its name (None if BTF has none) and its shape.
 
-    A shape is "*task_struct" for a pointer to that struct, "*" for any other
-    pointer, "bool", or sign and bits: "u32", "s64".
+    A shape is "*task_struct" for a pointer to that struct, "*" for any other pointer, "bool", or
+    signedness and bits: "u32", "s64".
     """
 
     name: str | None
@@ -85,8 +85,8 @@ class _Type:
     name_off: int
     kind: int
     n_members: int
-    bitfields: bool  # member offsets carry a bit-field size in their top byte
-    ref: int  # a size or a type id, by kind
+    bitfields: bool  # member offsets have a bit-field size in their top byte
+    ref: int  # a size or a type id, depending on the kind
 
     def rows(self, words_per_member: int) -> list[list[int]]:
         """The words of each member."""
@@ -96,7 +96,7 @@ class _Type:
         return rows
 
     def member_bits(self, member: str, searched: set[tuple[int, int]]) -> int | None:
-        """The bit at which `member` starts; `searched` ends a search in circles."""
+        """The bit offset of `member`; `searched` prevents an endless search."""
         key = (id(self.btf), self.at)
         if key in searched:
             return None
@@ -119,14 +119,14 @@ class Btf:
     """One BTF blob: vmlinux's, or a module's on top of vmlinux's (`base`)."""
 
     def __init__(self, data: bytes, base: "Btf | None" = None) -> None:
-        """Index `data`. Raises BtfError when it is malformed."""
+        """Index `data`. Raises BtfError if it is malformed."""
         if len(data) < _HEADER.size:
             raise BtfError("shorter than a BTF header")
         magic, version, _flags, hdr_len, type_off, type_len, str_off, str_len = _HEADER.unpack_from(
             data
         )
         if magic != _MAGIC or version != 1:
-            raise BtfError("no little-endian BTF of version 1")
+            raise BtfError("not a little-endian BTF of version 1")
         types, strings = hdr_len + type_off, hdr_len + str_off
         if hdr_len < _HEADER.size or types % 4 or type_len % 4:
             raise BtfError("misplaced type section")
@@ -155,7 +155,7 @@ class Btf:
         return self._first_id + len(self._starts)
 
     def _walk(self) -> NDArray[np.uint32]:
-        """The first word of every type, in the order of their ids."""
+        """The index of the first word of every type, in the order of their ids."""
         n_words = len(self.words)
         info = self.words[1:]
         kinds = (info >> 24) & 31
@@ -193,7 +193,7 @@ class Btf:
         return self._strings[start:end].decode("utf-8", "replace")
 
     def string_offset(self, name: str) -> int | None:
-        """Where `name` is stored whole; string sections hold every string once."""
+        """The offset of the complete string `name`; a string section has every string once."""
         raw = name.encode() + b"\0"
         if self._strings.startswith(raw):
             return self._first_string
@@ -206,16 +206,16 @@ class Btf:
         """The type with this id, here or in the base."""
         if type_id < self._first_id:
             if self._base is None or type_id <= 0:
-                raise BtfError("a type id points nowhere")
+                raise BtfError("a type id does not exist")
             return self._base.type_of(type_id)
         if type_id >= self.type_end:
-            raise BtfError("a type id points nowhere")
+            raise BtfError("a type id does not exist")
         at = int(self._starts[type_id - self._first_id])
         name_off, info, ref = (int(word) for word in self.words[at : at + 3])
         return _Type(self, at, name_off, (info >> 24) & 31, info & 0xFFFF, bool(info >> 31), ref)
 
     def resolve(self, type_id: int) -> _Type | None:
-        """The type below typedefs and qualifiers; None for void."""
+        """The type without typedefs and qualifiers; None for void."""
         for _ in range(_MAX_DEPTH):
             if type_id == 0:
                 return None
@@ -223,7 +223,7 @@ class Btf:
             if found.kind not in _TRANSPARENT:
                 return found
             type_id = found.ref
-        raise BtfError("typedefs go round in a circle")
+        raise BtfError("typedefs form a cycle")
 
     def find(self, name: str, kind: BtfKind) -> int | None:
         """The id of the first type of this name and kind, here or in the base; None if absent."""
@@ -235,10 +235,10 @@ class Btf:
         return self._base.find(name, kind) if self._base else None
 
     def member_offset(self, struct_name: str, member: str) -> int | None:
-        """Bytes from the start of `struct struct_name` to `member`; None where there is none.
+        """Byte offset of `member` in `struct struct_name`; None if it does not exist.
 
-        The member may lie in an anonymous struct or union inside. Raises
-        BtfError when it is a bit-field that starts inside a byte.
+        The member may be inside an anonymous struct or union. Raises BtfError if it is a bit-field
+        that does not start at a byte.
         """
         type_id = self.find(struct_name, BtfKind.STRUCT)
         if type_id is None:
@@ -251,18 +251,18 @@ class Btf:
         return bits // 8
 
     def func_args(self, name: str) -> tuple[Arg, ...] | None:
-        """The arguments of function `name`, named; None where BTF lacks the function."""
+        """The named arguments of function `name`; None if BTF lacks the function."""
         type_id = self.find(name, BtfKind.FUNC)
         return None if type_id is None else self._args(self.resolve(self.type_of(type_id).ref))
 
     def func_typedef_args(self, name: str) -> tuple[Arg, ...] | None:
-        """The arguments of `typedef void (*name)(...)`; None where BTF lacks the typedef."""
+        """The arguments of `typedef void (*name)(...)`; None if BTF lacks the typedef."""
         type_id = self.find(name, BtfKind.TYPEDEF)
         if type_id is None:
             return None
         pointer = self.resolve(type_id)
         if pointer is None or pointer.kind != BtfKind.PTR:
-            raise BtfError(f"{name} is no pointer to a function")
+            raise BtfError(f"{name} is not a pointer to a function")
         return self._args(pointer.btf.resolve(pointer.ref))
 
     def _args(self, proto: _Type | None) -> tuple[Arg, ...]:
@@ -275,7 +275,7 @@ class Btf:
         )
 
     def shape(self, type_id: int) -> str:
-        """How Arg.shape spells this type."""
+        """The notation of this type in Arg.shape."""
         found = self.resolve(type_id)
         if found is None:
             return "void"
@@ -294,13 +294,13 @@ class Btf:
 
 
 def tracepoint_args(btf: Btf, tracepoint: str) -> tuple[Arg, ...] | None:
-    """What `tracepoint` hands a raw tracepoint program, in order; None where BTF lacks it.
+    """The arguments of a raw tracepoint program of `tracepoint`, in order; None if BTF lacks it.
 
-    Tried in turn, each with its names: `__traceiter_X` (since d25e37d89dd2,
+    These are tried in order, and have names: `__traceiter_X` (since d25e37d89dd2,
     "tracepoint: Optimize using static_call()"), `__probestub_X`, `__bpf_trace_X`.
-    Last `btf_trace_X` (since e8c423fb31fa, "bpf: Add typecast to raw_tracepoints to
-    help BTF generation"), which knows types only. The first argument of each
-    is the tracepoint's private data, which no program gets. Raises BtfError.
+    The last is `btf_trace_X` (since e8c423fb31fa, "bpf: Add typecast to raw_tracepoints to
+    help BTF generation"), which has types only. The first argument of each is the tracepoint's
+    private data, which a program does not receive. Raises BtfError.
     """
     for prefix in ("__traceiter_", "__probestub_", "__bpf_trace_"):
         args = btf.func_args(prefix + tracepoint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles and loads through bcc: without kernel headers, and without its noise."""
+"""Compile and load with bcc, without kernel headers, and with its output captured."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.program import Plan, Probe
 
 _KERNEL_SOURCE: Final = "BCC_KERNEL_SOURCE"
-_MAX_HINT: Final = 300  # characters of a compiler's or verifier's text that we repeat
+_MAX_HINT: Final = 300  # characters of a compiler's or verifier's message that are printed
 
 
 class Bpf(Protocol):
-    """What we use of bcc.BPF, which has no types of its own."""
+    """The used part of bcc.BPF, which has no type annotations."""
 
     RAW_TRACEPOINT: int
     TRACEPOINT: int
@@ -38,43 +38,43 @@ class Bpf(Protocol):
     def cleanup(self) -> None: ...  # noqa: D102
 
 
-class Noise:
-    """What was written to file descriptor 2 while it was captured."""
+class CapturedText:
+    """The text that was written to file descriptor 2 while it was captured."""
 
     text = ""
 
     def useful_line(self) -> str:
-        """The line that says what is wrong: a compiler's first error, else the last line."""
+        """The line with the reason: a compiler's first error, else the last line."""
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]
         errors = [line for line in lines if "error:" in line.lower()]
-        # The verifier ends with a line of statistics; its reason comes before that.
-        rest = [line for line in lines if not line.startswith("processed ")]
-        chosen = errors[0] if errors else (rest or [""])[-1]
+        # The verifier's last line has statistics; the reason is the line before it.
+        reasons = [line for line in lines if not line.startswith("processed ")]
+        chosen = errors[0] if errors else (reasons or [""])[-1]
         return chosen[:_MAX_HINT]
 
 
 @contextmanager
-def captured_stderr() -> Iterator[Noise]:
-    """Capture file descriptor 2 of the whole process: libbcc writes there from C."""
-    noise = Noise()
+def captured_stderr() -> Iterator[CapturedText]:
+    """Capture file descriptor 2 of the whole process, because libbcc writes to it from C."""
+    captured = CapturedText()
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with os.fdopen(os.memfd_create("ipitrace-stderr"), "w+b") as sink:
             os.dup2(sink.fileno(), 2)
             try:
-                yield noise
+                yield captured
             finally:
                 os.dup2(kept, 2)
                 sink.seek(0)
-                noise.text = sink.read().decode("utf-8", "replace")
+                captured.text = sink.read().decode("utf-8", "replace")
     finally:
         os.close(kept)
 
 
 @contextmanager
 def _kernel_source(stubs: Path) -> Iterator[None]:
-    """Make bcc take `stubs` for the kernel's source tree."""
+    """Make bcc use `stubs` as the kernel's source tree."""
     former = os.environ.get(_KERNEL_SOURCE)
     os.environ[_KERNEL_SOURCE] = str(stubs)
     try:
@@ -88,7 +88,7 @@ def _kernel_source(stubs: Path) -> Iterator[None]:
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Be in `folder`: bcc has its compiler look for headers in the current folder, and first."""
+    """Change to `folder`: bcc's compiler searches the current folder for headers first."""
     former = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         os.chdir(folder)
@@ -102,32 +102,32 @@ def _inside(folder: Path) -> Iterator[None]:
 def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
 
-    Raises HostError. bcc changes the working directory while it compiles.
+    Raises HostError. bcc changes the working directory during compilation.
     """
     bcc = import_bcc()
     stubs = directory / "stubs"
-    with captured_stderr() as noise, _kernel_source(stubs), _inside(stubs):
+    with captured_stderr() as captured, _kernel_source(stubs), _inside(stubs):
         try:
             return cast("Bpf", bcc.BPF(text=text.encode(), cflags=flags))
         except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
             failure = raised
-    line = noise.useful_line() or str(failure)
+    line = captured.useful_line() or str(failure)
     if "bpf map" in line.lower():
         raise HostError(
-            "the kernel refused the maps that the host events are written to",
-            f"it needs mappable BPF arrays (Linux 5.5) and memory for the rings; it said: {line}",
+            "The kernel refused to create the maps for host events.",
+            f"ipitrace needs mappable BPF arrays (Linux 5.5) and memory for the rings; bcc: {line}",
         ) from failure
     raise HostError(
-        "the BPF programs do not compile with the installed bcc",
-        f"report this with `python3 -c 'import bcc; print(bcc.__version__)'`; it said: {line}",
+        "The BPF programs do not compile with the installed bcc.",
+        f"Report this with `python3 -c 'import bcc; print(bcc.__version__)'`; bcc: {line}",
     ) from failure
 
 
 @held_back()
 def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str, str]]:
-    """Have the verifier accept each program: those it accepted, and why not the others.
+    """Load each program: the programs that the verifier accepts, and the reasons for the others.
 
-    Raises HostError when it accepts none.
+    Raises HostError if it accepts none.
     """
     types = {
         "raw": bpf.RAW_TRACEPOINT,
@@ -138,17 +138,17 @@ def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str,
     accepted: list[Probe] = []
     refused: dict[str, str] = {}
     for probe in planned.probes:
-        with captured_stderr() as noise:
+        with captured_stderr() as captured:
             try:
                 bpf.load_func(probe.function.encode(), types[probe.hook])
                 accepted.append(probe)
                 continue
             except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
                 failure = str(raised)
-        refused[probe.event.name] = f"refused: {noise.useful_line() or failure}"
+        refused[probe.event.name] = f"refused: {captured.useful_line() or failure}"
     if not accepted:
         raise HostError(
-            "the kernel refused every BPF program",
-            next(iter(refused.values()), "nothing to load"),
+            "The kernel refused every BPF program.",
+            next(iter(refused.values()), "There was no program to load."),
         )
     return tuple(accepted), refused

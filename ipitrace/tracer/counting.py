@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what vCPUs do without recording it: what it costs does not grow with what they do."""
+"""Count events of vCPUs without recording them; the cost per event is small and constant."""
 
 import contextlib
 import ctypes
@@ -42,20 +42,20 @@ EVENTS: Final = (
     "kvm_vcpu_wakeup",
     "kvm_avic_incomplete_ipi",
 )
-# Costs something at every MSR exit, and tells nothing more where kvm_exit and kvm_entry do.
+# kvm_msr adds a cost to every MSR exit, and no information if kvm_exit and kvm_entry are attached.
 ENDS_SENDS: Final = "kvm_msr"
 NEEDED: Final = ("kvm_apic_ipi", "kvm_apic_accept_irq")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted in some slots until two moments; it only grows while a slot has its thread.
+    """Counts of some slots at two moments; a count only grows while its slot has the same thread.
 
     Attributes:
         heads_before, heads: WATCH_HEAD (slots read,).
-        slot: for each cell in use, which of the slots read it is of (0, 1, ...), ascending.
-        key: what it counts.
-        before, now: how much.
+        slot: for each cell in use, the index of its slot in the slots read (0, 1, ...), ascending.
+        key: the counted item.
+        before, now: the count at each of the two moments.
     """
 
     heads_before: NDArray[np.void]
@@ -67,7 +67,7 @@ class Counts:
 
 
 class Counting:
-    """Counters in slots, one for each watched vCPU; a thread is given a slot and loses it again."""
+    """Counters in slots, one slot for each watched vCPU; threads are assigned to slots."""
 
     def __init__(
         self,
@@ -77,31 +77,31 @@ class Counting:
         cells: NDArray[np.void],
         left_out: dict[str, str],
     ) -> None:
-        """Take over a compiled `bpf`; use Counting.load()."""
+        """Take ownership of a compiled `bpf`; use Counting.load()."""
         self._bpf: Bpf | None = bpf
         self._probes = probes
         self._heads, self._cells = heads, cells
-        # As last read.
+        # Values of the last read.
         self._former_heads = np.zeros_like(heads)
         self._former = np.zeros(cells.shape, np.uint64)
         self._links: list[Probe] = []
-        self._notes_strangers = False
+        self._counts_strangers = False
         self.left_out = left_out
 
     @classmethod
     def load(cls, *, n_slots: int, n_cells: int, n_strangers: int = 0) -> Self:
         """Compile, load and attach; nothing is counted until a slot has a thread.
 
-        `n_cells`, a power of two, bounds how many different things a slot tells apart.
-        `n_strangers` is for how many threads without a slot there is room; 0 notes none.
-        Call it in the main thread before others start: where tracefs is not mounted
-        this enters a private mount namespace (see tracefs.py).
+        `n_cells`, a power of two, limits the number of different items in a slot.
+        `n_strangers` is the number of threads without a slot that are counted; 0 counts none.
+        Call it in the main thread before other threads start: if tracefs is not mounted, this
+        enters a private mount namespace (see tracefs.py).
 
         Raises:
             HostError: BPF cannot be used, or this kernel lacks the events of NEEDED.
         """
         if n_cells < 2 or n_cells & (n_cells - 1):  # noqa: PLR2004
-            raise ValueError(f"n_cells is no power of two: {n_cells}")
+            raise ValueError(f"n_cells is not a power of two: {n_cells}")
         require_trace_privilege()
         require_initial_pid_namespace()
         events = EVENTS if kernel.host_isa() else (*EVENTS, ENDS_SENDS)
@@ -128,7 +128,7 @@ class Counting:
             raise
         left_out = {**planned.left_out, **refused}
         counting = cls(bpf, accepted, heads, cells.reshape(n_slots, n_cells), left_out)
-        counting._notes_strangers = n_strangers > 0
+        counting._counts_strangers = n_strangers > 0
         try:
             counting._attach()
         except BaseException:
@@ -144,19 +144,19 @@ class Counting:
 
     @property
     def n_slots(self) -> int:
-        """How many vCPUs can be watched at a time."""
+        """The number of vCPUs that can be watched at the same time."""
         return len(self._heads)
 
     @property
     def hooks(self) -> dict[str, Hook]:
-        """How each attached event is hooked."""
+        """The hook of each attached event."""
         return {probe.event.name: probe.hook for probe in self._links}
 
     def give(self, slot: int, tid: int) -> None:
-        """Count what thread `tid` does in `slot`, from 0.
+        """Count the events of thread `tid` in `slot`, from 0.
 
-        A slot that take() freed keeps its counts until then, and must not be given again
-        at once: a program that began before take() may still be writing.
+        A slot that take() freed keeps its counts until then. It must not be assigned again at
+        once: a program that began before take() may still write to it.
         """
         self._heads[slot] = 0
         self._cells[slot] = 0
@@ -165,11 +165,11 @@ class Counting:
         self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)] = ctypes.c_uint(slot)
 
     def take(self, tid: int) -> None:
-        """Count thread `tid` no longer."""
+        """Stop counting the events of thread `tid`."""
         del self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)]
 
     def read(self, slots: Sequence[int]) -> Counts:
-        """What was counted in these slots until they were read last, and until now."""
+        """The counts of these slots at the previous read, and now."""
         at = np.asarray(slots, np.intp)
         heads, heads_before = self._heads[at], self._former_heads[at]
         slot, cell = np.nonzero(self._cells["key"][at])
@@ -179,7 +179,7 @@ class Counting:
         return Counts(heads_before, heads, slot, cells["key"], before, cells["count"])
 
     def as_read(self, slots: Sequence[int]) -> Counts:
-        """What was counted in these slots from the beginning until they were read last."""
+        """The counts of these slots from the beginning to the previous read."""
         at = np.asarray(slots, np.intp)
         heads = self._former_heads[at]
         slot, cell = np.nonzero(self._former[at])
@@ -189,32 +189,33 @@ class Counting:
         return Counts(np.zeros_like(heads), heads, slot, key, np.zeros_like(now), now)
 
     def activity(self) -> NDArray[np.uint64]:
-        """A number for each slot that grows with whatever is counted in it."""
-        # Every program counts the event, or that it could not, before anything else (watch.bpf.c).
+        """A number for each slot that grows with every counted event."""
+        # Every program first counts the event, or that it was missed (watch.bpf.c).
         grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
         return grown
 
     def strangers(self) -> dict[tuple[int, int], int]:
-        """Times that vCPU threads without a slot asked KVM to send, by (process, thread).
+        """Requests to KVM to send by vCPU threads without a slot, by (process, thread).
 
-        Since the last call, those that asked for none included. Lower bounds: what comes
-        between reading and removing is lost, and so are the oldest of too many.
+        The counts are since the last call, and include threads with a count of 0. They are lower
+        bounds: events between reading and removing are lost, and so are the oldest of too many
+        threads.
         """
-        if not self._notes_strangers:
+        if not self._counts_strangers:
             return {}
         table = self._open_bpf()[b"strangers"]
         found: dict[tuple[int, int], int] = {}
         for key in list(table.keys()):
-            with contextlib.suppress(KeyError):  # the kernel dropped it
+            with contextlib.suppress(KeyError):  # the kernel has dropped it
                 found[key.value >> 32, key.value & 0xFFFFFFFF] = table[key].value
                 del table[key]
         return found
 
     def recursion_misses(self) -> dict[str, int | None]:
-        """Events of the whole host that the kernel turned away, by event, since load.
+        """Events of the whole host that the kernel did not pass to a program, by event, since load.
 
-        They came on a CPU on which the same program was running. None where the kernel
-        keeps no count (see TraceLosses).
+        They occurred on a CPU on which the same program was running. None if the kernel has no
+        count (see TraceLosses).
         """
         bpf = self._open_bpf()
         return {
@@ -223,7 +224,7 @@ class Counting:
         }
 
     def programs(self) -> dict[str, Path]:
-        """The kernel's account of each attached program (fdinfo), by event."""
+        """The kernel's statistics of each attached program (fdinfo), by event."""
         bpf = self._open_bpf()
         return {
             probe.event.name: Path(f"/proc/self/fdinfo/{bpf.funcs[probe.function.encode()].fd}")
@@ -239,7 +240,7 @@ class Counting:
         for probe in self._links:
             detach_probe(bpf, probe)
         self._links.clear()
-        # A mapping keeps a descriptor of its map.
+        # A mapping keeps a descriptor of its map open.
         self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
         dispose(bpf)
 
@@ -248,7 +249,7 @@ class Counting:
         """Attach every program.
 
         Raises:
-            HostError: one of NEEDED could not be.
+                HostError: one of NEEDED could not be attached.
         """
         bpf = self._open_bpf()
         for probe in self._probes:
@@ -266,10 +267,10 @@ class Counting:
 
 
 def _require(left_out: Mapping[str, str]) -> None:
-    """Raise HostError when one of NEEDED is among what was left out and why."""
+    """Raise HostError if one of NEEDED was left out."""
     for name in NEEDED:
         if name in left_out:
             raise HostError(
-                f"IPIs cannot be counted on this host: {name} cannot be watched",
-                f"the reason: {left_out[name]}; is KVM's module loaded?",
+                f"IPIs cannot be counted: {name} cannot be attached ({left_out[name]}).",
+                "Check whether KVM's module is loaded.",
             )

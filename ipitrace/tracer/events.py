@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host events we watch: one table."""
+"""The table of the traced host events."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -9,11 +9,11 @@ from ipitrace.words.events import HOST_EVENT_OF, Kind
 
 @dataclass(frozen=True)
 class Field:
-    """A value a probe reads: its name in the BPF source, and how kernels spell it.
+    """A value that a probe reads: its name in the BPF source, and its names in kernels.
 
-    `spellings` are tried in order, newest kernel first, as argument names of the
-    raw tracepoint or function and as column names of the classic tracepoint;
-    `columns` replaces them for the classic one where the two differ.
+    `spellings` are tried in order, the newest kernel first, as argument names of the raw
+    tracepoint or function and as column names of the classic tracepoint. `columns` replaces
+    them for the classic tracepoint if the two differ.
     """
 
     name: str
@@ -23,21 +23,20 @@ class Field:
 
     @property
     def column_spellings(self) -> tuple[str, ...]:
-        """How a tracefs `format` file may name this value."""
+        """The possible names of this value in a tracefs `format` file."""
         return self.columns or self.spellings
 
 
 @dataclass(frozen=True)
 class EventSpec:
-    """One event: its kind, its place in tracefs, what it means and what we read.
+    """One event: its kind, its place in tracefs, and the values that are read.
 
-    `prototypes` are the argument lists it is known to have had, newest first,
-    each as "name:shape ..." (shapes as in btf.Arg): they name the arguments on
-    kernels whose BTF knows only their types.
+    `prototypes` are its known argument lists, the newest first, each as "name:shape ..."
+    (shapes as in btf.Arg): they name the arguments on kernels whose BTF has only their types.
 
-    An event with a `symbol` is no tracepoint but a kernel function of that name,
-    `on_return` when it is its return we watch. `anyones`: it runs in whatever
-    context an interrupt finds, on behalf of whichever VM.
+    An event with a `symbol` is not a tracepoint but a kernel function of that name; with
+    `on_return` the function's return is traced. `any_context`: it runs in the context of any
+    interrupted thread, on behalf of any VM.
     """
 
     kind: Kind
@@ -46,21 +45,21 @@ class EventSpec:
     prototypes: tuple[str, ...] = ()
     symbol: str = ""
     on_return: bool = False
-    anyones: bool = False
+    any_context: bool = False
 
     @property
     def name(self) -> str:
-        """What we call it: a tracepoint's name as kernel and tracefs spell it."""
+        """ipitrace's name of the event: a tracepoint's name as in the kernel and tracefs."""
         return self.kind.name.lower()
 
     @property
     def recorded(self) -> bool:
-        """It has rings, and leaves records in them; otherwise it is only counted."""
+        """Whether it has rings and records; otherwise it is only counted."""
         return HOST_EVENT_OF[self.kind].recorded
 
 
 def _same(*names: str) -> tuple[Field, ...]:
-    """Fields that every kernel spells as we do."""
+    """Fields that have the same name in every kernel and in ipitrace."""
     return tuple(Field(name, (name,)) for name in names)
 
 
@@ -70,11 +69,11 @@ def _function(
     *,
     symbol: str = "",
     on_return: bool = False,
-    anyones: bool = False,
+    any_context: bool = False,
 ) -> EventSpec:
-    """A kernel function; its symbol is the kind's name unless said otherwise."""
+    """A kernel function; its symbol is the kind's name unless given."""
     symbol = symbol or kind.name.lower()
-    return EventSpec(kind, "", fields, symbol=symbol, on_return=on_return, anyones=anyones)
+    return EventSpec(kind, "", fields, symbol=symbol, on_return=on_return, any_context=any_context)
 
 
 _ACCEPT = ("apicid:u32 dm:u16 tm:u16 vec:u8",)
@@ -86,7 +85,7 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         "kvm",
         (
             # The reason is a raw argument only before 0a62a0319abb, "KVM: x86: Get
-            # exit_reason as part of kvm_x86_ops.get_exit_info"; info1 never is one.
+            # exit_reason as part of kvm_x86_ops.get_exit_info"; info1 is never one.
             *_same("exit_reason"),
             Field("isa", ("isa",), optional=True),
             Field("info1", ("info1",), optional=True),
@@ -134,7 +133,7 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.KVM_APIC,
         "kvm",
         _same("rw", "reg", "val"),
-        # val grew from u32 with IPI virtualization: the 64-bit ICR of x2APIC.
+        # val was u32 before IPI virtualization, and is now u64: x2APIC's ICR has 64 bits.
         ("rw:u32 reg:u32 val:u64", "rw:u32 reg:u32 val:u32"),
     ),
     EventSpec(
@@ -146,7 +145,7 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     EventSpec(
         Kind.KVM_INJ_VIRQ,
         "kvm",
-        # "vector" since soft and reinjected joined it; "irq" before.
+        # "vector" since soft and reinjected were added; "irq" before.
         (Field("vector", ("vector", "irq")),),
         ("vector:u32 soft:bool reinjected:bool", "irq:u32"),
     ),
@@ -232,18 +231,18 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
     ),
     _function(
         Kind.PI_WAKEUP_HANDLER,
-        anyones=True,
+        any_context=True,
     ),
     _function(
         Kind.SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI,
-        # The entry code around it may not be probed: 13cad9851c9b, "x86/entry: Convert
-        # various system vectors".
+        # Its entry code cannot be probed: 13cad9851c9b, "x86/entry: Convert various system
+        # vectors".
         symbol="__sysvec_kvm_posted_intr_wakeup_ipi",
-        anyones=True,
+        any_context=True,
     ),
     _function(
         Kind.SMP_KVM_POSTED_INTR_IPI,
-        anyones=True,
+        any_context=True,
     ),
     _function(
         Kind.VMX_DELIVER_INTERRUPT,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of tracefs `format` files: where a classic tracepoint keeps each column."""
+"""A reader of tracefs `format` files: the offset of each column of a classic tracepoint."""
 
 import re
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class Column:
 
     @property
     def c_type(self) -> str | None:
-        """The integer type of this size; None for a column that is no plain, aligned integer."""
+        """The integer type of this size; None if the column is not a plain, aligned integer."""
         if self.size not in (1, 2, 4, 8) or self.offset % self.size:
             return None
         return f"{'s' if self.signed else 'u'}{8 * self.size}"
 
 
 def parse_format(text: str) -> dict[str, Column]:
-    """The columns of a `format` file by name; empty when the text is none.
+    """The columns of a `format` file by name; empty if the text is not such a file.
 
-    Columns that every event has (`common_*`) are kept like the others.
+    Columns that every event has (`common_*`) are included.
     """
     columns: dict[str, Column] = {}
     for match in _FIELD.finditer(text):

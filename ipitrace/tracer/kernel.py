@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks this kernel what it offers to a tracer: BTF, tracefs formats, functions to probe."""
+"""The features of this kernel for tracing: BTF, tracefs formats, functions to probe."""
 
 import re
 from collections import Counter
@@ -13,15 +13,15 @@ from ipitrace.tracer.formats import Column, parse_format
 from ipitrace.tracer.program import Offer
 
 BTF_DIR = Path("/sys/kernel/btf")
-# KVM's tracepoints live in kvm.ko; where that is built in, vmlinux has them.
+# KVM's tracepoints are in kvm.ko; if it is built in, they are in vmlinux.
 _MODULES = ("kvm", "kvm_intel", "kvm_amd")
 
 
 def read_btf(directory: Path = BTF_DIR) -> list[Btf]:
-    """The BTF of KVM's modules where there are any, then vmlinux's.
+    """The BTF of KVM's modules if there are any, then vmlinux's.
 
-    Raises BtfError or OSError when vmlinux's cannot be read; a module without
-    (readable) BTF is as good as absent.
+    Raises BtfError or OSError if vmlinux's cannot be read. A module without readable BTF is
+    ignored.
     """
     vmlinux = Btf.read(directory / "vmlinux")
     found: list[Btf] = []
@@ -38,7 +38,7 @@ def _args(btf: Btf, event: EventSpec) -> tuple[Arg, ...] | None:
 
 
 def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer:
-    """What BTF says about `events`; an offer that says why when there is no usable BTF."""
+    """The BTF of `events`; an offer with the reason if there is no usable BTF."""
     args: dict[str, tuple[Arg, ...]] = {}
     try:
         blobs = read_btf(directory)
@@ -52,7 +52,7 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer
     except OSError as error:
         return Offer(no_args=f"the kernel has no BTF ({error.strerror})")
     except BtfError as error:
-        return Offer(no_args=f"the kernel's BTF is unreadable ({error})")
+        return Offer(no_args=f"the kernel's BTF is not valid ({error})")
     return Offer(args=args, task_pid_offset=pid_offset)
 
 
@@ -71,10 +71,10 @@ def classic_columns(events: Collection[EventSpec], tracefs: Path) -> dict[str, d
 def function_offer(
     symbols: Collection[str], files: HostFiles = HOST
 ) -> tuple[frozenset[str], dict[str, str]]:
-    """Those of `symbols` that can be probed, and for each of the others why not.
+    """The functions of `symbols` that can be probed, and the reasons for the others.
 
-    What the kernel will not let anyone probe is listed in debugfs; where that is not
-    mounted, attaching fails and says so.
+    The functions that the kernel does not allow to be probed are listed in debugfs. If debugfs
+    is not mounted, attaching fails and reports it.
     """
     # The event source of e12f03d7031a, "perf/core: Implement the 'perf_kprobe' PMU" (Linux 4.17).
     if not files.names("/sys/bus/event_source/devices/kprobe"):
@@ -98,7 +98,7 @@ def function_offer(
 
 
 def host_isa(files: HostFiles = HOST) -> int:
-    """What kvm_exit's `isa` is on this CPU (1 VMX, 2 SVM); 0 where it has neither."""
+    """The value of kvm_exit's `isa` on this CPU (1 VMX, 2 SVM); 0 if the CPU has neither."""
     flags = re.search(r"^flags\s*:(.*)$", files.text("/proc/cpuinfo") or "", re.MULTILINE)
     names = flags[1].split() if flags else []
     return 1 if "vmx" in names else 2 if "svm" in names else 0

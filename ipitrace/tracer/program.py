@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides how each event is hooked on this kernel, and writes down the program for it.
+"""Choose a hook for each event on this kernel, and generate the source of the program.
 
-Pure: what the kernel offers comes in as data, the program goes out as text and
-flags. A raw tracepoint is taken wherever its arguments suffice: it costs a third
-of a classic one, and does not share the classic ones' per-CPU recursion guard,
-which drops events that nest in one another. Functions are hooked where the kernel
-has them and lets them be probed.
+This module has no side effects: the kernel's features are its input, and source text and flags
+are its output. A raw tracepoint is used if its arguments suffice: it costs a third of a classic
+one, and does not share the classic ones' per-CPU recursion guard, which drops nested events.
+Functions are probed if the kernel has them and allows it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,8 +18,8 @@ from ipitrace.tracer.formats import Column
 
 Hook = Literal["raw", "classic", "kprobe", "kretprobe"]
 
-# In this order they make one translation unit: bcc rewrites map accesses in the
-# main file only, so they are joined rather than included.
+# Joined in this order they are one translation unit: bcc rewrites map accesses only in the
+# main file, so the files cannot be included.
 SOURCES: Final = (
     "ring.bpf.c",
     "exits.bpf.c",
@@ -35,12 +34,12 @@ WATCH_SOURCES: Final = ("watch.bpf.c",)
 
 @dataclass(frozen=True)
 class Offer:
-    """What a kernel offers: arguments from BTF, columns from tracefs, functions to probe.
+    """The features of a kernel: arguments from BTF, columns from tracefs, functions to probe.
 
-    `args` has raw tracepoints' and functions' by event name. `no_args` and
-    `no_columns` say why when nothing could be read at all, `no_functions` why by
-    symbol. `host_isa`: what this CPU's exits are (1 VMX, 2 SVM, 0 not known), for
-    kernels whose kvm_exit does not say.
+    `args` has the arguments of raw tracepoints and functions by event name. `no_args` and
+    `no_columns` have the reason if nothing could be read, `no_functions` the reason by symbol.
+    `host_isa` is the kind of this CPU's exits (1 VMX, 2 SVM, 0 unknown), for kernels whose
+    kvm_exit does not report it.
     """
 
     args: Mapping[str, tuple[Arg, ...]] = field(default_factory=dict)
@@ -55,10 +54,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Probe:
-    """One event, hooked: `places` maps our field names to where they are.
+    """One event with its hook. `places` maps ipitrace's field names to the places of the values.
 
-    That is a raw argument's position from 0, a column of the classic tracepoint's
-    record, or a function argument's position from 1.
+    A place is a raw argument's position from 0, a column of the classic tracepoint's record, or
+    a function argument's position from 1.
     """
 
     event: EventSpec
@@ -73,7 +72,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Plan:
-    """The probes in row order (those with a ring first), and what was left out and why."""
+    """The probes in row order (those with a ring first), and the reasons for omitted events."""
 
     probes: tuple[Probe, ...]
     left_out: Mapping[str, str]
@@ -82,7 +81,7 @@ class Plan:
 
     @property
     def n_rings(self) -> int:
-        """How many rows have a ring."""
+        """The number of rows that have a ring."""
         return sum(probe.event.recorded for probe in self.probes)
 
 
@@ -99,13 +98,13 @@ def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] 
 
 
 def _raw(event: EventSpec, offer: Offer) -> Probe | str:
-    """The event as a raw tracepoint, or why not."""
+    """The event as a raw tracepoint, or why this is not possible."""
     args = offer.args.get(event.name)
     if args is None:
         return offer.no_args or "not in the kernel's BTF"
     named = _named(args, event.prototypes) if event.fields else ()
     if named is None:
-        return "the kernel's BTF does not name its arguments and their types are new to us"
+        return "the kernel's BTF does not name its arguments, and their types are not known"
     positions = {arg.name: position for position, arg in enumerate(named)}
     places: dict[str, int | Column] = {}
     for wanted in event.fields:
@@ -120,7 +119,7 @@ def _raw(event: EventSpec, offer: Offer) -> Probe | str:
 
 
 def _classic(event: EventSpec, offer: Offer) -> Probe | str:
-    """The event as a classic tracepoint, or why not."""
+    """The event as a classic tracepoint, or why this is not possible."""
     columns = offer.columns.get(event.name)
     if columns is None:
         return offer.no_columns or "not in tracefs"
@@ -135,7 +134,7 @@ def _classic(event: EventSpec, offer: Offer) -> Probe | str:
 
 
 def _function(event: EventSpec, offer: Offer) -> Probe | str:
-    """The event as a kprobe or kretprobe, or why not."""
+    """The event as a kprobe or kretprobe, or why this is not possible."""
     if event.symbol not in offer.functions:
         return offer.no_functions.get(event.symbol, "not a function of this kernel")
     names = [arg.name for arg in offer.args.get(event.name, ())]
@@ -145,12 +144,12 @@ def _function(event: EventSpec, offer: Offer) -> Probe | str:
         if found is not None:
             places[wanted.name] = names.index(found) + 1
         elif not wanted.optional:
-            return f"the kernel's BTF does not say where {event.symbol} has {wanted.name}"
+            return f"the kernel's BTF does not name the argument {wanted.name} of {event.symbol}"
     return Probe(event, "kretprobe" if event.on_return else "kprobe", places)
 
 
 def _hooked(event: EventSpec, offer: Offer) -> Probe | str:
-    """The event hooked the best way there is, or why none will do."""
+    """The event with the best possible hook, or the reason why there is none."""
     if event.symbol:
         return _function(event, offer)
     raw = _raw(event, offer)
@@ -161,7 +160,7 @@ def _hooked(event: EventSpec, offer: Offer) -> Probe | str:
 
 
 def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
-    """Hook every event of `events` that this kernel lets us hook."""
+    """Plan a hook for every event of `events` that this kernel supports."""
     probes: list[Probe] = []
     left_out: dict[str, str] = {}
     for event in events:
@@ -175,7 +174,7 @@ def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
 
 
 def _record_struct(probe: Probe) -> str:
-    """The classic tracepoint's record as C, holding the wanted columns and padding."""
+    """The classic tracepoint's record as a C struct: the wanted columns and padding."""
     lines = [f"struct {probe.event.name}_record {{"]
     end = 0
     columns = {place for place in probe.places.values() if isinstance(place, Column)}
@@ -188,7 +187,7 @@ def _record_struct(probe: Probe) -> str:
 
 
 def source(planned: Plan, directory: Path, files: Sequence[str] = SOURCES) -> str:
-    """The whole translation unit: this kernel's records, then the `files` of bpf/."""
+    """The complete translation unit: this kernel's records, then the `files` of bpf/."""
     parts = [_record_struct(probe) for probe in planned.probes if probe.hook == "classic"]
     for name in files:
         parts += [f'#line 1 "{name}"\n', (directory / name).read_text()]
@@ -222,7 +221,7 @@ def watch_cflags(
 
 
 def hook_flags(planned: Plan) -> list[str]:
-    """How each event is hooked and where its fields are: what bpf/probe.h wants."""
+    """The hook of each event and the places of its fields, as bpf/probe.h expects them."""
     flags = [f"-DHOST_ISA={planned.host_isa}"]
     for probe in planned.probes:
         name = probe.event.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the rings that the BPF programs write, in place and without a system call."""
+"""Read the rings that the BPF programs write, in place and without a system call."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,19 +8,19 @@ from ipitrace.abi.events import RING_EVENT
 
 
 class RingReader:
-    """The one reader of rings that writers keep writing to.
+    """The only reader of rings while their writers write.
 
-    A writer fills the slot `written` points at and then adds one to `written`;
-    it never waits. So of the records up to `written`, the last n_slots are there,
-    less the one the writer may be about to replace; the rest is lost. Events that
-    are only counted go by `counted` and concern no ring.
+    A writer fills the slot at index `written` and then increments `written`. It never waits. Of
+    the records up to `written`, the last n_slots exist, except the one that the writer may be
+    replacing; the others are lost. Events that are only counted increase `counted` and have no
+    ring.
     """
 
     def __init__(self, slots: NDArray[np.void], heads: NDArray[np.void]) -> None:
         """`slots`: RING_EVENT (n_vcpus, n_rings, n_slots), `heads`: RING_HEAD (n_vcpus, n_rows).
 
-        Rows from n_rings on have no slots and are only counted. Reading starts
-        at each ring's first event.
+        Rows from n_rings on have no slots and are only counted. Reading starts at each ring's
+        first event.
         """
         self._slots = slots
         self._heads = heads
@@ -30,20 +30,20 @@ class RingReader:
         self.lost: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
 
     def seen(self) -> NDArray[np.uint64]:
-        """Events so far, recorded or only counted, (n_vcpus, n_rows)."""
+        """Number of events, recorded or only counted, (n_vcpus, n_rows)."""
         heads = self._heads
         seen: NDArray[np.uint64] = heads["written"] + heads["counted"] + heads["elsewhere"]
         return seen
 
     def missed(self) -> NDArray[np.uint64]:
-        """Events turned away because they came while their ring was written, (n_vcpus, n_rows)."""
+        """Events dropped because they occurred while their ring was written, (n_vcpus, n_rows)."""
         return np.array(self._heads["missed"])
 
     def drain(self, most: int | None = None) -> list[tuple[int, int, NDArray[np.void]]]:
-        """Copy what is new: (vcpu, ring, records in order) of each ring with news.
+        """Copy the new records: (vcpu, ring, records in order) of each ring that has any.
 
-        After it, for every ring: records written = records handed out + lost. No more than
-        `most` records are handed out; those beyond it are lost.
+        Afterwards, for every ring: records written = records returned + lost. At most `most`
+        records are returned; the others are lost.
         """
         heads = np.array(self._ring_heads)
         news: list[tuple[int, int, NDArray[np.void]]] = []
@@ -51,8 +51,8 @@ class RingReader:
             start, end = int(self._read[vcpu, ring]), int(heads[vcpu, ring])
             first = max(start, end - self._n_slots)
             records = self._copy(self._slots[vcpu, ring], first, end)
-            # The writer went on while we copied: it has replaced, or is
-            # replacing, every record more than n_slots - 1 behind where it is now.
+            # The writer continued during the copy: it has replaced, or is replacing, every record
+            # that is more than n_slots - 1 behind its present position.
             valid_from = int(self._ring_heads[vcpu, ring]) + 1 - self._n_slots
             if valid_from > first:
                 records = records[valid_from - first :]
@@ -66,7 +66,7 @@ class RingReader:
         return news
 
     def _copy(self, ring: NDArray[np.void], first: int, end: int) -> NDArray[np.void]:
-        """Records `first` up to `end`, at most n_slots of them, as a copy."""
+        """A copy of the records from `first` up to `end`, at most n_slots of them."""
         if first == end:
             return np.empty(0, RING_EVENT)
         left, right = first % self._n_slots, end % self._n_slots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracer of one VM: load once, then attach, drain and detach as often as needed."""
+"""A tracer of one VM: load once, then attach, drain and detach repeatedly."""
 
 import ctypes
 import time
@@ -34,18 +34,18 @@ from ipitrace.tracer.rings import RingReader
 from ipitrace.words.events import NR_KINDS
 
 MOST_EVENTS: Final = 16_000_000
-"""Events kept from one take() to the next unless the caller says otherwise: some 400 MB."""
+"""The default limit of events between two calls of take(): about 400 MB."""
 
 
 @dataclass(frozen=True)
 class TraceLosses:
-    """What was not recorded, by event, since the tracer was loaded.
+    """The events that were not recorded, by event, since the tracer was loaded.
 
-    `ring_overruns`: records that were overwritten before they were drained, or for which
-    there was no more room (Tracer.keep_at_most).
-    `recursion_misses`: events the kernel, or our ring, turned away because a program
-    was running already; neither counted nor recorded. The kernel's share comes before
-    our filter, so it is an upper bound, and None where the kernel does not tell.
+    `ring_overruns`: records that were overwritten before they were drained, or that exceeded the
+    limit of Tracer.keep_at_most().
+    `recursion_misses`: events that the kernel, or our ring, dropped because a program was
+    already running; they are neither counted nor recorded. The kernel's count includes events
+    that our filter would exclude, so it is an upper bound. It is None if the kernel has no count.
     Classic tracepoints and functions are counted since dd8657894c11 ("bpf: Count missed stats in
     trace_call_bpf"), raw ones since 05b24ff9b2cf ("bpf: Prevent bpf program recursion
     for raw tracepoint probes").
@@ -58,8 +58,8 @@ class TraceLosses:
 class Tracer:
     """Host events of one process's vCPU threads.
 
-    Load in the main thread before others start: where tracefs is not mounted,
-    loading enters a private mount namespace (see tracefs.py).
+    Load in the main thread before other threads start: if tracefs is not mounted, loading enters
+    a private mount namespace (see tracefs.py).
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Tracer:
         heads: NDArray[np.void],
         reader: RingReader,
     ) -> None:
-        """Take over a compiled `bpf`; use Tracer.load()."""
+        """Take ownership of a compiled `bpf`; use Tracer.load()."""
         self._bpf: Bpf | None = bpf
         self._probes = probes
-        self._rows = rows  # what each row of the rings is, in order
+        self._rows = rows  # the probe of each row of the rings, in order
         self._heads: NDArray[np.void] | None = heads  # RING_HEAD (n_vcpus, n_rows)
         self._reader: RingReader | None = reader
         self._tids: tuple[int, ...] = ()
@@ -98,14 +98,14 @@ class Tracer:
         slots_per_ring: int = 16384,
         only: Collection[str] | None = None,
     ) -> Self:
-        """Compile and load for process `pid`, attaching nothing.
+        """Compile and load for process `pid` without attaching.
 
-        `slots_per_ring` (a power of two) bounds what fits between two drains of
-        one event of one vCPU; a slot is 24 bytes. `only` names events.
-        Raises HostError where BPF cannot be used, UsageError for unknown names.
+        `slots_per_ring` (a power of two) limits the records of one event of one vCPU between two
+        drains; a slot is 24 bytes. `only` names events.
+        Raises HostError if BPF cannot be used, UsageError for unknown names.
         """
         if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
-            raise ValueError(f"slots_per_ring is no power of two: {slots_per_ring}")
+            raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         started_s = time.perf_counter()
         events = chosen_events(only)
         require_trace_privilege()
@@ -113,9 +113,9 @@ class Tracer:
         planned = plan_for_this_kernel(events)
         if not planned.probes:
             raise HostError(
-                "this kernel offers none of the events asked for",
+                "This kernel has none of the requested events.",
                 "; ".join(f"{name}: {why}" for name, why in planned.left_out.items())
-                or "choose at least one",
+                or "Choose at least one event.",
             )
         directory = resources.bpf_dir()
         bpf = compile_programs(
@@ -146,19 +146,19 @@ class Tracer:
 
     @property
     def hooks(self) -> dict[str, Hook]:
-        """How each loaded event is hooked."""
+        """The hook of each loaded event."""
         return {probe.event.name: probe.hook for probe in self._probes}
 
     @property
     def attached(self) -> tuple[str, ...]:
-        """The events attached now."""
+        """The events that are attached now."""
         return tuple(self._links)
 
     def set_vcpu_threads(self, tids: Sequence[int]) -> None:
-        """Watch these threads, vCPU i's being tids[i], and no others any more.
+        """Trace only these threads; tids[i] is the thread of vCPU i.
 
-        Call it while detached or while the vCPUs stand still: a ring takes one
-        writer at a time.
+        Call it while detached or while the vCPUs do not run: a ring supports one writer at a
+        time.
         """
         if len(tids) > self._n_vcpus:
             raise ValueError(f"{len(tids)} threads for {self._n_vcpus} vCPUs")
@@ -171,12 +171,11 @@ class Tracer:
 
     @held_back()
     def attach(self, *, counting_only: bool = False) -> None:
-        """Start counting and recording, or counting alone.
+        """Start counting and recording, or only counting.
 
-        `counting_only` leaves out time stamps and records: seen() goes on, drain()
-        finds nothing new. It may change while attached, and while the vCPUs run: each
-        event is either recorded or counted, so none is lost. Raises HostError when
-        nothing can be attached.
+        `counting_only` omits time stamps and records: seen() continues, drain() finds nothing
+        new. It can be changed while attached, and while the vCPUs run: each event is either
+        recorded or counted, so none is lost. Raises HostError if nothing can be attached.
         """
         bpf = self._open_bpf()
         started_s = time.perf_counter()
@@ -194,11 +193,11 @@ class Tracer:
                 self.left_out.pop(name, None)
         self.attach_s = time.perf_counter() - started_s
         if not self._links:
-            raise HostError("no event could be attached to", next(iter(self.left_out.values()), ""))
+            raise HostError("No event could be attached.", next(iter(self.left_out.values()), ""))
 
     @held_back()
     def detach(self) -> None:
-        """Stop; the events cost nothing afterwards. What was recorded stays readable."""
+        """Detach; the events have no cost afterwards. Recorded events stay readable."""
         bpf = self._open_bpf()
         started_s = time.perf_counter()
         for probe in self._links.values():
@@ -207,11 +206,10 @@ class Tracer:
         self.detach_s = time.perf_counter() - started_s
 
     def seen(self) -> NDArray[np.uint64]:
-        """Events counted so far, (NR_KINDS, n_vcpus); 0 where not attached.
+        """Number of events so far, (NR_KINDS, n_vcpus); 0 for events that are not attached.
 
-        Column 0 also has what APICv inhibits, TSC offset writes, posted-interrupt
-        updates and VMX deliveries did in threads of the process that are no vCPU's;
-        those leave no record.
+        Column 0 also has the APICv inhibits, TSC offset writes, posted-interrupt updates and VMX
+        deliveries in threads of the process that are not vCPU threads; these leave no record.
         """
         if self._reader is None:
             return self._last_seen.copy()
@@ -220,10 +218,10 @@ class Tracer:
         return by_kind
 
     def unattributed(self) -> dict[str, int]:
-        """Posted-interrupt handlers run outside our vCPUs' threads since load, by event.
+        """Runs of posted-interrupt handlers outside our vCPUs' threads since load, by event.
 
-        They may have run for one of our vCPUs or for another VM: nobody can tell. They
-        are no part of seen(). Empty where the kernel lets none of them be probed.
+        They may have run for one of our vCPUs or for another VM; this cannot be determined. They
+        are not part of seen(). Empty if the kernel does not allow any of them to be probed.
         """
         if self._reader is None:
             return self._last_unattributed.copy()
@@ -231,25 +229,25 @@ class Tracer:
         return {
             probe.event.name: sum(per_cpu[ctypes.c_int(row)])
             for row, probe in enumerate(self._rows)
-            if probe.event.anyones
+            if probe.event.any_context
         }
 
     def keep_at_most(self, events: int) -> None:
-        """From one take() to the next keep no more events; the others are lost, and counted.
+        """Limit the events kept between two calls of take(); the others are lost, and counted.
 
-        How often a guest exits is its own choice, and this host's memory is not.
+        The guest determines the number of its exits; this limits the host memory that they use.
         """
         self._most = self._room = events
 
     def drain(self) -> None:
-        """Copy what is new out of the rings; call it every 20 ms or so."""
+        """Copy new records out of the rings; to be called about every 20 ms."""
         if self._reader is not None:
             news = self._reader.drain(self._room)
             self._room -= sum(len(records) for _, _, records in news)
             self._drained += news
 
     def take(self) -> NDArray[np.void]:
-        """Every event drained since it was last called, as HOST_EVENT sorted by ts_ns."""
+        """Every event drained since the last call, as HOST_EVENT sorted by ts_ns."""
         drained, self._drained = self._drained, []
         self._room = self._most
         events = np.zeros(sum(len(records) for _, _, records in drained), HOST_EVENT)
@@ -264,7 +262,7 @@ class Tracer:
         return events[np.argsort(events["ts_ns"], kind="stable")]
 
     def losses(self) -> TraceLosses:
-        """What was lost since load."""
+        """The losses since load."""
         if self._reader is None:
             return self._last_losses
         overruns = self._reader.lost.sum(axis=0)
@@ -273,8 +271,8 @@ class Tracer:
         misses: dict[str, int | None] = {}
         for probe in self._probes:
             name = probe.event.name
-            told = recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
-            misses[name] = None if told is None else told + int(nested[row_of[name]])
+            missed = recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
+            misses[name] = None if missed is None else missed + int(nested[row_of[name]])
         return TraceLosses(
             {
                 probe.event.name: int(overruns[row_of[probe.event.name]])
@@ -286,7 +284,7 @@ class Tracer:
 
     @held_back()
     def close(self) -> None:
-        """Detach and free everything; what was drained can still be taken."""
+        """Detach and free everything; drained events can still be taken."""
         if self._reader is None:
             return
         self._last_seen, self._last_losses = self.seen(), self.losses()

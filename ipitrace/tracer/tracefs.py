@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds tracefs and debugfs; where nobody has mounted them, mounts them for this process alone."""
+"""Find tracefs and debugfs; mount them in a private namespace if they are not mounted."""
 
 import ctypes
 import os
@@ -33,13 +33,12 @@ def _check(result: int, action: str) -> None:
 
 
 def mount_privately(mount_point: Path = MOUNT_POINTS[0], kind: str = "tracefs") -> Path:
-    """Enter a mount namespace of our own and mount `kind` in it; returns the mount point.
+    """Enter a new mount namespace and mount `kind` in it; returns the mount point.
 
-    Nothing of it is seen outside, and it goes away with the process, however
-    that ends. Mounts made on the host later still show up here (MS_SLAVE).
-    Linux gives the new namespace to the calling thread and to threads and
-    processes it starts afterwards: call this in the main thread, before it
-    starts others that need tracefs. Raises OSError when the kernel refuses.
+    The mount is not visible outside, and it is removed when the process ends in any way. Later
+    mounts on the host are still visible here (MS_SLAVE). Linux applies the new namespace to the
+    calling thread and to threads and processes that it starts afterwards: call this in the main
+    thread, before it starts others that need tracefs. Raises OSError if the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
@@ -50,7 +49,7 @@ def mount_privately(mount_point: Path = MOUNT_POINTS[0], kind: str = "tracefs") 
 
 
 def ensure_tracefs() -> tuple[Path | None, str | None]:
-    """The mounted tracefs, mounting it privately if need be; or None and why there is none."""
+    """The mounted tracefs, mounted privately if necessary; or None and the reason."""
     found = find_tracefs()
     if found is not None:
         return found, None
@@ -59,7 +58,7 @@ def ensure_tracefs() -> tuple[Path | None, str | None]:
 
 
 def ensure_debugfs() -> str | None:
-    """See that debugfs is mounted, privately if need be; None, or why it cannot be read."""
+    """Mount debugfs privately if it is not mounted. Returns None, or why it cannot be read."""
     return _ensure(DEBUGFS, "debugfs")
 
 
@@ -72,7 +71,7 @@ def _ensure(mount_point: Path, kind: str) -> str | None:
     try:
         if any(mount_point.iterdir()):
             return None
-    except OSError as error:  # mounted, and closed to us: its owner's alone is the default
+    except OSError as error:  # mounted, but only readable by its owner, which is the default
         return f"{kind} cannot be read ({error.strerror})"
     try:
         mount_privately(mount_point, kind)

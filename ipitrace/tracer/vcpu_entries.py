@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which thread enters which vCPU, seen for a moment at KVM's own tracepoint."""
+"""Observe for a moment, at KVM's own tracepoint, which thread enters which vCPU."""
 
 import time
 from typing import Final
@@ -15,21 +15,21 @@ from ipitrace.tracer.tracefs import ensure_tracefs
 
 _SOURCE: Final = "vcpu_entries.bpf.c"
 _FUNCTION: Final = b"entered"
-_LOOK_S: Final = 0.1  # a vCPU that never idles still exits for the host's timer tick
+_DURATION_S: Final = 0.1  # a vCPU that never idles still exits for the host's timer tick
 
 
 def entering_threads(
-    tracepoint: str = "kvm_entry", column: str = "vcpu_id", look_s: float = _LOOK_S
+    tracepoint: str = "kvm_entry", column: str = "vcpu_id", duration_s: float = _DURATION_S
 ) -> dict[int, int]:
-    """vCPU id by thread, of all that entered a guest within `look_s` seconds.
+    """vCPU id by thread, for all threads that entered a guest within `duration_s` seconds.
 
-    kvm_entry says vcpu_id in every kernel from 4.18 on. A KVM without VMX and SVM may never
-    reach it: then the answer is empty. The program goes with this process, however it ends.
+    kvm_entry has vcpu_id in every kernel from 4.18 on. A KVM without VMX and SVM may never reach
+    it; the result is then empty. The program is removed when this process ends in any way.
 
     Args:
-        tracepoint: another of KVM's, that fires in vCPU threads.
-        column: the one of its record that has the vCPU's id.
-        look_s: for how long to look.
+        tracepoint: another of KVM's tracepoints, one that fires in vCPU threads.
+        column: the column of its record that has the vCPU's id.
+        duration_s: how long to observe.
 
     Raises:
         HostError: BPF, bcc or tracefs cannot be used, or there is no such tracepoint.
@@ -38,31 +38,31 @@ def entering_threads(
     require_initial_pid_namespace()
     tracefs, absent = ensure_tracefs()
     if tracefs is None:
-        raise HostError("tracefs is not there", absent or "")
+        raise HostError("tracefs is not available.", absent or "")
     try:
         text = (tracefs / "events" / "kvm" / tracepoint / "format").read_text()
         place = parse_format(text)[column]
     except (OSError, KeyError) as error:
-        raise HostError(f"this KVM has no tracepoint {tracepoint} with {column}", "") from error
+        raise HostError(f"This KVM has no tracepoint {tracepoint} with {column}.", "") from error
     directory = resources.bpf_dir()
     source = (directory / _SOURCE).read_text()
     bpf = compile_programs(source, [f"-DVCPU_ID={place.offset}"], directory)
-    return _look(bpf, tracepoint, look_s)
+    return _observe(bpf, tracepoint, duration_s)
 
 
 @held_back()
-def _look(bpf: Bpf, tracepoint: str, look_s: float) -> dict[int, int]:
+def _observe(bpf: Bpf, tracepoint: str, duration_s: float) -> dict[int, int]:
     full_name = f"kvm:{tracepoint}".encode()
     try:
-        with captured_stderr() as noise:
+        with captured_stderr() as captured:
             try:
                 bpf.load_func(_FUNCTION, bpf.TRACEPOINT)
                 bpf.attach_tracepoint(tp=full_name, fn_name=_FUNCTION)
             except Exception as raised:
-                failure = noise.useful_line() or str(raised)
-                raise HostError(f"{tracepoint} cannot be watched: {failure}", "") from raised
+                failure = captured.useful_line() or str(raised)
+                raise HostError(f"{tracepoint} cannot be attached: {failure}", "") from raised
         try:
-            time.sleep(look_s)
+            time.sleep(duration_s)
         finally:
             bpf.detach_tracepoint(full_name)
         return {tid.value: vcpu.value for tid, vcpu in bpf[b"vcpu_of_tid"].items()}

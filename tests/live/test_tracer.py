@@ -569,7 +569,7 @@ def test_a_function_that_cannot_be_probed_is_left_out(
         assert tracer.seen().sum() >= 6
     with (
         Tracer.load(pid=os.getpid(), n_vcpus=1, only=names[1:]) as tracer,
-        pytest.raises(HostError, match="no event could be attached to"),
+        pytest.raises(HostError, match="No event could be attached"),
     ):
         tracer.attach()
 
@@ -661,7 +661,7 @@ def test_a_program_the_verifier_refuses() -> None:
 
 
 def test_maps_that_do_not_fit() -> None:
-    with pytest.raises(HostError, match="refused the maps"):
+    with pytest.raises(HostError, match="refused to create the maps"):
         Tracer.load(pid=1, n_vcpus=1000, slots_per_ring=1 << 24, only=["kvm_eoi"])
 
 

@@ -87,7 +87,7 @@ def test_a_waiting_vcpu_is_told_by_its_system_call(micro: Guest) -> None:
 @pytest.mark.live("root", "kvm", "bpf")
 def test_a_running_vcpu_is_told_by_what_it_does(micro: Guest) -> None:
     """A KVM without kvm_entry has no APICv either, and so tells each EOI's local APIC."""
-    by_tid = entering_threads(look_s=1.0)
+    by_tid = entering_threads(duration_s=1.0)
     if not by_tid.keys() & {*micro.tids}:
         by_tid = entering_threads("kvm_eoi", "apicid", 1.0)
     assert by_tid[micro.tids[1]] == 1

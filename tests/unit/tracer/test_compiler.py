@@ -1,33 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a compiler's and a verifier's noise."""
+"""What is kept of a compiler's and a verifier's captured."""
 
 import os
 import subprocess
 
 import pytest
 
-from ipitrace.tracer.compiler import Noise, captured_stderr
+from ipitrace.tracer.compiler import CapturedText, captured_stderr
 
 
-def noise(text: str) -> Noise:
-    made = Noise()
+def captured(text: str) -> CapturedText:
+    made = CapturedText()
     made.text = text
     return made
 
 
 def test_the_first_compile_error() -> None:
     text = "warning: odd\nexits.bpf.c:9:2: error: use of undeclared identifier 'x'\n1 error\n"
-    assert noise(text).useful_line() == "exits.bpf.c:9:2: error: use of undeclared identifier 'x'"
+    assert (
+        captured(text).useful_line() == "exits.bpf.c:9:2: error: use of undeclared identifier 'x'"
+    )
 
 
 def test_the_verifiers_reason() -> None:
     text = "0: (bf) r6 = r1\ninvalid bpf_context access off=8 size=8\nprocessed 2 insns (limit 1)\n"
-    assert noise(text).useful_line() == "invalid bpf_context access off=8 size=8"
+    assert captured(text).useful_line() == "invalid bpf_context access off=8 size=8"
 
 
 def test_long_lines_and_silence() -> None:
-    assert len(noise("x" * 5000).useful_line()) == 300
-    assert noise("").useful_line() == ""
+    assert len(captured("x" * 5000).useful_line()) == 300
+    assert captured("").useful_line() == ""
 
 
 def test_what_other_languages_write_is_captured_and_the_descriptor_restored(

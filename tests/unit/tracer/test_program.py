@@ -123,7 +123,7 @@ def test_unknown_types_are_not_guessed() -> None:
     offer = Offer(args={"kvm_inj_virq": (Arg(None, "u64"), Arg(None, "u32"))})
     a_plan = planned(offer, "kvm_inj_virq")
     assert a_plan.probes == ()
-    assert "new to us" in a_plan.left_out["kvm_inj_virq"]
+    assert "their types are not known" in a_plan.left_out["kvm_inj_virq"]
 
 
 def test_sched_switch_without_the_task_layout_is_classic() -> None:
@@ -178,7 +178,7 @@ def test_functions_are_hooked_where_the_kernel_has_them() -> None:
 def test_only_interrupt_handlers_are_anyones_and_only_fastpaths_are_on_return() -> None:
     text = (resources.bpf_dir() / "functions.bpf.c").read_text()
     counted = set(re.findall(r"count_unattributed\(ROW_(\w+)\)", text))
-    assert counted == {event.name for event in EVENTS if event.anyones}
+    assert counted == {event.name for event in EVENTS if event.any_context}
     returned = re.findall(r"PROBE\((\w+)\)\n{\n\tu32 taken = PT_REGS_RC", text)
     assert set(returned) == {event.name for event in EVENTS if event.on_return}
 
