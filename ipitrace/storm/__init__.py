@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a guest fire IPIs: the scenario table and one driver for each kind of guest."""
+"""IPI storms in a guest: transports, and one driver for each kind of guest."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every driver does: run one storm in one guest, and hand back its records."""
+"""The interface of all drivers: run one storm in one guest and return its records."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ipitrace.words.scenarios import Scenario
 
 @dataclass(frozen=True)
 class StormRequest:
-    """What one storm is asked to do.
+    """The parameters of one storm.
 
     Attributes:
         scenario: the kind of IPI.
@@ -21,8 +21,8 @@ class StormRequest:
         count: measured sends, after `warmup` unmeasured ones.
         pace_cycles: guest TSC cycles from one acknowledgement to the next send.
         timeout_s: an IPI not acknowledged within this time counts as incomplete.
-        inject: a fault made on purpose, to prove that it is told; None in real runs.
-        handler_burn_cycles: cycles each handler wastes after its stamp, on purpose.
+        inject: a deliberate fault, to test that it is reported; None in real runs.
+        handler_burn_cycles: cycles that each handler deliberately wastes after its stamp.
     """
 
     scenario: Scenario
@@ -30,23 +30,23 @@ class StormRequest:
     count: int
     warmup: int
     pace_cycles: int
-    timeout_s: float = 5.0  # a starved host holds a vCPU up for more than a second
+    timeout_s: float = 5.0  # an overloaded host may delay a vCPU by more than a second
     inject: str | None = None
     handler_burn_cycles: int = 0
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller does at the points of a storm.
+    """Callbacks at points of a storm.
 
     Attributes:
-        threads_known: gets the vCPUs' kernel thread ids, in vCPU order, before any runs.
-        mark: called when the first measured send is about to be made and when the last
-            has been acknowledged, by the sender's own thread; its answer is kept.
-        tick: called every 20 ms by the thread that called run(). When it raises, the storm
-            is ended, and run() raises the same.
-        over: called by that thread when the storm has ended and the vCPUs' threads are
-            still there.
+        threads_known: receives the vCPUs' kernel thread ids, in vCPU order, before any vCPU
+            runs.
+        mark: called before the first measured send and after the last acknowledgement, by the
+            sender's own thread; its result is kept.
+        tick: called every 20 ms by the thread that called run(). If it raises, the storm is
+            ended, and run() raises the same exception.
+        over: called by that thread when the storm has ended and the vCPUs' threads still exist.
     """
 
     threads_known: Callable[[Sequence[int]], None] = lambda _tids: None
@@ -57,12 +57,12 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Mark:
-    """One edge of the measured window.
+    """A snapshot at one end of the measured window.
 
     Attributes:
         ts_ns: CLOCK_MONOTONIC.
-        stats: each vCPU's KVM counters, or None where KVM gives none.
-        events_seen: what Hooks.mark answered.
+        stats: each vCPU's KVM counters, or None if KVM has none.
+        events_seen: the result of Hooks.mark.
     """
 
     ts_ns: int
@@ -72,27 +72,27 @@ class Mark:
 
 @dataclass(frozen=True)
 class Storm:
-    """What one storm left behind; all stamps are guest TSC.
+    """The result of one storm; all stamps are guest TSC.
 
     Attributes:
         sends: the measured part of the sender's log (dtype abi.SEND).
         receipts: each vCPU's measured handler entries (dtype abi.RECEIPT).
         handled: each handler's own counter of measured entries, from guest memory.
-        incomplete: IPIs not acknowledged in time, warm-up included.
-        spurious: interrupts that came in on the spurious vector.
-        start: the snapshot before the first measured send; None where nobody could take one
-            at that moment: then only the stamps tell what happened inside the window.
-        end: the snapshot after the last, likewise.
-        tsc_offset: guest minus host TSC as KVM states it, None where it does not.
-        tsc_khz: the guest TSC's frequency as KVM states it, None where it does not.
+        incomplete: IPIs not acknowledged in time, including the warm-up.
+        spurious: interrupts that arrived on the spurious vector.
+        start: the snapshot before the first measured send; None if no snapshot could be taken
+            at that moment: then only the stamps limit the window.
+        end: the snapshot after the last measured send, likewise.
+        tsc_offset: guest minus host TSC as KVM reports it, None if it does not.
+        tsc_khz: the guest TSC's frequency as KVM reports it, None if it does not.
         tsc_offsets_start: each vCPU's tsc_offset before the storm.
-        tsc_offsets_end: each vCPU's after it; where the two differ, see clock.offset_changes.
-        tsc_ratio: guest cycles per host cycle as KVM states it, fixed point, and its fraction
-            bits; None where it does not.
-        no_tsc: why tsc_offset is None, where the driver knows.
-        vector: the interrupt vector the IPIs were sent with.
-        as_asked: the share of handler entries that found their vCPU in the state asked for;
-            None where the guest does not look.
+        tsc_offsets_end: each vCPU's after it; if the two differ, see clock.offset_changes.
+        tsc_ratio: guest cycles per host cycle as KVM reports it, fixed point, and its fraction
+            bits; None if it does not.
+        no_tsc: why tsc_offset is None, if the driver knows.
+        vector: the interrupt vector of the IPIs.
+        as_asked: the share of handler entries that found their vCPU in the requested state;
+            None if the guest does not check it.
     """
 
     sends: NDArray[np.void]
@@ -113,7 +113,7 @@ class Storm:
 
     @property
     def counted(self) -> NDArray[np.int64] | None:
-        """Events between start and end, as Hooks.mark counted them; None where it did not."""
+        """Events between start and end, as counted by Hooks.mark; None if it did not count."""
         if self.start is None or self.end is None:
             return None
         if self.start.events_seen is None or self.end.events_seen is None:
@@ -131,28 +131,28 @@ class Driver(Protocol):
 
     @property
     def pinned_cpus(self) -> tuple[int, ...] | None:
-        """The host CPU of each vCPU where they are pinned."""
+        """The host CPU of each vCPU if they are pinned."""
 
     @property
     def max_count(self) -> int:
-        """The largest storm, warm-up included, that the guest can log."""
+        """The largest storm, including the warm-up, that the guest can log."""
 
     @property
     def tsc_khz(self) -> int | None:
-        """The guest TSC's rate as far as it is known before a storm."""
+        """The guest TSC's rate if it is known before a storm."""
 
     @property
     def apic_ids(self) -> tuple[int, ...] | None:
-        """Each vCPU's APIC id; None where it is the vCPU's own number."""
+        """Each vCPU's APIC id; None if it equals the vCPU's number."""
 
     def unsupported(self, scenario: Scenario) -> str | None:
-        """Why this guest cannot run `scenario`, or None when it can."""
+        """Why this guest cannot run `scenario`, or None if it can."""
 
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
 
     def describe(self) -> dict[str, object]:
-        """The guest as run.json shows it."""
+        """The guest as in run.json."""
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
-        """Run one storm; in a fresh guest where the guest is ours."""
+        """Run one storm; in a new guest if ipitrace creates the guest."""

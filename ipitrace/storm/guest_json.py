@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that a guest made, taken apart by type; untrusted.parse_json() has parsed it."""
+"""Typed access to JSON from a guest, after untrusted.parse_json()."""
 
 from typing import Any, TypeVar
 
@@ -10,10 +10,10 @@ _SHOWN_CHARS = 40
 
 
 def checked(value: object, kind: type[T], what: str) -> T:
-    """`value`, which must be of the type `kind`; a truth value is no number.
+    """`value`, which must be of the type `kind`; a boolean is not a number.
 
     Raises:
-        ValueError: it is not.
+        ValueError: `value` has another type.
     """
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise ValueError(f"{what} is {type(value).__name__}, not {kind.__name__}")
@@ -24,7 +24,7 @@ def member(value: object, name: str, kind: type[T]) -> T:
     """The member `name` of the object `value`.
 
     Raises:
-        ValueError: `value` is no object, or has no such member of that type.
+            ValueError: `value` is not an object, or has no such member of that type.
     """
     members: dict[Any, Any] = checked(value, dict, "it")
     if name not in members:
@@ -33,10 +33,10 @@ def member(value: object, name: str, kind: type[T]) -> T:
 
 
 def number(value: object, name: str, least: int, most: int) -> int:
-    """The member `name` of the object `value`, a whole number from `least` to `most`.
+    """The member `name` of the object `value`, an integer from `least` to `most`.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is missing, not an integer, or out of range.
     """
     found = member(value, name, int)
     if not least <= found <= most:
@@ -45,5 +45,5 @@ def number(value: object, name: str, least: int, most: int) -> int:
 
 
 def shown(text: bytes) -> str:
-    """The start of `text`, for a message."""
+    """The start of `text`, escaped for a message."""
     return f"'{plain(text[: 4 * _SHOWN_CHARS].decode(errors='replace'), _SHOWN_CHARS)}'"

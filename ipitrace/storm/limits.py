@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a guest may say, and for how long; it may be anybody's.
+"""Limits on the size and duration of a guest's output; the guest is not trusted.
 
-Each limit lies well above what a sound guest needs, and is checked before memory is taken
-for what was said. Where a figure follows from the request (a storm's records), so does its
-limit: see storm_bytes().
+Each limit is well above what a correct guest needs, and is checked before memory is allocated
+for the output. If a size follows from the request (a storm's records), so does the limit: see
+storm_bytes().
 """
 
 from typing import Final
@@ -16,64 +16,65 @@ from ipitrace.abi.storm import (
 from ipitrace.base.units import MIB
 
 TEXT_BYTES: Final = 16 * MIB
-"""What a program in a guest may print, unless more was asked for: /proc/cpuinfo has some
+"""The output of a program in a guest, unless another limit is given: /proc/cpuinfo has some
 1,500 bytes for each of 4,096 CPUs."""
 
 STDERR_BYTES: Final = 256 << 10
-"""What of a program's stderr is read; a build's first errors are in it."""
+"""The part of a program's stderr that is read; it contains a build's first errors."""
 
 STORM_BYTES: Final = 128 * MIB
 """The records of one storm: three copies of them and the rest of ipitrace stay under 512 MiB."""
 
 TRANSFER_S: Final = 60.0
-"""For what a program printed to come over: 128 MiB at some 2 MiB a second."""
+"""The time to transfer a program's output: 128 MiB at some 2 MiB a second."""
 
 HEADER_BYTES: Final = 4096
-"""A storm file's header: a later helper's may be longer than ours of 192 bytes."""
+"""A storm file's header: a later helper's may be longer than the present 192 bytes."""
 
 GUEST_CPUS: Final = 4096
-"""KVM's own limit on x86: CONFIG_KVM_MAX_NR_VCPUS of arch/x86/kvm/Kconfig ends there."""
+"""KVM's limit on x86: the maximum of CONFIG_KVM_MAX_NR_VCPUS in arch/x86/kvm/Kconfig."""
 
 APIC_ID: Final = 0xFFFF_FFFF
-"""The largest: x2APIC ids have 32 bits (Intel SDM vol. 3A, 11.12)."""
+"""The largest APIC id: x2APIC ids have 32 bits (Intel SDM vol. 3A, 11.12)."""
 
 TSC_KHZ: Final = (1_000, 10_000_000)
-"""1 MHz to 10 GHz: the emulators' TSCs, and all that is built."""
+"""1 MHz to 10 GHz: includes the TSCs of emulators and of all existing CPUs."""
 
 VECTORS: Final = (16, 255)
-"""What an APIC sends (Intel SDM vol. 3A, 11.5.2)."""
+"""The vectors that an APIC can send (Intel SDM vol. 3A, 11.5.2)."""
 
 STATUS_CHARS: Final = 256
-"""A text in the helper's status; it reads as much of a file itself."""
+"""A text in the helper's status; the helper limits what it reads of a file to the same size."""
 
 STATUS_REASONS: Final = 64
-"""What a guest may say it cannot do; there are 14 patterns, states and methods."""
+"""Reasons in the helper's status for unsupported items: 14 patterns, states and methods."""
 
 ANSWER_BYTES: Final = 2 * MIB
-"""One answer of a guest agent: PIECE_BYTES in base64, and the words around it."""
+"""One answer of a guest agent: PIECE_BYTES in base64, and the JSON around it."""
 
 PIECE_BYTES: Final = MIB
-"""Of a file, read at once; its base64 is well below libvirt's limit of 4 MiB."""
+"""The part of a file that is read at once; its base64 is well below libvirt's limit of 4 MiB."""
 
 ANSWER_S: Final = 20.0
-"""For one answer of a guest agent; a busy guest under emulation, too."""
+"""The time for one answer of a guest agent, also of a busy guest under emulation."""
 
 ASIDE_LINES: Final = 1_000
-"""What an agent may send that answers no question of ours, while it answers one: others'
-answers that were under way. It knows no events (QEMU's qga/qapi-schema.json)."""
+"""Messages of an agent, during one request, that do not answer it: answers to other clients'
+requests that were still in progress. The agent has no events (QEMU's qga/qapi-schema.json)."""
 
 ASIDE_BYTES: Final = 8 * MIB
 """Likewise, in bytes."""
 
 STORM_S: Final = 600.0
-"""A storm's time besides its pace; ipistorm ends one after as long (STORM_MAX_SECONDS)."""
+"""A storm's time besides its pace; ipistorm ends a storm after the same time
+(STORM_MAX_SECONDS)."""
 
 
 def storm_bytes(sends: int, targets: int, n_vcpus: int) -> int:
-    """The most that a storm file can have.
+    """The largest possible size of a storm file.
 
     Args:
-        sends: that were asked for, warm-up included.
+        sends: the requested sends, including the warm-up.
         targets: CPUs that handle each of them.
         n_vcpus: CPUs of the guest.
     """

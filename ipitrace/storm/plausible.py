@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of every storm, whoever recorded it: a guest may hand back anything.
+"""Plausibility checks of every storm's records: a guest may return any data.
 
-What need not hold, and is no reason here:
+These are possible in a correct storm, and are not checked:
 
-- IPIs that were not acknowledged in time, and those that merged with another: counted.
-- An acknowledgement later than the timeout: a sender that had no CPU looks for the
-  acknowledgement before it looks at the time.
-- A handler that seems to run before its send: with TSCs that differ between vCPUs, it does;
+- IPIs that were not acknowledged in time, and IPIs that merged with another: they are counted.
+- An acknowledgement later than the timeout: a sender that had no CPU checks for the
+  acknowledgement before it checks the time.
+- A handler that seems to run before its send: this occurs if TSCs differ between vCPUs, and is
   counted as `handler_before_send`.
-- The handler before the send is over: to itself, a vCPU takes the IPI before that.
+- The handler before the end of the send: a vCPU that sends to itself handles the IPI before that.
 """
 
 import time
@@ -26,32 +26,33 @@ from ipitrace.words.scenarios import Pattern
 
 _SENDER: Final = 0
 _LARGEST_STAMP: Final = 1 << 62
-"""14 years at 10 GHz; the sum of two still is an int64."""
+"""14 years at 10 GHz; the sum of two such stamps still is an int64."""
 
 _PACE_SLACK: Final = 1_000
-"""Cycles by which two RDTSC may change places: the one that begins a pause is not serialised."""
+"""Cycles by which two RDTSC may be reordered: the one that begins a pause is not serialised."""
 _RATE_SLACK: Final = 1.25
-"""How much faster a TSC may be than is stated. Under KVM it is stated right. A guest under
-emulation measures it when it boots, and on a busy host finds any rate: 204 of 2,596 MHz were
-seen. That guest is refused: its pace, --max-rate and each time in its report would be false."""
+"""The largest ratio of a TSC's rate to its reported rate. KVM reports the correct rate. A guest
+under emulation measures it during boot, and may measure any rate on a busy host: 204 of 2,596 MHz
+were observed. Such a guest is rejected: its pace, --max-rate and each time in its report would be
+wrong."""
 
 _HINT: Final = (
-    "No sound guest makes such records, unless its TSC was set meanwhile, differs between its "
-    "vCPUs, or has another rate than its kernel measured (dmesg | grep -i tsc): see who else is "
-    "root in it, and whether its payload or ipistorm belongs to this ipitrace."
+    "A correct guest makes such records only if its TSC was set during the storm, differs between "
+    "its vCPUs, or has another rate than its kernel measured (dmesg | grep -i tsc). Check who else "
+    "is root in the guest, and whether its payload or ipistorm belongs to this ipitrace."
 )
 
 Stamps = NDArray[np.int64]
 
 
 def run_plausible(guest: Driver, request: StormRequest, hooks: Hooks) -> Storm:
-    """Run one storm; what it left is what such a storm can leave.
+    """Run one storm and check that its records are plausible.
 
     Raises:
-        MeasurementError: it is not, or as Driver.run.
+        MeasurementError: they are not plausible, or as Driver.run.
         HostError: as Driver.run.
     """
-    # Not CLOCK_MONOTONIC: the TSC may go on while the host is suspended.
+    # Not CLOCK_MONOTONIC: the TSC may continue while the host is suspended.
     started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     storm = guest.run(request, hooks)
     elapsed_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
@@ -62,13 +63,13 @@ def run_plausible(guest: Driver, request: StormRequest, hooks: Hooks) -> Storm:
 def check_plausible(
     storm: Storm, request: StormRequest, targets: Sequence[int], elapsed_s: float
 ) -> None:
-    """See that a guest that did what `request` says can have left `storm`.
+    """Check that a guest that executed `request` can have produced `storm`.
 
     Args:
-        storm: what it left.
-        request: what it was asked for.
+        storm: the records.
+        request: the parameters of the storm.
         targets: the vCPUs that handle each IPI.
-        elapsed_s: how long it took by this host's clock, and more.
+        elapsed_s: an upper bound of the storm's duration by this host's clock.
 
     Raises:
         MeasurementError: it cannot; the message names the first reason.
@@ -80,7 +81,7 @@ def check_plausible(
 def _reasons(
     storm: Storm, request: StormRequest, targets: Sequence[int], elapsed_s: float
 ) -> Iterator[str]:
-    """Why not; each is looked for only where those before it do not hold."""
+    """The reasons; each check requires that the checks before it found nothing."""
     yield from _numbers(storm, request, targets)
     yield from _stamps(storm)
     yield from _order_of_sends(storm, request)
@@ -92,19 +93,19 @@ def _reasons(
 
 
 def _numbers(storm: Storm, request: StormRequest, targets: Sequence[int]) -> Iterator[str]:
-    """Of the records, and in them."""
+    """The number of records, and the numbers in them."""
     sends = storm.sends
     if len(sends) != request.count:
-        yield f"{len(sends)} sends were recorded, and {request.count} asked for"
+        yield f"{len(sends)} sends were recorded, but {request.count} were requested"
     seq = sends["seq"].astype(np.int64)
     asked = np.arange(request.warmup, request.warmup + len(seq))
     if (i := _first(seq != asked)) is not None:
-        yield f"a send has number {seq[i]} where {asked[i]} comes"
+        yield f"a send has number {seq[i]} instead of {asked[i]}"
     aim = ALL_BUT_SELF if request.scenario.pattern == Pattern.BROADCAST else targets[0]
-    # The micro-guest's fault names a target of its own.
+    # The micro-guest's deliberate fault has another target.
     meant = sends["ack_tsc"] != 0 if request.inject else np.ones(len(sends), bool)
     if (i := _first((sends["target"] != aim) & meant)) is not None:
-        yield f"send {seq[i]} went to vCPU {sends['target'][i]}, and vCPU {aim} was asked for"
+        yield f"send {seq[i]} went to vCPU {sends['target'][i]} instead of vCPU {aim}"
     if (i := _first(sends["sender"] != _SENDER)) is not None:
         yield f"send {seq[i]} came from vCPU {sends['sender'][i]}"
     unanswered = _unanswered(storm)
@@ -114,13 +115,13 @@ def _numbers(storm: Storm, request: StormRequest, targets: Sequence[int]) -> Ite
             f"warm-up the guest counts {storm.incomplete}"
         )
     if storm.as_asked is not None and not 0 <= storm.as_asked <= 1:
-        yield f"the share {storm.as_asked:g} of the handler entries found the state asked for"
+        yield f"the share of handler entries in the requested state is {storm.as_asked:g}"
     if not len(storm.receipts) == len(storm.handled) == request.n_vcpus:
-        yield f"{len(storm.receipts)} vCPUs have records, and there are {request.n_vcpus}"
+        yield f"{len(storm.receipts)} vCPUs have records, but the guest has {request.n_vcpus}"
 
 
 def _stamps(storm: Storm) -> Iterator[str]:
-    """Each by itself; 0 stands for what did not happen."""
+    """Each stamp by itself; 0 means that the event did not occur."""
     for name in ("send_tsc", "sent_tsc", "ack_tsc"):
         yield from _stamps_of(name, storm.sends[name], may_lack=name == "ack_tsc")
     for receipts in storm.receipts:
@@ -136,7 +137,7 @@ def _stamps_of(name: str, stamps: NDArray[np.uint64], *, may_lack: bool) -> Iter
 
 
 def _order_of_sends(storm: Storm, request: StormRequest) -> Iterator[str]:
-    """What one vCPU, the sender, did one after the other."""
+    """The order of the sender's actions, which one vCPU executes sequentially."""
     seq = storm.sends["seq"]
     send, sent, ack = (_signed(storm.sends[f"{name}_tsc"]) for name in ("send", "sent", "ack"))
     if (i := _first(sent < send)) is not None:
@@ -148,26 +149,26 @@ def _order_of_sends(storm: Storm, request: StormRequest) -> Iterator[str]:
     least = max(request.pace_cycles - _PACE_SLACK, 1)
     if (i := _first(gap < least)) is not None:
         yield (
-            f"send {seq[i + 1]} came {gap[i]} cycles after the one before was over, and the pace "
-            f"is {request.pace_cycles}"
+            f"send {seq[i + 1]} began {gap[i]} cycles after the end of the previous one, but the "
+            f"pace is {request.pace_cycles}"
         )
 
 
 def _handler(
     storm: Storm, request: StormRequest, vcpu: int, receipts: NDArray[np.void], *, is_target: bool
 ) -> Iterator[str]:
-    """What one vCPU handled, one after the other."""
+    """The handler entries of one vCPU, which are sequential."""
     n, handled = len(receipts), storm.handled[vcpu]
     if not is_target:
         if n or handled:
-            yield f"vCPU {vcpu} handled {max(n, handled)} IPIs, and none was for it"
+            yield f"vCPU {vcpu} handled {max(n, handled)} IPIs, but is not a target"
         return
-    # One that timed out may be in its handler when the storm ends: recorded, not yet counted.
+    # An IPI that timed out may be in its handler at the end: recorded, but not counted yet.
     if not 0 <= n - handled <= (storm.incomplete > 0):
-        yield f"vCPU {vcpu} recorded {n} handler entries and counted {handled}"
+        yield f"vCPU {vcpu} recorded {n} handler entries but counted {handled}"
     late = storm.incomplete - _unanswered(storm)
     if n > request.count + late:
-        yield f"vCPU {vcpu} handled {n} IPIs, and {request.count} were sent"
+        yield f"vCPU {vcpu} handled {n} IPIs, but {request.count} were sent"
     seq = receipts["seq"]
     if (i := _first(seq[1:] != seq[:-1] + np.uint64(1))) is not None:
         yield f"on vCPU {vcpu} handler entry {seq[i + 1]} follows {seq[i]}"
@@ -181,13 +182,14 @@ def _handler(
 
 
 def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
-    """Each is a handler entry of its own, seen after it began.
+    """Each acknowledgement belongs to a handler entry of its own, and is later than the entry.
 
-    To the cycle, where the vCPUs share a TSC: the handler's RDTSC is older than the store that
-    the sender waits for, and an LFENCE keeps the sender's behind the load that saw it.
+    This is exact to the cycle if the vCPUs share a TSC: the handler's RDTSC is older than the
+    store that the sender waits for, and an LFENCE orders the sender's RDTSC after the load that
+    observed the store.
 
-    In a storm without a loss, that is D at most R of each IPI. Those of the warm-up that timed
-    out may be handled late, and be taken for an acknowledgement.
+    In a storm without a loss, this means D at most R for each IPI. IPIs of the warm-up that timed
+    out may be handled late, and be counted as an acknowledgement.
     """
     answered = storm.sends[storm.sends["ack_tsc"] != 0]
     began = _signed(storm.receipts[target]["handler_tsc"])
@@ -197,12 +199,12 @@ def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
     if (i := _first(entries < needed)) is not None:
         yield (
             f"when send {answered['seq'][i]} was acknowledged, {needed[i]} IPIs must have been "
-            f"handled, and vCPU {target} had begun with {entries[i]}"
+            f"handled, but vCPU {target} had begun to handle {entries[i]}"
         )
 
 
 def _duration(storm: Storm, elapsed_s: float) -> Iterator[str]:
-    """No longer than the storm took by the host's clock."""
+    """The time between the stamps is not longer than the storm by the host's clock."""
     stamps = [storm.sends[name] for name in ("send_tsc", "sent_tsc", "ack_tsc")]
     stamps += [receipts[name] for receipts in storm.receipts for name in ("handler_tsc", "eoi_tsc")]
     every = _signed(np.concatenate(stamps))
@@ -211,13 +213,13 @@ def _duration(storm: Storm, elapsed_s: float) -> Iterator[str]:
     khz = storm.tsc_khz or limits.TSC_KHZ[1]
     if cycles > elapsed_s * khz * 1_000 * _RATE_SLACK:
         yield (
-            f"they take {cycles} cycles, {cycles / khz / 1_000:.1f} s of the guest's TSC, and the "
+            f"they take {cycles} cycles, {cycles / khz / 1_000:.1f} s of the guest's TSC, but the "
             f"storm took {elapsed_s:.1f} s" + _stated(storm)
         )
 
 
 def _stated(storm: Storm) -> str:
-    return f" (its kernel says {storm.tsc_khz / 1_000:,.0f} MHz)" if storm.tsc_khz else ""
+    return f" (its kernel reports {storm.tsc_khz / 1_000:,.0f} MHz)" if storm.tsc_khz else ""
 
 
 def _unanswered(storm: Storm) -> int:
@@ -230,5 +232,5 @@ def _signed(stamps: NDArray[np.uint64]) -> Stamps:
 
 
 def _first(wrong: NDArray[np.bool_]) -> int | None:
-    """Where the first that is wrong stands."""
+    """The index of the first wrong element."""
     return int(wrong.argmax()) if wrong.any() else None

@@ -108,10 +108,10 @@ def counts(name: str, sender: int, target: int) -> Mode:
     data = bytearray(harness.records())
     log = np.frombuffer(data, "<u8", 2, FILE.itemsize + TOTAL * SEND.itemsize)
     log[:] = (sender, target)
-    return Mode(name, files={"run": bytes(data)}, said="not what was asked for: n_receipts")
+    return Mode(name, files={"run": bytes(data)}, said="do not match the request: n_receipts")
 
 
-ODD = "with something unknown"
+ODD = "is not valid"
 HONEST: Final = Mode("honest")
 MODES: Final = (
     # The connection, and the first question.
@@ -165,19 +165,19 @@ MODES: Final = (
     at("output that is a list", ENDED, ("merge", {"out-data": [1]}), said=ODD),
     at("output that is no base64", ENDED, ("merge", {"out-data": "\u00e9!!"}), said=ODD),
     at("output of 8 MiB", ENDED, ("merge", {"out-data": "QUFB" * (2 << 20)}), said=ODD),
-    at("another folder", ENDED, ("merge", {"out-data": "L2V0Yw=="}), said="made no folder"),
+    at("another folder", ENDED, ("merge", {"out-data": "L2V0Yw=="}), said="created no folder"),
     at(
         "a folder with escapes",
         f"{ENDED} mktemp",
         ("merge", {"out-data": "L3RtcC9pcGl0cmFjZS4bXTA7b3duZWQH"}),
-        said="made no folder",
+        said="created no folder",
     ),
     # Files.
     at("a handle in words", OPEN, ("answer", "5"), said=ODD),
     at("a handle of 40 digits", OPEN, ("answer", 10**40), said=ODD),
     at("a file without an end", f"{READ} status", ("zeros", 1 << 20), words=STATUS),
     at("records without an end", f"{READ} run", ("zeros", 1 << 10)),
-    at("a file in drops", f"{READ} status", ("zeros", 1), said="did not come from the guest"),
+    at("a file in drops", f"{READ} status", ("zeros", 1), said="was not received from the guest"),
     at("count is negative", READ, ("merge", {"count": -5}), said="'count' is not"),
     at("count is huge", READ, ("merge", {"count": 1 << 60}), said="'count' is not"),
     at("count in words", READ, ("merge", {"count": "many"}), said=ODD),
@@ -191,7 +191,7 @@ MODES: Final = (
     Mode("no helper", words=STATUS, codes={"helper": 1}, said="has no ipistorm"),
     Mode("a helper with escapes", words=STATUS, files={"helper": ESCAPES.encode()}),
     Mode("a helper of 1 MiB", words=STATUS, files={"helper": b"/" * (1 << 20)}),
-    Mode("no status", words=STATUS, files={"status": b""}, said="something unknown"),
+    Mode("no status", words=STATUS, files={"status": b""}, said="is not valid"),
     Mode("a status that fails", words=STATUS, codes={"status": 3}, said="status 3"),
     Mode(
         "a status that fails with escapes",
@@ -209,8 +209,8 @@ MODES: Final = (
     ),
     status("no CPUs", "n_cpus is not", n_cpus=0),
     status("CPUs in words", "n_cpus is str, not int", n_cpus="two"),
-    status("CPUs that it has not", "online is no rising list", online=[0, 1, 7]),
-    status("CPUs twice", "online is no rising list", online=[0, 0, 1]),
+    status("CPUs that it has not", "online is not a rising list", online=[0, 1, 7]),
+    status("CPUs twice", "online is not a rising list", online=[0, 0, 1]),
     status("a TSC of 1e30", "a number that is out of range", tsc_khz=10**30),
     status("a TSC of 1e18", "tsc_khz is not", tsc_khz=10**18),
     status("a long kernel", "too long", kernel="6" * 10_000),
@@ -221,16 +221,16 @@ MODES: Final = (
     ),
     status("reasons that are numbers", "is int, not str", unsupported={"x2apic": 5}),
     status("a module that is a list", "module is list", module=[]),
-    status("another version", "speaks version 99", abi_version=99),
+    status("another version", "has version 99", abi_version=99),
     status(
         "a version of 4,000 digits", "a number that is out of range", abi_version=int("9" * 4_000)
     ),
     # The guest's CPUs.
-    Mode("a CPU in words", files={"cpuinfo": b"processor: zero\n"}, said="is no number of a CPU"),
+    Mode("a CPU in words", files={"cpuinfo": b"processor: zero\n"}, said="is not a CPU number"),
     Mode(
         "an APIC id of 5,000 digits",
         files={"cpuinfo": f"processor: 0\napicid: {LONG}\n".encode()},
-        said="is no number of a CPU",
+        said="is not a CPU number",
     ),
     Mode(
         "APIC ids twice",
@@ -247,12 +247,16 @@ MODES: Final = (
     storm("2^32 CPUs", "n_vcpus is", {"n_vcpus": (1 << 32) - 1}),
     storm("vector 2^32", "vector is", {"vector": (1 << 32) - 1}),
     storm("TSC of 2^64 kHz", "tsc_khz is", {"tsc_khz": (1 << 64) - 1}),
-    storm("another ABI", "speaks version 7", {"abi_version": 7}),
+    storm("another ABI", "has version 7", {"abi_version": 7}),
     storm("records that end early", "are cut off", {}, cut=-5),
     storm("fewer sends", "n_receipts", {"n_sends": 110}),
-    Mode("records and more", files={"run": harness.records() + b"!"}, said="followed by 1 bytes"),
+    Mode(
+        "records and more",
+        files={"run": harness.records() + b"!"},
+        said="followed by 1 unknown bytes",
+    ),
     Mode("more records", files={"run": harness.records(121)}, said="n_sends is 121"),
-    Mode("6 records", files={"run": harness.records(106)}, said="6 sends were recorded, and 20"),
+    Mode("6 records", files={"run": harness.records(106)}, said="6 sends were recorded, but 20"),
     counts("2^64 entries", 0, (1 << 64) - 1),
     counts("entries of the sender", 120, 120),
     storm_status("given up", "gave up", state=4),
@@ -266,26 +270,26 @@ MODES: Final = (
     records("stamps of 2^64", "a ack_tsc is", "sends", ack_tsc=(1 << 64) - 1),
     records("R of years", "send 101 came -", "sends", ack_tsc=1 << 62),
     # Putting it there, and taking it away.
-    Mode("nothing of itself", words=INSTALL, files={"look": b""}, said="something unknown"),
+    Mode("nothing of itself", words=INSTALL, files={"look": b""}, said="is not valid"),
     Mode("two lines of itself", words=REMOVE, files={"look": b"6.12\ndebian\n"}),
     Mode(
         "a kernel that is a path",
         words=INSTALL,
         files={"look": b"../../etc\ndebian\n\nno\nnone\n"},
-        said="something unknown",
+        said="is not valid",
     ),
     Mode(
         "escapes of itself",
         words=REMOVE,
         files={"look": f"6.12\n{ESCAPES}\n\nno\nnone\n".encode()},
-        said="something unknown",
+        said="is not valid",
     ),
     Mode(
         "a module that is refused with escapes",
         words=INSTALL,
         codes={"insmod": 1},
         files={"insmod.err": ESCAPES.encode() * 10_000},
-        said="does not load the module: \\x1b",
+        said="did not load the module: \\x1b",
     ),
     Mode(
         "a module that stays",

@@ -15,7 +15,7 @@ from ipitrace.base.errors import ExitCode
 BUILDS = test_agent_guest.Mode("honest", words=("guest", "install"))
 STEPS = (
     "connecting to hostile",
-    "looking at the guest",
+    "reading the guest's state",
     "copying",
     "building ipistorm.ko in the guest for Linux 6.12.0",
     "loading ipistorm",

@@ -180,7 +180,7 @@ FLOODS: Final = [
 ]
 
 USERS: Final = [
-    said(f"user-{name}", "uid", text, says="number should be")
+    said(f"user-{name}", "uid", text, says="instead of its user")
     for name, text in {
         "with-command": "0; rm -rf /\n",
         "of-other-digits": "٣\n",
@@ -244,13 +244,13 @@ WORDS: Final = [
     Mode("helper-floods", "helper", [("flood", [1])], says="sent more than"),
     said("helper-of-1-mib", "helper", "/" + "x" * (1 << 20) + "\n"),
     said("helper-of-escapes", "helper", f"/{ESCAPES}\n"),
-    said("starts-by-printing", "any", "Welcome!\n", mute=True, says="before any command"),
+    said("starts-by-printing", "any", "Welcome!\n", mute=True, says="before a command"),
     Mode(
         "starts-by-complaining",
         "any",
         [("err", f"{ESCAPES}\n")],
         mute=True,
-        says="before any command",
+        says="before a command",
     ),
     Mode("process-of-5000-digits", "any", [("err", "9" * 5000)], mute=True),
     Mode("process-of-other-digits", "any", [("err", "٣\n")], mute=True),

@@ -150,7 +150,7 @@ def test_a_preempted_target_has_no_cpu_when_the_ipi_is_sent() -> None:
     storm = run_plausible(guest, request(name), hooks)
     assert_honest(storm, name, 2)
     assert storm.as_asked == 1
-    # Between each two sends the rival had the CPU for a pace at least.
+    # Between each two sends the preempting process had the CPU for a pace at least.
     pace_ns = request(name).pace_cycles * 1_000_000 // (storm.tsc_khz or 1)
     assert sum(ns for tid, ns in waited if tid == tids[1]) > COUNT * pace_ns
     d = storm.receipts[1]["handler_tsc"].astype(np.int64) - storm.sends["send_tsc"]
@@ -164,9 +164,9 @@ def test_only_a_pinned_target_can_be_preempted() -> None:
     assert MicroGuest.prepare(2, (0, 1)).unsupported(scenario) is None
 
 
-def test_a_rival_that_is_refused_is_told() -> None:
+def test_a_preemptor_that_is_refused_is_told() -> None:
     guest = MicroGuest.prepare(2, (0, 8191))
-    with pytest.raises(HostError, match=r"off CPU 8191: .*Invalid argument"):
+    with pytest.raises(HostError, match=r"on CPU 8191: .*Invalid argument"):
         guest.run(request("unicast-preempted"), Hooks())
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storms in a Linux guest: the driver, its guest-side program, and how that is installed."""
+"""Storms in a Linux guest: the driver, its program in the guest, and the installation of both."""

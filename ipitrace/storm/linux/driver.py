@@ -41,7 +41,7 @@ from ipitrace.words.scenarios import (
     TargetState,
 )
 
-# What the helper of this version takes and we can analyse.
+# The patterns, states and methods that this version's helper supports and ipitrace can analyse.
 _KNOWN: Final = frozenset(
     {
         *(Pattern.UNICAST, Pattern.SELF, Pattern.BROADCAST),
@@ -55,22 +55,22 @@ _TARGET: Final = 1
 _MIN_CPUS: Final = 2
 _MAX_COUNT: Final = 1_000_000
 _NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
-_LOOK_S: Final = 0.5  # after the VM itself, while a storm runs
-_LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and setting up
+_LOOK_S: Final = 0.5  # the interval of checks of the VM during a storm
+_LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and the set-up
 _LOST_IPI: Final = "lost-ipi"
 _USAGE, _STORM_FAILED = 2, 4  # of the helper's exit codes
 
 
 @dataclass(frozen=True)
 class LinuxGuest:
-    """A guest that runs storms by its own kernel module.
+    """A guest that runs storms with its own kernel module.
 
     Attributes:
-        shell: the way in.
-        helper: its path over there.
-        status: what it said of the guest.
-        vm: the VM on this host; None where there is none, or nobody looks.
-        cpus: its CPUs; their APIC ids are KVM's ids of the vCPUs.
+        shell: the transport.
+        helper: the path of the helper in the guest.
+        status: the helper's report on the guest.
+        vm: the VM on this host; None if there is none, or the host is not traced.
+        cpus: the guest's CPUs; their APIC ids are KVM's ids of the vCPUs.
     """
 
     shell: Shell
@@ -81,7 +81,7 @@ class LinuxGuest:
 
     @classmethod
     def prepare(cls, shell: Shell, vm: VirtualMachine | None) -> "LinuxGuest":
-        """Look at the guest.
+        """Read the guest's status and CPUs.
 
         Raises:
             HostError: it cannot run storms, or its CPUs are not the VM's vCPUs.
@@ -91,12 +91,12 @@ class LinuxGuest:
         if not status.module.loaded:
             raise HostError(
                 "The guest's kernel module ipistorm is not loaded.",
-                f"It goes with each reboot. {INSTALL}",
+                f"A reboot removes it. {INSTALL}",
             )
         if not {_SENDER, _TARGET} <= set(status.online):
             online = plain(", ".join(map(str, status.online)))
             raise HostError(
-                f"The guest has the CPUs {online} online; storms need {_SENDER} and {_TARGET}.",
+                f"The guest's online CPUs are {online}; storms need {_SENDER} and {_TARGET}.",
                 "Give it more CPUs, or bring them online.",
             )
         guest = cls(shell, helper, status, vm, read_cpus(shell, status.n_cpus))
@@ -111,22 +111,22 @@ class LinuxGuest:
 
     @property
     def max_count(self) -> int:
-        """The largest storm, warm-up included, that the guest can log."""
+        """The largest storm, including the warm-up, that the guest can log."""
         return _MAX_COUNT
 
     @property
     def tsc_khz(self) -> int | None:
-        """The TSC's rate as the guest's kernel states it."""
+        """The TSC's rate according to the guest's kernel."""
         return self.status.tsc_khz
 
     @property
     def apic_ids(self) -> tuple[int, ...] | None:
-        """Each CPU's APIC id; None where it is the CPU's own number."""
+        """Each CPU's APIC id; None if it equals the CPU's number."""
         return self.cpus.apic_ids
 
     @property
     def pinned_cpus(self) -> tuple[int, ...] | None:
-        """The host CPU of each guest CPU where each may run on one only."""
+        """The host CPU of each guest CPU, if each may run on one only."""
         if self.vm is None:
             return None
         by_id = {vcpu.index: vcpu.cpus for vcpu in self.vm.vcpus}
@@ -140,7 +140,7 @@ class LinuxGuest:
         """The host thread of each guest CPU, found by its APIC id.
 
         Raises:
-            HostError: a CPU has no vCPU with its id, or the vCPU's thread is not known.
+                HostError: no vCPU has a CPU's id, or the vCPU's thread is unknown.
         """
         if self.vm is None:
             return ()
@@ -150,26 +150,26 @@ class LinuxGuest:
             tid = known.get(vcpu)
             if vcpu not in known:
                 raise HostError(
-                    f"The guest's CPU {cpu} has APIC id {vcpu}, and the VM {self.vm.name} no such "
-                    f"vCPU (it has {', '.join(map(str, sorted(known)))}).",
-                    "See whether --vm and --via name the same machine.",
+                    f"The guest's CPU {cpu} has APIC id {vcpu}, but the VM {self.vm.name} has no "
+                    f"such vCPU (it has {', '.join(map(str, sorted(known)))}).",
+                    "Check whether --vm and --via name the same machine.",
                 )
             if tid is None:
                 raise HostError(
-                    f"The thread of vCPU {vcpu} is not known: {self.vm.unknown.get('tid', '')}.",
-                    "See 'ipitrace list'; --no-trace does without.",
+                    f"The thread of vCPU {vcpu} is unknown: {self.vm.unknown.get('tid', '')}.",
+                    "See 'ipitrace list'; --no-trace does not need the thread.",
                 )
             tids.append(tid)
         return tuple(tids)
 
     def unsupported(self, scenario: Scenario) -> str | None:
-        """Why this guest cannot run `scenario`, or None when it can."""
+        """Why this guest cannot run `scenario`, or None if it can."""
         parts = (scenario.pattern, scenario.target_state, scenario.send_method)
         for part in parts:
             if part in self.status.unsupported:
                 return self.status.unsupported[part]
         if scenario.pattern == Pattern.RING:
-            return "ipitrace tells one sender's IPIs apart, not yet those of many at once"
+            return "ipitrace cannot yet distinguish the IPIs of several senders"
         if not _KNOWN.issuperset(parts):
             return "ipistorm does not do it"
         return None
@@ -183,7 +183,7 @@ class LinuxGuest:
         return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
 
     def describe(self) -> dict[str, object]:
-        """The guest as run.json shows it."""
+        """The guest as in run.json."""
         vm, module = self.vm, self.status.module
         return {
             "kind": "native" if self.cpus.native else "linux",
@@ -204,8 +204,8 @@ class LinuxGuest:
         """Run one storm.
 
         Raises:
-            HostError: the guest cannot be reached, or cannot do it.
-            MeasurementError: the VM died or changed, or IPIs were lost.
+                HostError: the guest cannot be reached, or does not support the request.
+                MeasurementError: the VM died or changed, or IPIs were lost.
         """
         if request.inject not in {None, _LOST_IPI}:
             raise UsageError(f"Only the micro-guest takes --inject {request.inject}.", "")
@@ -215,8 +215,8 @@ class LinuxGuest:
         if most_bytes > limits.STORM_BYTES:
             raise UsageError(
                 f"The records of {asked.sends} IPIs to {len(targets)} CPUs take "
-                f"{most_bytes // MIB} MiB; {limits.STORM_BYTES // MIB} MiB is the most.",
-                "Ask for a smaller --count, or share it among more repetitions: --repeat.",
+                f"{most_bytes // MIB} MiB; the limit is {limits.STORM_BYTES // MIB} MiB.",
+                "Ask for a smaller --count, or distribute it over more repetitions: --repeat.",
             )
         self._check_vm()
         hooks.threads_known(self.tids())
@@ -236,7 +236,7 @@ class LinuxGuest:
                 limit_bytes=most_bytes,
             )
         except HostError as error:
-            self._check_vm()  # the better reason
+            self._check_vm()  # raises the more specific error
             raise MeasurementError(error.message, error.hint) from error
         self._check_vm()
         hooks.over()
@@ -273,30 +273,31 @@ class LinuxGuest:
     def _storm_of(self, done: Finished, asked: Asked, warmup: int) -> Storm:
         if done.status == 0:
             return StormFile.parse(done.stdout, asked).storm(warmup, self.n_vcpus)
-        said = plain(done.stderr) or f"nothing, and ends with status {done.status}"
+        message = plain(done.stderr) or f"no message, status {done.status}"
         if done.status == _STORM_FAILED:
             raise MeasurementError(
-                f"The storm failed in the guest: {said}", "See the guest's load, and its dmesg."
+                f"The storm failed in the guest: {message}",
+                "Check the guest's load, and see its dmesg.",
             )
         if done.status == _USAGE:
-            raise UsageError(f"The guest's ipistorm says: {said}", "Ask for less of it.")
-        raise HostError(f"The guest's ipistorm says: {said}", f"See its dmesg. {INSTALL}")
+            raise UsageError(f"The guest's ipistorm reports: {message}", "Reduce the request.")
+        raise HostError(f"The guest's ipistorm reports: {message}", f"See its dmesg. {INSTALL}")
 
     def _check_vm(self) -> None:
-        """See that the VM is the one it was.
+        """Check that the VM has not changed.
 
         Raises:
-            MeasurementError: it is not.
+            MeasurementError: it has changed.
         """
         reason = None if self.vm is None else still_there(self.vm)
         if self.vm is not None and reason is not None:
             raise MeasurementError(
-                f"The VM {self.vm.name} is not what it was: {reason}.",
+                f"The VM {self.vm.name} has changed: {reason}.",
                 "See 'ipitrace list'.",
             )
 
     def _tscs(self) -> tuple[tuple[GuestTsc, ...] | None, str | None]:
-        """Each guest CPU's TSC, or None and why it is not known."""
+        """Each guest CPU's TSC, or None and the reason why it is unknown."""
         vm = self.vm
         if vm is None:
             return None, "nothing was traced"
@@ -307,7 +308,7 @@ class LinuxGuest:
 
 
 def _every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-    """A function that calls `call`, but no more often than that."""
+    """A function that calls `call` at most once in this many seconds."""
     next_s = 0.0
 
     def sometimes() -> None:

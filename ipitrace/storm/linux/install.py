@@ -34,10 +34,10 @@ from ipitrace.storm.transport.shell import (
 )
 
 Tell = Callable[[str], None]
-"""Gets a line for each thing that was done."""
+"""Prints a line for each action."""
 
 Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
-"""Is entered for each thing that takes its time; what it answers is called meanwhile."""
+"""A context for each action that takes time; its function is called repeatedly meanwhile."""
 
 _MODULE: Final = "ipistorm"
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
@@ -46,7 +46,7 @@ _STAMP_PATH: Final = f"{INSTALLED}/installed"
 _BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
 _LOOK_LINES: Final = 5
 _RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
-"""uname's, which becomes part of a path; struct new_utsname has 64 characters for it."""
+"""The format of uname -r, which becomes part of a path; its limit in the kernel is 64."""
 _OURS: Final = "helper"  # sources with such names are the helper's, which is built already
 _COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 _TAIL_LINES: Final = 8
@@ -58,9 +58,9 @@ _PACKAGES: Final = {
 }
 _REFUSED: Final = {
     "Key was rejected": "The guest's kernel loads signed modules only (Secure Boot): sign it, or "
-    "boot the guest without.",
+    "boot the guest without it.",
     "Required key not available": "The guest's kernel loads signed modules only (Secure Boot): "
-    "sign it, or boot the guest without.",
+    "sign it, or boot the guest without it.",
     "Operation not permitted": "Lockdown or a confined login (SELinux) forbids modules there.",
     "Invalid module format": "The module belongs to another kernel: see the guest's dmesg.",
 }
@@ -68,7 +68,7 @@ _REFUSED: Final = {
 
 @dataclass(frozen=True)
 class _Guest:
-    """What an install has to know beforehand."""
+    """The state of the guest before an installation."""
 
     kernel: str
     like: str
@@ -90,19 +90,19 @@ cat {_STAMP_PATH} 2>/dev/null || echo none
 
 
 def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) -> HelperStatus:
-    """Copy, build, load; what is there already is not done again.
+    """Copy, build and load; steps that are already done are skipped.
 
     Args:
-        shell: the way into the guest.
-        tell: is told what was done.
-        step: is told what is being done.
+        shell: the transport to the guest.
+        tell: prints each finished step.
+        step: shows the step in progress.
         module: built elsewhere for the guest's kernel; None builds it in the guest.
 
     Raises:
-        HostError: it cannot be built or loaded there; what was copied stays for another try,
-            and `remove` takes it away.
+        HostError: it cannot be built or loaded there. The copied files stay for another try;
+            `remove` deletes them.
     """
-    with step("looking at the guest"):
+    with step("reading the guest's state"):
         guest = _look(shell)
     files = _files(module)
     stamp = f"{guest.kernel} {_digest(files)}"
@@ -153,22 +153,22 @@ def remove(shell: Shell, tell: Tell) -> None:
 
 
 def _look(shell: Shell) -> _Guest:
-    done = _checked(shell.run(["sh", "-c", _LOOK]), "looking at the guest")
+    done = _checked(shell.run(["sh", "-c", _LOOK]), "reading the guest's state")
     lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
-    sound = len(lines) == _LOOK_LINES and all(
+    valid = len(lines) == _LOOK_LINES and all(
         len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
     )
-    if not sound or not _RELEASE.fullmatch(lines[0]):
+    if not valid or not _RELEASE.fullmatch(lines[0]):
         raise HostError(
-            f"The guest says something unknown of itself: {shown(done.stdout)}.",
-            "Its output must not be mixed with another program's: see the login's start-up files.",
+            f"The guest's description of itself is not valid: {shown(done.stdout)}.",
+            "Its output must not be mixed with other output: check the login's start-up files.",
         )
     kernel, like, lacking, loaded, stamp = lines
     return _Guest(kernel, like, tuple(lacking.split()), loaded == "loaded", stamp)
 
 
 def _files(module: Path | None) -> dict[str, Path]:
-    """What goes into the guest, by its path below INSTALLED."""
+    """The files to copy into the guest, by their path below INSTALLED."""
     tools = guest_tools_dir()
     sources = tools / _MODULE
     files = {HELPER: _helper(sources)}
@@ -181,7 +181,7 @@ def _files(module: Path | None) -> dict[str, Path]:
 
 
 def _helper(sources: Path) -> Path:
-    """The static helper; a checkout's is built when it is missing."""
+    """The static helper; a checkout's is built if it is missing."""
     helper = sources / HELPER
     if not helper.is_file():
         done = run_bounded(
@@ -191,8 +191,8 @@ def _helper(sources: Path) -> Path:
         )
         if done.status:
             raise HostError(
-                f"The helper {helper} was not built, and cannot be: make ends with {done.status}.",
-                f"See what this says: make -C {sources} {HELPER} (it needs a static libc).",
+                f"The helper {helper} is missing, and make cannot build it (status {done.status}).",
+                f"See the output of: make -C {sources} {HELPER} (it needs a static libc).",
             )
     return helper
 
@@ -232,7 +232,7 @@ def _build(shell: Shell, kernel: str, tick: Callable[[], None]) -> None:
         tail = "\n".join(plain(line) for line in lines)
         raise HostError(
             f"The module could not be built in the guest ({shlex.join(command)}):\n{tail}",
-            "Mend that, or hand in a module built elsewhere with --module.",
+            "Fix this, or give a module that was built elsewhere with --module.",
         )
 
 
@@ -240,7 +240,7 @@ def _load(shell: Shell) -> None:
     done = shell.run(["insmod", _MODULE_PATH])
     if done.status != 0:
         hint = next((h for sign, h in _REFUSED.items() if sign in done.stderr), "See its dmesg.")
-        raise HostError(f"The guest does not load the module: {plain(done.stderr)}", hint)
+        raise HostError(f"The guest did not load the module: {plain(done.stderr)}", hint)
 
 
 def _unload(shell: Shell, tell: Tell) -> None:
@@ -248,19 +248,19 @@ def _unload(shell: Shell, tell: Tell) -> None:
     if done.status != 0:
         raise HostError(
             f"The module cannot be unloaded: {plain(done.stderr)}",
-            "While a storm runs in the guest that is so: wait for its end, or end it there.",
+            "This happens while a storm runs in the guest: wait for its end, or end it there.",
         )
     tell(f"unloaded {_MODULE}")
 
 
 def _lacks(guest: _Guest) -> HostError:
     names = {"headers": f"the headers of its kernel {guest.kernel}"}
-    told = ", ".join(names.get(what, what) for what in guest.lacking)
+    missing = ", ".join(names.get(what, what) for what in guest.lacking)
     how = next((text for name, text in _PACKAGES.items() if name in guest.like), None)
     hint = f"In the guest: {how.format(kernel=guest.kernel)}. " if how else ""
     return HostError(
-        f"The module cannot be built in the guest, which lacks {told}.",
-        f"{hint}Or hand in a module built elsewhere for that kernel with --module.",
+        f"The module cannot be built in the guest, which lacks {missing}.",
+        f"{hint}Or give a module that was built elsewhere for this kernel with --module.",
     )
 
 
@@ -268,6 +268,6 @@ def _checked(done: Finished, what: str) -> Finished:
     if done.status != 0:
         raise HostError(
             f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
-            "See that the guest's disk has room and is not read-only.",
+            "Check that the guest's disk has free space and is not read-only.",
         )
     return done

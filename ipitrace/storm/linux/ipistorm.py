@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The helper in a Linux guest: where it is, and what it says of the guest."""
+"""The helper in a Linux guest: its path, and its report on the guest."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _NOT_FOUND: Final = (126, 127)  # a POSIX shell's
 
 @dataclass(frozen=True)
 class Module:
-    """The guest's kernel module; the rest is None while it is not loaded."""
+    """The guest's kernel module; the other fields are None if it is not loaded."""
 
     loaded: bool
     version: str | None = None
@@ -37,12 +37,12 @@ class Module:
 
 @dataclass(frozen=True)
 class HelperStatus:
-    """What `ipistorm status` says.
+    """The output of `ipistorm status`.
 
     Attributes:
         kernel: the guest's release.
-        n_cpus: of the guest, those that are offline among them.
-        online: the numbers of the others.
+        n_cpus: the number of the guest's CPUs, including those that are offline.
+        online: the numbers of the online CPUs.
         unsupported: name of a pattern, target state or send method to why the guest lacks it.
     """
 
@@ -57,16 +57,16 @@ class HelperStatus:
     unsupported: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        """See that it can be.
+        """Check the values.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: a value is not possible.
         """
         if not 1 <= self.n_cpus <= limits.GUEST_CPUS:
             raise ValueError(f"n_cpus is not 1 to {limits.GUEST_CPUS}")
         rising = all(cpu < following for cpu, following in pairwise(self.online))
         if not rising or not set(self.online) <= set(range(self.n_cpus)):
-            raise ValueError("online is no rising list of its CPUs")
+            raise ValueError("online is not a rising list of its CPUs")
         least, most = limits.TSC_KHZ
         if self.tsc_khz and not least <= self.tsc_khz <= most:
             raise ValueError(f"tsc_khz is not {least} to {most}")
@@ -85,25 +85,27 @@ class HelperStatus:
 
 
 def find_helper(shell: Shell) -> str:
-    """The helper's path in the guest: the one we installed, or one from a package.
+    """The helper's path in the guest: the installed one, or one from a package.
 
     Raises:
-        HostError: there is none, or the guest cannot be reached.
+        HostError: there is no helper, or the guest cannot be reached.
     """
     done = shell.run(["sh", "-c", f"PATH={INSTALLED}:$PATH; command -v {HELPER}"])
     if done.status != 0 or not done.text:
         raise HostError(f"The guest has no {HELPER}.", INSTALL)
     helper = done.text.splitlines()[-1]
     if len(helper) > limits.STATUS_CHARS or not helper.isprintable():
-        raise HostError(f"The guest's path of {HELPER} is none: {shown(done.stdout)}.", INSTALL)
+        raise HostError(
+            f"The guest's path of {HELPER} is not valid: {shown(done.stdout)}.", INSTALL
+        )
     return helper
 
 
 def read_status(shell: Shell, helper: str) -> HelperStatus:
-    """Ask the helper.
+    """Run the helper's status command and parse its output.
 
     Raises:
-        HostError: it does not answer as it should, or is of another version.
+        HostError: its answer is not valid, or it has another version.
     """
     done = shell.run([helper, "status"])
     if done.status in _NOT_FOUND:
@@ -113,32 +115,31 @@ def read_status(shell: Shell, helper: str) -> HelperStatus:
         )
     if done.status != 0:
         raise HostError(
-            f"{helper} says: "
-            f"{plain(done.stderr) or f'nothing, and ends with status {done.status}'}",
+            f"{helper} reports: {plain(done.stderr) or f'no message, status {done.status}'}",
             "Install it again: ipitrace guest install --vm ... --via ...",
         )
     try:
-        said = checked(parse_json(done.stdout), dict, "the whole")
-        version = number(said, "abi_version", 0, _MOST_VERSION)
+        answer = checked(parse_json(done.stdout), dict, "the answer")
+        version = number(answer, "abi_version", 0, _MOST_VERSION)
         if version != ABI_VERSION:
             raise other_version(version)
         names = HelperStatus.__dataclass_fields__
-        return load(HelperStatus, {name: said[name] for name in names if name in said})
+        return load(HelperStatus, {name: answer[name] for name in names if name in answer})
     except ValueError as error:
         raise HostError(
-            f"{helper} answered something unknown: {shown(done.stdout)} ({plain(str(error))}).",
-            "Install the one that belongs to this ipitrace: ipitrace guest install ...",
+            f"The answer of {helper} is not valid: {shown(done.stdout)} ({plain(str(error))}).",
+            "Install the one of this version of ipitrace: ipitrace guest install ...",
         ) from error
 
 
 @dataclass(frozen=True)
 class GuestCpus:
-    """What a guest's /proc/cpuinfo says.
+    """The content of a guest's /proc/cpuinfo.
 
     Attributes:
-        apic_ids: each CPU's, by its number; None where it does not show them all.
-        native: no hypervisor below.
-        emulated: the emulator that makes the CPUs up, None for real ones.
+        apic_ids: each CPU's APIC id, by its number; None if not all are shown.
+        native: whether there is no hypervisor.
+        emulated: the emulator of the CPUs, None for real ones.
     """
 
     apic_ids: tuple[int, ...] | None
@@ -147,10 +148,10 @@ class GuestCpus:
 
 
 def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
-    """Look at the guest's CPUs; `n_cpus` is how many it has.
+    """Read the guest's CPUs; `n_cpus` is their number.
 
     Raises:
-        HostError: the guest cannot be reached, or contradicts itself.
+        HostError: the guest cannot be reached, or the content is contradictory.
     """
     text = shell.run(["cat", "/proc/cpuinfo"]).text
     ids: dict[int, int] = {}
@@ -162,12 +163,12 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
             cpu = _number(value, limits.GUEST_CPUS - 1)
         elif name == "apicid" and cpu is not None:
             if cpu in ids:
-                raise _odd_cpus(f"CPU {cpu} is there twice")
+                raise _invalid_cpus(f"CPU {cpu} is listed twice")
             ids[cpu] = _number(value, limits.APIC_ID)
         elif name == "flags":
             flags.update(value.split())
     if len(set(ids.values())) < len(ids):
-        raise _odd_cpus("two CPUs have the same APIC id")
+        raise _invalid_cpus("two CPUs have the same APIC id")
     all_shown = all(cpu in ids for cpu in range(n_cpus))
     return GuestCpus(
         apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if all_shown else None,
@@ -178,13 +179,13 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
 
 def _number(value: str, most: int) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > len(str(most)):
-        raise _odd_cpus(f"'{plain(value, 20)}' is no number of a CPU")
+        raise _invalid_cpus(f"'{plain(value, 20)}' is not a CPU number")
     if int(value) > most:
-        raise _odd_cpus(f"{value} is no number of a CPU")
+        raise _invalid_cpus(f"{value} is not a CPU number")
     return int(value)
 
 
-def _odd_cpus(why: str) -> HostError:
+def _invalid_cpus(why: str) -> HostError:
     return HostError(
-        f"The guest's /proc/cpuinfo cannot be: {why}.", "See what the guest shows there."
+        f"The guest's /proc/cpuinfo is not valid: {why}.", "Check what the guest shows there."
     )

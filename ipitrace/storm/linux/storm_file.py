@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the helper in a Linux guest hands back, read: see struct storm_file in storm_abi.h."""
+"""Read the output of the helper in a Linux guest: struct storm_file in storm_abi.h."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ from ipitrace.storm.guest_json import shown
 
 _COUNT = np.dtype("<u8")
 _MIXED: Final = (
-    "Its output must not be mixed with another program's: see the login's start-up files, and "
+    "Its output must not be mixed with other output: check the login's start-up files, and "
     "'ipitrace guest status'."
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of the guest; its file has no more than that.
+    """The request to the guest; its file may not contain more.
 
     Attributes:
-        sends: warm-up included.
+        sends: the number of sends, including the warm-up.
         targets: the CPUs that handle each of them.
         n_vcpus: CPUs of the guest.
     """
@@ -48,11 +48,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class StormFile:
-    """One file, taken apart.
+    """One parsed file.
 
     Attributes:
         header: one abi.FILE.
-        sends: dtype abi.SEND, warm-up included.
+        sends: dtype abi.SEND, including the warm-up.
         receipts: each vCPU's, dtype abi.RECEIPT, likewise.
     """
 
@@ -62,16 +62,14 @@ class StormFile:
 
     @classmethod
     def parse(cls, data: bytes, asked: Asked) -> "StormFile":
-        """Take a file apart.
+        """Parse a file.
 
         Raises:
-            HostError: it is none, is of another version, is cut off, or has what was not
-                asked for.
+            HostError: it is not a storm file, has another version, is cut off, or contains
+                records that were not requested.
         """
         if not data.startswith(FILE_MAGIC):
-            raise HostError(
-                f"The guest's ipistorm handed back no records but {shown(data)}.", _MIXED
-            )
+            raise HostError(f"The guest's ipistorm returned no records but {shown(data)}.", _MIXED)
         header = np.frombuffer(data[: FILE.itemsize].ljust(FILE.itemsize, b"\0"), FILE, 1)[0]
         if header["abi_version"] != ABI_VERSION:
             raise other_version(int(header["abi_version"]))
@@ -81,25 +79,25 @@ class StormFile:
         _within(header, "vector", *limits.VECTORS)
         if header["tsc_khz"]:
             _within(header, "tsc_khz", *limits.TSC_KHZ)
-        rest = _Rest(data, header_bytes)
-        sends = rest.take(SEND, n_sends)
-        counts = [int(n) for n in rest.take(_COUNT, n_vcpus)]
+        reader = _Reader(data, header_bytes)
+        sends = reader.read(SEND, n_sends)
+        counts = [int(n) for n in reader.read(_COUNT, n_vcpus)]
         for cpu, n in enumerate(counts):
             if n > (asked.sends if cpu in asked.targets else 0):
                 raise _out_of_range(f"n_receipts of CPU {cpu}", n)
-        receipts = tuple(rest.take(RECEIPT, n) for n in counts)
-        rest.end()
+        receipts = tuple(reader.read(RECEIPT, n) for n in counts)
+        reader.end()
         return cls(header, sends, receipts)
 
     def storm(self, warmup: int, n_vcpus: int) -> Storm:
-        """The measured part; what only the host knows is not in it.
+        """The measured part, without the data that only the host has.
 
         Args:
-            warmup: sends that it leaves out.
-            n_vcpus: of the guest; the file stops at the last one that takes part.
+            warmup: sends that are left out.
+            n_vcpus: of the guest; the file ends with the last CPU that takes part.
 
         Raises:
-            MeasurementError: the storm did not end as it should.
+            MeasurementError: the storm did not end normally.
         """
         status = self.header["status"]
         state = int(status["state"])
@@ -107,7 +105,7 @@ class StormFile:
             raise MeasurementError(
                 f"The guest gave up after {int(status['sent'])} sends: "
                 f"{int(status['incomplete'])} IPIs were not acknowledged in time.",
-                "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
+                "IPIs are lost, or the vCPUs get no CPU time: check the host's load.",
             )
         measured = self.sends[warmup:]
         first_tsc = measured["send_tsc"].min()
@@ -129,30 +127,30 @@ class StormFile:
         )
 
 
-class _Rest:
-    """What of a file was not taken yet."""
+class _Reader:
+    """Reads a file sequentially."""
 
     def __init__(self, data: bytes, offset: int) -> None:
         self._data = data
         self._offset = offset
 
-    def take(self, dtype: np.dtype[np.void] | np.dtype[np.uint64], n: int) -> NDArray[np.void]:
+    def read(self, dtype: np.dtype[np.void] | np.dtype[np.uint64], n: int) -> NDArray[np.void]:
         end = self._offset + n * dtype.itemsize
         if end > len(self._data):
             raise HostError(
-                f"The guest's records are cut off: {len(self._data)} bytes came, at least {end} "
-                "were announced.",
-                "See whether the connection and the guest are sound, and run it again.",
+                f"The guest's records are cut off: {len(self._data)} bytes were received, but at "
+                f"least {end} were announced.",
+                "Check the connection and the guest, and run it again.",
             )
-        taken: NDArray[np.void] = np.frombuffer(self._data, dtype, n, self._offset)
+        records: NDArray[np.void] = np.frombuffer(self._data, dtype, n, self._offset)
         self._offset = end
-        return taken
+        return records
 
     def end(self) -> None:
         if self._offset != len(self._data):
             raise HostError(
-                f"The guest's records are followed by {len(self._data) - self._offset} bytes that "
-                "are none.",
+                f"The guest's records are followed by {len(self._data) - self._offset} unknown "
+                "bytes.",
                 _MIXED,
             )
 
@@ -166,15 +164,15 @@ def _within(header: np.void, name: str, least: int, most: int) -> int:
 
 def _out_of_range(name: str, value: int) -> HostError:
     return HostError(
-        f"The guest's records are not what was asked for: {name} is {value}.",
+        f"The guest's records do not match the request: {name} is {value}.",
         "Install the ipistorm that belongs to this ipitrace: ipitrace guest install ...",
     )
 
 
 def other_version(theirs: int) -> HostError:
-    """The error for a guest whose module or helper speaks another version."""
+    """The error for a guest whose module or helper has another version."""
     return HostError(
-        f"The guest's ipistorm speaks version {theirs} of the storm interface, this ipitrace "
+        f"The guest's ipistorm has version {theirs} of the storm interface, this ipitrace has "
         f"version {ABI_VERSION}.",
         "Install the one that belongs to it: ipitrace guest install --vm ... --via ...",
     )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded micro-guest: a bare-metal payload and a VMM in pure Python."""
+"""The built-in micro-guest: a bare-metal payload and a VMM in Python."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the micro-guest: one fresh VM a storm."""
+"""The driver of the micro-guest: a new VM for each storm."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from ipitrace.abi.storm import (
 from ipitrace.base.units import MIB
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
-from ipitrace.storm.micro import passthrough, rival
+from ipitrace.storm.micro import passthrough, preemptor
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
     MG_MAX_VCPUS,
@@ -37,8 +37,8 @@ MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
 _MAX_INCOMPLETE = 3
-_RIVAL_S = 60.0  # that a rival has beyond the storm it is for
-_NOMINAL_TSC_HZ = 3_000_000_000  # only where KVM does not state the guest's; bounds a timeout
+_PREEMPTOR_S = 60.0  # the preempting process's time limit beyond the storm's
+_NOMINAL_TSC_HZ = 3_000_000_000  # if KVM does not report the guest's; only limits a timeout
 
 _PATTERNS = {
     Pattern.UNICAST: StormPattern.UNICAST,
@@ -67,42 +67,42 @@ _UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
 
 @dataclass(frozen=True)
 class MicroGuest:
-    """The embedded guest.
+    """The built-in guest.
 
     Attributes:
         n_vcpus: 2 to 64; vCPU 0 sends.
-        pinned_cpus: the host CPU each vCPU is pinned to, or None.
-        payload: what the vCPUs run.
+        pinned_cpus: the host CPU that each vCPU is pinned to, or None.
+        payload: the program that the vCPUs run.
     """
 
     n_vcpus: int
     pinned_cpus: tuple[int, ...] | None
     payload: Payload
     apic_ids: None = None
-    tsc_khz: None = None  # KVM states it once there is a VM
+    tsc_khz: None = None  # KVM reports it when there is a VM
 
     @classmethod
     def prepare(cls, n_vcpus: int, cpus: tuple[int, ...] | None) -> "MicroGuest":
         """Load the payload.
 
         Raises:
-            HostError: it was not built.
+                HostError: the payload was not built.
         """
         return cls(n_vcpus, cpus, load_payload())
 
     def unsupported(self, scenario: Scenario) -> str | None:
-        """Why this guest cannot run `scenario`, or None when it can."""
+        """Why this guest cannot run `scenario`, or None if it can."""
         if scenario.target_state == TargetState.PREEMPTED and self.pinned_cpus is None:
-            return "only a target that is pinned to a CPU of its own can be kept off it"
+            return "a target can only be preempted if it is pinned to a CPU of its own"
         return unsupported(scenario)
 
     def vector(self, scenario: Scenario) -> int:
-        """The interrupt vector the IPIs of `scenario` are sent with."""
+        """The interrupt vector of the IPIs of `scenario`."""
         return MG_VECTOR_SELF if scenario.pattern == Pattern.SELF else MG_VECTOR_TARGET
 
     @property
     def max_count(self) -> int:
-        """The largest storm, warm-up included, that the guest can log."""
+        """The largest storm, including the warm-up, that the guest can log."""
         return max_count(self.n_vcpus)
 
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ class MicroGuest:
         return tuple(range(1, self.n_vcpus))
 
     def describe(self) -> dict[str, object]:
-        """The guest as run.json shows it."""
+        """The guest as in run.json."""
         return {
             "kind": "micro",
             "n_vcpus": self.n_vcpus,
@@ -123,10 +123,10 @@ class MicroGuest:
         }
 
     def run(self, request: StormRequest, hooks: Hooks) -> Storm:
-        """Boot a fresh VM, run one storm, take the VM down again.
+        """Boot a new VM, run one storm, and destroy the VM.
 
         Raises:
-            HostError: KVM refuses, or memory is short.
+            HostError: KVM refuses, or there is not enough memory.
             MeasurementError: the guest hung, died, or lost IPIs.
         """
         scenario = request.scenario
@@ -151,50 +151,50 @@ class MicroGuest:
             pace_s = request.pace_cycles / tsc_hz
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + pace_s
             longest_s = limits.STORM_S + 2 * total * pace_s
-            with self._rival(scenario, machine, total, longest_s) as its:
+            with self._preemptor(scenario, machine, total, longest_s) as preempting:
                 storm = machine.run(
                     self.pinned_cpus,
-                    hooks if its is None else _with_beat(hooks, its),
+                    hooks if preempting is None else _with_heartbeat(hooks, preempting),
                     warmup=request.warmup,
                     silence_s=silence_s,
                     longest_s=longest_s,
                 )
             storm = replace(storm, vector=self.vector(scenario))
-            return storm if its is None else replace(storm, as_asked=its.seen / total)
+            return storm if preempting is None else replace(storm, as_asked=preempting.seen / total)
 
-    def _rival(
+    def _preemptor(
         self, scenario: Scenario, machine: Machine, sends: int, longest_s: float
-    ) -> contextlib.AbstractContextManager[rival.Rival | None]:
+    ) -> contextlib.AbstractContextManager[preemptor.Preemptor | None]:
         if scenario.target_state != TargetState.PREEMPTED or self.pinned_cpus is None:
             return contextlib.nullcontext()
         target = self.targets(scenario)[0]
         cpu = self.pinned_cpus[target]
-        return rival.keep_preempting(
-            machine.memory, target, cpu, sends=sends, longest_s=longest_s + _RIVAL_S
+        return preemptor.keep_preempting(
+            machine.memory, target, cpu, sends=sends, longest_s=longest_s + _PREEMPTOR_S
         )
 
 
-def _with_beat(hooks: Hooks, its: rival.Rival) -> Hooks:
-    """The same, and each tick lets the rival go on."""
+def _with_heartbeat(hooks: Hooks, preempting: preemptor.Preemptor) -> Hooks:
+    """The same hooks, with a heartbeat for the preempting process on each tick."""
 
     def tick(sent: int) -> None:
-        its.live()
+        preempting.heartbeat()
         hooks.tick(sent)
 
     return replace(hooks, tick=tick)
 
 
 def unsupported(scenario: Scenario) -> str | None:
-    """Why no micro-guest can run `scenario` on this host, or None when one can."""
+    """Why no micro-guest can run `scenario` on this host, or None if one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
     if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
         return reason
-    if scenario.target_state == TargetState.PREEMPTED and (reason := rival.why_not()):
+    if scenario.target_state == TargetState.PREEMPTED and (reason := preemptor.why_not()):
         return reason
     return next((_UNSUPPORTED[part] for part in parts if part in _UNSUPPORTED), None)
 
 
 def max_count(n_vcpus: int) -> int:
-    """The largest storm, warm-up included, that a guest of `n_vcpus` can log."""
+    """The largest storm, including the warm-up, that a guest of `n_vcpus` can log."""
     room = MAX_MEMORY - 4 * MIB - n_vcpus * 4096
     return min(MAX_COUNT, room // (SEND.itemsize + RECEIPT.itemsize * n_vcpus))

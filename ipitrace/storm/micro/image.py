@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The micro-guest's memory: page tables, descriptor tables, payload, parameters, logs.
 
-Addresses named MG_* are those of guest-tools/microguest/microguest.h
-(tests/contract compares them); the tables below 64 KiB are the VMM's own.
+Addresses named MG_* are defined in guest-tools/microguest/microguest.h (tests/contract compares
+them). The tables below 64 KiB are defined by the VMM only.
 """
 
 import hashlib
@@ -71,11 +71,11 @@ VCPU = np.dtype(
 
 _PML4, _PDPT, _PD_LOW, _PD_HIGH = 0x1000, 0x2000, 0x3000, 0x4000
 _GDT, _IDT, _TSS, _TSS_SIZE = 0x5000, 0x6000, 0x7000, 0x80
-_STACKS, _STACK_SIZE = 0x30000, 0x1000  # a vCPU's: upper half its own, lower half TSS.RSP0
+_STACKS, _STACK_SIZE = 0x30000, 0x1000  # per vCPU: upper half its stack, lower half TSS.RSP0
 _LOGS = 2 * MIB
 _PAGE = 4096
 _LARGE_PAGE = 2 * MIB
-MAX_MEMORY = 1024 * MIB  # what one page directory maps
+MAX_MEMORY = 1024 * MIB  # the range of one page directory
 
 # Intel SDM vol. 3A, 4.5: present, writable, user, write-through, no cache,
 # accessed, dirty, page size.
@@ -104,7 +104,7 @@ _HEADER = struct.Struct("<8x8s9I")
 
 @dataclass(frozen=True)
 class Payload:
-    """The built payload and the places its header names (offsets from MG_LOAD)."""
+    """The built payload and the entry points in its header (offsets from MG_LOAD)."""
 
     image: bytes
     target_entry: int
@@ -117,7 +117,7 @@ class Payload:
 
     @property
     def sha256(self) -> str:
-        """What was measured with, for the fingerprint."""
+        """The payload's checksum, for the fingerprint."""
         return hashlib.sha256(self.image).hexdigest()
 
 
@@ -125,7 +125,7 @@ def load_payload(path: Path | None = None) -> Payload:
     """Read the payload built from guest-tools/microguest.
 
     Raises:
-        HostError: it was not built, or is of another version than this package.
+            HostError: it was not built, or has another version than this package.
     """
     path = path or guest_tools_dir() / "microguest" / "microguest.bin"
     hint = f"Build it: make -C {path.parent}"
@@ -143,7 +143,7 @@ def load_payload(path: Path | None = None) -> Payload:
 
 @dataclass(frozen=True)
 class LogSizes:
-    """How many records the guest's logs hold."""
+    """The sizes of the guest's logs, in records."""
 
     sends: int
     receipts_per_vcpu: int
@@ -151,13 +151,13 @@ class LogSizes:
 
 @dataclass(frozen=True)
 class SendingPlaces:
-    """Offsets in the guest's memory that tell how far its sender is; each has 8 bytes.
+    """Offsets in the guest's memory of the sender's progress; each value has 8 bytes.
 
     Attributes:
-        ready: of the target's struct mg_vcpu.
-        sent: how many sends are over, acknowledged or timed out.
-        first_sent_tsc: not 0 once the first send was made.
-        step: from one send's sent_tsc to the next one's.
+        ready: a field of the target's struct mg_vcpu.
+        sent: the number of sends that were acknowledged or timed out.
+        first_sent_tsc: not 0 after the first send.
+        step: from one send's sent_tsc to the next send's.
     """
 
     ready: int
@@ -167,13 +167,13 @@ class SendingPlaces:
 
 
 class GuestMemory:
-    """The guest's memory: built here, read back here, given to KVM by address."""
+    """The guest's memory: built and read here, and given to KVM by its address."""
 
     def __init__(self, payload: Payload, n_vcpus: int, logs: LogSizes) -> None:
-        """Lay everything out.
+        """Allocate the memory and build its content.
 
         Raises:
-            HostError: the logs do not fit the guest, or memory is short.
+            HostError: the logs do not fit into the guest, or there is not enough memory.
         """
         self._n_vcpus = n_vcpus
         self._sends_at = _LOGS
@@ -186,7 +186,7 @@ class GuestMemory:
         if self.size > MAX_MEMORY:
             raise HostError(
                 f"The logs of this storm need {self.size // MIB} MiB of guest memory; "
-                f"{MAX_MEMORY // MIB} MiB is the most.",
+                f"the limit is {MAX_MEMORY // MIB} MiB.",
                 "Ask for a smaller --count, or fewer vCPUs.",
             )
         require_memory(self.size, "The guest")
@@ -207,10 +207,10 @@ class GuestMemory:
         self._build_descriptors(payload)
 
     def open(self) -> int:
-        """A new descriptor of it, for another process to map.
+        """Open a new descriptor of the memory, which another process can map.
 
         Raises:
-            OSError: this process may not (CAP_SYS_ADMIN: proc_pid_map_files(5)).
+            OSError: not permitted (needs CAP_SYS_ADMIN: proc_pid_map_files(5)).
         """
         where = f"{self.host_address:x}-{self.host_address + self.size:x}"
         return os.open(f"/proc/self/map_files/{where}", os.O_RDWR | os.O_CLOEXEC)
@@ -219,7 +219,7 @@ class GuestMemory:
         struct.pack_into("<" + layout, self._memory, at, *values)
 
     def _build_page_tables(self) -> None:
-        """Map memory, the xAPIC and the descriptors one to one, for kernel and user mode."""
+        """Map memory, the xAPIC and the descriptors 1:1, for kernel and user mode."""
         self._put(_PML4, "Q", _PDPT | _TABLE)
         self._put(_PDPT, "Q", _PD_LOW | _TABLE)
         self._put(_PDPT + 8 * (MG_XAPIC_BASE >> 30), "Q", _PD_HIGH | _TABLE)
@@ -230,7 +230,7 @@ class GuestMemory:
             self._put(entry, "Q", address & -_LARGE_PAGE | how)
 
     def _build_descriptors(self, payload: Payload) -> None:
-        """GDT (flat segments, one TSS a vCPU), IDT and the TSSs' ring-0 stacks."""
+        """GDT (flat segments, one TSS per vCPU), IDT and the TSSs' ring-0 stacks."""
         flat = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
         self._put(_GDT, "5Q", *flat)
         for i in range(self._n_vcpus):
@@ -264,12 +264,12 @@ class GuestMemory:
     def start_state(
         self, index: int, method: StormSendMethod, template: SpecialRegisters
     ) -> tuple[SpecialRegisters, Registers]:
-        """The registers vCPU `index` starts with: long mode, the payload's first byte.
+        """The initial registers of vCPU `index`: long mode, the payload's first byte.
 
         Args:
             index: the vCPU, which is also its APIC id.
-            method: decides between x2APIC and xAPIC mode.
-            template: what KVM_GET_SREGS answered; changed and returned.
+            method: selects x2APIC or xAPIC mode.
+            template: the result of KVM_GET_SREGS; it is changed and returned.
         """
         code = Segment(0, 0xFFFFFFFF, MG_KERNEL_CS, 11, 1, 0, 0, 1, 1, 1, 0, 0, 0)
         data = Segment(0, 0xFFFFFFFF, MG_KERNEL_DS, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0)
@@ -313,18 +313,18 @@ class GuestMemory:
     def write_foreign(
         self, icr_low: int, apic_id: int, count: int, *, emulated: bool = False
     ) -> None:
-        """Have a passthrough storm begin with writes to an ICR: struct mg_foreign.
+        """Make a passthrough storm begin with writes to an ICR: struct mg_foreign.
 
         Args:
-            icr_low: what to write into its lower half.
+            icr_low: the value for the ICR's lower half.
             apic_id: the destination: a physical CPU's, or a vCPU's if `emulated`.
-            count: how often.
-            emulated: the guest's own ICR, through the MSR that is left for it.
+            count: the number of writes.
+            emulated: use the guest's own ICR, through the MSR that KVM still intercepts.
         """
         FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count, emulated)
 
     def sending_places(self, target: int) -> SendingPlaces:
-        """Where another process sees how far the sender is, and tells it that `target` is ready."""
+        """Where another process reads the sender's progress, and reports that `target` is ready."""
         return SendingPlaces(
             ready=MG_VCPUS + target * MG_VCPU_SIZE + _offset(VCPU, "ready"),
             sent=MG_STATUS + _offset(STATUS, "sent"),
@@ -333,7 +333,7 @@ class GuestMemory:
         )
 
     def status(self) -> np.void:
-        """A copy of struct storm_status as it stands now."""
+        """A copy of the present struct storm_status."""
         status: np.void = self._view(MG_STATUS, STATUS, 1).copy()[0]
         return status
 
@@ -342,27 +342,27 @@ class GuestMemory:
         return self._view(MG_VCPUS, VCPU, self._n_vcpus)
 
     def sends(self) -> NDArray[np.void]:
-        """A copy of the sender's whole log, as long as it was asked for."""
+        """A copy of the sender's complete log, of the requested length."""
         return self._view(self._sends_at, SEND, self._n_sends).copy()
 
     def receipts(self, index: int) -> NDArray[np.void]:
-        """A copy of what vCPU `index` logged.
+        """A copy of the log of vCPU `index`.
 
         Raises:
-            MeasurementError: what it says of its log's end is not in its log.
+            MeasurementError: the log's end according to the guest is outside the log.
         """
         at = self._receipts_at + index * self._receipts_step
-        used, rest = divmod(int(self.vcpus()["next_receipt"][index]) - at, RECEIPT.itemsize)
-        if rest or not 0 <= used <= self._n_receipts:
+        used, remainder = divmod(int(self.vcpus()["next_receipt"][index]) - at, RECEIPT.itemsize)
+        if remainder or not 0 <= used <= self._n_receipts:
             raise MeasurementError(
-                f"The guest's records cannot be true: vCPU {index} says that its log ends "
-                f"{used * RECEIPT.itemsize + rest} bytes behind its start.",
-                "See that the payload is the one that belongs to this ipitrace.",
+                f"The guest's records cannot be true: vCPU {index} reports that its log ends "
+                f"{used * RECEIPT.itemsize + remainder} bytes after its start.",
+                "Check that the payload belongs to this version of ipitrace.",
             )
         return self._view(at, RECEIPT, used).copy()
 
     def handled(self) -> tuple[int, ...]:
-        """Each vCPU's count of handler entries, as it stands now."""
+        """Each vCPU's present count of handler entries."""
         return tuple(self.vcpus()["handled"].tolist())
 
     def _view(self, at: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the KVM interface the micro-guest needs, as typed calls.
+"""Typed calls for the part of the KVM interface that the micro-guest needs.
 
 Numbers and structures are those of Linux's Documentation/virt/kvm/api.rst and
 include/uapi/linux/kvm.h; they are ABI and do not change.
@@ -52,7 +52,7 @@ _X2APIC_API_DISABLE_BROADCAST_QUIRK = 2
 _MP_STATE_RUNNABLE = 0
 _CPUID_ENTRIES = 256
 _CPUID_ENTRY = struct.Struct("<3I4I12x")
-_TSS_ADDR = 0x7FFBD000  # three pages below 2 GiB: CPython's ioctl takes a signed int
+_TSS_ADDR = 0x7FFBD000  # three pages below 2 GiB, because CPython's ioctl takes a signed int
 
 _EXIT_IO_OUT = 1
 RUN_IMMEDIATE_EXIT = 1  # offsets in struct kvm_run
@@ -61,7 +61,7 @@ RUN_EXIT_DATA = 32
 
 
 class ExitReason(IntEnum):
-    """KVM_EXIT_*: why KVM_RUN came back to user space."""
+    """KVM_EXIT_*: why KVM_RUN returned to user space."""
 
     UNKNOWN = 0
     IO = 2
@@ -142,7 +142,7 @@ class _DeviceAttr(ctypes.Structure):
 
 
 def _ioctl(fd: int, what: str, request: int, argument: int | object = 0) -> int:
-    """One ioctl; KVM's refusal becomes a HostError that names the call."""
+    """Call one ioctl; a failure becomes a HostError that names the call."""
     try:
         if isinstance(argument, int):
             return fcntl.ioctl(fd, request, argument)
@@ -150,7 +150,7 @@ def _ioctl(fd: int, what: str, request: int, argument: int | object = 0) -> int:
     except OSError as error:
         raise HostError(
             f"KVM refused {what}: {error.strerror or error}.",
-            "Look in dmesg for KVM's reason, and see that /dev/kvm is the kernel's own.",
+            "See dmesg for KVM's reason, and check that /dev/kvm is the kernel's device.",
         ) from error
 
 
@@ -165,22 +165,22 @@ class Vcpu:
         """Run the guest until it needs user space.
 
         Raises:
-            InterruptedError: a signal came, or immediate exit was asked for.
-            OSError: KVM cannot go on.
+            InterruptedError: a signal arrived, or an immediate exit was requested.
+            OSError: KVM cannot continue.
         """
         fcntl.ioctl(self.fd, _RUN, 0)
 
     def ask_immediate_exit(self) -> None:
-        """Make the next, or with a signal the present, KVM_RUN return at once."""
+        """Make the next KVM_RUN return immediately, or with a signal the present one."""
         self.run_area[RUN_IMMEDIATE_EXIT] = 1
 
     @property
     def exit_reason(self) -> int:
-        """Why the last KVM_RUN returned: an ExitReason where the number is known."""
+        """Why the last KVM_RUN returned: an ExitReason if the number is known."""
         return int(struct.unpack_from("<I", self.run_area, RUN_EXIT_REASON)[0])
 
     def io_exit(self) -> tuple[int, int | None]:
-        """(port, byte) of an ExitReason.IO; the byte is None where it is not one byte written."""
+        """(port, byte) of an ExitReason.IO; the byte is None unless one byte was written."""
         direction, size, port, count, offset = struct.unpack_from(
             "<BBHIQ", self.run_area, RUN_EXIT_DATA
         )
@@ -212,7 +212,7 @@ class Vcpu:
         _ioctl(self.fd, "KVM_SET_SREGS", _SET_SREGS, registers)
 
     def set_cpuid(self, cpuid: bytes) -> None:
-        """Set what CPUID answers (struct kvm_cpuid2)."""
+        """Set the results of CPUID (struct kvm_cpuid2)."""
         _ioctl(self.fd, "KVM_SET_CPUID2", _SET_CPUID2, bytearray(cpuid))
 
     def set_runnable(self) -> None:
@@ -225,7 +225,7 @@ class Vcpu:
         )
 
     def tsc_khz(self) -> int | None:
-        """The guest TSC's frequency as KVM states it, or None where KVM does not say."""
+        """The guest TSC's frequency according to KVM, or None if KVM does not report it."""
         try:
             return int(fcntl.ioctl(self.fd, _GET_TSC_KHZ, 0)) or None
         except OSError:
@@ -237,7 +237,7 @@ class Vcpu:
         return value.value if self._tsc_offset_attr(_GET_DEVICE_ATTR, value) else None
 
     def set_tsc_offset(self, offset: int) -> bool:
-        """Ask for a TSC offset; False where the attribute does not exist."""
+        """Request a TSC offset; False if the attribute does not exist."""
         return self._tsc_offset_attr(_SET_DEVICE_ATTR, ctypes.c_int64(offset))
 
     def _tsc_offset_attr(self, request: int, value: ctypes.c_int64) -> bool:
@@ -256,19 +256,19 @@ class Vcpu:
             return None
 
     def close(self) -> None:
-        """Unmap and close; the VM goes when all its descriptors have gone."""
+        """Unmap and close; the VM is destroyed when all its descriptors are closed."""
         self.run_area.close()
         os.close(self.fd)
 
 
 class Vm:
-    """One KVM virtual machine with the kernel's own APICs and one memory slot."""
+    """One KVM virtual machine with in-kernel APICs and one memory slot."""
 
     def __init__(self) -> None:
         """Open /dev/kvm and create the VM.
 
         Raises:
-            HostError: /dev/kvm is missing, not permitted, or not KVM.
+                HostError: /dev/kvm is missing, not permitted, or not the KVM device.
         """
         self._descriptors = contextlib.ExitStack()
         with contextlib.ExitStack() as until_whole:
@@ -286,7 +286,7 @@ class Vm:
         enable = struct.pack("<IIQ", _CAP_X2APIC_API, 0, flags).ljust(104, b"\0")
         _ioctl(self.fd, "KVM_ENABLE_CAP(X2APIC_API)", _ENABLE_CAP, bytearray(enable))
         self._cpuid = self._supported_cpuid()
-        self._features = 0  # of KVM's leaf, beyond those supported
+        self._features = 0  # additional features of KVM's CPUID leaf
         self._run_size = _ioctl(self._kvm_fd, "KVM_GET_VCPU_MMAP_SIZE", _GET_VCPU_MMAP_SIZE)
 
     def set_memory(self, host_address: int, size: int) -> None:
@@ -295,10 +295,10 @@ class Vm:
         _ioctl(self.fd, "KVM_SET_USER_MEMORY_REGION", _SET_USER_MEMORY_REGION, bytearray(region))
 
     def enable_passthrough(self, guest_address: int, n_vcpus: int) -> None:
-        """Map the posted-interrupt descriptors of vCPUs 0 to n_vcpus - 1; before any is created.
+        """Map the posted-interrupt descriptors of vCPUs 0 to n_vcpus - 1, before vCPUs are created.
 
         Raises:
-            HostError: the host offers none, or this process may not reboot the machine.
+            HostError: the host does not offer it, or this process may not reboot the machine.
         """
         enable = struct.pack("<IIQQ", CAP_X86_PASSTHROUGH_IPI, 0, guest_address, n_vcpus)
         enable = enable.ljust(104, b"\0")
@@ -332,9 +332,9 @@ def _open_kvm() -> int:
         fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise HostError(
-            "/dev/kvm does not exist, so no guest can run here.",
-            "Load the module (modprobe kvm_intel or kvm_amd) and see that virtualisation is "
-            "enabled in the firmware; inside a container, pass the device in.",
+            "/dev/kvm does not exist, so no guest can run on this host.",
+            "Load the module (modprobe kvm_intel or kvm_amd) and check that virtualisation is "
+            "enabled in the firmware; for a container, pass the device to it.",
         ) from None
     except PermissionError:
         raise HostError(
@@ -343,7 +343,7 @@ def _open_kvm() -> int:
     except OSError as error:
         raise HostError(
             f"/dev/kvm cannot be opened: {error.strerror}.",
-            "See that the KVM module for this CPU is loaded (lsmod | grep kvm).",
+            "Check that the KVM module for this CPU is loaded (lsmod | grep kvm).",
         ) from error
     try:
         version = fcntl.ioctl(fd, _GET_API_VERSION, 0)
@@ -352,8 +352,8 @@ def _open_kvm() -> int:
     if version != API_VERSION:
         os.close(fd)
         raise HostError(
-            f"/dev/kvm does not speak KVM API {API_VERSION}.",
-            "See that /dev/kvm is the kernel's device (ls -l /dev/kvm: 10, 232).",
+            f"/dev/kvm does not have KVM API version {API_VERSION}.",
+            "Check that /dev/kvm is the kernel's device (ls -l /dev/kvm: 10, 232).",
         )
     return fd
 
@@ -368,9 +368,9 @@ def _create_vm(kvm_fd: int) -> int:
             busy = error.errno == errno.EBUSY
             raise HostError(
                 f"KVM refused to create a VM: {error.strerror}.",
-                "Another hypervisor holds the CPU's virtualisation; stop it first."
+                "Another hypervisor uses the CPU's virtualisation; stop it first."
                 if busy
-                else "Look in dmesg for KVM's reason.",
+                else "See dmesg for KVM's reason.",
             ) from error
 
 
@@ -379,9 +379,9 @@ def _entries(cpuid: bytes) -> Iterable[int]:
 
 
 def _cpuid_of(supported: bytes, apic_id: int, features: int) -> bytes:
-    """What CPUID answers on the vCPU with this APIC id: x2APIC there, ids its own.
+    """The results of CPUID on the vCPU with this APIC id: with x2APIC, and with its own ids.
 
-    `features` are added to those of KVM's own leaf.
+    `features` are added to the features of KVM's own leaf.
 
     Leaf 1: EBX 31..24 initial APIC id, ECX 21 x2APIC; leaves 0Bh and 1Fh: EDX
     x2APIC id (SDM vol. 2A, CPUID).

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMM: a VM, one thread per vCPU, one storm from boot to power-off.
+"""The VMM: a VM, one thread per vCPU, and one storm from boot to the end of the VM.
 
-A storm comes to user space a handful of times, none of them between its first
-and its last measured send, so the language of the VMM does not show in the
-numbers.
+A storm exits to user space only a few times, and never between its first and its last measured
+send. The speed of the VMM's language therefore does not affect the figures.
 """
 
 import contextlib
@@ -46,7 +45,7 @@ _KICK_S = 0.05
 _HANG_GRACE_S = 3.0
 _KICK_SIGNAL = signal.SIGUSR1
 _LAST_STATES = {StormState.DONE, StormState.GAVE_UP, StormState.FAULTED}
-# What the sender reports after what; a fault may come at any time, on any vCPU.
+# The order of the sender's reports. A fault may be reported at any time, by any vCPU.
 _NEXT_STATES = {
     StormState.BOOTING: {StormState.WARMING_UP},
     StormState.WARMING_UP: {StormState.MEASURING, StormState.GAVE_UP},
@@ -56,15 +55,15 @@ _SENDER = 0
 
 
 class Machine:
-    """One VM with its memory and vCPUs, good for one storm. A context manager."""
+    """One VM with its memory and vCPUs, for one storm. A context manager."""
 
     def __init__(
         self, payload: Payload, n_vcpus: int, logs: LogSizes, method: StormSendMethod
     ) -> None:
-        """Build the VM; nothing runs yet.
+        """Build the VM; no vCPU runs yet.
 
         Raises:
-            HostError: KVM refuses, or memory is short.
+            HostError: KVM refuses, or there is not enough memory.
         """
         self._vm = Vm()
         self._creator_tid = threading.get_native_id()
@@ -73,9 +72,9 @@ class Machine:
         self._vcpus: list[Vcpu] = []
         self._stats: list[VcpuStats] = []
         self._stopping = False
-        # An interruption in the middle of threading.Event.wait(), which is Python, breaks its lock.
+        # Interrupting threading.Event.wait(), which is written in Python, would break its lock.
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.released = threading.Event()  # the vCPUs' threads may go
+        self.released = threading.Event()  # the vCPUs' threads may end
         self._failures: list[str] = []
         self._error: Exception | None = None
         self._marks: dict[StormState, Mark] = {}
@@ -96,9 +95,9 @@ class Machine:
         self._tsc_offsets = self._read_tsc_offsets()
 
     def _read_tsc_offsets(self) -> tuple[int | None, ...]:
-        """Each vCPU's; only while none of them runs, or KVM makes us wait until it stops.
+        """Each vCPU's TSC offset. A running vCPU would block this until it stops.
 
-        Before Linux's 828ca89628bf (5.16) only debugfs states them.
+        Before Linux's 828ca89628bf (5.16) only debugfs has the offsets.
         """
         offsets = tuple(vcpu.tsc_offset() for vcpu in self._vcpus)
         if None not in offsets:
@@ -115,7 +114,7 @@ class Machine:
         vcpu.set_special_registers(special)
         vcpu.set_registers(general)
         if index == 0 or method != StormSendMethod.PASSTHROUGH:
-            vcpu.set_runnable()  # otherwise vCPU 0 starts it by INIT and SIPI
+            vcpu.set_runnable()  # otherwise vCPU 0 starts it with INIT and SIPI
         stats_fd = vcpu.stats_fd()
         if stats_fd is not None:
             stats = VcpuStats(stats_fd)
@@ -137,19 +136,19 @@ class Machine:
         silence_s: float,
         longest_s: float = STORM_S,
     ) -> Storm:
-        """Run the storm that the parameters in memory describe.
+        """Run the storm according to the parameters in memory.
 
         Args:
-            cpus: one host CPU for each vCPU to be pinned to, or None.
-            hooks: what else happens at its points.
-            warmup: sends that the answer leaves out.
-            silence_s: how long the guest may go without a send before it counts as hung;
-                a grace of 3 s is added.
-            longest_s: how long it may take, whatever it sends.
+            cpus: the host CPU that each vCPU is pinned to, or None.
+            hooks: callbacks at points of the storm.
+            warmup: sends that are not part of the result.
+            silence_s: the longest time without a send before the guest counts as hung; a grace
+                of 3 s is added.
+            longest_s: the longest time of the storm.
 
         Raises:
             MeasurementError: the guest hung, triple-faulted, took an exception, lost more
-                IPIs than it may, or tells what cannot be.
+                IPIs than allowed, or reports impossible values.
             HostError: KVM could not run it.
         """
         threads = [VcpuThread(self, i, cpus) for i in range(len(self._vcpus))]
@@ -170,7 +169,7 @@ class Machine:
         return self._collect(warmup)
 
     def _watch(self, hooks: Hooks, silence_s: float, longest_s: float) -> None:
-        """Until the storm ends; what the guest says of its progress ends it sooner at most."""
+        """Wait for the end of the storm; the guest's own reports can only shorten the wait."""
         most, since = -1, time.monotonic()
         deadline_s = since + longest_s
         while not self._ends_within(_TICK_S):
@@ -204,12 +203,12 @@ class Machine:
                 thread.join(_KICK_S)
 
     def run_vcpu(self, index: int) -> None:
-        """Run vCPU `index` until the storm ends; called by its own thread."""
+        """Run vCPU `index` until the storm ends; called by the vCPU's own thread."""
         vcpu = self._vcpus[index]
         while not self._stopping:
             try:
                 vcpu.run()
-            except (InterruptedError, BlockingIOError):  # a signal; a SIPI came
+            except (InterruptedError, BlockingIOError):  # a signal or a SIPI arrived
                 continue
             except OSError as error:
                 self._fail(index, f"KVM_RUN failed: {error.strerror}")
@@ -258,42 +257,42 @@ class Machine:
         if self._failures:
             raise MeasurementError(
                 f"The guest died: {self._failures[0]}, after {int(status['sent'])} sends.",
-                "Look in dmesg; try --no-trace, and --scenario one at a time.",
+                "See dmesg; try --no-trace, and one --scenario at a time.",
             )
         if StormState.FAULTED in self._marks:
             raise MeasurementError(
                 f"The guest took exception {int(status['fault_vector'])} (error "
                 f"{int(status['fault_error']):#x}) at {int(status['fault_rip']):#x} on vCPU "
                 f"{int(status['fault_vcpu'])}.",
-                "This is a defect of the micro-guest or of the KVM under it; please report it.",
+                "This is a defect of the micro-guest or of this host's KVM; please report it.",
             )
         if StormState.GAVE_UP in self._marks:
             raise MeasurementError(
                 f"The guest gave up: {int(status['incomplete'])} IPIs were not acknowledged "
                 "in time.",
-                "IPIs are being lost, or the vCPUs get no CPU time: look at the host's load.",
+                "IPIs are lost, or the vCPUs get no CPU time: check the host's load.",
             )
         if self._too_long:
             raise MeasurementError(
-                f"The guest's storm was not done after {longest_s:.0f} s and "
-                f"{int(status['sent'])} sends.",
-                "Look at the host's load; the guest was stopped.",
+                f"The guest's storm did not end within {longest_s:.0f} s ("
+                f"{int(status['sent'])} sends). The guest was stopped.",
+                "Check the host's load.",
             )
         if StormState.DONE not in self._marks:
             raise MeasurementError(
                 f"The guest hung: no IPI was sent for {silence_s:.0f} s, after "
-                f"{int(status['sent'])} sends.",
-                "Look in dmesg and at the host's load; the guest was stopped.",
+                f"{int(status['sent'])} sends. The guest was stopped.",
+                "See dmesg, and check the host's load.",
             )
 
     def _collect(self, warmup: int) -> Storm:
-        """What lies in the guest's memory, copied once; no vCPU runs any more."""
+        """Copy the results from the guest's memory; no vCPU runs any more."""
         status = self.memory.status()
         if int(status["sent"]) != self._total:
             raise MeasurementError(
                 f"The guest's records cannot be true: it reports the end after {status['sent']} "
                 f"of {self._total} sends.",
-                "See that the payload is the one that belongs to this ipitrace.",
+                "Check that the payload belongs to this version of ipitrace.",
             )
         sends = self.memory.sends()
         first_tsc = sends["send_tsc"][warmup]
@@ -316,7 +315,7 @@ class Machine:
 
 
 class VcpuThread(threading.Thread):
-    """A vCPU's thread: pins itself, says who it is, waits, runs, and stays for a last look."""
+    """A vCPU's thread: is pinned, reports its id, runs the vCPU, and stays until it is released."""
 
     def __init__(self, machine: Machine, index: int, cpus: Sequence[int] | None) -> None:
         super().__init__(name=f"vcpu{index}", daemon=True)
@@ -328,7 +327,7 @@ class VcpuThread(threading.Thread):
         self._pin_error: OSError | None = None
 
     def run(self) -> None:
-        """The thread's life."""
+        """Pin the thread, run the vCPU, and wait until the thread may end."""
         if self._cpus is not None:
             try:
                 os.sched_setaffinity(0, {self._cpus[self._index]})
@@ -338,31 +337,31 @@ class VcpuThread(threading.Thread):
         self.go.wait()
         try:
             self._machine.run_vcpu(self._index)
-        except Exception as error:  # noqa: BLE001  (a hook's: not this thread's to judge)
+        except Exception as error:  # noqa: BLE001  (a callback's exception, for run() to raise)
             self._machine.abort(error)
-        self._machine.released.wait()  # so that the thread can be looked at
+        self._machine.released.wait()  # the thread's state is read meanwhile
 
     @held_back()
     def wait_for_tid(self) -> int:
-        """The kernel's id of this thread, once it is pinned."""
+        """The kernel's id of this thread, after it was pinned."""
         self._ready.wait()
         if self._pin_error is not None:
             raise HostError(
                 f"vCPU {self._index} cannot be pinned: {self._pin_error.strerror}.",
-                "See which CPUs this process may use (taskset -p $$).",
+                "Check which CPUs this process may use (taskset -p $$).",
             )
         return self.native_id or 0
 
 
 def _start(threads: Sequence[VcpuThread]) -> None:
-    """Start all of them, or raise HostError where a limit of this process or host forbids it."""
+    """Start all threads; raises HostError if a limit of this process or host prevents it."""
     try:
         for thread in threads:
             thread.start()
-    except RuntimeError as error:  # what threading makes of pthread_create's EAGAIN
+    except RuntimeError as error:  # threading's exception for pthread_create's EAGAIN
         raise HostError(
-            f"There are no threads or no memory for {len(threads)} vCPUs ({error}).",
-            "Raise the limit (ulimit -u, ulimit -v, the control group's), or take fewer vCPUs.",
+            f"{len(threads)} vCPU threads cannot be started ({error}).",
+            "Raise the limit (ulimit -u, ulimit -v, the control group's), or use fewer vCPUs.",
         ) from error
 
 
@@ -381,10 +380,10 @@ def _describe_exit(vcpu: Vcpu) -> str:
 
 @contextlib.contextmanager
 def _kick_signal_handled() -> Iterator[None]:
-    """While inside, the signal that interrupts KVM_RUN does nothing else."""
+    """Handle the signal that interrupts KVM_RUN, with no other effect."""
 
     def ignore(_signum: int, _frame: FrameType | None) -> None:
-        """KVM_RUN returns EINTR; that is all that is wanted."""
+        """Do nothing; KVM_RUN returns EINTR."""
 
     before = signal.signal(_KICK_SIGNAL, ignore)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passthrough IPI's part of the KVM interface, which only patched kernels have.
+"""The KVM interface of passthrough IPIs, which only patched kernels have.
 
-Its definition is the series in lab/kernel/patches; KVM_CHECK_EXTENSION says whether
-this host has it and would give it to us.
+It is defined by the patches in lab/kernel/patches. KVM_CHECK_EXTENSION reports whether this host
+has it and allows it to this process.
 """
 
 import fcntl
@@ -17,20 +17,20 @@ KVM_FEATURE_PASSTHROUGH_IPI: Final = 30
 _CHECK_EXTENSION: Final = 0xAE03
 
 FOREIGN: Final = struct.Struct("<4I")
-"""struct mg_foreign: the ICR's low half, an APIC id, how often to write them, and which ICR."""
+"""struct mg_foreign: the ICR's low half, an APIC id, the number of writes, and the ICR to use."""
 
 
 @cache
 def why_unsupported() -> str | None:
-    """Why this host gives a guest no descriptors to send through; None where it does."""
+    """Why this host offers a guest no descriptors for sending; None if it does."""
     try:
         fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return "the host offers no descriptors to send through"
+        return "the host offers no posted-interrupt descriptors"
     try:
         offered = fcntl.ioctl(fd, _CHECK_EXTENSION, CAP_X86_PASSTHROUGH_IPI) > 0
     except OSError:
         offered = False
     finally:
         os.close(fd)
-    return None if offered else "the host offers no descriptors to send through"
+    return None if offered else "the host offers no posted-interrupt descriptors"

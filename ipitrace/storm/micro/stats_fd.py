@@ -15,7 +15,7 @@ _TYPE_CUMULATIVE = 0
 
 
 class VcpuStats:
-    """The cumulative scalar counters behind one statistics descriptor, which it owns."""
+    """The cumulative scalar counters of one statistics descriptor; closes the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -34,7 +34,7 @@ class VcpuStats:
                 self._offsets[name] = offset
 
     def read(self) -> dict[str, int]:
-        """Counter name to its value now."""
+        """Counter name to its present value."""
         data = os.pread(self._fd, self._data_size, self._data_at)
         return {
             name: int(struct.unpack_from("<Q", data, offset)[0])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ipitrace reaches a guest (`--via`): one module for each scheme, and their registry."""
+"""The transports to a guest (`--via`): one module for each scheme, and their registry."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's guest agent, on its socket or through libvirt: one question, one answer."""
+"""QEMU's guest agent, through its socket or through libvirt: one command, one answer."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from ipitrace.storm.transport.agent_socket import (
 )
 
 _NOT_THERE: Final = (
-    "See that qemu-guest-agent runs in the guest and that nothing else (libvirt) holds its socket."
+    "Check that qemu-guest-agent runs in the guest and that nothing else (libvirt) uses its socket."
 )
-_ENDED: Final = "See whether the guest still runs."
-_ODD: Final = "See that it is QEMU's guest agent; a guest may put anything in its place."
+_ENDED: Final = "Check whether the guest still runs."
+_ODD: Final = "Check that it is QEMU's guest agent; a guest may run any program in its place."
 _FORBIDDEN: Final = (
     "Allow it in the guest: see 'block-rpcs' and 'allow-rpcs' of qemu-ga, and docs/guests.md."
 )
@@ -38,34 +38,35 @@ class Agent(Protocol):
         """`qga` or `qga+libvirt`."""
 
     def ask(self, command: str, **arguments: object) -> object:
-        """Have the agent do something; its answer, of any shape: the guest may make it up.
+        """Execute an agent command and return its answer, which may have any type.
 
-        What it should be: QEMU's qga/qapi-schema.json.
+        The expected answer is defined in QEMU's qga/qapi-schema.json; the guest may not follow it.
 
         Raises:
-            HostError: it does not answer, says no, or says too much.
+            HostError: it does not answer, refuses, or answers too much.
         """
 
 
 class SocketAgent:
-    """An agent behind a virtio-serial port that QEMU shows as a UNIX socket."""
+    """An agent behind a virtio-serial port that QEMU exposes as a UNIX socket."""
 
     via = "qga"
 
     def __init__(self, path: str, connected: sockets.socket | None = None) -> None:
-        """Connect, and see that an agent answers.
+        """Connect, and check that an agent answers.
 
         Args:
-            path: of the socket.
-            connected: to it already, by who checked what listens there; closed with us.
+            path: the path of the socket.
+            connected: an existing connection to it, whose listener was checked; close() closes
+                it.
 
         Raises:
-            HostError: there is no agent that answers.
+            HostError: no agent answers.
         """
         self._path = path
         self._socket = AgentSocket(connected or _connect(path))
         try:
-            with self._told("guest-sync-delimited"):
+            with self._as_host_errors("guest-sync-delimited"):
                 self._socket.synchronise()
         except BaseException:
             self.close()
@@ -73,12 +74,12 @@ class SocketAgent:
 
     def ask(self, command: str, **arguments: object) -> object:
         """As Agent.ask."""
-        with self._told(command):
+        with self._as_host_errors(command):
             return self._socket.ask(command, arguments)
 
     @contextlib.contextmanager
-    def _told(self, command: str) -> Iterator[None]:
-        """Whatever goes wrong inside, as a HostError."""
+    def _as_host_errors(self, command: str) -> Iterator[None]:
+        """Convert errors to HostError."""
         try:
             yield
         except RefusedError as error:
@@ -108,21 +109,21 @@ def _connect(path: str) -> sockets.socket:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         connection.close()
         why = getattr(error, "strerror", None) or error
-        raise HostError(f"{path} cannot be connected to: {why}", _NOT_THERE) from error
+        raise HostError(f"Connecting to {path} failed: {why}", _NOT_THERE) from error
     return connection
 
 
 class LibvirtAgent:
-    """An agent whose socket libvirt holds, and through which it lets us ask."""
+    """An agent whose socket is held by libvirt, and that is reached through libvirt."""
 
     via = "qga+libvirt"
 
     def __init__(self, domain: str) -> None:
-        """Look the domain up.
+        """Look up the domain.
 
         Raises:
             UsageError: the libvirt binding is missing.
-            HostError: libvirt cannot be reached, or knows no such domain.
+            HostError: libvirt cannot be reached, or has no such domain.
         """
         try:
             import libvirt  # noqa: PLC0415 - optional
@@ -132,7 +133,7 @@ class LibvirtAgent:
                 "qga+libvirt:// needs libvirt's Python binding, which is not installed.",
                 "Install python3-libvirt (Fedora: python3-libvirt, Arch: libvirt-python).",
             ) from error
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # we say it ourselves
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # do not print errors
         self._error = libvirt.libvirtError
         self._gone = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
         self._command = libvirt_qemu.qemuAgentCommand
@@ -141,8 +142,8 @@ class LibvirtAgent:
             self._domain = self._connection.lookupByName(domain)
         except libvirt.libvirtError as error:
             raise HostError(
-                f"libvirt shows no domain '{domain}': {error}",
-                "See 'virsh list'; LIBVIRT_DEFAULT_URI names another libvirt.",
+                f"libvirt has no domain '{domain}': {error}",
+                "See 'virsh list'; LIBVIRT_DEFAULT_URI selects another libvirt.",
             ) from error
 
     def ask(self, command: str, **arguments: object) -> object:
@@ -168,29 +169,29 @@ class LibvirtAgent:
 
 
 def libvirt_answer(answer: object) -> object:
-    """What an agent answers by way of libvirt, which hands it on as it came.
+    """The answer of an agent through libvirt, which does not change it.
 
     Raises:
-        ValueError: it is no answer, or too long a one.
+        ValueError: it is not an answer, or too long.
     """
     if not isinstance(answer, str):
-        raise ValueError("it is nothing")  # noqa: TRY004 - one error for all that is odd
+        raise ValueError("it is empty")  # noqa: TRY004 - one error for all invalid answers
     if len(answer) > limits.ANSWER_BYTES:
         raise ValueError(f"it has more than {limits.ANSWER_BYTES} bytes")
-    said = parse_json(answer.encode(errors="replace"), limits.ANSWER_BYTES)
-    return member(said, "return", object)
+    parsed = parse_json(answer.encode(errors="replace"), limits.ANSWER_BYTES)
+    return member(parsed, "return", object)
 
 
 def unknown_answer(command: str, why: ValueError) -> HostError:
-    """The error for an agent that answers what no agent does."""
+    """The error for an answer that is not valid."""
     return HostError(
-        f"The guest agent answered {command} with something unknown: {plain(str(why))}.",
+        f"The guest agent's answer to {command} is not valid: {plain(str(why))}.",
         _ODD,
     )
 
 
 def refused(command: str, why: str) -> HostError:
-    """The error for an agent that says no."""
+    """The error for an agent that refuses a command."""
     forbidden = "disabled" in why or "has not been found" in why or "not allowed" in why
     return HostError(
         f"The guest agent refused {command}: {plain(why)}",
@@ -207,7 +208,7 @@ def open_agent(
 ) -> Iterator[Agent]:
     """The agent of a socket or of a libvirt domain; disconnected at the end.
 
-    `connected` is as SocketAgent takes it.
+    `connected` is as in SocketAgent.
     """
     agent = SocketAgent(socket, connected) if socket is not None else LibvirtAgent(domain or "")
     with contextlib.closing(agent):

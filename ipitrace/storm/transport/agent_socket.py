@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire to a guest agent: JSON texts, a line each, over a socket whose other end may lie.
+"""The protocol of a guest agent: JSON texts, one per line, over a socket with an untrusted peer.
 
-The agent greets nobody and answers one question after the other. What it says is bounded in
-bytes, lines and time, and no more than one answer of it is ever held.
+The agent sends no greeting and answers one command after the other. Its output is limited in
+bytes, lines and time, and at most one answer is held in memory.
 """
 
 import json
@@ -22,79 +22,79 @@ _SENTINEL: Final = b"\xff"  # guest-sync-delimited in QEMU's qga/qapi-schema.jso
 
 
 class RefusedError(Exception):
-    """The agent's own error, in its own words."""
+    """An error that the agent reports, with its own message."""
 
 
 class AgentSocket:
-    """A connected stream socket with an agent behind it, asked one question at a time."""
+    """A connected stream socket to an agent; one command at a time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
-        self._in_step = False
-        self._gone = False
+        self._synchronised = False
+        self._closed = False
 
     def ask(self, command: str, arguments: Mapping[str, object]) -> object:
-        """The agent's answer.
+        """The agent's answer to a command.
 
         Raises:
-            RefusedError: it says no.
-            ValueError: it answers something else, or too much.
+            RefusedError: it reports an error.
+            ValueError: the answer is not valid, or too long.
             TimeoutError: it does not answer in time.
-            OSError: the connection is lost, or was given up: who lied once, or did not answer
-                twice, is asked no more.
+            OSError: the connection is lost, or was closed: after one invalid answer, or two
+                missing answers, no further command is sent.
         """
-        if self._gone:
-            raise ConnectionAbortedError("it was given up")
-        if not self._in_step:
+        if self._closed:
+            raise ConnectionAbortedError("it was closed after an error")
+        if not self._synchronised:
             self.synchronise()
-        self._in_step = False  # also when a person interrupts us
+        self._synchronised = False  # also after an interruption
         deadline_s = time.monotonic() + limits.ANSWER_S
         try:
             self._send({"execute": command, "arguments": arguments}, deadline_s)
             answer = self._answer(deadline_s)
         except TimeoutError:
-            raise  # the answer may come late: synchronise() passes over it
+            raise  # the answer may come late: synchronise() skips it
         except (ValueError, OSError):
-            self._gone = True
+            self._closed = True
             raise
-        self._in_step = True
+        self._synchronised = True
         if "error" in answer:
             raise RefusedError(plain(member(answer["error"], "desc", str)))
         return answer["return"]
 
     def synchronise(self) -> None:
-        """Pass over half a question of somebody before us, and over the answers to others.
+        """Skip an incomplete command of a previous client, and answers to other clients.
 
         Raises:
-            ValueError, TimeoutError, OSError: as ask(); it is asked no more then.
+            ValueError, TimeoutError, OSError: as ask(); no further command is sent.
         """
         deadline_s = time.monotonic() + limits.ANSWER_S
         try:
-            self._ask_for_sentinel(deadline_s)
+            self._send_sync(deadline_s)
         except (ValueError, OSError):
-            self._gone = True
+            self._closed = True
             raise
-        self._in_step = True
+        self._synchronised = True
 
-    def _ask_for_sentinel(self, deadline_s: float) -> None:
+    def _send_sync(self, deadline_s: float) -> None:
         number = secrets.randbits(31)
-        question = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
-        self._send(question, deadline_s, before=_SENTINEL)
+        request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
+        self._send(request, deadline_s, before=_SENTINEL)
         for _ in range(limits.ASIDE_LINES):
             self._skip_to_sentinel(deadline_s)
             if self._parsed(self._line(deadline_s)).get("return") == number:
                 return
-        raise ValueError("it answers others' questions")
+        raise ValueError("it answers other clients' commands")
 
     def _send(
-        self, question: Mapping[str, object], deadline_s: float, *, before: bytes = b""
+        self, request: Mapping[str, object], deadline_s: float, *, before: bytes = b""
     ) -> None:
         self._wait_until(deadline_s)
-        self._connection.sendall(before + json.dumps(question).encode() + b"\n")
+        self._connection.sendall(before + json.dumps(request).encode() + b"\n")
 
     def _answer(self, deadline_s: float) -> dict[str, object]:
-        """The next line that answers anything."""
+        """The next line that is an answer."""
         aside_bytes = 0
         for _ in range(limits.ASIDE_LINES):
             line = self._line(deadline_s)
@@ -104,7 +104,7 @@ class AgentSocket:
             aside_bytes += len(line)
             if aside_bytes > limits.ASIDE_BYTES:
                 break
-        raise ValueError("it says everything but an answer")
+        raise ValueError("it sends everything but an answer")
 
     @staticmethod
     def _parsed(line: bytes) -> dict[str, object]:
@@ -112,10 +112,10 @@ class AgentSocket:
         return answer
 
     def _line(self, deadline_s: float) -> bytes:
-        looked = 0
-        while (end := self._buffer.find(b"\n", looked)) < 0:
-            looked = len(self._buffer)
-            if looked > limits.ANSWER_BYTES:
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > limits.ANSWER_BYTES:
                 raise ValueError(f"a line has more than {limits.ANSWER_BYTES} bytes")
             self._receive(deadline_s)
         line = bytes(self._buffer[:end])
@@ -128,7 +128,7 @@ class AgentSocket:
             skipped += len(self._buffer)
             self._buffer.clear()
             if skipped > limits.ASIDE_BYTES:
-                raise ValueError("it says everything but an answer")
+                raise ValueError("it sends everything but an answer")
             self._receive(deadline_s)
         del self._buffer[: at + 1]
 
@@ -136,7 +136,7 @@ class AgentSocket:
         self._wait_until(deadline_s)
         chunk = self._connection.recv(_CHUNK_BYTES)
         if not chunk:
-            raise ConnectionResetError("its end was closed")
+            raise ConnectionResetError("the agent closed it")
         self._buffer += chunk
 
     def _wait_until(self, deadline_s: float) -> None:

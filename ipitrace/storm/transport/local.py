@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No way into a guest: ipitrace runs inside of it, or on bare metal."""
+"""The transport `local`: ipitrace runs inside the guest, or on bare metal."""
 
 import contextlib
 import os
@@ -43,10 +43,10 @@ class LocalShell:
 
 @contextlib.contextmanager
 def open_local() -> Iterator[Shell]:
-    """Be the shell of this machine.
+    """The shell of this machine.
 
     Raises:
-        HostError: we are not root.
+        HostError: this process is not root.
     """
     if os.geteuid() != 0:
         raise HostError("A storm on this machine itself needs root.", "Run it with sudo.")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Into a guest by QEMU's guest agent: no network, no login, and root by nature.
+"""Transport through QEMU's guest agent: it needs no network and no login, and runs as root.
 
-Commands are those of QEMU's qga/qapi-schema.json. What a program prints goes to files in
-the guest and is read from there in pieces: guest-exec itself hands back 16 MiB at most.
+The commands are defined in QEMU's qga/qapi-schema.json. A program's output goes to files in the
+guest, which are read in pieces: guest-exec itself returns 16 MiB at most.
 """
 
 import base64
@@ -30,16 +30,16 @@ from ipitrace.storm.transport.shell import (
 )
 
 T = TypeVar("T")
-_FIRST_LOOK_S: Final = 0.05
-_LOOK_S: Final = 1.0  # each look wakes the guest: the longer the storm, the fewer a second
+_FIRST_POLL_S: Final = 0.05
+_POLL_S: Final = 1.0  # each poll wakes the guest; long storms are polled less often
 _LINGER_S: Final = 5.0
-# The agent's own environment may have no PATH with sbin.
+# The PATH of the agent's environment may lack sbin.
 _SCRIPT: Final = (
     'PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; d=$1; shift; exec "$@" >"$d/out" 2>"$d/err"'
 )
 _FROM_FILE: Final = 'exec <"$1/in"; rm "$1/in"; '
 _APPEND: Final = 'cat >>"$1/in"'
-# libvirt (11.3 seen) never ends sending what does not fit a socket's buffer, some 200 KiB.
+# libvirt (observed: 11.3) never finishes sending more than a socket's buffer, some 200 KiB.
 _MOST_INPUT: Final = 48 << 10
 _MOST_PID: Final = 1 << 22  # PID_MAX_LIMIT, see proc(5)
 _MOST_HANDLE: Final = (1 << 63) - 1
@@ -49,10 +49,10 @@ _FOLDER_CHARS: Final = len(_FOLDER) + 10
 
 @dataclass(frozen=True)
 class _Ended:
-    """A program of the guest that ended: by itself, or by a signal.
+    """A program in the guest that exited, or was killed by a signal.
 
     Attributes:
-        out, err: what it printed, where it was kept.
+        out, err: its output, if it was captured.
     """
 
     exitcode: int | None
@@ -63,10 +63,10 @@ class _Ended:
 
 @dataclass(frozen=True)
 class QgaShell:
-    """An agent that answers; made by open_qga().
+    """The transport through an agent that answers; created by open_qga().
 
     Attributes:
-        folder: in the guest, private, for what programs print.
+        folder: a private folder in the guest for the output of programs.
     """
 
     agent: Agent
@@ -111,7 +111,7 @@ class QgaShell:
         if len(stdout) > limit_bytes:
             raise HostError(
                 f"'{shlex.join(command[-3:])}' printed more than {limit_bytes} bytes in the guest.",
-                "See what it prints there.",
+                "Check what it prints there.",
             )
         return Finished(ended.exitcode, stdout, stderr.decode(errors="replace").strip())
 
@@ -119,13 +119,13 @@ class QgaShell:
         self, pid: int, command: Sequence[str], timeout_s: float, tick: Callable[[], None]
     ) -> _Ended:
         started_s = time.monotonic()
-        pause_s = _FIRST_LOOK_S
+        pause_s = _FIRST_POLL_S
         while True:
-            look_s = time.monotonic() + pause_s
-            while time.monotonic() < look_s:
+            poll_s = time.monotonic() + pause_s
+            while time.monotonic() < poll_s:
                 tick()
                 time.sleep(TICK_S)
-            pause_s = min(2 * pause_s, _LOOK_S)
+            pause_s = min(2 * pause_s, _POLL_S)
             ended = _ended(self.agent, pid)
             if ended is not None:
                 return ended
@@ -133,7 +133,7 @@ class QgaShell:
                 raise timed_out(command, timeout_s)
 
     def _end(self, pid: int) -> None:
-        """Kill a program in the guest, and let the agent forget it."""
+        """Kill a program in the guest, and fetch its status so that the agent frees it."""
         killer = _start(self.agent, ["kill", str(pid)])
         until_s = time.monotonic() + _LINGER_S
         left = {pid, killer}
@@ -144,18 +144,18 @@ class QgaShell:
     def _read(self, name: str, most_bytes: int, deadline_s: float) -> bytes:
         """The first `most_bytes` of a file in the folder."""
         path = f"{self.folder}/{name}"
-        handle = _asked(self.agent, "guest-file-open", _handle, path=path, mode="r")
+        handle = _ask(self.agent, "guest-file-open", _handle, path=path, mode="r")
         parts: list[bytes] = []
         left = most_bytes
         try:
             while left:
                 if time.monotonic() > deadline_s:
                     raise HostError(
-                        f"{path} did not come from the guest within {limits.TRANSFER_S:.0f} s.",
-                        "See whether the guest gets CPU time.",
+                        f"{path} was not received from the guest within {limits.TRANSFER_S:.0f} s.",
+                        "Check whether the guest gets CPU time.",
                     )
                 count = min(left, limits.PIECE_BYTES)
-                part, last = _asked(
+                part, last = _ask(
                     self.agent, "guest-file-read", _part_of(count), handle=handle, count=count
                 )
                 parts.append(part)
@@ -163,40 +163,40 @@ class QgaShell:
                 if last:
                     break
         finally:
-            with contextlib.suppress(HostError):  # the agent forgets it, too
+            with contextlib.suppress(HostError):  # makes the agent free the handle
                 self.agent.ask("guest-file-close", handle=handle)
         return b"".join(parts)
 
 
 @contextlib.contextmanager
 def open_qga(agent: Agent) -> Iterator[Shell]:
-    """Use an agent that answers; leaves nothing in the guest.
+    """Use an agent that answers; all files in the guest are removed at the end.
 
     Raises:
-        HostError: it forbids what is needed.
+        HostError: the agent forbids a command that is needed.
     """
     made = _small(agent, ["mktemp", "-d", f"{_FOLDER}XXXXXXXXXX"])
     if not made.startswith(_FOLDER) or len(made) != _FOLDER_CHARS or not made.isprintable():
-        raise unknown_answer("guest-exec-status", ValueError("mktemp made no folder"))
+        raise unknown_answer("guest-exec-status", ValueError("mktemp created no folder"))
     try:
         yield QgaShell(agent, made)
     finally:
-        with contextlib.suppress(HostError):  # the guest may be gone
+        with contextlib.suppress(HostError):  # the guest may have ended
             _small(agent, ["rm", "-rf", made])
 
 
-def _asked(agent: Agent, command: str, taken: Callable[[object], T], **arguments: object) -> T:
-    """What `taken` makes of the agent's answer; it raises ValueError for what is none."""
+def _ask(agent: Agent, command: str, parse: Callable[[object], T], **arguments: object) -> T:
+    """The result of `parse` for the agent's answer; it raises ValueError if it is not valid."""
     try:
-        return taken(agent.ask(command, **arguments))
+        return parse(agent.ask(command, **arguments))
     except ValueError as error:
         raise unknown_answer(command, error) from error
 
 
 def _start(agent: Agent, command: Sequence[str], *, stdin: bytes = b"", keep: bool = False) -> int:
-    """Start a program; its process id in the guest."""
+    """Start a program in the guest; returns its process id there."""
     more = {"input-data": base64.b64encode(stdin).decode()} if stdin else {}
-    return _asked(
+    return _ask(
         agent,
         "guest-exec",
         lambda answer: number(answer, "pid", 1, _MOST_PID),
@@ -205,8 +205,8 @@ def _start(agent: Agent, command: Sequence[str], *, stdin: bytes = b"", keep: bo
 
 
 def _ended(agent: Agent, pid: int) -> _Ended | None:
-    """A program's end; None while it runs."""
-    return _asked(agent, "guest-exec-status", _end_of, pid=pid)
+    """How a program ended; None while it runs."""
+    return _ask(agent, "guest-exec-status", _end_of, pid=pid)
 
 
 def _end_of(answer: object) -> _Ended | None:
@@ -225,21 +225,21 @@ def _end_of(answer: object) -> _Ended | None:
 def _handle(answer: object) -> int:
     handle = checked(answer, int, "it")
     if not 0 <= handle <= _MOST_HANDLE:
-        raise ValueError("it is no handle")
+        raise ValueError("it is not a handle")
     return handle
 
 
 def _part_of(count: int) -> Callable[[object], tuple[bytes, bool]]:
-    """What takes an answer to a read of `count` bytes apart: the bytes, and whether it was all."""
+    """A parser for the answer to a read of `count` bytes: the bytes, and whether it was all."""
 
-    def taken(answer: object) -> tuple[bytes, bool]:
+    def parse(answer: object) -> tuple[bytes, bool]:
         announced = number(answer, "count", 0, count)
         data = _decoded(answer, "buf-b64")
         if len(data) != announced:
             raise ValueError(f"'buf-b64' has {len(data)} bytes, not {announced}")
         return data, member(answer, "eof", bool) or not data
 
-    return taken
+    return parse
 
 
 def _decoded(answer: object, name: str) -> bytes:
@@ -247,7 +247,7 @@ def _decoded(answer: object, name: str) -> bytes:
 
 
 def _small(agent: Agent, command: Sequence[str], *, stdin: bytes = b"") -> str:
-    """Run a program that prints a line at most; that line."""
+    """Run a program that prints at most one line, and return the line."""
     pid = _start(agent, command, stdin=stdin, keep=True)
     until_s = time.monotonic() + QUICK_S
     while time.monotonic() < until_s:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--via`: which way into a guest a URL means."""
+"""Selection of the transport for a `--via` URL."""
 
 import socket
 from collections.abc import Iterator
@@ -22,29 +22,29 @@ FORMS: Final = "ssh://user@host:port, qga:///path/to/socket, qga+libvirt://domai
 
 
 def open_shell(via: str) -> AbstractContextManager[Shell]:
-    """The way into a guest; opened when it is entered, closed when it is left.
+    """The transport to a guest: a context manager that opens and closes it.
 
     Raises:
-        UsageError: `via` is none of FORMS.
+        UsageError: `via` has none of the FORMS.
     """
     if via == LOCAL:
         return open_local()
     try:
         url = urlsplit(via)
     except ValueError as error:
-        raise UsageError(f"--via {via}: {error}", f"It takes {FORMS}.") from error
+        raise UsageError(f"--via {via}: {error}", f"Use one of {FORMS}.") from error
     if url.scheme == "ssh":
         return open_ssh(Destination.parse(url))
     if url.scheme == "qga" and not url.netloc and len(url.path) > 1:
         return _open_agent(path=unquote(url.path))
     if url.scheme == "qga+libvirt" and url.netloc and url.path in {"", "/"}:
         return _open_agent(domain=unquote(url.netloc))
-    raise UsageError(f"--via {via} is no way into a guest.", f"It takes {FORMS}.")
+    raise UsageError(f"--via {via} is not a transport to a guest.", f"Use one of {FORMS}.")
 
 
 @contextmanager
 def open_agent_shell(path: str, connected: socket.socket) -> Iterator[Shell]:
-    """The agent at the other end of a connection that was made already; closed at the end."""
+    """The agent at the other end of an existing connection; closed at the end."""
     with connected, open_agent(socket=path, connected=connected) as agent, open_qga(agent) as shell:
         yield shell
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every way into a guest can do: run a program there, as root."""
+"""The interface of all transports: run a program in the guest as root."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -10,15 +10,15 @@ from ipitrace.storm import limits
 __all__ = ["QUICK_S", "TICK_S", "Finished", "Shell", "nothing", "timed_out"]
 
 QUICK_S: Final = 30.0
-"""Enough for anything but a storm or a build, on a busy guest under emulation, too."""
+"""Enough for everything but a storm or a build, also on a busy guest under emulation."""
 
 
 def nothing() -> None:
-    """Is called meanwhile unless something else is."""
+    """The default tick: does nothing."""
 
 
 class Shell(Protocol):
-    """One way into one guest."""
+    """A transport to one guest."""
 
     @property
     def via(self) -> str:
@@ -36,14 +36,14 @@ class Shell(Protocol):
         """Run `command` in the guest as root and wait for its end.
 
         Args:
-            command: it and its arguments.
-            stdin: what it is given to read.
-            timeout_s: for all of it, whatever the guest says meanwhile.
-            limit_bytes: the most that it may print; never more memory is taken for it.
-            tick: is called every 20 ms or so. When it raises, the command is ended.
+            command: the program and its arguments.
+            stdin: its complete standard input.
+            timeout_s: the limit for the complete run.
+            limit_bytes: the limit of its output, and of the memory used for it.
+            tick: is called about every 20 ms. If it raises, the command is ended.
 
         Raises:
             HostError: the guest cannot be reached any more, or the command took longer
-                than `timeout_s` or printed more than it may; it was ended then as far as
-                that was possible.
+                than `timeout_s` or printed more than its limit. It was ended then, if
+                possible.
         """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Into a guest by the system's ssh client, which knows ~/.ssh/config, agents and host keys.
+"""Transport through the system's ssh client, with its ~/.ssh/config, agents and host keys.
 
-One connection is kept, without a session of its own; every command is a session of it
-(ControlMaster, with a socket in a private folder). What runs such a session reads no
-configuration and knows nothing but the socket.
+One connection without a session of its own is kept open. Every command is a session of this
+connection (ControlMaster, with a socket in a private folder). The client of such a session reads
+no configuration and uses only the socket.
 
-The guest may be anybody's: whatever the user's configuration says, it is lent nothing of the
-host's (agents, displays, ports, credentials, variables) and changes nothing here.
+The guest is not trusted: whatever the user's configuration contains, it gets no access to the
+host's resources (agents, displays, ports, credentials, variables) and changes nothing on the host.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from ipitrace.storm.transport.shell import (
 
 _CONNECT_S: Final = 20
 _LOGIN_S: Final = _CONNECT_S + QUICK_S
-"""For the whole of it; ssh's own ConnectTimeout ends with the key exchange."""
+"""The limit for the complete login; ssh's own ConnectTimeout ends with the key exchange."""
 
 _ENDING_S: Final = 5.0
-# ssh_config(5), each option that lends the guest something of the host's or lets the login
-# change something here.
+# ssh_config(5): each option that gives the guest access to the host, or lets the login change
+# something on the host.
 _NOT_FOR_GUESTS: Final = {
-    "AddKeysToAgent": "no",  # a login puts no key into the agent,
-    "UpdateHostKeys": "no",  # and what a guest says none into known_hosts
+    "AddKeysToAgent": "no",  # a login adds no key to the agent
+    "UpdateHostKeys": "no",  # and a guest adds none to known_hosts
     "ClearAllForwardings": "yes",  # LocalForward, RemoteForward, DynamicForward
     "ForwardAgent": "no",
     "ForwardX11": "no",
@@ -54,19 +54,19 @@ _NOT_FOR_GUESTS: Final = {
     "Tunnel": "no",
     "PermitLocalCommand": "no",
     "EscapeChar": "none",
-    "Compression": "no",  # nothing of the guest's is unpacked
-    "ControlPersist": "no",  # it would outlive us
+    "Compression": "no",  # data from the guest is not decompressed
+    "ControlPersist": "no",  # it would continue after this process
 }
-# Likewise, but not every ssh has them, and an unknown one ends it.
+# Likewise, but not every ssh has these options, and ssh rejects an unknown option.
 _WHERE_KNOWN: Final = {
     "EnableEscapeCommandline": "no",  # OpenSSH 9.2
-    "ForkAfterAuthentication": "no",  # 8.7; it would outlive us
-    "GSSAPIDelegateCredentials": "no",  # a matter of its build
+    "ForkAfterAuthentication": "no",  # 8.7; it would continue after this process
+    "GSSAPIDelegateCredentials": "no",  # depends on the build
 }
 _QUIET: Final = (
     "-T",
     *("-o", "BatchMode=yes"),
-    *("-o", "LogLevel=ERROR"),  # no banners: they are the guest's words
+    *("-o", "LogLevel=ERROR"),  # no banners, which the guest controls
 )
 _OPTIONS: Final = (
     *_QUIET,
@@ -75,8 +75,8 @@ _OPTIONS: Final = (
     *("-o", "ServerAliveCountMax=3"),
     *("-o", "RemoteCommand=none"),
 )
-# Without configuration there is nothing that SendEnv or SetEnv would send. Without the socket
-# ssh would connect by itself; it must not.
+# Without a configuration, SendEnv and SetEnv send nothing. If the socket is missing, ssh would
+# connect by itself; ProxyCommand prevents this.
 _SESSION: Final = (
     *("-F", "/dev/null"),
     *_QUIET,
@@ -84,27 +84,27 @@ _SESSION: Final = (
     *("-o", "ProxyCommand=false"),
 )
 _SSH_FAILED: Final = 255
-_LONGEST_FOLDER: Final = 60  # a socket's path has 108 bytes, and ssh appends 17 for a while
+_LONGEST_FOLDER: Final = 60  # a socket's path has 108 bytes, and ssh temporarily appends 17
 _AS_ROOT: Final = ("sudo", "-n")
-_PATH: Final = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin"  # of an account that is not root's
-# Tells its process id first, so that it can be ended from another session.
-_TELLING: Final = ("sh", "-c", f'{_PATH}; echo $$ >&2; exec "$@"', "sh")
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}")  # of a process, or of a user
+_PATH: Final = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin"  # for accounts other than root
+# Prints its process id first, so that it can be ended from another session.
+_PRINTING_PID: Final = ("sh", "-c", f'{_PATH}; echo $$ >&2; exec "$@"', "sh")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}")  # a process or user id
 _HINTS: Final = (
     (
         "Host key verification failed",
-        "Connect by hand once and check the host's key: {ssh}. ipitrace never accepts one itself.",
+        "Connect manually once and check the host's key: {ssh}. ipitrace never accepts a key.",
     ),
     ("Permission denied", "ipitrace asks for no password: set up a key, and try it with: {ssh}"),
-    ("Could not resolve", "See that the name is right."),
-    ("Connection refused", "See that sshd runs in the guest, and on this port."),
-    ("", "See that the guest runs and can be reached: {ssh}"),
+    ("Could not resolve", "Check the host name."),
+    ("Connection refused", "Check that sshd runs in the guest, and on this port."),
+    ("", "Check that the guest runs and can be reached: {ssh}"),
 )
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to connect to; None lets ~/.ssh/config say."""
+    """The address of the guest; None means the value in ~/.ssh/config."""
 
     host: str
     user: str | None
@@ -112,10 +112,10 @@ class Destination:
 
     @classmethod
     def parse(cls, url: SplitResult) -> "Destination":
-        """From ssh://[user@]host[:port].
+        """Parse ssh://[user@]host[:port].
 
         Raises:
-            UsageError: it is no such URL.
+            UsageError: the URL has another form.
         """
         try:
             host, port = url.hostname or "", url.port
@@ -123,29 +123,29 @@ class Destination:
             raise UsageError(f"{url.geturl()}: {error}", _FORM) from error
         if url.password is not None:
             raise UsageError(
-                "A password on the command line is seen by everybody on this machine.",
-                "Set up a key for the guest, or an agent, and leave the password out.",
+                "A password on the command line is visible to every user of this machine.",
+                "Set up a key or an agent for the guest, and omit the password.",
             )
         names = (host, url.username or "")
-        odd = any(name.startswith("-") or re.search(r"[^\w.:@+-]", name) for name in names)
-        if not host or odd or url.path not in {"", "/"} or url.query or url.fragment:
-            raise UsageError(f"'{url.geturl()}' names no guest.", _FORM)
+        invalid = any(name.startswith("-") or re.search(r"[^\w.:@+-]", name) for name in names)
+        if not host or invalid or url.path not in {"", "/"} or url.query or url.fragment:
+            raise UsageError(f"'{url.geturl()}' is not the address of a guest.", _FORM)
         return cls(host, url.username, port)
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What ssh is given."""
+        """The arguments of ssh."""
         user = ("-l", self.user) if self.user else ()
         port = ("-p", str(self.port)) if self.port else ()
         return (*user, *port, "--", self.host)
 
 
-_FORM: Final = "Write it as ssh://user@host:port; user and port may be left out."
+_FORM: Final = "Write it as ssh://user@host:port; user and port are optional."
 
 
 @dataclass(frozen=True)
 class SshShell:
-    """A connection that is there; made by open_ssh()."""
+    """An open connection; created by open_ssh()."""
 
     to: Destination
     master: Child
@@ -171,24 +171,24 @@ class SshShell:
                     self._session(["kill", number], timeout_s=_ENDING_S)
 
         def each_tick() -> None:
-            self.master.exchange(0)  # what it complains of
+            self.master.exchange(0)  # its error messages
             tick()
 
         done = self._session(
-            [*_TELLING, *command],
+            [*_PRINTING_PID, *command],
             stdin=stdin,
             timeout_s=timeout_s,
             limit_bytes=limit_bytes,
             tick=each_tick,
             give_up=end_there,
         )
-        number, _, rest = done.stderr.partition("\n")
-        if not _NUMBER.fullmatch(number):  # so it never started
+        number, _, errors = done.stderr.partition("\n")
+        if not _NUMBER.fullmatch(number):  # the command was not started
             raise self._never_started(done)
-        # ssh's own: the helper and what a shell runs here never end so.
-        if done.status == _SSH_FAILED and (not rest or "mux_client" in rest):
-            raise _failure(self.to, rest or _LOST)
-        return Finished(done.status, done.stdout, rest.strip())
+        # ssh's own status: the helper, and programs that a shell runs here, never return it.
+        if done.status == _SSH_FAILED and (not errors or "mux_client" in errors):
+            raise _failure(self.to, errors or _LOST)
+        return Finished(done.status, done.stdout, errors.strip())
 
     def _session(
         self,
@@ -211,18 +211,18 @@ class SshShell:
             tick=tick,
             give_up=give_up,
             who=f"The guest at {self.to.host}",
-            called=shlex.join(command[len(_TELLING) :]),
+            called=shlex.join(command[len(_PRINTING_PID) :]),
         )
 
     def _never_started(self, done: Finished) -> HostError:
         if done.status == _SSH_FAILED:
             return _failure(self.to, done.stderr if self.socket.exists() else _LOST)
-        said = done.stderr or done.text
-        if not said:
+        output = done.stderr or done.text
+        if not output:
             return _failure(self.to, f"its login ended with status {done.status}")
         return HostError(
-            f"The login on {self.to.host} prints '{plain(said, 60)}' before any command's output.",
-            "Let its shell's start-up files print nothing when they are not interactive.",
+            f"The login on {self.to.host} prints '{plain(output, 60)}' before a command's output.",
+            "Change its shell's start-up files so that they print nothing if not interactive.",
         )
 
 
@@ -234,7 +234,7 @@ def open_ssh(to: Destination) -> Iterator[Shell]:
     """Connect, and disconnect at the end.
 
     Raises:
-        HostError: that does not work, or we may not be root there.
+        HostError: the connection fails, or root is not available there.
     """
     folder = Path(_place(), f"ipitrace-{secrets.token_hex(8)}")
     socket = folder / "s"
@@ -250,16 +250,16 @@ def open_ssh(to: Destination) -> Iterator[Shell]:
             if shell.run(["true"]).status != 0:
                 raise HostError(
                     f"User {uid} of {to.host} is not root, and sudo there asks for a password.",
-                    "Log in as root (ssh://root@...), or allow that user sudo without a password.",
+                    "Log in as root (ssh://root@...), or allow this user sudo without a password.",
                 )
         yield shell
 
 
 def _wait_for(socket: Path, master: Child, to: Destination) -> None:
-    """Wait for the login: then ssh makes the socket.
+    """Wait for the login; ssh then creates the socket.
 
     Raises:
-        HostError: there is none.
+        HostError: the login failed.
     """
     deadline_s = time.monotonic() + _LOGIN_S
     while not socket.exists():
@@ -269,29 +269,29 @@ def _wait_for(socket: Path, master: Child, to: Destination) -> None:
             raise _failure(to, master.err.decode(errors="replace"))
         if time.monotonic() > deadline_s:
             raise HostError(
-                f"The guest at {to.host} did not let us in within {_LOGIN_S:.0f} s.",
-                f"See how long this takes: {_by_hand(to)}",
+                f"The login on {to.host} did not complete within {_LOGIN_S:.0f} s.",
+                f"Check how long this takes: {_by_hand(to)}",
             )
         master.exchange(TICK_S)
 
 
 def _user(shell: SshShell) -> int:
-    """Who we are over there."""
-    said = shell.run(["id", "-u"])
-    if not _NUMBER.fullmatch(said.text):
+    """The user id in the guest."""
+    done = shell.run(["id", "-u"])
+    if not _NUMBER.fullmatch(done.text):
         raise HostError(
-            f"The login on {shell.to.host} prints '{plain(said.text, 60)}' where its user's "
-            "number should be.",
-            "Let its shell's start-up files print nothing when they are not interactive.",
+            f"The login on {shell.to.host} prints '{plain(done.text, 60)}' instead of its user's "
+            "number.",
+            "Change its shell's start-up files so that they print nothing if not interactive.",
         )
-    return int(said.text)
+    return int(done.text)
 
 
 @functools.cache
 def _protection() -> tuple[str, ...]:
-    """Options for what this machine's ssh has of the above.
+    """The options above that this machine's ssh supports.
 
-    `ssh -G` shows an option only where it is built in.
+    `ssh -G` shows an option only if it is built in.
     """
     done = run_bounded(
         ["ssh", "-G", "-F", "/dev/null", "localhost"],
@@ -299,21 +299,21 @@ def _protection() -> tuple[str, ...]:
         limit_bytes=limits.TEXT_BYTES,
     )
     known = {line.partition(" ")[0] for line in done.text.splitlines()}
-    there = {name: value for name, value in _WHERE_KNOWN.items() if name.lower() in known}
-    options = {**_NOT_FOR_GUESTS, **there}
+    supported = {name: value for name, value in _WHERE_KNOWN.items() if name.lower() in known}
+    options = {**_NOT_FOR_GUESTS, **supported}
     return tuple(word for name, value in options.items() for word in ("-o", f"{name}={value}"))
 
 
 def _failure(to: Destination, stderr: str) -> HostError:
-    """ssh's own words, and what to do."""
+    """The error with ssh's own message, and a hint."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = next(
+    message = next(
         (line for line in lines for sign, _ in _HINTS if sign and sign in line),
-        lines[-1] if lines else "ssh said nothing",
+        lines[-1] if lines else "ssh printed no message",
     )
-    hint = next(text for sign, text in _HINTS if sign in said)
+    hint = next(text for sign, text in _HINTS if sign in message)
     return HostError(
-        f"The guest at {to.host} cannot be reached: {plain(said)}", hint.format(ssh=_by_hand(to))
+        f"The guest at {to.host} cannot be reached: {plain(message)}", hint.format(ssh=_by_hand(to))
     )
 
 
@@ -322,7 +322,7 @@ def _by_hand(to: Destination) -> str:
 
 
 def _place() -> str:
-    """A folder in which nobody can take what is ours away."""
+    """A folder in which no other user can remove or rename our files."""
     place = tempfile.gettempdir()
     safe = len(place) < _LONGEST_FOLDER and not others_may_write(place)
     return place if safe else "/tmp"  # noqa: S108 - sticky

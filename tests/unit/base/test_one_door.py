@@ -18,7 +18,7 @@ OTHERS = {
     "tracer/compiler.py": "flushes, to capture what a C library writes to descriptor 2",
     "host/guard.py": "a process of its own, which becomes another program",
     "recording/decoder.py": "a process of its own, which answers into a pipe",
-    "storm/micro/rival_process.py": "a process of its own, which answers into a pipe",
+    "storm/micro/preemptor_process.py": "a process of its own, which answers into a pipe",
     "commands/ab.py": "hands standard error to the commands of the person",
     "render/progress.py": "asks whether it is a terminal",
     "render/watch/screen.py": "rich's screen, which gets plain_lines()",

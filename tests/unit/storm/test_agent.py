@@ -105,16 +105,16 @@ def test_an_answer_that_comes_late_is_not_taken_for_another(
 def test_who_answers_nonsense_is_asked_no_more() -> None:
     with Far(lambda question: in_step(question) or b"nonsense\n") as far:
         agent = SocketAgent("/nowhere", far.ours)
-        with pytest.raises(HostError, match="something unknown"):
+        with pytest.raises(HostError, match="is not valid"):
             agent.ask("guest-ping")
-        with pytest.raises(HostError, match="given up"):
+        with pytest.raises(HostError, match="closed after an error"):
             agent.ask("guest-ping")
     assert far.asked == ["guest-sync-delimited", "guest-ping"]
 
 
 @pytest.mark.parametrize("path", ["/no/such/socket", "/tmp/\0", "/" + 200 * "x"])
 def test_a_path_that_is_no_socket(path: str) -> None:
-    with pytest.raises(HostError, match="cannot be connected to"):
+    with pytest.raises(HostError, match=r"Connecting to .* failed"):
         SocketAgent(path)
 
 

@@ -92,7 +92,7 @@ def test_without_apic_ids_the_numbers_are_taken() -> None:
 
 def test_a_thread_that_is_not_known_is_told() -> None:
     vm = machine(Vcpu(0, 100, (0,)), Vcpu(1, None, ()), Vcpu(2, 102, (1,)))
-    with pytest.raises(HostError, match="vCPU 1 is not known: nobody saw it"):
+    with pytest.raises(HostError, match="vCPU 1 is unknown: nobody saw it"):
         guest(vm, (0, 1, 2)).tids()
 
 

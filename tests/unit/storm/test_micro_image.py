@@ -255,7 +255,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_largest_storm_fits_the_guest(payload: Payload, n_vcpus: int) -> None:
     with pytest.raises(HostError, match="emory") as raised:
         GuestMemory(payload, n_vcpus, largest(n_vcpus))
-    assert "is the most" not in raised.value.message
+    assert "the limit is" not in raised.value.message
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -263,7 +263,7 @@ def test_the_largest_storm_fits_the_guest(payload: Payload, n_vcpus: int) -> Non
 def test_a_storm_beyond_the_guest_is_refused(payload: Payload, n_vcpus: int) -> None:
     most = max_count(n_vcpus)
     beyond = most + most // 100  # max_count leaves less than 1 % unused
-    with pytest.raises(HostError, match="1024 MiB is the most"):
+    with pytest.raises(HostError, match="the limit is 1024 MiB"):
         GuestMemory(payload, n_vcpus, LogSizes(beyond, beyond))
 
 

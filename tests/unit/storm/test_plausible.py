@@ -156,15 +156,15 @@ def stretched(storm: Storm, factor: int) -> Storm:
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[Storm], Storm], str]] = {
-    "too few sends": (lambda s: replace(s, sends=s.sends[:6]), "6 sends were recorded, and"),
+    "too few sends": (lambda s: replace(s, sends=s.sends[:6]), "6 sends were recorded, but"),
     "no sends": (lambda s: replace(s, sends=np.zeros(0, SEND)), "0 sends were recorded"),
     "one send too many": (
         lambda s: replace(s, sends=np.append(s.sends, s.sends[-1:])),
         "sends were recorded",
     ),
-    "all numbers 0": (unnumbered, "has number 0 where 100 comes"),
-    "numbers from 0": (lambda s: numbered(s, 0), "has number 0 where 100 comes"),
-    "a number twice": (lambda s: with_send(s, 3, seq=102), "has number 102 where 103 comes"),
+    "all numbers 0": (unnumbered, "has number 0 instead of 100"),
+    "numbers from 0": (lambda s: numbered(s, 0), "has number 0 instead of 100"),
+    "a number twice": (lambda s: with_send(s, 3, seq=102), "has number 102 instead of 103"),
     "another target": (lambda s: with_send(s, 3, target=7), "send 103 went to vCPU 7"),
     "a broadcast": (lambda s: with_send(s, 3, target=0xFFFF), "went to vCPU 65535"),
     "another sender": (lambda s: with_send(s, 3, sender=1), "send 103 came from vCPU 1"),
@@ -185,18 +185,18 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Storm], Storm], str]] = {
     ),
     "sends that overlap": (
         lambda s: with_send(s, 3, ack_tsc=stamp(s, "send_tsc", 4) + 9),
-        "send 104 came -9 cycles after",
+        "send 104 began -9 cycles after",
     ),
     "faster than the pace": (
         lambda s: with_send(s, 3, ack_tsc=stamp(s, "send_tsc", 4) - 40_000),
-        "send 104 came 40000 cycles after the one before was over, and the pace is 60000",
+        "send 104 began 40000 cycles after the end of the previous one, but the pace is 60000",
     ),
     "not acknowledged, not counted": (unanswered, "the guest counts 0"),
     "counted, but acknowledged": (lambda s: replace(s, incomplete=101), "the guest counts 101"),
-    "more than all as asked": (lambda s: replace(s, as_asked=1.5), "the share 1.5"),
+    "more than all as asked": (lambda s: replace(s, as_asked=1.5), "state is 1.5"),
     "a vCPU too few": (
         lambda s: replace(s, receipts=s.receipts[:1], handled=s.handled[:1]),
-        "1 vCPUs have records, and there are 2",
+        "1 vCPUs have records, but the guest has 2",
     ),
     "the sender handled": (
         lambda s: replace(s, receipts=(s.receipts[1], s.receipts[1]), handled=s.handled[1:] * 2),
@@ -205,16 +205,16 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Storm], Storm], str]] = {
     "the sender counted": (lambda s: replace(s, handled=(3, s.handled[1])), "vCPU 0 handled 3"),
     "none handled": (
         lambda s: with_receipts(s, lambda r: r[:0]),
-        "1 IPIs must have been handled, and vCPU 1 had begun with 0",
+        "1 IPIs must have been handled, but vCPU 1 had begun to handle 0",
     ),
-    "none counted": (lambda s: replace(s, handled=(0, 0)), "and counted 0"),
+    "none counted": (lambda s: replace(s, handled=(0, 0)), "but counted 0"),
     "six times as many counted": (
         lambda s: replace(s, handled=(0, 6 * s.handled[1])),
-        "handler entries and counted",
+        "handler entries but counted",
     ),
-    "negative count": (lambda s: replace(s, handled=(0, -100)), "and counted -100"),
+    "negative count": (lambda s: replace(s, handled=(0, -100)), "but counted -100"),
     "handled more than sent": (handled_twice, "were sent"),
-    "one handler lacks": (never_handled, "vCPU 1 had begun with"),
+    "one handler lacks": (never_handled, "vCPU 1 had begun to handle"),
     "D above R": (late, "when send 105 was acknowledged, 6 IPIs must have been handled"),
     "handlers numbered alike": (lambda s: with_receipt(s, 3, seq=2), "handler entry 2 follows 2"),
     "a handler before the last": (
@@ -231,7 +231,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Storm], Storm], str]] = {
     ),
     "longer than it took": (
         lambda s: stretched(s, 100_000),
-        "s of the guest's TSC, and the storm took",
+        "s of the guest's TSC, but the storm took",
     ),
 }
 

@@ -2,7 +2,7 @@
 import pytest
 
 from ipitrace.base.errors import UsageError
-from ipitrace.storm.micro import passthrough, rival
+from ipitrace.storm.micro import passthrough, preemptor
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
@@ -65,7 +65,7 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
     if passthrough.why_unsupported() is None:
         through_descriptors = set()
     preempted = {s.name for s in SCENARIOS if s.target_state == TargetState.PREEMPTED}
-    if rival.why_not() is None:
+    if preemptor.why_not() is None:
         preempted = set()
     assert cannot.keys() == {
         "ring",
@@ -76,5 +76,5 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
         *preempted,
     }
     assert {cannot[name] for name in through_descriptors} <= {
-        "the host offers no descriptors to send through"
+        "the host offers no posted-interrupt descriptors"
     }

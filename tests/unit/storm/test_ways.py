@@ -96,7 +96,7 @@ def test_nobody_listens() -> None:
 
 
 def test_an_agent_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="cannot be connected"):
+    with pytest.raises(HostError, match=r"Connecting to .* failed"):
         open_shell(f"qga://{tmp_path}/none").__enter__()
 
 

@@ -27,7 +27,7 @@ ENDLESS = 400_000
 
 @contextlib.contextmanager
 def run(tmp_path: Path, count: int) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """A run of a preempted scenario in mid-storm, and its rival's process."""
+    """A run of a preempted scenario in mid-storm, and its preemptor's process."""
     words = ("run", "--no-trace", "--scenario", "unicast-preempted", "--count", str(count))
     with subprocess.Popen(
         [sys.executable, "-m", "ipitrace", *words, "--repeat", "1", "-o", str(tmp_path / "r")],
@@ -36,18 +36,18 @@ def run(tmp_path: Path, count: int) -> Iterator[tuple["subprocess.Popen[bytes]",
         stderr=subprocess.PIPE,
     ) as process:
         try:
-            yield process, until(lambda: rival_of(process))
+            yield process, until(lambda: preemptor_of(process))
         finally:
             process.send_signal(signal.SIGCONT)
             process.kill()
 
 
-def rival_of(process: "subprocess.Popen[bytes]") -> int | None:
-    """Its rival, once it takes the CPU in earnest."""
+def preemptor_of(process: "subprocess.Popen[bytes]") -> int | None:
+    """Its preemptor, once it takes the CPU in earnest."""
     assert process.poll() is None
     for child in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.Error, OSError):
-            found = any("rival_process" in word for word in child.cmdline())
+            found = any("preemptor_process" in word for word in child.cmdline())
             if found and policy(child.pid) == os.SCHED_FIFO and cpu_s(child.pid) > 0.2:
                 return child.pid
     return None
@@ -76,19 +76,19 @@ def used_share(pid: int) -> float:
 
 
 def test_while_ipitrace_is_stopped_it_rests_at_normal_priority(tmp_path: Path) -> None:
-    with run(tmp_path, ENDLESS) as (process, rival):
+    with run(tmp_path, ENDLESS) as (process, preemptor):
         process.send_signal(signal.SIGSTOP)
-        until(lambda: policy(rival) == os.SCHED_OTHER, 30)
-        assert used_share(rival) < 0.05
-        assert policy(rival) == os.SCHED_OTHER
+        until(lambda: policy(preemptor) == os.SCHED_OTHER, 30)
+        assert used_share(preemptor) < 0.05
+        assert policy(preemptor) == os.SCHED_OTHER
         process.send_signal(signal.SIGCONT)
-        until(lambda: policy(rival) == os.SCHED_FIFO, 30)
-        before = cpu_s(rival)
-        until(lambda: cpu_s(rival) > before + 0.2, 30)
+        until(lambda: policy(preemptor) == os.SCHED_FIFO, 30)
+        before = cpu_s(preemptor)
+        until(lambda: cpu_s(preemptor) > before + 0.2, 30)
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends(tmp_path: Path) -> None:
-    with run(tmp_path, 10_000) as (process, _rival):
+    with run(tmp_path, 10_000) as (process, _preemptor):
         process.send_signal(signal.SIGSTOP)
         time.sleep(LOOK_S)
         process.send_signal(signal.SIGCONT)
@@ -100,22 +100,22 @@ def test_a_run_that_was_stopped_goes_on_and_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_with_ipitrace(number: int, tmp_path: Path) -> None:
-    with run(tmp_path, ENDLESS) as (process, rival):
+    with run(tmp_path, ENDLESS) as (process, preemptor):
         process.send_signal(number)
-        until(lambda: gone(rival), 30)
+        until(lambda: gone(preemptor), 30)
 
 
 def test_it_ends_with_an_ipitrace_that_is_killed_while_it_is_stopped(tmp_path: Path) -> None:
-    with run(tmp_path, ENDLESS) as (process, rival):
+    with run(tmp_path, ENDLESS) as (process, preemptor):
         process.send_signal(signal.SIGSTOP)
-        until(lambda: policy(rival) == os.SCHED_OTHER, 30)
+        until(lambda: policy(preemptor) == os.SCHED_OTHER, 30)
         process.kill()
-        until(lambda: gone(rival), 30)
+        until(lambda: gone(preemptor), 30)
 
 
-def test_a_rival_that_is_killed_is_told(tmp_path: Path) -> None:
-    with run(tmp_path, ENDLESS) as (process, rival):
-        os.kill(rival, signal.SIGKILL)
+def test_a_preemptor_that_is_killed_is_told(tmp_path: Path) -> None:
+    with run(tmp_path, ENDLESS) as (process, preemptor):
+        os.kill(preemptor, signal.SIGKILL)
         assert process.stderr is not None
         said = process.stderr.read().decode()
         assert process.wait() == 4, said
