@@ -88,7 +88,7 @@ def finish_undisturbed() -> None:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Defer interruptions: a signal that arrives inside raises KeyboardInterrupt at the end.
 
     For work that takes a bounded time and must not be interrupted, such as changing a library's

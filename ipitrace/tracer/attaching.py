@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.base.errors import UsageError
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
@@ -83,7 +83,7 @@ def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void
     return np.frombuffer(memory, dtype, count)
 
 
-@held_back()
+@signals_deferred()
 def try_attach(bpf: Bpf, probe: Probe) -> str:
     """Attach one program. Returns the reason of a failure, or ""."""
     with captured_stderr() as captured:
@@ -110,7 +110,7 @@ def attach_probe(bpf: Bpf, probe: Probe) -> None:
             bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
 
 
-@held_back()
+@signals_deferred()
 def detach_probe(bpf: Bpf, probe: Probe) -> None:
     """Detach one program."""
     event = probe.event
@@ -125,7 +125,7 @@ def detach_probe(bpf: Bpf, probe: Probe) -> None:
             bpf.detach_kretprobe(event.symbol.encode())
 
 
-@held_back()
+@signals_deferred()
 def dispose(bpf: Bpf) -> None:
     """Free the resources of a bcc.BPF now and not at the interpreter's exit."""
     bpf.cleanup()

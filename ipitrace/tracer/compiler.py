@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from ipitrace.base.errors import HostError
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.program import Plan, Probe
 
@@ -98,7 +98,7 @@ def _inside(folder: Path) -> Iterator[None]:
         os.close(former)
 
 
-@held_back()
+@signals_deferred()
 def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
 
@@ -123,7 +123,7 @@ def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
     ) from failure
 
 
-@held_back()
+@signals_deferred()
 def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str, str]]:
     """Load each program: the programs that the verifier accepts, and the reasons for the others.
 

@@ -17,7 +17,7 @@ from ipitrace.abi.watch import (
 )
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer import kernel
 from ipitrace.tracer.attaching import (
@@ -231,7 +231,7 @@ class Counting:
             for probe in self._links
         }
 
-    @held_back()
+    @signals_deferred()
     def close(self) -> None:
         """Detach and free everything."""
         bpf, self._bpf = self._bpf, None
@@ -244,7 +244,7 @@ class Counting:
         self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
         dispose(bpf)
 
-    @held_back()
+    @signals_deferred()
     def _attach(self) -> None:
         """Attach every program.
 

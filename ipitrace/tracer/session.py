@@ -17,7 +17,7 @@ from ipitrace.abi.events import (
 )
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.attaching import (
     chosen_events,
@@ -169,7 +169,7 @@ class Tracer:
         for vcpu, tid in enumerate(tids):
             table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
 
-    @held_back()
+    @signals_deferred()
     def attach(self, *, counting_only: bool = False) -> None:
         """Start counting and recording, or only counting.
 
@@ -195,7 +195,7 @@ class Tracer:
         if not self._links:
             raise HostError("No event could be attached.", next(iter(self.left_out.values()), ""))
 
-    @held_back()
+    @signals_deferred()
     def detach(self) -> None:
         """Detach; the events have no cost afterwards. Recorded events stay readable."""
         bpf = self._open_bpf()
@@ -282,7 +282,7 @@ class Tracer:
             misses,
         )
 
-    @held_back()
+    @signals_deferred()
     def close(self) -> None:
         """Detach and free everything; drained events can still be taken."""
         if self._reader is None:

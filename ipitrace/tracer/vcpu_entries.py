@@ -6,7 +6,7 @@ from typing import Final
 
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.attaching import dispose
 from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs
@@ -50,7 +50,7 @@ def entering_threads(
     return _observe(bpf, tracepoint, duration_s)
 
 
-@held_back()
+@signals_deferred()
 def _observe(bpf: Bpf, tracepoint: str, duration_s: float) -> dict[int, int]:
     full_name = f"kvm:{tracepoint}".encode()
     try:

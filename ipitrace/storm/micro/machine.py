@@ -25,7 +25,7 @@ from ipitrace.base.errors import (
     HostError,
     MeasurementError,
 )
-from ipitrace.base.signals import held_back
+from ipitrace.base.signals import signals_deferred
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.storm.driver import Hooks, Mark, Storm
 from ipitrace.storm.limits import STORM_S
@@ -190,7 +190,7 @@ class Machine:
             return True
         return False
 
-    @held_back()
+    @signals_deferred()
     def _stop(self, threads: Sequence["VcpuThread"]) -> None:
         self._stopping = True
         self.released.set()
@@ -341,7 +341,7 @@ class VcpuThread(threading.Thread):
             self._machine.abort(error)
         self._machine.released.wait()  # the thread's state is read meanwhile
 
-    @held_back()
+    @signals_deferred()
     def wait_for_tid(self) -> int:
         """The kernel's id of this thread, after it was pinned."""
         self._ready.wait()

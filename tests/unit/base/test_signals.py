@@ -29,7 +29,7 @@ def said_by(script: str) -> list[str]:
 def test_an_interruption_waits_until_the_step_is_done(times: int) -> None:
     script = f"""
 try:
-    with signals.held_back(), signals.held_back():
+    with signals.signals_deferred(), signals.signals_deferred():
         for _ in range({times}):
             ask()
         print("done")
@@ -43,7 +43,7 @@ print("over")
 
 def test_without_a_request_nothing_happens_and_a_later_one_interrupts_at_once() -> None:
     script = """
-@signals.held_back()
+@signals.signals_deferred()
 def step():
     return "stepped"
 print(step())
@@ -60,7 +60,7 @@ def test_what_another_thread_does_holds_nothing_back() -> None:
     script = """
 inside, over = threading.Event(), threading.Event()
 def other():
-    with signals.held_back():
+    with signals.signals_deferred():
         inside.set()
         over.wait(10)
 thread = threading.Thread(target=other)
