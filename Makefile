@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Short names for script/*; those work on machines without make, too.
+# Short names for script/*, which also work without make.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
 .PHONY: help demo install uninstall test faults soak lint bench fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug
 
-help: ## say what there is
+help: ## list the targets
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## set up, then measure IPIs in the built-in guest (as root)
@@ -20,22 +20,22 @@ uninstall: ## remove what install wrote (as root)
 test: ## set up, then run all tests (as root, or the live ones are skipped)
 	@script/test $(ARGS)
 
-faults: ## cause faults really: kill -9 a hundred times, full disk, too little memory (as root)
+faults: ## cause real faults: kill -9 a hundred times, full disk, too little memory (as root)
 	@script/setup dev
 	IPITRACE_KILLS=100 .venv/bin/python -m pytest tests/faults $(ARGS)
 
-soak: ## an hour of watching and measuring; what is used must stay flat (as root)
+soak: ## watch and measure for an hour; resource usage must not grow (as root)
 	@script/setup dev
 	.venv/bin/python tests/soak $(ARGS)
 
 lint: ## set up, then run every static check
 	@script/lint
 
-bench: ## set up, then measure what watching costs (as root)
+bench: ## set up, then measure the cost of watching (as root)
 	@script/setup dev
 	.venv/bin/python -m bench $(ARGS)
 
-fuzz: ## set up, then fuzz what reads others' data: 1 M inputs or 10 minutes each
+fuzz: ## set up, then fuzz the parsers of foreign data: 1 M inputs or 10 minutes each
 	@script/setup dev
 	@.venv/bin/python -m tests.fuzz $(ARGS)
 
@@ -49,16 +49,16 @@ wheel: ## build sdist and wheel into dist/
 lock: ## lock the dependencies of pyproject.toml (needs a network; ARGS=--upgrade for new versions)
 	@script/lock $(ARGS)
 
-audit: ## ask PyPI whether what is locked has known vulnerabilities (needs a network)
+audit: ## check on PyPI whether the locked packages have known vulnerabilities (needs a network)
 	@script/setup supply
 	.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/supply.txt
 
-sbom: ## write what the running program consists of to dist/ipitrace.cdx.json (CycloneDX)
+sbom: ## write the components of the running program to dist/ipitrace.cdx.json (CycloneDX)
 	@script/setup supply
 	@mkdir -p dist
 	.venv/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --mc-type application --output-reproducible --validate --output-file dist/ipitrace.cdx.json
 
-clean: ## remove what builds and checks leave; keep .venv and recordings
+clean: ## remove the files of builds and checks; keep .venv and recordings
 	$(MAKE) --no-print-directory -C guest-tools/microguest clean
 	$(MAKE) --no-print-directory -C guest-tools/ipistorm clean
 	rm -rf build dist __pycache__ .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -72,15 +72,15 @@ lab-kernel: ## build the lab's kernel, with the Passthrough IPI series (as root)
 	@script/setup dev
 	@.venv/bin/python -m lab.kernel $(ARGS)
 
-lab-passthrough: ## Passthrough IPI off against on, on the emulated Intel host (as root)
+lab-passthrough: ## compare Passthrough IPI off and on, on the emulated Intel host (as root)
 	@script/setup dev
 	@.venv/bin/python -m lab.passthrough $(ARGS)
 
-lab-clean: ## remove all that the lab has built
+lab-clean: ## remove everything that the lab has built
 	@script/setup dev
 	@.venv/bin/python -m lab.common.clean
 
-# All of them: GUESTS=bullseye,bookworm,trixie,trixie-backports
+# All guests: GUESTS=bullseye,bookworm,trixie,trixie-backports
 GUESTS ?= bookworm,trixie
 test-guest: ## build ipistorm for Debian's kernels, run its tests in a Linux guest (as root)
 	@script/setup lab

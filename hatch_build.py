@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds what runs in guests into the wheel and tags the wheel for its machine."""
+"""Build the guest programs into the wheel, and set the wheel's platform tag."""
 
 import subprocess
 from pathlib import Path
@@ -9,10 +9,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class PayloadBuildHook(BuildHookInterface[Any]):
-    """A wheel carries x86-64 machine code that runs in a guest, whatever the Python."""
+    """A wheel contains x86-64 machine code that runs in a guest, for any Python version."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build payload and helper, unless fresh; an editable install uses the checkout's."""
+        """Build payload and helper if needed; an editable install uses the checkout's."""
         if version == "editable":
             return
         tools = Path(self.root, "guest-tools")

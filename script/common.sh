@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=sh
-# What the scripts beside it share; source it from the top of the checkout.
+# Functions that the scripts share; source this file from the top of the checkout.
 
 # Print a command so that it can be pasted into a shell, then run it.
 run() {
@@ -16,7 +16,7 @@ run() {
 	"$@"
 }
 
-# Stop: exit code, then what is wrong and what to do about it, a line each.
+# Exit with code $1 and print the rest to stderr: the error and what to do, one per line.
 die() {
 	code=$1
 	shift
@@ -24,7 +24,7 @@ die() {
 	exit "$code"
 }
 
-# Under sudo in somebody's own checkout, what root made there becomes theirs.
+# Under sudo in another user's checkout, give root's new files to that user.
 # -h: never follow a link such as .venv/bin/python out of the checkout.
 give_back() {
 	[ "$(id -u)" -eq 0 ] && [ -n "${SUDO_UID-}" ] || return 0
@@ -32,8 +32,8 @@ give_back() {
 	find . -xdev -path ./.git -prune -o -user 0 -exec chown -h --reference=. {} +
 }
 
-# However the script ends. The shell lets the running command finish its own
-# interrupt handling before it acts on the trap.
+# Give the files back at any exit. The shell lets the running command finish its own
+# interrupt handling before it executes the trap.
 give_back_at_exit() {
 	trap give_back EXIT
 	trap 'exit 130' INT

@@ -142,7 +142,7 @@ def test_what_it_did_not_write_is_left(
         place.write_text("#!/bin/sh\n")
     done = install(top, *words)
     assert done.returncode == 3
-    assert f"{place} is there, and make install did not write it." in done.stderr
+    assert f"{place} exists, and make install did not write it." in done.stderr
     assert place.exists()
 
 
