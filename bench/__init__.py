@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ipitrace itself costs, beside its peers: `make bench`."""
+"""The cost of ipitrace itself, compared with other tools: `make bench`."""

@@ -39,7 +39,7 @@ _MOUNTS = (("tracefs", "/sys/kernel/tracing"), ("debugfs", "/sys/kernel/debug"))
 
 
 def main() -> None:
-    """Run what was asked for; everything unless told otherwise."""
+    """Run the selected benchmarks; all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="may be repeated")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/bench.json"))
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _enter_private_mounts() -> None:
-    """Start again in a mount namespace of our own, where peers find what we mount."""
+    """Start again in a new mount namespace, in which other tools find the mounts."""
     os.environ[_INSIDE] = "1"
     arguments = [find_program("unshare"), "--mount", sys.executable, "-m", "bench", *sys.argv[1:]]
     os.execv(arguments[0], arguments)  # noqa: S606

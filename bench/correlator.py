@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many host events per second the correlator takes, and how much memory it needs."""
+"""The correlator's throughput in host events per second, and its memory usage."""
 
 import multiprocessing
 import resource
@@ -24,7 +24,7 @@ from ipitrace.words.events import Kind
 
 _PERIOD = 200_000
 _VECTOR = 0xF0
-_SLACK = 2000  # of the made-up clock, cycles
+_SLACK = 2000  # the error bound of the synthetic clock, cycles
 _FIRST_TSC = 1 << 43
 _REPEATS = 7
 _EVENTS = 2_000_000
@@ -33,7 +33,7 @@ _STREAM_EVENTS = 100_000_000
 
 @dataclass(frozen=True)
 class Shape:
-    """One event of every IPI: whose, when after the send, and what it says."""
+    """One event of every IPI: its vCPU, its time after the send, and its values."""
 
     vcpu: int
     after_cycles: int
@@ -117,7 +117,7 @@ def _events(
 
 
 def _rates(work: Callable[[], object], n_events: int) -> list[float]:
-    """Events per second of CPU time, once a repetition."""
+    """Events per second of CPU time, for each repetition."""
     rates = []
     for _ in range(_REPEATS):
         started = time.process_time()
@@ -127,7 +127,7 @@ def _rates(work: Callable[[], object], n_events: int) -> list[float]:
 
 
 def _streamed(shapes: tuple[Shape, ...], n_events: int) -> tuple[float, int]:
-    """Seconds in the correlator alone, and spans made, of a storm that is never there whole."""
+    """Seconds in the correlator only, and the number of spans, of a storm read in chunks."""
     trace = storm(shapes, n_events, with_events=False)
     making = 0.0
 
@@ -146,7 +146,7 @@ def _streamed(shapes: tuple[Shape, ...], n_events: int) -> tuple[float, int]:
 
 
 def _stream_in_child() -> tuple[float, float]:
-    """(events per second, peak memory in GiB) of a long stream, in a process of its own."""
+    """(events per second, peak memory in GiB) of a long stream, in a separate process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         seconds, peak_kib = pool.apply(_stream)
@@ -159,7 +159,7 @@ def _stream() -> tuple[float, int]:
 
 
 def correlator() -> Report:
-    """Throughput on one core, by CPU time, and the memory of a stream."""
+    """Throughput on one core, by CPU time, and the memory usage of a stream."""
     rows: list[tuple[object, ...]] = []
     series = []
     for name, shapes in (("this project's test host", _EMULATED), ("VMX", _VMX)):
@@ -182,7 +182,7 @@ def correlator() -> Report:
         columns=("function", "events as on", "events per IPI", "M events/s", "peak memory"),
         rows=rows,
         notes=(
-            f"Made-up events: {_EVENTS:,} at a time, {_STREAM_EVENTS:,} in the stream.",
+            f"Synthetic events: {_EVENTS:,} at a time, {_STREAM_EVENTS:,} in the stream.",
             "CPU time of one core.",
         ),
         series=series,

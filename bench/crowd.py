@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m bench.crowd PROCESSES VMS VCPUS HZ`: many small VMs, until killed.
 
-Each of PROCESSES has VMS of its own with VCPUS each. Every vCPU has a thread that has entered
-KVM_RUN once, so that KVM knows it; the guests have no memory and never run. With HZ above 0
-the thread of each VM's first vCPU injects as many interrupts a second, as a device would
-(KVM_SIGNAL_MSI): KVM accepts them, and nobody handles them. Says "mark" once all are there.
+Each of the PROCESSES has VMS virtual machines with VCPUS vCPUs each. Every vCPU has a thread that
+has entered KVM_RUN once, so that KVM knows it. The guests have no memory and never run. With HZ
+above 0 the thread of each VM's first vCPU injects this number of interrupts per second, as a
+device would (KVM_SIGNAL_MSI): KVM accepts them, and no guest handles them. Prints "mark" when all
+VMs exist.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ _MSI: Final = struct.pack("<6I8x", 0xFEE00000, 0, 0x51, 0, 0, 0)
 _GET_LAPIC: Final = 0x8400AE8E
 _SET_LAPIC: Final = 0x4400AE8F
 _LAPIC_BYTES: Final = 1024
-_SPIV: Final = slice(0xF0, 0xF4)  # SDM vol. 3A, 11.9: bit 8 switches the APIC on
+_SPIV: Final = slice(0xF0, 0xF4)  # SDM vol. 3A, 11.9: bit 8 enables the APIC
 _SPIV_ON: Final = (0x1FF).to_bytes(4, "little")
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 _STACK_BYTES: Final = 256 << 10
@@ -39,12 +40,12 @@ _STACK_BYTES: Final = 256 << 10
 
 @contextlib.contextmanager
 def crowd(*size: int) -> Iterator[tuple[int, ...]]:
-    """PROCESSES, VMS, VCPUS, HZ: such VMs while inside; answers the processes that have them."""
+    """Run PROCESSES, VMS, VCPUS, HZ while inside; yields the ids of the processes with VMs."""
     words = [sys.executable, "-m", "bench.crowd", *map(str, size)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or process.stdout.readline() != "mark\n":
-                raise HostError("the VMs could not be made", "see what it says above")
+                raise HostError("The VMs could not be created.", "See the output above.")
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
             yield tuple(map(int, children.split()))
         finally:
@@ -52,22 +53,22 @@ def crowd(*size: int) -> Iterator[tuple[int, ...]]:
 
 
 def main() -> None:
-    """Make them, say so, and wait."""
+    """Create the VMs, report it, and wait."""
     n_processes, n_vms, n_vcpus, rate_hz = map(int, sys.argv[1:])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    there, said = os.pipe()
+    created_read, created_write = os.pipe()
     for _ in range(n_processes):
         if os.fork() == 0:
-            _hold(n_vms, n_vcpus, rate_hz, said)
-        if len(os.read(there, 1)) != 1:
-            raise SystemExit("a VM could not be made")
+            _hold(n_vms, n_vcpus, rate_hz, created_write)
+        if len(os.read(created_read, 1)) != 1:
+            raise SystemExit("A VM could not be created.")
     print("mark", flush=True)
     signal.pause()
 
 
-def _hold(n_vms: int, n_vcpus: int, rate_hz: int, said: int) -> None:
-    """A process of VMs; ends with its parent."""
+def _hold(n_vms: int, n_vcpus: int, rate_hz: int, created_fd: int) -> None:
+    """A process with VMs; ends with its parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     threading.stack_size(_STACK_BYTES)
     entered = threading.Semaphore(0)
@@ -82,7 +83,7 @@ def _hold(n_vms: int, n_vcpus: int, rate_hz: int, said: int) -> None:
                 threading.Thread(target=_run, args=words, daemon=True).start()
         for _ in range(n_vms * n_vcpus):
             entered.acquire()
-        os.write(said, b".")
+        os.write(created_fd, b".")
         signal.pause()
     finally:
         os._exit(1)
@@ -96,7 +97,7 @@ def _switch_apic_on(vcpu: Vcpu) -> None:
 
 
 def _run(vm: Vm, vcpu: Vcpu, rate_hz: int, entered: threading.Semaphore) -> None:
-    """Enter KVM_RUN once without running the guest; then inject, or wait."""
+    """Enter KVM_RUN once without running the guest; then inject interrupts, or wait."""
     vcpu.ask_immediate_exit()
     with contextlib.suppress(InterruptedError):
         vcpu.run()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench.flood N`: a VM that sends IPIs as fast as KVM takes them, until killed.
+"""`python -m bench.flood N`: a VM that sends IPIs at the highest rate of KVM, until killed.
 
-vCPU 0 broadcasts in a loop of two instructions. The others have their APICs on and a thread
-each that does not run them, so KVM accepts N - 1 IPIs for each send and nobody handles any:
-many times the rate of a storm that waits for acknowledgements. Says "mark" once it sends.
+vCPU 0 broadcasts in a loop of two instructions. The others have their APICs enabled and a thread
+each that does not run them. KVM therefore accepts N - 1 IPIs for each send, and no vCPU handles
+them: many times the rate of a storm that waits for acknowledgements. Prints "mark" when it sends.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ipitrace.storm.micro.kvm import Vcpu, Vm
 _GET_LAPIC: Final = 0x8400AE8E  # include/uapi/linux/kvm.h
 _SET_LAPIC: Final = 0x4400AE8F
 _LAPIC_BYTES: Final = 1024
-_SPIV: Final = slice(0xF0, 0xF4)  # SDM vol. 3A, 11.9: bit 8 switches the APIC on
+_SPIV: Final = slice(0xF0, 0xF4)  # SDM vol. 3A, 11.9: bit 8 enables the APIC
 _SPIV_ON: Final = (0x1FF).to_bytes(4, "little")
 _CODE: Final = bytes.fromhex(
     "b930080000"  # mov $0x830, %ecx: the x2APIC ICR
@@ -43,7 +43,7 @@ def main() -> None:
         thread.start()
     print("mark", flush=True)
     sender.run()
-    raise SystemExit(f"the sender came back: exit reason {sender.exit_reason}")
+    raise SystemExit(f"The sender stopped with exit reason {sender.exit_reason}.")
 
 
 def _vcpu(vm: Vm, memory: GuestMemory, index: int) -> Vcpu:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long it takes until the BPF programs watch."""
+"""The time to load and attach the BPF programs."""
 
 import os
 
@@ -10,7 +10,7 @@ _TIMES = 6
 
 
 def loading() -> Report:
-    """Load, attach and detach everything this kernel offers."""
+    """Load, attach and detach all programs that this kernel supports."""
     load, attach, detach = [], [], []
     programs = 0
     for _ in range(_TIMES):
@@ -27,8 +27,8 @@ def loading() -> Report:
         ("step", "ms"),
         [(step, spread((s * 1000 for s in taken), 0)) for step, taken in steps.items()],
         (
-            f"{_TIMES} times; medians (least to greatest).",
-            "Load: read BTF, compile with bcc, have the verifier accept, map the rings.",
+            f"{_TIMES} times; medians (minimum to maximum).",
+            "Load: read BTF, compile with bcc, verify, map the rings.",
         ),
         [Series(f"loading {step}", SECONDS, taken) for step, taken in steps.items()],
     )

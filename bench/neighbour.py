@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM that nobody traces feels while ipitrace traces or watches another one.
+"""The effect on an untraced VM while ipitrace traces or watches another VM.
 
-Raw tracepoints fire for every thread of the host; our programs pass over those that are not
-theirs. That is one cost. The other is the CPU that ipitrace and the other VM take.
-Each condition is compared with the same one without our programs, so that the two do not mix.
+Raw tracepoints fire for every thread of the host; our programs ignore threads that are not
+traced. This is one cost. The other is the CPU time that ipitrace and the other VM use. Each
+condition is compared with the same condition without our programs, to separate the two costs.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.vm import VirtualMachine, find_vms
 
-_MOST_S: Final = 130.0  # for all rounds: none is begun that would take longer
+_MOST_S: Final = 130.0  # for all rounds: a round that would take longer is not started
 _MOST_ROUNDS: Final = 30
 _LEAST_CONFIDENCE: Final = 0.95
 _COUNT: Final = 300
@@ -39,7 +39,7 @@ _RATE_HZ: Final = 1_000
 _BUSY: Final = f"another VM, {_RATE_HZ:,} interrupts/s"
 _SETTLE_S: Final = 0.2
 
-# The neighbour: a process of its own that runs a storm whenever it is asked to.
+# The neighbour: a separate process that runs a storm on request.
 _NEIGHBOUR: Final = """
 import json, sys
 import numpy as np
@@ -55,7 +55,7 @@ for _ in sys.stdin:
 
 @dataclass(frozen=True)
 class _Condition:
-    """What goes on beside the neighbour; `control` is the same without our programs."""
+    """What runs beside the neighbour; `control` is the same without our programs."""
 
     name: str
     begin: Callable[[], AbstractContextManager[None]]
@@ -111,12 +111,12 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
             )
         )
     return Report(
-        "A VM beside the one that is traced",
+        "Untraced VM beside a traced VM",
         ("beside it", "compared with", *_METRICS, *(f"{m}, ratio" for m in _METRICS)),
         rows,
         (
             f"{rounds} rounds in mirrored order: p50 of {_COUNT} IPIs (unicast-running) of an",
-            "untraced micro-guest in a process of its own. Cycles: median (middle half). Ratio:",
+            "untraced micro-guest in a separate process. Cycles: median (middle half). Ratio:",
             f"median of the rounds' ratios [its interval: {_enclosing(rounds)[1]:.1%}].",
             "Probes: all programs of `run`, attached and recording, for the other VM's threads.",
             "Idle: its process is stopped. Interrupts: injected by a thread; the guest never runs.",
@@ -137,10 +137,10 @@ def _ratio(ratios: NDArray[np.float64]) -> str:
 
 
 def _enclosing(n: int) -> tuple[int, float]:
-    """How many of `n` ranked values to leave out at each end for an interval of the median.
+    """The number of ranked values to omit at each end for an interval of the median.
 
-    And how surely the others enclose it: _LEAST_CONFIDENCE at least, where `n` allows. By the
-    binomial distribution alone, whatever the values' is.
+    Also returns the interval's confidence: at least _LEAST_CONFIDENCE if `n` allows it. It follows
+    from the binomial distribution only, for any distribution of the values.
     """
     best = 0, interval_confidence(n)
     for left_out in range(1, n // 2):
@@ -153,7 +153,7 @@ def _enclosing(n: int) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def _other(rate_hz: int) -> Iterator[VirtualMachine]:
-    """The other VM, its process stopped."""
+    """The other VM, with its process stopped."""
     with crowd(1, 1, 2, rate_hz) as (pid,):
         vm = next(vm for vm in find_vms() if vm.pid == pid)
         os.kill(pid, signal.SIGSTOP)
@@ -162,7 +162,7 @@ def _other(rate_hz: int) -> Iterator[VirtualMachine]:
 
 @contextlib.contextmanager
 def _awake(vm: VirtualMachine) -> Iterator[None]:
-    """While inside it runs; otherwise it is stopped, and takes no CPU."""
+    """Let the VM's process run while inside; otherwise it is stopped and uses no CPU."""
     os.kill(vm.pid, signal.SIGCONT)
     try:
         time.sleep(_SETTLE_S)
@@ -181,12 +181,12 @@ def _neighbour() -> Iterator[Callable[[], list[float]]]:
 
         def measure() -> list[float]:
             if stdin is None or stdout is None:
-                raise HostError("the neighbour has no pipes", "")
+                raise HostError("The neighbour has no pipes.", "")
             stdin.write("\n")
             stdin.flush()
             line = stdout.readline()
             if not line:
-                raise HostError("the neighbour ended early", "see what it says above")
+                raise HostError("The neighbour ended early.", "See the output above.")
             return [float(value) for value in json.loads(line)]
 
         try:
@@ -219,9 +219,9 @@ def _watched(vm: VirtualMachine) -> Iterator[None]:
         [sys.executable, "-m", "ipitrace", *words], stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            # Its first interval is over: its programs are attached.
+            # Its first interval has ended, so its programs are attached.
             if process.stdout is None or not process.stdout.readline():
-                raise HostError("ipitrace watch ended early", "see what it says above")
+                raise HostError("ipitrace watch ended early.", "See the output above.")
             yield
         finally:
             process.terminate()

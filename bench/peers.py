@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watching does to an IPI, ours beside other tools, all in one run."""
+"""The effect of tracing on an IPI: ipitrace compared with other tools, in one run."""
 
 import os
 import shutil
@@ -35,10 +35,10 @@ class Peer:
     """Another tool.
 
     Attributes:
-        name: as people know it.
-        commands: the program's possible names, the first that is installed is used.
-        arguments: that make it watch KVM on this host.
-        ready: text it prints when it watches; "" where it prints nothing, then we wait.
+        name: the tool's usual name.
+        commands: possible names of the program; the first installed one is used.
+        arguments: those that make it trace KVM on this host.
+        ready: text that it prints when it traces; "" if it prints nothing: then we wait.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Peer:
 
 
 class DoesNotRunError(Exception):
-    """The peer is here and ended by itself; the message is its last line."""
+    """The tool is installed and ended by itself; the message is its last line."""
 
 
 def peers() -> Report:
-    """Median D of the micro-guest, watched by nobody, by us, and by each peer."""
+    """Median D of the micro-guest: untraced, traced by ipitrace, and traced by each other tool."""
     storms = Storms(scenario("unicast-running"), _COUNT)
     missing: dict[str, str] = {}
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def peers() -> Report:
                 missing[peer.name] = "absent"
                 continue
             if tracefs is None or _host_tracing_in_use(tracefs):
-                missing[peer.name] = "left out: tracefs is absent, or in use by somebody else"
+                missing[peer.name] = "left out: tracefs is absent or in use"
                 continue
             watch = _theirs(peer, program, tracefs)
             try:
@@ -92,14 +92,14 @@ def peers() -> Report:
     ]
     rows += [(name, why, "") for name, why in missing.items()]
     return Report(
-        "Median D of an IPI, by who watches",
-        ("watched by", "D, cycles", "ratio to nothing"),
+        "Median D of an IPI, by tracing tool",
+        ("traced by", "D, cycles", "ratio to nothing"),
         rows,
         (
-            f"{_ROUNDS} rounds in mirrored order: median (least to greatest).",
-            f"In each a storm of {_COUNT} IPIs ({storms.scenario.name}) in a fresh guest by each.",
-            "kvmexit watches kvm_exit alone: where that does not fire it costs nothing.",
-            "bpftrace counts the tracepoints that ipitrace watches, for our process.",
+            f"{_ROUNDS} rounds in mirrored order: median (minimum to maximum).",
+            f"In each round a storm of {_COUNT} IPIs ({storms.scenario.name}) in a new guest.",
+            "kvmexit traces kvm_exit only: where this event does not fire, it costs nothing.",
+            "bpftrace counts the tracepoints that ipitrace traces, for our process.",
         ),
         [Series(f"D watched by {name}", CYCLES, taken) for name, taken in cycles.items()],
     )
@@ -107,7 +107,7 @@ def peers() -> Report:
 
 @contextmanager
 def _host_tracing_kept(tracefs: Path) -> Iterator[None]:
-    """The host's own trace buffer is set as before, even where trace-cmd dies half-way."""
+    """Restore the host's own trace settings at the end, even if trace-cmd dies."""
     switches = [tracefs / "tracing_on", tracefs / "events/kvm/enable"]
     before = [switch.read_text() for switch in switches]
     try:
@@ -153,23 +153,23 @@ def _found(name: str) -> str | None:
 def _wait_until_ready(process: subprocess.Popen[bytes], output: int, peer: Peer) -> None:
     until_s = time.monotonic() + (_READY_LIMIT_S if peer.ready else 3 * _SETTLE_S)
     while time.monotonic() < until_s:
-        said = os.pread(output, 1 << 16, 0).decode(errors="replace")
+        output_text = os.pread(output, 1 << 16, 0).decode(errors="replace")
         if _ended(process):
-            raise DoesNotRunError((said.strip().splitlines() or ["it ended"])[-1].strip())
-        if peer.ready and peer.ready in said:
+            raise DoesNotRunError((output_text.strip().splitlines() or ["it ended"])[-1].strip())
+        if peer.ready and peer.ready in output_text:
             break
         time.sleep(_SETTLE_S / 10)
     time.sleep(_SETTLE_S)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended; it is not reaped, so that its process group stays ours."""
+    """Whether it has ended; it is not reaped, so its process group id is not reused."""
     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, process.pid, how) is not None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt it as a person would, so that it detaches; then kill what it left behind."""
+    """Interrupt it as a user would, so that it detaches; then kill remaining processes."""
     if not _ended(process):
         process.send_signal(signal.SIGINT)
     until_s = time.monotonic() + _STOP_S
@@ -181,8 +181,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _peers(scratch: Path, tracefs: Path | None) -> tuple[Peer, ...]:
     names = [f"{e.category}:{e.name}" for e in EVENTS if e.category]
-    there = [n for n in names if tracefs and (tracefs / "events" / n.replace(":", "/")).is_dir()]
-    probes = ",".join(f"tracepoint:{name}" for name in there)
+    present = [n for n in names if tracefs and (tracefs / "events" / n.replace(":", "/")).is_dir()]
+    probes = ",".join(f"tracepoint:{name}" for name in present)
     count = f"{probes} /pid == {os.getpid()}/ {{ @[probe] = count(); }}"
     return (
         Peer(
@@ -193,7 +193,7 @@ def _peers(scratch: Path, tracefs: Path | None) -> tuple[Peer, ...]:
         Peer(
             "trace-cmd record -e kvm",
             ("trace-cmd",),
-            # -d leaves the function tracer alone, which some kernels insist on.
+            # -d leaves the function tracer unchanged; some kernels do not allow changes.
             ("record", "-d", "-e", "kvm", "-o", str(scratch / "trace.dat"), "sleep", "600"),
         ),
         Peer("bcc kvmexit", ("kvmexit-bpfcc", "kvmexit"), ("-p", str(os.getpid())), "Ctrl-C"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each BPF program adds to the event it sits on."""
+"""The time that each BPF program adds to its event."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from ipitrace.words.events import Kind
 
 _PAIRS = 5
 _COUNT = 400
-_FIRES = 0.5  # events per IPI below which a program's cost does not show in one IPI
+_FIRES = 0.5  # with fewer events per IPI, a program's cost is not visible in one IPI
 _SCENARIOS = ("unicast-running", "unicast-halted")
 _SENDER, _TARGET = 0, 1
 
@@ -65,9 +65,9 @@ def in_guest() -> Report:
         ),
         rows,
         (
-            f"{_PAIRS} neighbouring pairs of storms of {_COUNT} IPIs, each in a fresh guest.",
-            "Medians of R, then median (least to greatest) over the pairs.",
-            "Per event: divided by all events of an IPI, on the round trip's way or not.",
+            f"{_PAIRS} adjacent pairs of storms of {_COUNT} IPIs, each in a new guest.",
+            "Medians of R, then median (minimum to maximum) over the pairs.",
+            "Per event: divided by all events of an IPI, also those outside the round trip's path.",
             "Events that fired less than once in two IPIs are left out.",
         ),
         series,
@@ -106,7 +106,7 @@ def _pairs(storms: Storms, event: str) -> tuple[list[float], list[float], float]
 
 
 def on_host() -> Report:
-    """A ping-pong of two processes on one CPU: two switches of the watched thread a round."""
+    """A ping-pong of two processes on one CPU: two switches of the traced thread per round."""
     times: dict[str, list[float]] = {mode: [] for mode in _MODES}
     with (
         _ping_pong() as play,
@@ -136,8 +136,8 @@ def on_host() -> Report:
         ],
         (
             f"{_TRIPS} turns each, in mirrored order: median (middle half).",
-            f"A turn is {_ROUNDS} rounds of a byte there and back; a round is two events.",
-            "Other threads: what a program costs a thread that is not watched.",
+            f"A turn is {_ROUNDS} rounds of a byte in each direction; a round is two events.",
+            "Other threads: the cost of a program for a thread that is not traced.",
         ),
         [Series(f"sched_switch {mode}", SECONDS, taken) for mode, taken in times.items()],
     )
@@ -145,7 +145,7 @@ def on_host() -> Report:
 
 @contextmanager
 def _ping_pong() -> Iterator["_Play"]:
-    """A forked partner that echoes bytes, both on one CPU while it lasts."""
+    """A forked process that echoes bytes; both processes run on one CPU while inside."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     to_child, from_parent = os.pipe()
@@ -166,7 +166,7 @@ def _ping_pong() -> Iterator["_Play"]:
 
 
 class _Play:
-    """Plays so many rounds and answers seconds per round."""
+    """Runs a number of rounds and returns the seconds per round."""
 
     def __init__(self, out: int, back: int) -> None:
         self._out, self._back = out, back

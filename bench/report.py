@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark found: a Markdown table for people, pyperf's JSON for comparing."""
+"""A benchmark's result: a Markdown table to read, and pyperf's JSON to compare."""
 
 import platform
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ _PYPERF_UNITS = {SECONDS: "second"}
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity, measured once a repetition.
+    """One quantity, measured once per repetition.
 
     Attributes:
-        name: where it is found in the JSON.
+        name: its name in the JSON.
         unit: CYCLES, SECONDS or PER_SECOND.
-        values: above 0, in the order measured.
+        values: above 0, in the order of measurement.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark's table, what a reader must know, and the values behind it."""
+    """One benchmark's table, its notes, and the values of the table."""
 
     title: str
     columns: Sequence[str]
@@ -50,7 +50,7 @@ class Report:
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
-    """Median, and in parentheses the middle half; of fewer than ten, the least and greatest."""
+    """Median and, in parentheses, the middle half; the minimum and maximum of fewer than ten."""
     found = np.array(list(values))
     low, high = (0, 100) if len(found) < _FEW else (25, 75)
     low_text, median, high_text = (
@@ -74,7 +74,7 @@ def write_json(reports: Iterable[Report], path: Path) -> None:
             runs = [
                 pyperf.Run([value], metadata=metadata, collect_metadata=False)
                 for value in series.values
-                if value > 0  # pyperf takes no others; a rate of 0 is in the table
+                if value > 0  # pyperf supports no others; a rate of 0 is in the table
             ]
             if runs:
                 benchmarks.append(pyperf.Benchmark(runs))

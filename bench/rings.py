@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many events per second one CPU can put in its ring before any is overwritten."""
+"""The rate of events per second that one CPU can write to its ring without loss."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ from ipitrace.tracer.rings import RingReader
 
 _BURST = 8
 _DRAIN_MS = (20, 2)
-_SLOTS = (16384, 65536)  # the tracer's default, and what one ring of 1.5 MiB holds
+_SLOTS = (16384, 65536)  # the tracer's default, and the capacity of a ring of 1.5 MiB
 _RATES = (0.4e6, 0.6e6, 0.8e6, 1.2e6, 1.6e6, 2.0e6, 2.5e6, 3.0e6, 3.5e6, 4e6, 5e6, 6e6, 8e6)
 _SECONDS = 0.4
 _REPEATS = 2
@@ -33,7 +33,7 @@ _ORDER = struct.Struct("dd")
 
 @dataclass(frozen=True)
 class Load:
-    """What one trial at one rate showed."""
+    """The result of one trial at one rate."""
 
     rate: float
     lost: int
@@ -41,7 +41,7 @@ class Load:
 
 
 def rings() -> Report:
-    """Raise the rate until the reader is too late, for each ring size and interval."""
+    """Increase the rate until records are lost, for each ring size and drain interval."""
     rows: list[Sequence[object]] = []
     series: list[Series] = []
     for n_slots, drain_ms in itertools.product(_SLOTS, _DRAIN_MS):
@@ -54,19 +54,19 @@ def rings() -> Report:
         )
     return Report(
         "No-loss rate of a ring",
-        ("slots", "drained every, ms", "million events/s", "what limited it"),
+        ("slots", "drained every, ms", "million events/s", "limited by"),
         rows,
         (
             f"A process on one CPU makes system calls; our code writes {_BURST} records at each.",
-            "This process drains with the tracer's reader, on whichever other CPU it gets.",
-            f"The highest rate tried without a loss in {_REPEATS} trials of {_SECONDS} s each.",
+            "This process drains with the tracer's reader, on any other CPU.",
+            f"The highest rate without a loss in {_REPEATS} trials of {_SECONDS} s each.",
         ),
         series,
     )
 
 
 def _search(producer: "_Producer", reader: RingReader, drain_s: float) -> tuple[Load, Load | None]:
-    """The best trial without a loss, and the first that had one."""
+    """The best trial without a loss, and the first trial with one."""
     best = Load(0.0, 0, 0.0)
     for rate in _RATES:
         trials = [_trial(producer, reader, rate, drain_s) for _ in range(_REPEATS)]
@@ -94,7 +94,7 @@ def _trial(producer: "_Producer", reader: RingReader, rate: float, drain_s: floa
 
 def _limit(first_loss: Load | None, n_slots: int) -> str:
     if first_loss is None:
-        return "the producer: it cannot make more"
+        return "the producer: this is its highest rate"
     gap_ms = first_loss.longest_gap_s * 1000
     held = first_loss.rate * first_loss.longest_gap_s
     if held > n_slots:
@@ -105,7 +105,7 @@ def _limit(first_loss: Load | None, n_slots: int) -> str:
 
 
 class _Producer:
-    """A forked process that makes system calls at a given pace, on a CPU of its own."""
+    """A forked process that makes system calls at a given rate, on a CPU of its own."""
 
     def __init__(self) -> None:
         self.took_s = 0.0
@@ -132,11 +132,11 @@ class _Producer:
         os.waitpid(self._pid, 0)
 
     def start(self, rate: float, seconds: float) -> None:
-        """Begin to make `rate` records a second."""
+        """Begin to write `rate` records per second."""
         os.write(self._orders, _ORDER.pack(rate / _BURST, seconds))
 
     def finished(self) -> bool:
-        """Whether it has ended; then `took_s` says how long it took."""
+        """Whether it has ended; `took_s` is then the time that it took."""
         try:
             answer = os.read(self._answers, 8)
         except BlockingIOError:
@@ -166,7 +166,7 @@ class _Producer:
 
 
 def _produce(calls_per_s: float, seconds: float) -> float:
-    """Make system calls at that rate, a handful each half millisecond; how long it took."""
+    """Make system calls at this rate, some in each half millisecond; returns the time it took."""
     call, clock = os.getppid, time.perf_counter
     started_s = clock()
     made = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a command line takes that measures nothing: what a person waits for its help."""
+"""The time of commands that measure nothing: the start-up time of ipitrace."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ _WORDS: Final = (("--help",), ("run", "--help"), ("scenarios",), ("report", "--e
 
 
 def starting() -> Report:
-    """Each command in turn, many rounds; the interpreter alone beside them."""
+    """Each command in turn, in many rounds, and the interpreter only for comparison."""
     commands: dict[str, Sequence[str]] = {
         "the interpreter alone": [sys.executable, "-I", "-c", "pass"],
         **{f"ipitrace {' '.join(words)}": own_command(*words) for words in _WORDS},
@@ -29,7 +29,7 @@ def starting() -> Report:
             wall_s[name].append(wall)
             cpu_s[name].append(cpu)
     return Report(
-        "Starting, and ending again",
+        "Start and end of a command",
         ("command", "ms", "of CPU time"),
         [
             (name, spread(v * 1e3 for v in wall_s[name]), spread(v * 1e3 for v in cpu_s[name]))
@@ -41,7 +41,7 @@ def starting() -> Report:
 
 
 def _timed(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds until it ended, and of CPU time; not of programs that it leaves behind."""
+    """Seconds until it ended, and seconds of CPU time, without programs that it leaves behind."""
     started_s = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storms in the micro-guest, as every benchmark that needs a guest runs them."""
+"""Storms in the micro-guest, for all benchmarks that need a guest."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def scenario(name: str) -> Scenario:
 
 @dataclass(frozen=True)
 class Storms:
-    """Runs storms of one scenario, each in a fresh guest."""
+    """Runs storms of one scenario, each in a new guest."""
 
     scenario: Scenario
     count: int
@@ -42,7 +42,7 @@ class Storms:
 
 
 def watching(tracer: Tracer) -> Hooks:
-    """The hooks of a storm that `tracer`, already attached, watches."""
+    """The hooks of a storm that is traced by `tracer`, which is already attached."""
     return Hooks(
         threads_known=tracer.set_vcpu_threads,
         mark=tracer.seen,
@@ -51,7 +51,7 @@ def watching(tracer: Tracer) -> Hooks:
 
 
 def deliver_cycles(storm: Storm) -> float:
-    """Median D; storms that lost an IPI have none."""
+    """Median D; it is not defined for storms that lost an IPI."""
     handled = storm.receipts[_TARGET]["handler_tsc"].astype(np.int64)
     return float(np.median(handled - storm.sends["send_tsc"].astype(np.int64)))
 
@@ -63,11 +63,11 @@ def round_trip_cycles(storm: Storm) -> float:
 
 
 def tsc_hz(storm: Storm) -> float:
-    """The guest TSC's rate; its nominal 1 GHz where KVM does not state it."""
+    """The guest TSC's rate; its nominal 1 GHz if KVM does not report it."""
     return (storm.tsc_khz or 1_000_000) * 1000.0
 
 
 def mirrored(conditions: Sequence[T], rounds: int) -> Iterator[T]:
-    """Every condition once a round, forwards and backwards in turn, so that a trend cancels."""
+    """Every condition once per round, in alternating order, so that a trend cancels."""
     for i in range(rounds):
         yield from conditions if i % 2 == 0 else conditions[::-1]

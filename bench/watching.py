@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ipitrace watch` costs: its process, and its programs in the vCPUs' threads."""
+"""The cost of `ipitrace watch`: its process, and its programs in the vCPUs' threads."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ MicroGuest.prepare(n_vcpus, None).run(request, Hooks(mark=lambda: print("mark", 
 
 
 def watching() -> Report:
-    """Watch storms of different rates and sizes, each in a process of its own."""
+    """Watch storms of different rates and sizes, each in a separate process."""
     rows = []
     series = []
     for name, scenario, n_vcpus, pace in _STORMS:
@@ -106,10 +106,10 @@ def watching() -> Report:
         (
             f"{_SECONDS} intervals of a second, all pairs listed as JSON; median (middle half).",
             "Own: user and system time of the watching process.",
-            "As text: the same with its output as text into a pipe, 20 pairs of each VM.",
-            "Several VMs: all that there are are watched, each in a process of its own up to 250.",
+            "As text: the same with text output to a pipe, 20 pairs of each VM.",
+            "Several VMs: all VMs are watched, each in a separate process up to 250.",
             "Flood: IPIs that are accepted and never handled (bench/flood.py).",
-            "Programs: they run in the vCPUs' threads; the kernel's account (bpf_stats_enabled).",
+            "Programs: they run in the vCPUs' threads; kernel statistics (bpf_stats_enabled).",
         ),
         series,
     )
@@ -123,20 +123,20 @@ def _ipis(interval: dict[str, Any]) -> int:
 def _guest(scenario: str | None, n_vcpus: int, pace: int) -> Iterator[VirtualMachine]:
     if scenario is None:
         words, marks = [sys.executable, "-m", "bench.flood", str(n_vcpus)], 1
-    else:  # its warm-up, then its storm: by then every vCPU has run
+    else:  # its warm-up, then its storm: every vCPU has run by then
         words, marks = [sys.executable, "-c", _GUEST, scenario, str(n_vcpus), str(pace)], 2
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             for _ in range(marks):
                 if process.stdout is None or not process.stdout.readline():
-                    raise HostError("the guest ended early", "see what it says above")
+                    raise HostError("The guest ended early.", "See the output above.")
             yield next(vm for vm in find_vms() if vm.pid == process.pid)
         finally:
             process.kill()
 
 
 def _watch(vm: VirtualMachine | None) -> list[dict[str, Any]]:
-    """The intervals but for the first, in which it still loads."""
+    """The intervals except the first, in which it still loads."""
     which = [] if vm is None else ["--vm", f"pid:{vm.pid}"]
     words = ["watch", *which, "--duration", str(_SECONDS + 1), "-n", "0", "--json"]
     done = subprocess.run(own_command(*words), capture_output=True, text=True, check=True)
@@ -144,14 +144,14 @@ def _watch(vm: VirtualMachine | None) -> list[dict[str, Any]]:
 
 
 def _watch_as_text() -> list[float]:
-    """Its own share of a CPU, in percent, in each interval but the first; without the summary."""
+    """Its share of a CPU, in percent, in each interval except the first; without the summary."""
     words = own_command("watch", "--duration", str(_SECONDS + 1))
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return [float(share) for share in _OWN_COST.findall(done.stdout)][1:-1]
 
 
 def _newcomers() -> str:
-    """How long after a VM has started, or ended, watch says so, beside those that there are."""
+    """The time until watch reports a VM that started or ended, beside the existing VMs."""
     started, ended = [], []
     words = own_command("watch", "--json", "-n", "0")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watch:
@@ -164,18 +164,16 @@ def _newcomers() -> str:
                     next(i for i in intervals if pid in {vm["pid"] for vm in i["vms"]})
                     started.append(time.monotonic() - began_s)
                 began_s = time.monotonic()
-                next(i for i in intervals if any(f"pid {pid})" in said for said in i["ended"]))
+                next(i for i in intervals if any(f"pid {pid})" in text for text in i["ended"]))
                 ended.append(time.monotonic() - began_s)
         finally:
             watch.terminate()
             watch.communicate()
-    return (
-        f"; a VM's start is told after {spread(started, 1)} s, its end after {spread(ended, 1)} s"
-    )
+    return f"; VM start reported after {spread(started, 1)} s, end after {spread(ended, 1)} s"
 
 
 def _programs(vm: VirtualMachine) -> str:
-    """Mean time of each program that ran, and how often it ran for each IPI."""
+    """Mean time of each program that ran."""
     former = _STATS.read_text()
     with Counting.load(n_slots=len(vm.vcpus), n_cells=1024) as counting:
         for slot, tid in enumerate(vm.tids):
@@ -187,8 +185,8 @@ def _programs(vm: VirtualMachine) -> str:
             _STATS.write_text(former)
         found = []
         for event, path in counting.programs().items():
-            told = dict(line.split(":\t") for line in path.read_text().splitlines())
-            runs = int(told["run_cnt"])
+            info = dict(line.split(":\t") for line in path.read_text().splitlines())
+            runs = int(info["run_cnt"])
             if runs:
-                found.append(f"{event} {int(told['run_time_ns']) / runs:.0f}")
+                found.append(f"{event} {int(info['run_time_ns']) / runs:.0f}")
     return ", ".join(found)
