@@ -43,8 +43,7 @@ _WITH_NEWCOMERS: Final = ("10 VMs, idle", "200 VMs, idle")
 _OWN_COST: Final = re.compile(r"^own cost +([0-9.]+)% of one CPU", re.MULTILINE)
 _GUEST = """
 import sys
-from ipitrace.words.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, pace = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -23,8 +23,7 @@ _T = TypeVar("_T")
 # and that it is measuring.
 _MICRO = """
 import sys
-from ipitrace.words.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, pace = sys.argv[1], int(sys.argv[2]), 100_000_000

@@ -112,8 +112,7 @@ class Neighbour:
 
     SCRIPT = """
 import sys, time
-from ipitrace.words.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.words.scenarios import select_scenarios
 def tick(sent):

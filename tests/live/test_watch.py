@@ -34,8 +34,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ipitrace.__file__).parents[1
 # after the last.
 GUEST = """
 import sys
-from ipitrace.words.model import StormRequest
-from ipitrace.storm.driver import Hooks
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.words.scenarios import select_scenarios
 name, n_vcpus, count, pace = sys.argv[1], *map(int, sys.argv[2:])
