@@ -107,7 +107,7 @@ def _load_scalar(hint: Any, value: Any, where: str) -> object:  # noqa: ANN401 -
 
 def _checked(right: bool, value: Any, where: str, wanted: str) -> Any:  # noqa: ANN401, FBT001
     if not right:
-        raise ValueError(f"{where or 'the whole'} is {type(value).__name__}, not {wanted}")
+        raise ValueError(f"{where or 'the document'} is {type(value).__name__}, not {wanted}")
     return value
 
 

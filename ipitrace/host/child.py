@@ -72,7 +72,7 @@ class Child:
         stdin: bytes = b"",
         stdout: int | None = subprocess.PIPE,
         folder: Path | None = None,
-        who: str = "",
+        subject: str = "",
         called: str = "",
     ) -> None:
         """Start the program.
@@ -84,13 +84,13 @@ class Child:
             stdin: its complete standard input.
             stdout: as in subprocess.Popen; by default a pipe that this object reads.
             folder: is created for the program, and removed after its end.
-            who: the subject in error messages; by default the program.
+            subject: the subject in error messages; by default the program.
             called: the name of the command in messages; by default its last words.
 
         Raises:
             HostError: it cannot be started.
         """
-        self._who = who or f"The program {command[0]}"
+        self._subject = subject or f"The program {command[0]}"
         self.called = plain(called or " ".join(command[-3:]), 80)
         self._limits = {"out": limit_bytes, "err": stderr_limit_bytes}
         self._folder = folder
@@ -184,7 +184,8 @@ class Child:
         elif len(held) > limit:
             where = "" if key.data == "out" else " to stderr"
             raise TooMuchError(
-                f"{self._who} sent more than {_size(limit)}{where} in answer to '{self.called}'.",
+                f"{self._subject} sent more than {_size(limit)}{where} "
+                f"in answer to '{self.called}'.",
                 "The program was ended. Check what it prints there.",
             )
 
@@ -252,7 +253,7 @@ def run_bounded(
     stdin: bytes = b"",
     tick: Callable[[], None] = _nothing,
     give_up: Callable[[str], None] = lambda _stderr: None,
-    who: str = "",
+    subject: str = "",
     called: str = "",
 ) -> Finished:
     """Run a program on this machine until it ends.
@@ -265,7 +266,7 @@ def run_bounded(
         stdin: its complete standard input.
         tick: is called about every 20 ms. If it raises, the program is ended.
         give_up: receives the program's stderr before the program is ended early.
-        who: the subject in error messages.
+        subject: the subject in error messages.
         called: the name of the command in messages.
 
     Raises:
@@ -276,7 +277,7 @@ def run_bounded(
         limit_bytes=limit_bytes,
         stderr_limit_bytes=stderr_limit_bytes,
         stdin=stdin,
-        who=who,
+        subject=subject,
         called=called,
     )
     with child:

@@ -65,11 +65,11 @@ def _listed(vms: Sequence[VirtualMachine], *, last: bool = False) -> str:
     names = []
     several = len({vm.uid for vm in vms}) > 1
     for vm in vms[:_MOST_LISTED]:
-        beside = [] if last or vm.name == vm.own_name else [vm.own_name]
+        notes = [] if last or vm.name == vm.own_name else [vm.own_name]
         if several:
-            beside.append(f"user {'?' if vm.uid is None else vm.uid}")
+            notes.append(f"user {'?' if vm.uid is None else vm.uid}")
         shown = vm.own_name if last else vm.name
-        names.append(f"{shown} ({', '.join(beside)})" if beside else shown)
+        names.append(f"{shown} ({', '.join(notes)})" if notes else shown)
     return ", ".join(names) + _more(len(vms))
 
 

@@ -13,9 +13,9 @@ from typing import Final
 
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 
-LOOKS: Final = 20
-LOOK_INTERVAL_S: Final = 0.005
-LOOK_LIMIT_S: Final = 5.0  # for all reads of all processes; those with few threads come first
+ATTEMPTS: Final = 20
+ATTEMPT_INTERVAL_S: Final = 0.005
+ATTEMPTS_LIMIT_S: Final = 5.0  # for all reads of all processes; those with few threads come first
 MOST_THREADS: Final = 1 << 13  # of one process: twice the most vCPUs of a VM
 
 _TID: Final = re.compile(r"[0-9]{1,10}")
@@ -88,7 +88,7 @@ def kvm_run_fd(syscall: str | None) -> int | None:
 def find_in_kvm_run(
     wanted: Mapping[int, Collection[int]], files: HostFiles = HOST
 ) -> dict[int, dict[int, int]]:
-    """Read threads until each one in KVM_RUN is found, at most LOOKS times and LOOK_LIMIT_S.
+    """Read threads until each one in KVM_RUN is found, at most ATTEMPTS times and ATTEMPTS_LIMIT_S.
 
     Args:
         wanted: the vCPU descriptors to find, by process.
@@ -101,10 +101,10 @@ def find_in_kvm_run(
     threads = {pid: thread_ids(pid, files) for pid in wanted}
     # Processes with thousands of threads are read last.
     order = sorted(wanted, key=lambda pid: len(threads[pid]))
-    until_s = time.monotonic() + LOOK_LIMIT_S
-    for attempt in range(LOOKS):
+    until_s = time.monotonic() + ATTEMPTS_LIMIT_S
+    for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(ATTEMPT_INTERVAL_S)
         for pid in order:
             missing = set(wanted[pid]) - found[pid].keys()
             if not missing:

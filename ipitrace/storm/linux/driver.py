@@ -55,7 +55,7 @@ _TARGET: Final = 1
 _MIN_CPUS: Final = 2
 _MAX_COUNT: Final = 1_000_000
 _NOMINAL_TSC_KHZ: Final = 3_000_000  # only where the guest does not know its own
-_LOOK_S: Final = 0.5  # the interval of checks of the VM during a storm
+_CHECK_S: Final = 0.5  # the interval of checks of the VM during a storm
 _LONGEST_S: Final = limits.STORM_S + 120.0  # the module's own limit, and the set-up
 _LOST_IPI: Final = "lost-ipi"
 _USAGE, _STORM_FAILED = 2, 4  # of the helper's exit codes
@@ -222,7 +222,7 @@ class LinuxGuest:
         hooks.threads_known(self.tids())
         before, _ = self._tscs()
         tsc_khz = self.status.tsc_khz or _NOMINAL_TSC_KHZ
-        tick = _every(_LOOK_S, self._check_vm)
+        tick = _every(_CHECK_S, self._check_vm)
 
         def each_tick() -> None:
             hooks.tick(0)

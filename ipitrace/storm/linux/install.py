@@ -44,7 +44,7 @@ _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
 _MODULE_PATH: Final = f"{INSTALLED}/src/{_MODULE}.ko"
 _STAMP_PATH: Final = f"{INSTALLED}/installed"
 _BUILD_S: Final = 900.0  # under emulation; 5 s on a real machine
-_LOOK_LINES: Final = 5
+_STATE_LINES: Final = 5
 _RELEASE: Final = re.compile(r"[\w.+~-]{1,64}", re.ASCII)
 """The format of uname -r, which becomes part of a path; its limit in the kernel is 64."""
 _OURS: Final = "helper"  # sources with such names are the helper's, which is built already
@@ -77,7 +77,7 @@ class _Guest:
     stamp: str
 
 
-_LOOK: Final = f"""
+_STATE_SCRIPT: Final = f"""
 uname -r
 ( . /etc/os-release && echo "$ID $ID_LIKE" ) 2>/dev/null || echo unknown
 [ -e "/lib/modules/$(uname -r)/build/Makefile" ] || printf 'headers '
@@ -103,7 +103,7 @@ def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) ->
             `remove` deletes them.
     """
     with step("reading the guest's state"):
-        guest = _look(shell)
+        guest = _read_state(shell)
     files = _files(module)
     stamp = f"{guest.kernel} {_digest(files)}"
     if guest.stamp == stamp:
@@ -113,7 +113,7 @@ def install(shell: Shell, tell: Tell, step: Step, module: Path | None = None) ->
             raise _lacks(guest)
         if guest.loaded:
             _unload(shell, tell)
-            guest = _look(shell)
+            guest = _read_state(shell)
         _checked(shell.run(["rm", "-rf", INSTALLED]), f"emptying {INSTALLED}")
         unpack = ["sh", "-c", f"umask 022; mkdir -p {INSTALLED} && tar -x -C {INSTALLED}"]
         with step(f"copying {len(files)} files to the guest") as tick:
@@ -140,7 +140,7 @@ def remove(shell: Shell, tell: Tell) -> None:
     Raises:
         HostError: a storm is running, or the guest refuses.
     """
-    guest = _look(shell)
+    guest = _read_state(shell)
     if guest.loaded:
         _unload(shell, tell)
     there = shell.run(["sh", "-c", f"[ -e {INSTALLED} ] && find {INSTALLED} -type f | wc -l"])
@@ -152,10 +152,10 @@ def remove(shell: Shell, tell: Tell) -> None:
         tell("there was nothing to remove")
 
 
-def _look(shell: Shell) -> _Guest:
-    done = _checked(shell.run(["sh", "-c", _LOOK]), "reading the guest's state")
-    lines = done.stdout.decode(errors="replace").splitlines()[:_LOOK_LINES]
-    valid = len(lines) == _LOOK_LINES and all(
+def _read_state(shell: Shell) -> _Guest:
+    done = _checked(shell.run(["sh", "-c", _STATE_SCRIPT]), "reading the guest's state")
+    lines = done.stdout.decode(errors="replace").splitlines()[:_STATE_LINES]
+    valid = len(lines) == _STATE_LINES and all(
         len(line) <= limits.STATUS_CHARS and line.isprintable() for line in lines
     )
     if not valid or not _RELEASE.fullmatch(lines[0]):
@@ -198,10 +198,10 @@ def _helper(sources: Path) -> Path:
 
 
 def _digest(files: Mapping[str, Path]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, path in files.items():
-        whole.update(f"{name} {hashlib.sha256(_bytes_of(path)).hexdigest()}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{name} {hashlib.sha256(_bytes_of(path)).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _archive(files: Mapping[str, Path]) -> bytes:

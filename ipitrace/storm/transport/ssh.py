@@ -210,7 +210,7 @@ class SshShell:
             stderr_limit_bytes=limits.STDERR_BYTES,
             tick=tick,
             give_up=give_up,
-            who=f"The guest at {self.to.host}",
+            subject=f"The guest at {self.to.host}",
             called=shlex.join(command[len(_PRINTING_PID) :]),
         )
 
@@ -240,7 +240,7 @@ def open_ssh(to: Destination) -> Iterator[Shell]:
     socket = folder / "s"
     command = ["ssh", "-N", "-M", "-S", str(socket), *_OPTIONS, *_protection(), *to.arguments]
     with Child(
-        command, limit_bytes=limits.STDERR_BYTES, folder=folder, who=f"The guest at {to.host}"
+        command, limit_bytes=limits.STDERR_BYTES, folder=folder, subject=f"The guest at {to.host}"
     ) as master:
         _wait_for(socket, master, to)
         shell = SshShell(to, master, socket, root=True)

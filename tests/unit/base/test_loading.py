@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
 
 
 def test_the_whole_may_be_wrong() -> None:
-    with pytest.raises(ValueError, match="the whole is list, not an object"):
+    with pytest.raises(ValueError, match="the document is list, not an object"):
         load(Outer, [])
 
 

@@ -80,7 +80,7 @@ def test_what_says_too_much_is_ended_and_told(script: str, stream: str) -> None:
             script,
             limit_bytes=64 * KIB,
             stderr_limit_bytes=64 * KIB,
-            who="The guest",
+            subject="The guest",
             called="ask",
         )
 
