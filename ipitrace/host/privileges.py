@@ -90,7 +90,7 @@ def keep_only(kept: Collection[Capability]) -> None:
 
     Programs started later have at most the capabilities in `kept`, also as root, and a
     set-user-ID program gives them none (no_new_privs). A user other than root who has them as
-    ambient capabilities still passes them on; the program that preempts a guest is started so.
+    ambient capabilities still passes them on, for example to the process that preempts a vCPU.
 
     Raises:
         HostError: the kernel refuses. capset(2) always allows fewer capabilities.

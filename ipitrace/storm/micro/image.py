@@ -319,7 +319,7 @@ class GuestMemory:
             icr_low: the value for the ICR's lower half.
             apic_id: the destination: a physical CPU's, or a vCPU's if `emulated`.
             count: the number of writes.
-            emulated: use the guest's own ICR, through the MSR that KVM still intercepts.
+            emulated: use the guest's own ICR, through MSR_KVM_PASSTHROUGH_IPI_ICR.
         """
         FOREIGN.pack_into(self._memory, MG_FOREIGN, icr_low, apic_id, count, emulated)
 

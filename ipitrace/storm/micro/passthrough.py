@@ -26,11 +26,11 @@ def why_unsupported() -> str | None:
     try:
         fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return "the host offers no posted-interrupt descriptors"
+        return "the host offers no posted-interrupt descriptors for sending"
     try:
         offered = fcntl.ioctl(fd, _CHECK_EXTENSION, CAP_X86_PASSTHROUGH_IPI) > 0
     except OSError:
         offered = False
     finally:
         os.close(fd)
-    return None if offered else "the host offers no posted-interrupt descriptors"
+    return None if offered else "the host offers no posted-interrupt descriptors for sending"

@@ -76,5 +76,5 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
         *preempted,
     }
     assert {cannot[name] for name in through_descriptors} <= {
-        "the host offers no posted-interrupt descriptors"
+        "the host offers no posted-interrupt descriptors for sending"
     }
