@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run itself: requests, turns, repetitions, and how far the result can be trusted."""
+"""A run: request, plan, repetitions, result, and how far the result can be trusted."""

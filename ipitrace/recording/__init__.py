@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as plain data, and as run.json and Parquet tables: written, read and checked."""
+"""A run as plain data, as run.json and as Parquet tables: written, read and checked."""
