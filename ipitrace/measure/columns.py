@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repetition as columns of the recording's tables, with one line on each column."""
+"""A repetition as columns of the recording's tables, and a description of each column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ Columns = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class RepetitionKey:
-    """Which repetition of which scenario rows belong to."""
+    """The scenario and the repetition that rows belong to."""
 
     scenario: str
     repetition: int
 
     def columns(self, n: int) -> dict[str, NDArray[Any]]:
-        """The two columns that say so, of `n` rows."""
+        """The two columns with these values, of `n` rows."""
         return {
             "scenario": np.full(n, self.scenario, dtype=object),
             "repetition": np.full(n, self.repetition, np.int32),
@@ -60,7 +60,7 @@ _KIND_NAMES = np.array([event.name for event in HOST_EVENTS], dtype=object)
 
 
 def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
-    """One row for each host event of a recorded repetition, in order of time."""
+    """One row for each host event of a recorded repetition, in the order of time."""
     order = np.argsort(trace.event_tsc, kind="stable")
     events = trace.events[order]
     return {
@@ -95,7 +95,7 @@ GUEST_IPI_MEANINGS = {
 def guest_ipi_columns(
     place: RepetitionKey, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
 ) -> Columns:
-    """One row for each send and target; rows of one send follow each other."""
+    """One row for each send and target; the rows of one send are adjacent."""
     n, m = len(storm.sends), len(targets)
     send_tsc = storm.sends["send_tsc"].astype(np.int64)
     handler, eoi = [], []
@@ -158,7 +158,7 @@ def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int
 
 
 def _sequences(spans: Spans) -> NDArray[Any]:
-    """Each span's critical stages in order of time, as one text; few differ."""
+    """Each span's critical stages in the order of time, as one text; few texts differ."""
     tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, NEVER)
     tsc[:, Stage.SEND] = ABSENT
     handled = spans.tsc[:, Stage.HANDLER] != ABSENT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From `--vm` and `--via` to a guest that can be measured."""
+"""Opens the guest that `--vm` and `--via` name."""
 
 import contextlib
 import os
@@ -52,18 +52,18 @@ _OTHERS_TO_RUN: Final = (
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest, and what the host's side has to know of it.
+    """A guest, and what the host's side needs to know about it.
 
     Attributes:
         driver: runs storms in it.
         pinning: where its vCPUs run.
-        pid: the process to trace; None where there is none on this host.
+        pid: the process to trace; None where this host has none.
         untraced: why there is none.
-        own_pids: the processes that are part of the measurement, not its neighbours.
-        shares_tsc: its TSC follows from this host's by an offset and a ratio.
-        tsc_stated_by: who states its TSC's rate.
-        ours: the built-in guest: nobody else uses it.
-        odd: what is odd about its VM's process, in words of our own and of its.
+        own_pids: the processes of the measurement, which are not neighbours.
+        shares_tsc: the guest's TSC follows from this host's by an offset and a ratio.
+        tsc_stated_by: what states the rate of the guest's TSC.
+        ours: it is the built-in guest, which nobody else uses.
+        odd: what cannot be read, or is malformed, in its VM's process; may quote it.
     """
 
     driver: Driver
@@ -79,16 +79,16 @@ class Guest:
 
 @contextlib.contextmanager
 def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
-    """The guest that `vm` and `via` mean; the way into it is closed at the end.
+    """The guest that `vm` and `via` name; its transport is closed at the end.
 
     Args:
-        vm: `micro`, `micro:N`, `local`, or the name of a VM of this host.
-        via: see storm.via; None for the first two, and for a VM that shows the way into it.
-        trace: the host's side is wanted, so the VM must be found.
+        vm: `micro`, `micro:N`, `local`, or the name of a VM on this host.
+        via: see storm.transport; None for the first two, and for a VM with a guest agent.
+        trace: the host's side will be traced, so the VM must be on this host.
 
     Raises:
-        UsageError: there is no such guest, or no such way into one.
-        HostError: it cannot be reached, or cannot run storms.
+        UsageError: no such guest, or no such transport.
+        HostError: the guest cannot be reached, or cannot run storms.
     """
     if is_micro(vm, via):
         yield micro_guest(vcpus_of(vm))
@@ -104,17 +104,17 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
 
 
 def is_micro(vm: str, via: str | None) -> bool:
-    """The built-in guest is meant."""
+    """`vm` and `via` name the built-in guest."""
     return vm.partition(":")[0] == MICRO and via is None
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way into a guest that nobody has gone yet.
+    """A transport into a guest, not opened yet.
 
     Attributes:
         url: as --via has it.
-        open: goes it; raises as storm.via.open_shell(), and where it is not the VM's own.
+        open: opens it; raises as open_shell(), and where the transport is not the VM's own.
     """
 
     url: str
@@ -123,12 +123,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A guest that is not ours, before anybody has connected to it.
+    """A guest that is not ours, before ipitrace connects to it.
 
     Attributes:
-        machine: its VM; None where none is needed and none is there.
-        way: into it.
-        odd: what is odd about the VM's process, see vm.OddProcess.
+        machine: its VM; None where none is needed and none was found.
+        way: the transport into it.
+        odd: what cannot be read, or is malformed, in the VM's process, see vm.OddProcess.
     """
 
     machine: VirtualMachine | None
@@ -140,7 +140,7 @@ def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
     """What open_guest() would open, without opening it.
 
     Raises:
-        UsageError: there is no such guest, or its VM shows no way into it.
+        UsageError: no such guest, or its VM shows no transport.
     """
     check_names(vm, via)
     found = discover()
@@ -151,10 +151,10 @@ def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
 
 
 def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
-    """The way into a guest that is not ours; the VM itself is not looked for.
+    """Open the transport into a guest that is not ours; the VM is searched only without `via`.
 
     Raises:
-        UsageError: no such way.
+        UsageError: no such transport.
     """
     if vm == LOCAL and via in {None, LOCAL}:
         return open_shell(LOCAL)
@@ -167,9 +167,9 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
 
 
 def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str, str]:
-    """The names of those scenarios that a guest cannot run, and why; partly in its own words.
+    """The names of the scenarios that a guest cannot run, and why; may quote the guest.
 
-    Needs neither KVM nor root for the built-in guest, and of another no more than the way in.
+    The built-in guest needs neither KVM nor root for this, and another one just its transport.
 
     Raises:
         UsageError, HostError: see open_guest().
@@ -187,7 +187,7 @@ def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str
 
 
 def check_names(vm: str, via: str | None) -> None:
-    """See that a guest and a way into it go together.
+    """Check that `vm` and `via` can be combined.
 
     Raises:
         UsageError: they do not.
@@ -208,7 +208,7 @@ def check_names(vm: str, via: str | None) -> None:
 
 
 def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
-    """The way that the person named, else the one that the VM itself shows.
+    """The transport of --via, otherwise the one that the VM itself shows.
 
     Raises:
         UsageError: there is none.
@@ -224,13 +224,13 @@ def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
             url = f"qga+libvirt://{quote(found.domain, safe='')}"
             return Way(url, partial(open_shell, url))
     raise UsageError(
-        f"How does one get into the guest '{vm}'? Its VM shows no guest agent.",
-        f"Say it with --via: {FORMS}. `ipitrace watch --vm {vm}` needs no way in.",
+        f"No transport into the guest '{vm}' is known: its VM shows no guest agent.",
+        f"Name one with --via: {FORMS}. `ipitrace watch --vm {vm}` needs none.",
     )
 
 
 def _open_channel(machine: VirtualMachine, path: str) -> contextlib.AbstractContextManager[Shell]:
-    """The agent behind the socket that the VM's own command line names.
+    """Open the agent at the socket that the VM's command line names.
 
     Raises:
         HostError: the socket is not the VM's.
@@ -242,8 +242,8 @@ def micro_guest(n_vcpus: int) -> Guest:
     """The built-in guest.
 
     Raises:
-        UsageError: it cannot have so many vCPUs.
-        HostError: no KVM, or the payload was not built.
+        UsageError: it cannot have that many vCPUs.
+        HostError: KVM is missing, or the payload was not built.
     """
     _checked_vcpus(n_vcpus)
     require_kvm()
@@ -261,7 +261,7 @@ def micro_guest(n_vcpus: int) -> Guest:
 
 
 def _checked_vcpus(n_vcpus: int) -> int:
-    """As many vCPUs, if the built-in guest can have them.
+    """The same number, if the built-in guest can have that many vCPUs.
 
     Raises:
         UsageError: it cannot.
@@ -289,9 +289,9 @@ def vcpus_of(vm: str) -> int:
 def _machine(
     name: str, found: Discovery, *, must_be_there: bool, otherwise: str
 ) -> VirtualMachine | None:
-    """The VM of this name on this host; None where it is not needed and not there.
+    """The VM of this name on this host; None where it is not needed and was not found.
 
-    `otherwise` ends the hint: what the command that runs can do without it.
+    `otherwise` is the end of the hint: what the running command can do without the VM.
     """
     try:
         return pick(found, name)
@@ -322,7 +322,7 @@ def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) ->
 
 
 def _pinning(driver: LinuxGuest, machine: VirtualMachine) -> Pinning:
-    """Where the VM's vCPUs may run, which is its owner's choice."""
+    """Where the VM's vCPUs may run; its owner chose that."""
     cpus = driver.pinned_cpus
     room = {cpu for vcpu in machine.vcpus for cpu in vcpu.cpus}
     crowded = 0 < len(room) < len(machine.vcpus)

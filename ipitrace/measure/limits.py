@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast and how long a run may storm; in a VM that is not ours, by default.
+"""The limits of a run's rate and time; a VM that is not ours has them by default.
 
-docs/guests.md gives the reasons for the numbers.
+docs/guests.md gives the reasons for the figures.
 """
 
 import math
@@ -18,18 +18,18 @@ from ipitrace.recording.result import RunLimits
 DEFAULT_RATE_HZ: Final = 10_000.0
 DEFAULT_TIME_S: Final = 60.0
 GRACE_S: Final = 5.0
-"""For the way to the guest and back, which is no storm."""
+"""Time for reaching the guest and coming back, which is not part of a storm."""
 
 
 def chosen_limits(
     max_rate_hz: float | None, max_time_s: float | None, *, ours: bool
 ) -> RunLimits | None:
-    """What holds for a run.
+    """The limits that apply to a run.
 
     Args:
-        max_rate_hz: sends per second as asked for; 0 is no limit, None is nothing asked.
-        max_time_s: seconds of storms, likewise.
-        ours: the guest is the built-in one, which has no limits unless asked.
+        max_rate_hz: sends per second as asked for; 0 is no limit, None means not asked for.
+        max_time_s: seconds of storms, with the same meaning of 0 and None.
+        ours: the guest is the built-in one, which has no limits by default.
     """
     rate_hz = (0.0 if ours else DEFAULT_RATE_HZ) if max_rate_hz is None else max_rate_hz
     time_s = (0.0 if ours else DEFAULT_TIME_S) if max_time_s is None else max_time_s
@@ -41,10 +41,10 @@ def chosen_limits(
 
 
 def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> int:
-    """The pace, made longer where it would let more be sent than the limit allows.
+    """The pace, made longer where it would exceed the rate's limit.
 
-    It is the time from an acknowledgement to the next send: the IPIs' own time comes on top, so
-    that the rate stays below the limit.
+    The pace is the time from an acknowledgement to the next send. The IPIs' own time is added to
+    it, so the rate stays below the limit.
     """
     if limits is None or limits.max_rate_hz is None:
         return pace_cycles
@@ -52,15 +52,15 @@ def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> i
 
 
 def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_hz: float) -> None:
-    """See beforehand that the storms can be over in time.
+    """Check before the first storm that all storms can end in time.
 
     Args:
-        storms: sends, warm-up included, and pace in cycles of each.
+        storms: sends (warm-up included) and pace in cycles of each.
         limits: of the run.
         tsc_hz: the guest TSC's rate.
 
     Raises:
-        UsageError: the pace alone takes longer.
+        UsageError: the paces alone take longer.
     """
     least_s = least_seconds(storms, tsc_hz)
     if limits is not None and limits.max_time_s is not None and least_s > limits.max_time_s:
@@ -73,12 +73,12 @@ def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_
 
 
 def least_seconds(storms: Iterable[tuple[int, int]], tsc_hz: float) -> float:
-    """What the paces of storms (see check_time) add up to."""
+    """The sum of the storms' paces, see check_time()."""
     return sum(sends * pace for sends, pace in storms) / tsc_hz
 
 
 class Budget:
-    """Time for storms, spent one after the other."""
+    """The time that storms may take together."""
 
     def __init__(self, limits: RunLimits | None) -> None:
         self._limit_s = None if limits is None else limits.max_time_s
@@ -89,24 +89,24 @@ class Budget:
         """A storm begins.
 
         Raises:
-            MeasurementError: there is no time left for it.
+            MeasurementError: no time is left for it.
         """
         self._began_s = time.monotonic()
         if self._limit_s is not None and self._spent_s >= self._limit_s:
             raise _time_is_up(self._limit_s)
 
     def check(self) -> None:
-        """A storm goes on.
+        """A storm is running.
 
         Raises:
-            MeasurementError: it has gone on for too long.
+            MeasurementError: it has run for too long.
         """
         taken_s = time.monotonic() - self._began_s - GRACE_S
         if self._limit_s is not None and self._spent_s + taken_s > self._limit_s:
             raise _time_is_up(self._limit_s)
 
     def end(self, storm_s: float | None) -> None:
-        """A storm is over, and took so long by the guest's own clock; None: nobody knows."""
+        """A storm has ended; `storm_s` is its time by the guest's clock, None where unknown."""
         taken_s = time.monotonic() - self._began_s
         self._spent_s += taken_s if storm_s is None else min(storm_s, taken_s)
 

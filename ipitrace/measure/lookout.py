@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks again after each repetition: what changed, and who came."""
+"""Checks after each repetition what changed on the host and what else started."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,18 +22,24 @@ from ipitrace.words.disturbances import DisturbanceKind
 if TYPE_CHECKING:
     from ipitrace.host.conditions import Conditions
 
-_MOST_NOTED: Final = 20_000  # in a run of very many repetitions; what is worthless is always told
+_MOST_NOTED: Final = (
+    20_000  # in a run of many repetitions; what makes numbers worthless is always noted
+)
 
 
 class Lookout:
-    """What disturbed a run so far; `disturbances` is in the order seen."""
+    """Collects what disturbed a run.
+
+    Attributes:
+        disturbances: in the order seen.
+    """
 
     def __init__(self, guest: Guest, neighbours: Neighbours) -> None:
-        """Begin before the first repetition.
+        """Start before the first repetition.
 
         Args:
-            guest: that is measured.
-            neighbours: as they were before our own BPF programs were loaded.
+            guest: the guest that is measured.
+            neighbours: the state before ipitrace loaded its BPF programs.
         """
         self._guest = guest
         self._cpus = frozenset(guest.driver.pinned_cpus or ())
@@ -48,7 +54,7 @@ class Lookout:
     def after(
         self, request: StormRequest, recorded: Recorded, repetition: int, tsc_hz: float | None
     ) -> None:
-        """Look around, and see what the repetition's own looks say; some ms."""
+        """Check the host, and compare the samples of the repetition; takes some ms."""
         found: list[Disturbance] = []
         start, end = recorded.looks.start, recorded.looks.end
         if start is not None and end is not None:

@@ -26,7 +26,7 @@ def gone_offline(
         return None
     return MeasurementError(
         f"{cpus_of(gone)} went offline during the run.",
-        "Keep the CPUs online while it measures.",
+        "Keep the CPUs online during the run.",
     )
 
 

@@ -34,8 +34,8 @@ from ipitrace.tracer.session import Tracer
 from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode, Scenario
 
-_KEPT = "What was finished until then is kept."
-_NOTHING = "Nothing was finished until then."
+_KEPT = "Completed repetitions are kept."
+_NOTHING = "No repetition was completed."
 
 Progress: TypeAlias = Callable[[str, float], None]
 """Receives the name of the running scenario, and the completed share (0..1) of the whole run."""

@@ -135,5 +135,5 @@ def _nothing_can_run(request: RunRequest, driver: Driver) -> HostError:
     can = f"These can: {', '.join(able)}." if able else "None can."
     return HostError(
         f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
-        f"{can} 'ipitrace scenarios' with the same --vm and --via says why others cannot.",
+        f"{can} 'ipitrace scenarios' with the same --vm and --via prints why others cannot.",
     )

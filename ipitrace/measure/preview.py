@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do: attach, send, load and write. Nothing of it is done to find out.
+"""What a run would attach, send, load and write. Nothing of that is done here.
 
-The guest is not connected to, since no way into one is free of traces in it.
+ipitrace does not connect to the guest, since every transport leaves traces in it.
 """
 
 import os
@@ -42,14 +42,14 @@ from ipitrace.words.scenarios import (
 )
 
 _LOADING: Final = (
-    "whether the kernel accepts each of them shows only when it is loaded; what it refuses is "
-    "left out, and said"
+    "the kernel accepts or refuses each of them only when it is loaded; refused ones are left out "
+    "and reported"
 )
 
 
 @dataclass(frozen=True)
 class PreviewedGuest:
-    """Which guest would be measured; `threads` are its vCPUs', where they are there already."""
+    """The guest that would be measured; `threads` are those of its vCPUs, if they exist already."""
 
     kind: str
     what: str
@@ -60,7 +60,7 @@ class PreviewedGuest:
 
 @dataclass(frozen=True)
 class Attaching:
-    """BPF programs: event to how it would be hooked, and to why it would not be."""
+    """BPF programs: event to its hook, and left-out event to the reason."""
 
     why_nothing: str | None
     programs: Mapping[str, str]
@@ -70,11 +70,12 @@ class Attaching:
 
 @dataclass(frozen=True)
 class PreviewedStorms:
-    """One scenario's storms; `sends` counts them all, warm-up included.
+    """One scenario's storms.
 
     Attributes:
-        targets: how many vCPUs each send is for; None where that is not known.
-        most_per_s: sends, if the IPIs themselves took no time.
+        targets: the number of vCPUs that each send is for; None where that is not known.
+        sends: of all storms, warm-up included.
+        most_per_s: sends per second, if the IPIs themselves took no time.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Sending:
 
 @dataclass(frozen=True)
 class Right:
-    """Something this process must be allowed to do; `lacking` says why it is not."""
+    """Something that this process must be allowed to do; `lacking` is why it is not."""
 
     what: str
     lacking: str | None
@@ -108,7 +109,7 @@ class Right:
 
 @dataclass(frozen=True)
 class Preview:
-    """A dry run's answer."""
+    """The result of a dry run."""
 
     guest: PreviewedGuest
     attaching: Attaching
@@ -118,16 +119,16 @@ class Preview:
     rights: tuple[Right, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The preview as JSON types."""
         return {"dry_run": True, **asdict(self)}
 
 
 def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> Preview:
-    """Find out what the run would do, by looking at this host alone.
+    """What the run would do, as far as this host alone shows it.
 
     Raises:
-        UsageError: there is no such guest, or the request cannot be carried out.
-        HostError: no KVM for the built-in guest.
+        UsageError: no such guest, or the request cannot be carried out.
+        HostError: KVM is missing for the built-in guest.
     """
     unsupported: dict[str, str] = {}
     tsc_hz = known_tsc_hz(None)

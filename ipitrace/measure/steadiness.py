@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Did a storm run under the conditions it was meant to? Looks before and after, compared.
+"""Whether a storm ran under its intended conditions: host state before and after, compared.
 
-Pure: what was looked at comes in as data, what was otherwise goes out as Disturbances. The
-limits are explained in docs/measuring.md.
+Pure: samples come in as data, and differences go out as Disturbances. docs/measuring.md
+explains the limits.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,28 +22,28 @@ from ipitrace.words.scenarios import (
 )
 
 STOPPED_S: Final = 1.0
-"""A guest that sends nothing for so long, and does not wait for a CPU, was stopped."""
+"""A guest that sends nothing for this long, without waiting for a CPU, was stopped."""
 STOPPED_SHARE: Final = 0.1
-"""The part of a storm, its waiting for CPUs aside, from which on a stop makes it worthless."""
+"""A stop for this share of a storm, without its waits for CPUs, makes the storm worthless."""
 WAITED_SHARE: Final = 0.1
-"""The part of a storm's time spent waiting for a CPU that is told."""
+"""The share of a storm's time spent waiting for a CPU from which it is reported."""
 STOLEN_SHARE: Final = 0.05
 LATE_S: Final = 0.5
-"""A tick of 20 ms that comes so late is told."""
+"""The delay of a tick of 20 ms from which it is reported."""
 FREQUENCY_SHARE: Final = 0.1
 SUSPENDED_NS: Final = 10_000_000
-"""Far more than the two clocks' readings are apart, and far less than a suspension takes."""
+"""Far more than the time between two clock readings, and far less than a suspension."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What was seen around and during one storm.
+    """The samples around and during one storm.
 
     Attributes:
-        start: before any vCPU ran; None where nobody looked.
-        end: after the storm, while the threads were still there.
+        start: host state before any vCPU ran; None where it was not sampled.
+        end: host state after the storm, while the threads still existed.
         longest_tick_s: the longest time between two of ipitrace's own ticks.
-        seen_on: CPU to host events there, by vCPU; empty unless events were recorded.
+        seen_on: by vCPU, CPU to number of host events; empty unless events were recorded.
     """
 
     start: Conditions | None = None
@@ -57,16 +57,16 @@ NO_LOOKS: Final = Looks()
 
 @dataclass(frozen=True)
 class Setting:
-    """What a repetition's looks are held against.
+    """What the samples of a repetition are compared with.
 
     Attributes:
-        scenario: that ran.
+        scenario: the one that ran.
         targets: its targets; vCPU 0 sends.
         pinned: the CPU that each vCPU is pinned to; None where they may move.
-        ours: we pinned them, so nobody else has business to.
-        first: the run's first look, with threads that are the same all the time unless the
-            guest is ours.
-        before: the look before this storm's last one, perhaps of the repetition before.
+        ours: ipitrace pinned them, and nothing else should move them.
+        first: the run's first sample. Unless the guest is ours, its threads are the same
+            during the whole run.
+        before: the sample before this storm's last one; may be of the repetition before.
         tsc_hz: the guest TSC's rate; None where it is not known.
         warmup: sends that are not in the storm's log.
     """
@@ -82,7 +82,7 @@ class Setting:
 
 
 def compare(looks: Looks, storm: Storm, setting: Setting) -> Iterator[Disturbance]:
-    """What was otherwise than it should be; nothing where all was well."""
+    """The differences from the intended conditions; none where all was as intended."""
     if looks.start is None or looks.end is None:
         return
     yield from _moved(looks, looks.start, looks.end, setting)
@@ -101,7 +101,7 @@ def compare(looks: Looks, storm: Storm, setting: Setting) -> Iterator[Disturbanc
 def _moved(
     looks: Looks, start: Conditions, end: Conditions, setting: Setting
 ) -> Iterator[Disturbance]:
-    """vCPU threads that were not where they should be."""
+    """vCPU threads that ran on other CPUs than intended."""
     involved = sorted({0, *setting.targets})
     crowded = _crowded(end.threads, involved) and not _crowded(setting.first.threads, involved)
     for vcpu, (early, late) in enumerate(zip(start.threads, end.threads, strict=True)):
@@ -112,7 +112,7 @@ def _moved(
 
 
 def _wanted(vcpu: int, early: ThreadLook, setting: Setting) -> tuple[int, ...] | None:
-    """Where the vCPU's thread should be allowed all the time."""
+    """The CPUs that the vCPU's thread should be allowed during the whole storm."""
     if setting.ours and setting.pinned is not None:
         return (setting.pinned[vcpu],)
     same = [t for t in setting.first.threads if t.tid == early.tid]
@@ -126,7 +126,7 @@ def _elsewhere(
     wanted: tuple[int, ...] | None,
     seen_on: Mapping[int, int],
 ) -> str | None:
-    """How it shows that a thread was not where it was wanted; None where it does not."""
+    """What shows that a thread ran elsewhere; None where nothing does."""
     if wanted is None:
         return None
     where = f"vCPU {vcpu}'s thread, which belongs on {cpus_of(wanted)},"
@@ -146,7 +146,7 @@ def _elsewhere(
 
 
 def _crowded(threads: Sequence[ThreadLook], involved: Collection[int]) -> bool:
-    """Fewer CPUs than vCPUs that take part."""
+    """The vCPUs that take part have fewer CPUs than they are."""
     places = [threads[i].allowed_cpus for i in involved if i < len(threads)]
     known = [set(place) for place in places if place is not None]
     return bool(known) and len(set().union(*known)) < len(known)
@@ -155,7 +155,7 @@ def _crowded(threads: Sequence[ThreadLook], involved: Collection[int]) -> bool:
 def _lost(
     start: Conditions, end: Conditions, storm: Storm, setting: Setting
 ) -> Iterator[Disturbance]:
-    """Time in which vCPUs did not run: stopped, suspended, or waiting for a CPU."""
+    """Time in which vCPUs did not run: they were stopped, suspended, or waited for a CPU."""
     suspended_ns = end.suspended_ns - start.suspended_ns
     if suspended_ns >= SUSPENDED_NS:
         yield Disturbance(
@@ -169,7 +169,7 @@ def _lost(
     waits = [_delay_s(a, b) for a, b in zip(start.threads, end.threads, strict=True)]
     stopped_s = min(silence_s, _idle_s(start, end, waits, silence_s, ours=setting.ours))
     if stopped_s >= STOPPED_S:
-        # Waiting makes a storm longer, and a stop no better.
+        # Waiting makes a storm longer, but does not make a stop less harmful.
         waited_s = max((wait or 0.0 for wait in waits), default=0.0)
         share = stopped_s / max(storm_s - waited_s, stopped_s)
         yield Disturbance(
@@ -178,7 +178,7 @@ def _lost(
             worthless=share >= STOPPED_SHARE,
             share=share,
         )
-    # The warm-up is waited for, too.
+    # The thread waits during the warm-up, too.
     whole_s = storm_s * (len(storm.sends) + setting.warmup) / max(len(storm.sends), 1)
     meant = setting.targets if setting.scenario.target_state == TargetState.PREEMPTED else ()
     for vcpu, wait_s in enumerate(waits):
@@ -201,10 +201,10 @@ def _idle_s(
     *,
     ours: bool,
 ) -> float:
-    """How much of a silence can be a stop: time in which the sender neither ran nor could have.
+    """How much of a silence can be a stop: time in which the sender neither ran nor could run.
 
-    In the built-in guest the sender never sleeps. That of another guest sleeps before and after
-    the storm; there as much of the silence as threads waited for a CPU is taken for waiting.
+    In the built-in guest the sender never sleeps. In another guest it sleeps before and after
+    the storm. There the silence is assumed to contain all time that threads waited for a CPU.
     """
     ran = [_ran_s(a, b) for a, b in zip(start.threads, end.threads, strict=True)][:1]
     if ours and ran and ran[0] is not None and waits[0] is not None:
@@ -213,10 +213,10 @@ def _idle_s(
 
 
 def silence(storm: Storm, tsc_hz: float) -> tuple[float, float]:
-    """(how long the measured storm took, the longest time beyond the usual between two sends).
+    """The storm's time, and how much longer than usual the longest time between two sends was.
 
-    Both in seconds. What follows an IPI that timed out does not count: that wait is told as
-    an incomplete IPI.
+    Both are in seconds and of the measured sends. The time after an IPI that timed out does not
+    count, since that wait is reported as an incomplete IPI.
     """
     sends = storm.sends
     stamps = sends["send_tsc"].astype(np.int64)
@@ -242,7 +242,7 @@ def _delay_s(early: ThreadLook, late: ThreadLook) -> float | None:
 
 
 def _stolen(start: Conditions, end: Conditions) -> Iterator[Disturbance]:
-    """What this host's own hypervisor kept from it."""
+    """CPU time that this host's own hypervisor took."""
     for early, late in zip(start.cpus, end.cpus, strict=True):
         if early.stolen_s is None or late.stolen_s is None or end.at_ns <= start.at_ns:
             continue
@@ -258,7 +258,7 @@ def _stolen(start: Conditions, end: Conditions) -> Iterator[Disturbance]:
 
 
 def _speed(before: Conditions, after: Conditions) -> Iterator[Disturbance]:
-    """Frequencies, and what decides them."""
+    """CPU frequencies, and the settings that decide them."""
     if before.turbo != after.turbo:
         yield _changed("turbo", before.turbo, after.turbo)
     old = {cpu.cpu: cpu for cpu in before.cpus}
@@ -292,7 +292,7 @@ def _frequency(early: CpuLook, late: CpuLook) -> Iterator[Disturbance]:
 
 
 def _hotplug(setting: Setting, after: Conditions) -> Iterator[Disturbance]:
-    """CPUs that went or came."""
+    """CPUs that went offline or came online."""
     before = setting.before
     if before.smt != after.smt:
         yield _changed("SMT", before.smt, after.smt, kind=DisturbanceKind.HOTPLUG)
@@ -317,7 +317,7 @@ def _changed(
 
 
 def cpus_of(cpus: Iterable[int]) -> str:
-    """CPUs in words."""
+    """CPUs in words, eight at most."""
     numbers = sorted(cpus)
     few = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")  # noqa: PLR2004
     return f"CPU{'s' if len(numbers) != 1 else ''} {few or 'unknown'}"
@@ -326,6 +326,6 @@ def cpus_of(cpus: Iterable[int]) -> str:
 def placed(
     found: Iterable[Disturbance], scenario: str, repetition: int, mode: str
 ) -> Iterator[Disturbance]:
-    """The same, said of a repetition."""
+    """The same disturbances, assigned to a repetition."""
     for one in found:
         yield replace(one, scenario=scenario, repetition=repetition, mode=mode)

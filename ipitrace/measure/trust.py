@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run's numbers may be trusted: its clocks, and what speaks against it."""
+"""How far a run's numbers may be trusted: its clocks, its losses and its contradictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from ipitrace.recording.result import (
 )
 
 LOSS_LIMIT = 0.001
-"""The share of events lost, or of IPIs incomplete or contradictory, that is still trusted."""
+"""The share of lost events, or of incomplete or contradictory IPIs, that is still accepted."""
 
 
 def clock_result(
@@ -25,14 +25,14 @@ def clock_result(
     scale: float = 1.0,
     stated_by: str = "KVM_GET_TSC_KHZ",
 ) -> ClockResult:
-    """What the run's readings of both host clocks amount to.
+    """The result of the run's readings of both host clocks.
 
     Args:
-        sandwiches: in the order taken; none where the guest's TSC has nothing to do with
-            this host's.
+        sandwiches: in the order read; none where the guest's TSC does not follow from this
+            host's.
         tsc_khz: the guest TSC's rate as KVM, or the guest, states it.
         tsc_offset: the guest TSC's offset as KVM states it.
-        bound_cycles: the worst bound of a host event's place on the guest's clock, or 0.
+        bound_cycles: the largest error bound of a host event on the guest's clock, or 0.
         violations: effects before their causes, by kind.
         scale: guest cycles per host cycle.
         stated_by: who stated tsc_khz.
@@ -79,14 +79,14 @@ def _source(hz: float | None, stated_by: str, *, measured: bool) -> str | None:
 def doubts(
     losses: Losses, clock: ClockResult, *, all_sends: int, recorded_sends: int
 ) -> Iterator[str]:
-    """Why the numbers should not be relied on; nothing where they may be.
+    """Why the numbers should not be relied on; empty where they may be.
 
     Args:
-        losses: over the whole run.
-        clock: likewise.
-        all_sends: of every repetition, warm-up included; what may be incomplete.
-        recorded_sends: of those the headline numbers are made of; what the clocks may
-            contradict.
+        losses: of the whole run.
+        clock: of the whole run.
+        all_sends: of all repetitions, warm-up included. Any of them may be incomplete.
+        recorded_sends: of the repetitions that the rows are made of. The clocks may
+            contradict these.
     """
     if losses.events_lost > LOSS_LIMIT * max(losses.events_seen, 1):
         yield f"{losses.events_lost} of {losses.events_seen} host events were lost"

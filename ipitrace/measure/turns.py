@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a run's repetitions happen: shuffled by a seed, and mirrored."""
+"""The order of a run's repetitions: shuffled by a seed, and mirrored."""
 
 import random
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ class Turn(Generic[S]):
 def plan_turns(
     scenarios: Sequence[S], *, sends: Sequence[int], modes: Sequence[Mode], seed: int
 ) -> tuple[Turn[S], ...]:
-    """Every scenario in every mode, once a block; one block for each number of `sends`.
+    """Every scenario in every mode once in each block; one block for each number of `sends`.
 
-    Within a block a scenario's modes follow each other, forwards and backwards in turn,
-    so that probes are attached and detached only once for two scenarios. The scenarios'
-    order is shuffled for every second block, and the block after it is its exact mirror:
-    a steady drift of the host falls on all scenarios and modes alike.
+    In a block, the modes of one scenario follow each other. Their order alternates between
+    forwards and backwards, so probes are attached and detached once for two scenarios. Every
+    second block has the scenarios in a new shuffled order, and the block after it is its exact
+    mirror: a steady drift of the host affects all scenarios and modes equally.
     """
     shuffler = random.Random(seed)  # noqa: S311 - an order, not a secret
     turns: list[Turn[S]] = []
@@ -55,6 +55,6 @@ def plan_turns(
 
 
 def split(count: int, parts: int) -> tuple[int, ...]:
-    """`count` in at most `parts` parts that differ by no more than one, none of them 0."""
+    """`count` divided into at most `parts` parts, none of them 0; they differ by 1 at most."""
     parts = min(parts, count)
     return tuple(count // parts + (i < count % parts) for i in range(parts))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of one Parquet file, decoded in a process that can do and take little.
+"""Decodes rows of one Parquet file, in a process with few rights and small limits.
 
-The decoder is a large program in C++ and C, and nothing in a file's footer binds what its
-pages hold: a page of some bytes may say that it holds 2 GiB, and a changed count may be
-waited for without an end. So the footer's figures are checked first, and what they do not
-bind the kernel does: memory (RLIMIT_AS), time (RLIMIT_CPU), files and rights.
+The decoder is a large program in C++ and C, and a file's footer does not limit what its pages
+hold: a page of some bytes may claim to hold 2 GiB, and a changed count may make the decoder wait
+for ever. The footer's figures are checked first. The kernel limits the rest: memory (RLIMIT_AS),
+time (RLIMIT_CPU), files and rights.
 
-The file is this process's stdin, the question its argument, the answer its stdout: JSON.
+This process gets the file as stdin and the query as an argument. It writes JSON to stdout.
 """
 
 import contextlib
@@ -51,14 +51,14 @@ _SIGKILL: Final = 9
 
 @dataclass(frozen=True)
 class Question:
-    """Which rows are wanted.
+    """A query for rows.
 
     Attributes:
         table: one of recording.TABLES.
-        rows: how many run.json says there are.
-        columns: those wanted; None is all.
-        between: integer column to the least and the greatest value wanted.
-        equal: text column to the one value wanted.
+        rows: the table's number of rows by run.json.
+        columns: the columns to return; None is all.
+        between: integer column to the least and the greatest value to return.
+        equal: text column to the only value to return.
     """
 
     table: str
@@ -68,12 +68,12 @@ class Question:
     equal: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The question as main() takes it."""
+        """The query as main() accepts it."""
         return json.dumps(asdict(self))
 
 
 def decode(file: IO[bytes], question: Question) -> Iterator[dict[str, Any]]:
-    """The rows that are asked for.
+    """The rows of the query's answer.
 
     Raises:
         ValueError: the file is not what docs/recording.md describes.
@@ -111,7 +111,7 @@ def open_checked(file: IO[bytes], question: Question) -> tuple[pq.ParquetFile, d
     parquet = pq.ParquetFile(file, **limits)
     _check_sizes(parquet.metadata, size, question.rows)
     kinds = _check_columns(parquet.schema_arrow, question)
-    # As a dictionary each text is there once, whoever wrote the file.
+    # With a dictionary, memory holds each text once, in whatever way the file was written.
     texts = [name for name, kind in kinds.items() if kind == Holds.TEXT]
     parquet = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=texts, **limits)
     return parquet, kinds
@@ -128,7 +128,7 @@ def _check_footer(file: IO[bytes], size: int) -> None:
 
 
 def _check_sizes(metadata: pq.FileMetaData, size: int, rows: int) -> None:
-    """See that what the footer says fits together, and into the file."""
+    """Check that the footer's figures are consistent and fit into the file."""
     if metadata.num_rows != rows:
         raise ValueError(f"it has {metadata.num_rows} rows, run.json says {rows}")
     if metadata.num_row_groups > MOST_GROUPS or metadata.num_columns > MOST_COLUMNS:
@@ -160,7 +160,7 @@ def _check_column(column: pq.ColumnChunkMetaData, rows: int, size: int) -> None:
 
 
 def _check_columns(schema: pa.Schema, question: Question) -> dict[str, Holds]:
-    """The columns to decode, found to be of the types that the format has."""
+    """The columns to decode, after a check that they have the format's types."""
     names = schema.names
     if len(set(names)) < len(names):
         raise ValueError("it has a column twice")
@@ -188,7 +188,7 @@ def _is(kind: Holds, arrow: pa.DataType) -> bool:
 
 
 def _cannot_hold(group: pq.RowGroupMetaData, between: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a row group's statistics rule out that it has a wanted row."""
+    """Whether a row group's statistics exclude all rows of the query."""
     for j in range(group.num_columns):
         column = group.column(j)
         if column.path_in_schema in between and column.is_stats_set:
@@ -242,11 +242,11 @@ def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[dict[
 
 
 def restrict(cpu_s: int) -> None:
-    """Leave this process what decoding takes, for good."""
+    """Give up permanently all that decoding does not need."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - as short as can be
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - the shortest way
         used_bytes = int(file.read().split()[0]) * resource.getpagesize()
     for limit, most in (
         (resource.RLIMIT_AS, used_bytes + _MEMORY_BYTES),
@@ -263,7 +263,7 @@ def restrict(cpu_s: int) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Answer the question in `words`: seconds of CPU time, then Question.to_json()."""
+    """Answer the query in `words`: seconds of CPU time, then Question.to_json()."""
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     question = Question(**json.loads(words[1]))

@@ -7,7 +7,7 @@ from ipitrace.recording.result import Disturbance
 
 
 def describe_disturbances(disturbances: Iterable[Disturbance], *, worthless: bool) -> Iterator[str]:
-    """The disturbances of one weight as sentences, one for each kind: the worst, and how many."""
+    """The disturbances of one weight as sentences: of each kind the worst, and how many more."""
     groups: dict[tuple[str, str], list[Disturbance]] = {}
     for one in disturbances:
         if one.worthless == worthless:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording on disk, read: anybody may have written it, a pull request's author for one.
+"""Reads a recording from disk. Its author is not trusted: it may come with a pull request.
 
-Everything is bounded before it is read or decoded; docs/recording.md tells the limits.
+Everything is checked against a limit before it is read or decoded; docs/recording.md lists the
+limits.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ _MOST_CHECKSUM_BYTES: Final = 4096  # four lines
 _MOST_ANSWER_BYTES: Final = 16 * MIB
 EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
 _MOST_SCENARIOS: Final = 1000
-# Decoding takes a second for 100 MiB; a file that keeps the decoder longer is no recording.
+# Decoding takes one second for 100 MiB; a file that takes far longer is not a recording.
 _LEAST_CPU_S: Final = 10
 _BYTES_A_SECOND: Final = 4 * MIB
 _WALL_FACTOR: Final = 6  # on a busy machine
@@ -57,12 +58,12 @@ _DECODER: Final = (
 
 
 def recording_of(path: Path) -> Path:
-    """The recording that a person means by `path`: its directory, or its run.json.
+    """The recording that `path` names: its directory, or its run.json.
 
-    A run.json without the rest of its recording is answered as it is; so is what is neither.
+    For a run.json without the rest of its recording, and for anything else, the answer is `path`.
 
     Raises:
-        UsageError: it may not be looked at.
+        UsageError: this user may not read it.
     """
     for place in (path, path / RUN_FILE):
         try:
@@ -72,24 +73,24 @@ def recording_of(path: Path) -> Path:
                 f"{path} may not be looked at: {error.strerror}.",
                 "Run it as a user who may read it.",
             ) from error
-        except (OSError, ValueError):  # what is wrong with it, the reader says
+        except (OSError, ValueError):  # the reader reports what is wrong with it
             break
     whole = path.name == RUN_FILE and not path.is_dir() and (path.parent / CHECKSUM_FILE).exists()
     return path.parent if whole else path
 
 
 def read_run(path: Path) -> RunResult:
-    """What a recording, or a run.json without the rest, says of its run.
+    """The run of a recording, or of a run.json without the rest.
 
     Raises:
-        UsageError: it is neither, not whole, damaged, or newer than this program.
+        UsageError: it is neither, or it is incomplete, damaged, or newer than this program.
     """
     place = recording_of(path)
     return _run_of(place / RUN_FILE if place.is_dir() else place, _read_checked(place)[1])
 
 
 def read_run_text(path: Path) -> str:
-    """run.json as it is, of a known version; undamaged, where the rest is there.
+    """run.json's own text, of a known version; its checksum is checked where there is one.
 
     Raises:
         UsageError: see read_run().
@@ -106,18 +107,18 @@ def read_rows(
     between: Mapping[str, tuple[int, int]] | None = None,
     equal: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Some rows of one table, in its order, found to be undamaged.
+    """Some rows of one table in its order, after a check of its checksum.
 
-    The file is decoded in a process of its own: see table_decoder. Memory does not grow
-    with the table.
+    A process of its own decodes the file, see recording.decoder. Memory does not grow with the
+    table.
 
     Args:
         directory: the recording, or its run.json.
-        run: what read_run() answered.
+        run: the result of read_run().
         table: one of TABLES.
         columns: those to read; None reads all.
-        between: integer column to the least and the greatest value of the rows wanted.
-        equal: text column to the value of the rows wanted.
+        between: integer column to the least and the greatest value of the rows to read.
+        equal: text column to the value of the rows to read.
 
     Raises:
         UsageError: the table cannot be read, or is not what docs/recording.md describes.
@@ -163,7 +164,7 @@ def open_table(directory: Path, run: RunResult, table: str) -> Iterator[IO[bytes
 
 
 def uncounted(run: RunResult) -> set[str]:
-    """Scenarios whose exits are not kvm_exit's count."""
+    """The scenarios whose exits were not counted by kvm_exit."""
     return {
         row.name
         for row in run.scenarios
@@ -172,14 +173,14 @@ def uncounted(run: RunResult) -> set[str]:
 
 
 def _known(row: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
-    """A span without what it cannot know: where kvm_exit never fired, spans once said 0."""
+    """The span with null for unknown counts: older spans have 0 where kvm_exit never fired."""
     unknown = {name: None for name in EXIT_COUNTS if row.get(name) == 0}
     return row | unknown if row.get("scenario") in uncounted else row
 
 
 @contextlib.contextmanager
 def computing_with(path: Path) -> Iterator[None]:
-    """What is computed inside has only the values of a recording to fail for.
+    """Inside, only a recording's values can make a computation fail.
 
     Raises:
         UsageError: it failed.
@@ -188,8 +189,7 @@ def computing_with(path: Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UsageError(
-            f"{path} is damaged: what it says does not fit together "
-            f"({type(error).__name__} on the way).",
+            f"{path} is damaged: its values are not consistent ({type(error).__name__}).",
             _AGAIN,
         ) from error
 
@@ -206,8 +206,8 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
     cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
     place = str(import_folder())
     command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
-    # Not by host/child.py, which hands on this process's variables and feeds a pipe: the decoder
-    # has to seek in its file, gets just these variables, and restricts itself, its life, too.
+    # Not by host/child.py, which passes on this process's variables and feeds a pipe. The decoder
+    # must seek in its file, gets these variables only, and restricts its own rights and life.
     with subprocess.Popen(
         command,
         stdin=file,
@@ -224,14 +224,14 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
             answer = b"" if output is None else output.read(_MOST_ANSWER_BYTES + 1)
         finally:
             late.cancel()
-            process.kill()  # whoever has said all has nothing left to do
+            process.kill()  # a decoder that has answered has nothing left to do
     if not answer or len(answer) > _MOST_ANSWER_BYTES:
         raise ValueError("it cannot be decoded in bounded time and memory")
     return answer
 
 
 def _read_checked(directory: Path) -> tuple[str, Any]:
-    """run.json's text, and what it says; `directory` is as recording_of() answers."""
+    """run.json's text and its values; `directory` is a result of recording_of()."""
     if directory.exists() and not directory.is_dir():
         return _read_alone(directory)
     path = directory / RUN_FILE
@@ -253,7 +253,7 @@ def _read_checked(directory: Path) -> tuple[str, Any]:
         data = parse_json(content)
     except ValueError as error:
         raise UsageError(
-            f"{directory} is not a recording: of its {RUN_FILE}, {_why(error)}.", hint
+            f"{directory} is not a recording: its {RUN_FILE} cannot be parsed: {_why(error)}.", hint
         ) from error
     _check_version(
         data, str(directory), f"is not a recording: its {RUN_FILE} is something else", hint
@@ -262,7 +262,7 @@ def _read_checked(directory: Path) -> tuple[str, Any]:
 
 
 def _read_alone(path: Path) -> tuple[str, Any]:
-    """The same of a run.json without the rest."""
+    """The same for a run.json without the rest."""
     hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
     try:
         content = read_bounded(path, MOST_RUN_BYTES)
@@ -312,7 +312,7 @@ def _check_counts(run: RunResult) -> None:
 
 
 def _check_names(run: RunResult) -> None:
-    """A reason or a path without a name would be taken for the sum of all."""
+    """Check that every exit reason and path has a name: "" would be read as the sum of all."""
     for row in run.scenarios:
         for figures in row.repetition_figures:
             exits = figures.exits
@@ -329,14 +329,14 @@ def _not_whole(directory: Path, content: bytes) -> UsageError:
     if _is_unfinished(data):
         return UsageError(
             f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
-            "still going on.",
+            "still running.",
             "If it was killed, the next run beside it removes what it left.",
         )
-    return UsageError(f"{directory} is not a whole recording: it has no {CHECKSUM_FILE}.", _AGAIN)
+    return UsageError(f"{directory} is an incomplete recording: it has no {CHECKSUM_FILE}.", _AGAIN)
 
 
 def _is_unfinished(data: Any) -> bool:  # noqa: ANN401 - JSON
-    """It is the head that a run writes when it begins."""
+    """It is the header that a run writes at its start."""
     head = {"schema_version", "ipitrace_version", "complete"}
     return isinstance(data, dict) and data.keys() == head
 
@@ -351,7 +351,8 @@ def _expected_checksum(directory: Path, name: str) -> str | None:
 
 def _damaged(path: Path) -> NoReturn:
     raise UsageError(
-        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} says otherwise.",
+        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} has another "
+        "checksum.",
         _AGAIN,
     )
 

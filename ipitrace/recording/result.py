@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found, as plain data, and as the text of run.json.
+"""A run's result, as plain data and as the text of run.json.
 
-That text is described by schemas/run.schema.json, which tests validate against.
+schemas/run.schema.json describes that text, and tests validate against it.
 
 History of SCHEMA_VERSION:
-    1  first version; `seed`, `disturbances` and `limits` were added later, and may be absent.
+    1  first version; `seed`, `disturbances` and `limits` were added later and may be absent.
 """
 
 import json
@@ -18,7 +18,7 @@ from ipitrace.recording.host import HostResult
 from ipitrace.recording.row import ScenarioResult
 
 SCHEMA_VERSION = 1
-_LATER_KEYS = {"disturbances", "limits"}  # of version 1, too, and left out where they are None
+_LATER_KEYS = {"disturbances", "limits"}  # also of version 1; not written where they are None
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class ObserverCost:
-    """How far one metric's median moved because we watched.
+    """How far tracing moved one metric's median.
 
     Attributes:
         off_p50: the median of the repetitions' medians with all probes detached, in cycles.
-        counting_p50: with all attached and only counting; full_p50: recording as well.
+        counting_p50: with all probes attached and counting only.
+        full_p50: with all probes attached, counting and recording.
         counting: counting minus off, repetition by repetition.
-        full: recording minus off.
+        full: recording minus off, likewise.
     """
 
     off_p50: int
@@ -50,17 +51,17 @@ class ObserverCost:
 
 @dataclass(frozen=True)
 class Observer:
-    """What watching cost, per scenario and metric, and how that was found out.
+    """The observer cost per scenario and metric, and how it was measured.
 
     Attributes:
         method: how the repetitions alternate.
         repetitions: of each scenario in each mode.
-        confidence: of the intervals; order statistics make it exact.
+        confidence: of the intervals; exact, since they come from order statistics.
         costs: scenario name to metric (send, deliver, round_trip) to cost.
-        setup_seconds: from nothing to programs loaded.
-        attach_seconds: to attach them all once.
+        setup_seconds: the time to load all programs.
+        attach_seconds: the time to attach them all once.
         hooks: tracepoint to how it is hooked.
-        left_out: tracepoint to why it was not watched.
+        left_out: tracepoint to why it was not traced.
     """
 
     method: str
@@ -79,17 +80,17 @@ class ClockResult:
 
     Attributes:
         tsc_hz: the TSC's measured rate, or KVM's figure where it could not be measured.
-        tsc_error_hz: the measurement's bound; None when the rate was not measured.
+        tsc_error_hz: the measurement's error bound; None where the rate was not measured.
         source: where tsc_hz comes from.
         kvm_tsc_khz: the guest TSC's rate as KVM states it.
         guest_tsc_offset: guest minus host TSC as KVM states it.
-        sandwiches: how many readings of both clocks there were.
-        sandwiches_rejected: those not used because something came in between.
-        half_width_cycles: the error bound of the worst used one, also in ns.
-        bound_cycles: the error bound of a host event's place on the guest's clock, the
-            worst of the run, also in ns; None when nothing was put there.
+        sandwiches: the number of readings of both clocks.
+        sandwiches_rejected: those not used, because something interrupted them.
+        half_width_cycles: the largest error bound of a used reading, also in ns.
+        bound_cycles: the largest error bound of a host event's place on the guest's clock,
+            also in ns; None where no event was put there.
         drift_ppm: the largest change of one clock's rate against the other's.
-        drift_noise_ppm: how much of that the readings' own errors could make.
+        drift_noise_ppm: the part of it that the readings' own errors can explain.
         causality_violations: effects before their causes by more than the bound, by kind.
     """
 
@@ -115,9 +116,9 @@ class Losses:
 
     Attributes:
         events_seen: host events that passed the filter, over the whole run.
-        ring_overruns: tracepoint to events that user space was too late for.
-        recursion_misses: tracepoint to times the kernel skipped the program because
-            it was already running on that CPU; None where the kernel does not count.
+        ring_overruns: tracepoint to events lost because user space did not read them in time.
+        recursion_misses: tracepoint to how often the kernel skipped the program because
+            it was already running on that CPU; None where the kernel does not count that.
         incomplete_ipis: IPIs not acknowledged in time.
         unpaired_receipts: handler entries that belong to no send.
     """
@@ -137,17 +138,17 @@ class Losses:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something that was otherwise than it should be while repetitions ran.
+    """A condition that differed from the intended one while repetitions ran.
 
     Attributes:
         kind: `moved`, `stopped`, `suspended`, `waited`, `late`, `stolen`, `frequency`,
             `throttled`, `hotplug`, `neighbour` or `run`.
         says: what was seen, in words.
-        worthless: it makes the numbers worthless; otherwise it only speaks against them.
-        share: the part of the storm's time that it took; None where it took none.
-        scenario: of the repetition after which it was seen; None: before the first one.
+        worthless: it makes the numbers worthless; otherwise it only makes them doubtful.
+        share: its share of the storm's time; None where it took no time.
+        scenario: of the repetition after which it was seen; None before the first one.
         repetition: that repetition, as `order` in the figures and `repetition` in the tables.
-        mode: its mode.
+        mode: of that repetition.
     """
 
     kind: str
@@ -161,12 +162,12 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class RunLimits:
-    """What the storms were kept to; None is no limit.
+    """The limits of the storms; None is no limit.
 
     Attributes:
         max_rate_hz: sends per second, in any storm.
-        max_time_s: all storms together.
-        by_default: nobody asked for either: they are what holds for a VM that is not ours.
+        max_time_s: seconds of all storms together.
+        by_default: neither was asked for: they are the defaults for a VM that is not ours.
     """
 
     max_rate_hz: float | None
@@ -179,7 +180,7 @@ class TableInfo:
     """One Parquet table of a recording.
 
     Attributes:
-        columns: each column and what it means.
+        columns: each column and its meaning.
     """
 
     rows: int
@@ -191,13 +192,13 @@ class RunResult:
     """One run of `ipitrace run`.
 
     Attributes:
-        complete: every scenario asked for was finished.
-        failure: what ended the run early, when something did.
-        untrustworthy: why the numbers should not be relied on; empty when they may be.
+        complete: every scenario asked for was completed.
+        failure: what ended the run early; None where nothing did.
+        untrustworthy: why the numbers should not be relied on; empty where they may be.
         tables: the Parquet tables beside run.json, by name.
-        seed: what the order of the scenarios was shuffled with.
-        disturbances: what was looked for after each repetition and found; None in recordings
-            from before anybody looked.
+        seed: of the shuffled order of the scenarios.
+        disturbances: what was found by the checks after each repetition; None in recordings
+            of versions without such checks.
         limits: of rate and time; None where there were none.
     """
 
@@ -222,7 +223,7 @@ class RunResult:
 
     @property
     def emulator(self) -> str | None:
-        """What emulates the run's host, or its guest; None of real ones."""
+        """The program that emulates the run's host or guest; None where both are real."""
         fingerprint = self.host.fingerprint
         return (None if fingerprint is None else fingerprint.emulated) or self.guest.emulated
 
@@ -232,7 +233,7 @@ class RunResult:
         return None if self.host.fingerprint is None else self.host.fingerprint.kernel_release
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as run.json holds it; older recordings stay what they were."""
+        """The run as run.json has it; an older recording does not get newer keys."""
         plain = {"schema_version": SCHEMA_VERSION, **unload(self)}
         return {k: v for k, v in plain.items() if v is not None or k not in _LATER_KEYS}
 
@@ -242,9 +243,9 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The run that to_dict() or run.json made `data` of.
+        """The run of which `data` is the to_dict() or the run.json.
 
         Raises:
-            ValueError: a key too many, one too few, or a value of the wrong type.
+            ValueError: a key is unknown or missing, or a value has the wrong type.
         """
         return load(cls, {key: value for key, value in data.items() if key != "schema_version"})

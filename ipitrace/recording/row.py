@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """A distribution of whole cycles. Every figure is one that was really measured."""
+    """A distribution of whole cycles. Every figure is a measured value."""
 
     count: int
     min: int
@@ -22,7 +22,7 @@ class ExitsPerIpi:
     """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
 
     Attributes:
-        source: where the counts come from; None when nothing could count them.
+        source: where the counts come from; None where nothing could count them.
         sender: reason to exits per send.
         target: reason to exits per delivery, over all targets; None for self IPIs,
             whose sender is the target.
@@ -43,17 +43,17 @@ class PerSide:
 
 @dataclass(frozen=True)
 class StageStep:
-    """One stage of the sequence most IPIs of a scenario followed.
+    """One stage of the sequence that most IPIs of a scenario followed.
 
     Attributes:
-        side: whose vCPU it happens on, `sender` or `target`.
-        spans: how many of those IPIs have it.
+        side: the side on whose vCPU it happens, `sender` or `target`.
+        spans: the number of those IPIs that have it.
         since_send_cycles: median from the send.
-        step_cycles: median from the stage before it on the interrupt's way; None for
-            stages beside that way.
-        share_of_deliver: the part of all D spent in this step; None likewise.
-        resolved: False when the step is shorter than the clock's error bound, so that
-            its length is not known.
+        step_cycles: median from the previous stage on the interrupt's way; None for stages
+            that are not on that way.
+        share_of_deliver: the share of all D spent in this step; None for the same stages.
+        resolved: False where the step is shorter than the clock's error bound; its length
+            is then not known.
     """
 
     stage: str
@@ -67,7 +67,7 @@ class StageStep:
 
 @dataclass(frozen=True)
 class StageSequence:
-    """Stages in the order some IPIs went through them, and how many did."""
+    """Stages in the order in which some IPIs passed them, and the number of these IPIs."""
 
     stages: tuple[str, ...]
     spans: int
@@ -75,13 +75,13 @@ class StageSequence:
 
 @dataclass(frozen=True)
 class StageBreakdown:
-    """Where D goes.
+    """What D consists of.
 
     Attributes:
-        spans: deliveries broken down.
+        spans: the number of deliveries broken down.
         bound_cycles: the error bound of a host event's place on the guest's clock.
-        sequences: the most frequent, dominant first, at most three.
-        steps: the dominant sequence's, in order of their medians.
+        sequences: the most frequent ones, at most three, the dominant one first.
+        steps: those of the dominant sequence, in the order of their medians.
     """
 
     spans: int
@@ -95,10 +95,10 @@ class ExitTime:
     """How long exits of one reason took on one side.
 
     Attributes:
-        exits: how many there were.
-        unpaired: those of them that no kvm_entry ended.
-        p50_cycles: from kvm_exit to kvm_entry; None when all are unpaired.
-        share_of_deliver: the part of all D that they cover.
+        exits: their number.
+        unpaired: the number of exits that no kvm_entry ended.
+        p50_cycles: from kvm_exit to kvm_entry; None where all are unpaired.
+        share_of_deliver: the share of all D that they cover.
     """
 
     side: str
@@ -112,7 +112,7 @@ class ExitTime:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Percentiles of one repetition, in cycles: measured values, never interpolated.
+    """Percentiles of one repetition in cycles: measured values, not interpolated.
 
     With fewer than 1000 values `p999` is the largest of them.
     """
@@ -125,13 +125,15 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class RepetitionFigures:
-    """What one repetition found; comparisons are made of these.
+    """The figures of one repetition; comparisons use these.
 
     Attributes:
-        order: which fresh guest of the run it was, as `repetition` in the tables.
-        mode: what watched it: off, counting or full.
+        order: the number of its guest in the run, as `repetition` in the tables.
+        mode: off, counting or full.
         sent: measured sends.
-        send_cycles: S; deliver_cycles: D; round_trip_cycles: R; None when no IPI got there.
+        send_cycles: S; None where no IPI has it.
+        deliver_cycles: D, likewise.
+        round_trip_cycles: R, likewise.
         exits: per IPI, by reason.
         paths: the share of IPIs that took each path; None unless the mode was full.
     """
@@ -151,26 +153,26 @@ class ScenarioResult:
     """One scenario's row.
 
     Attributes:
-        status: `measured`, or `unsupported` and then `reason` says why.
+        status: `measured`; or `unsupported`, and `reason` is why.
         sent: sends made (a broadcast is one).
         delivered: handler entries, counted by the handlers themselves.
-        coalesced: deliveries asked for that no handler saw and that did not time out.
+        coalesced: requested deliveries that no handler saw and that did not time out.
         incomplete: sends not acknowledged in time.
         send_cycles: S; deliver_cycles: D; round_trip_cycles: R.
         kvm_stats: KVM's other counters per IPI, by name.
         events_per_ipi: host tracepoints per IPI, by name.
         paths: the share of IPIs that took each path, by its name.
-        stages: where D goes.
+        stages: what D consists of.
         exit_times: how long exits took, by side and reason.
         late_posts: posted-interrupt notifications that reached a CPU outside guest mode,
             by their row in /proc/interrupts, over all CPUs and the recorded repetitions.
         host_interrupts: rows of /proc/interrupts (posted, reschedule and call-function
             interrupts) to CPU to increase over the recorded repetitions, warm-up included.
         unmatched_ipis: deliveries for which no host event was found.
-        unmatched_events: events with the IPIs' vector that belong to none, by tracepoint.
+        unmatched_events: events with the IPIs' vector that belong to no IPI, by tracepoint.
         suspect_spans: deliveries around which the guest's TSC offset changed.
-        repetition_figures: each repetition's own, in every mode, in the order run.
-        absent: for each field that is null, why.
+        repetition_figures: those of each repetition in every mode, in the order run.
+        absent: the reason for each field that is null.
         notes: what a reader should know before trusting the row.
     """
 

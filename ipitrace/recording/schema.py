@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recording's tables may be, as docs/recording.md says: columns, types and sizes."""
+"""The columns, types and sizes that a recording's tables may have; see docs/recording.md."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ipitrace.base.units import MIB
 
 
 class Holds(Enum):
-    """What a column holds."""
+    """The type of a column's values."""
 
     INTEGER = "integer"  # of 64 bits at most
     TEXT = "text"
@@ -24,10 +24,10 @@ MOST_FOOTER_BYTES: Final = 16 * MIB
 MOST_GROUPS: Final = 4096
 MOST_COLUMNS: Final = 64
 MOST_VALUE_BYTES: Final = 16
-"""Of one value in a column, decompressed, on average; the widest has 8."""
+"""Of one decompressed value in a column, on average; the widest type has 8."""
 LONGEST_TEXT: Final = 4096
 MOST_ROWS_READ: Final = 50_000
-"""Rows that one question may find; an IPI has some tens of events."""
+"""Rows that one query may find; an IPI has some tens of events."""
 
 _PLACE: Final = {"scenario": Holds.TEXT, "repetition": Holds.INTEGER}
 _COLUMNS: Final[Mapping[str, Mapping[str, Holds]]] = {
@@ -56,12 +56,12 @@ _MAY_LACK: Final = frozenset({"vcpu", "detail", "sender_exits", "target_exits"})
 
 
 def holds(table: str, column: str) -> Holds | None:
-    """What a column of a table of this version holds; None where there is no such column."""
+    """The type of a column of a table of this version; None where there is no such column."""
     if column in _COLUMNS[table]:
         return _COLUMNS[table][column]
     return Holds.INTEGER if table != "host_events" and _STAMP.fullmatch(column) else None
 
 
 def may_lack_values(column: str) -> bool:
-    """Whether null stands for what is not known; of stamps, all but that of the send."""
+    """Whether a value may be null, which means unknown; all stamps but the send's may."""
     return column in _MAY_LACK or (column.endswith("_tsc") and column != "send_tsc")

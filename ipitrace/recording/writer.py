@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording on disk: run.json, Parquet tables and their checksums in one directory, written.
+"""Writes a recording: run.json, Parquet tables and their checksums in one directory.
 
-docs/recording.md describes the format. A recording is written beside its place under
-another name and renamed when whole, so that what is there under its own name can be
-relied on.
+docs/recording.md describes the format. A recording is written beside its place under another
+name, and renamed when it is complete. A recording under its own name is therefore complete.
 """
 
 import contextlib
@@ -53,24 +52,24 @@ CHECKSUM_FILE: Final = "SHA256SUMS"
 TABLES: Final[tuple[str, ...]] = ("host_events", "guest_ipis", "spans")
 ROW_GROUP_ROWS: Final = 1 << 20
 MOST_RUN_BYTES: Final = 16 * MIB
-"""Of run.json: a repetition takes 650 bytes in each mode, so that this holds 8,000."""
+"""Of run.json: a repetition takes 650 bytes in each mode, so this holds 8,000 of them."""
 
 _UNITS = {"_ns": "ns", "_tsc": "TSC cycles", "_cycles": "TSC cycles"}
 _ELSEWHERE = "Choose another directory with -o."
 
 Column: TypeAlias = NDArray[Any] | pa.Array
-"""Integers, floats or booleans, masked where there is none; or strings."""
+"""Integers, floats or booleans, masked where a value is absent; or strings."""
 
 
 _OURS: Final = frozenset({RUN_FILE, CHECKSUM_FILE, *(f"{table}.parquet" for table in TABLES)})
 
 
 class RecordingWriter:
-    """Writes one recording; a context manager that leaves all of it or nothing.
+    """Writes one recording; a context manager that leaves a complete recording or nothing.
 
     Raises:
-        UsageError: `directory` holds a recording and `force` is not set, or holds
-            something else, or cannot be a recording's place.
+        UsageError: `directory` holds a recording and `force` is not set, or it holds something
+            else, or it cannot be a recording's place.
         HostError: nothing can be written there.
     """
 
@@ -120,7 +119,7 @@ class RecordingWriter:
             self._held.close()
 
     def _clean_up(self) -> None:
-        """Remove all that was made, for nothing of it came into its place."""
+        """Remove all that was made; none of it was moved into its place."""
         for table in self._tables.values():
             table.abandon()
         if self._unfinished is not None:
@@ -135,12 +134,12 @@ class RecordingWriter:
 
         Args:
             table: one of TABLES.
-            columns: by name and of one length; the first call's names and types hold for
-                all. Strings become dictionary-encoded.
-            meanings: one line for each column; its unit is part of its name.
+            columns: by name and of one length. All calls must have the names and types of
+                the first one. Strings are dictionary-encoded.
+            meanings: one line for each column; a column's unit is part of its name.
 
         Raises:
-            HostError: the disk refuses.
+            HostError: it cannot be written.
         """
         if table not in TABLES:
             raise ValueError(f"a recording has no table {table!r}")
@@ -152,10 +151,10 @@ class RecordingWriter:
             self._tables[table].append(columns)
 
     def finish(self, result: RunResult) -> RunResult:
-        """Put the recording into its place, and answer the run as readers will see it.
+        """Move the recording into its place; the answer is the run as readers will see it.
 
         Raises:
-            HostError: the disk refuses; what was in the place is there as before.
+            HostError: it cannot be written; the place has what it had before.
         """
         if self._unfinished is None or self._place is None:
             raise ValueError("finish() outside of the writer's context")
@@ -171,7 +170,7 @@ class RecordingWriter:
             for name in (*names, CHECKSUM_FILE, "."):
                 _sync(unfinished.path / name)
             unfinished.hand_over()
-        self._unfinished = None  # from here on worth keeping
+        self._unfinished = None  # from here on it is kept
         try:
             self._check(self._place)
             self._move_into_place(self._place, unfinished.place)
@@ -184,7 +183,7 @@ class RecordingWriter:
         return RunResult.from_dict(json.loads(result.to_json()))
 
     def _check(self, place: DirectoryEntry) -> None:
-        """See that the recording may go to its place; nothing is deleted that is not ours."""
+        """Check that the recording may be moved to its place: only recordings are replaced."""
         given, found = self._given, place.status()
         if found is None:
             return
@@ -200,7 +199,8 @@ class RecordingWriter:
         names = place.entries()
         if names and not (_looks_like_ours(place.path) and names <= _OURS):
             raise UsageError(
-                f"{given} holds files that are not a recording's; they would be lost.", _ELSEWHERE
+                f"{given} holds files that are not a recording's; they would be deleted.",
+                _ELSEWHERE,
             )
         if names and not self._force:
             raise UsageError(
@@ -225,7 +225,10 @@ class RecordingWriter:
         shutil.rmtree(old.name, ignore_errors=True, dir_fd=old.directory_fd)
 
     def _make_sibling(self, place: DirectoryEntry, role: str) -> tuple[DirectoryEntry, int]:
-        """A new hidden directory beside the place, open; a killed run may have left its like."""
+        """A new hidden directory beside the place, and its descriptor.
+
+        A killed run may have left one with the same name, so the name gets a number.
+        """
         for i in itertools.count():
             again = f"-{i}" if i else ""
             sibling = place.sibling(f".{place.name}.{role}-{os.getpid()}{again}")
@@ -235,7 +238,7 @@ class RecordingWriter:
 
 
 class _TableWriter:
-    """Writes one table, a row group at a time; there is no file until there is a row."""
+    """Writes one table, a row group at a time; the first row creates the file."""
 
     def __init__(self, name: str, directory: Unfinished, meanings: Mapping[str, str]) -> None:
         self._name = name
@@ -252,7 +255,7 @@ class _TableWriter:
         if set(columns) != set(self._meanings):
             raise ValueError(f"{self._name}: the columns are not those that have a meaning")
         if not any(map(len, columns.values())):
-            return  # without a value the type of a string column cannot be told
+            return  # without a value the type of a string column is not known
         arrays = {name: _to_arrow(column) for name, column in columns.items()}
         if self._schema is None:
             self._schema = pa.schema(
@@ -265,7 +268,7 @@ class _TableWriter:
             self._flush()
 
     def close(self) -> TableInfo | None:
-        """What the table holds; None when that is nothing."""
+        """The table's description; None where it has no row."""
         self._flush()
         if self._writer is None or self._schema is None:
             return None
@@ -277,7 +280,7 @@ class _TableWriter:
         if self._writer is not None:
             with contextlib.suppress(OSError, pa.ArrowException):
                 self._writer.close()
-            self._writer.is_open = False  # or its finaliser tries again, and complains
+            self._writer.is_open = False  # otherwise its finaliser tries again and prints an error
         with contextlib.suppress(OSError):
             self._close_file()
 
@@ -311,7 +314,7 @@ class _TableWriter:
 
 
 def unit_of(column: str) -> str | None:
-    """The unit a column's name ends with; None where it is a plain number or a word."""
+    """The unit at the end of a column's name; None where it is a plain number or a word."""
     return next((unit for end, unit in _UNITS.items() if column.endswith(end)), None)
 
 
@@ -321,7 +324,7 @@ def file_of(table: str) -> str:
 
 
 def _to_arrow(column: Column) -> pa.Array:
-    """As every reader of Parquet knows it: a number, a truth value, or an encoded string."""
+    """As a type that every reader of Parquet knows: number, boolean or dictionary of strings."""
     array = column if isinstance(column, pa.Array) else pa.array(column)
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -334,7 +337,7 @@ def _to_arrow(column: Column) -> pa.Array:
 
 
 def _looks_like_ours(directory: Path) -> bool:
-    """Whether run.json there is one of ours, of whatever version."""
+    """Whether `directory` has a run.json of any ipitrace version."""
     try:
         data = parse_json(read_bounded(directory / RUN_FILE, MOST_RUN_BYTES))
     except (OSError, ValueError):

@@ -55,7 +55,7 @@ def check_end(process: "subprocess.Popen[str]", folder: Path) -> None:
         if process.returncode == ExitCode.INTERRUPTED:
             assert not run.complete
             assert [row for row in run.scenarios if row.status == "measured"], "it holds nothing"
-            assert "What was finished until then is kept." in said
+            assert "Completed repetitions are kept." in said
     else:
         assert process.returncode == ExitCode.INTERRUPTED
         assert re.search("no recording was written|not kept|Interrupted.\n$", said), said

@@ -216,7 +216,7 @@ def test_completed_repetitions_are_kept_when_a_later_one_fails(
     tracer = ScriptedTracer()
     result, failure, rows = measured(request_of("self", trace=True), driver, tracer, monkeypatch)
     assert isinstance(failure, MeasurementError)
-    assert failure.hint == "What was finished until then is kept. Look at it."
+    assert failure.hint == "Completed repetitions are kept. Look at it."
     assert (result.complete, result.failure) == (False, "The guest hung.")
     (row,) = result.scenarios
     assert len(row.repetition_figures) == 6  # two whole blocks; the third lacks a mode
@@ -228,7 +228,7 @@ def test_a_failure_before_anything_was_completed() -> None:
     failing = {0: MeasurementError("The guest hung.", "Look at it.")}
     result, failure, _rows = measured(request_of("self"), Scripted(fail=failing))
     assert failure is not None
-    assert failure.hint == "Nothing was finished until then. Look at it."
+    assert failure.hint == "No repetition was completed. Look at it."
     assert result.scenarios == ()
     with pytest.raises(HostError, match="No room"):
         measured(request_of("self"), Scripted(fail={0: HostError("No room.", "")}))
@@ -237,7 +237,7 @@ def test_a_failure_before_anything_was_completed() -> None:
 def test_an_interruption() -> None:
     result, failure, _rows = measured(request_of("self"), Scripted(fail={2: KeyboardInterrupt()}))
     assert isinstance(failure, InterruptedRunError)
-    assert failure.hint == "What was finished until then is kept."
+    assert failure.hint == "Completed repetitions are kept."
     assert len(result.scenarios[0].repetition_figures) == 2
     with pytest.raises(InterruptedRunError):
         measured(request_of("self"), Scripted(fail={0: KeyboardInterrupt()}))

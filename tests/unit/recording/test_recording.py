@@ -471,7 +471,7 @@ def test_a_killed_run_leaves_the_old_recording_and_says_that_it_was_killed(
     if function == "_sync":  # all of it was there but its name
         assert read_table(tmp_path / left, "spans").num_rows == 30
         return
-    with pytest.raises(UsageError, match=r"unfinished|not a whole recording") as raised:
+    with pytest.raises(UsageError, match=r"unfinished|an incomplete recording") as raised:
         read_run(tmp_path / left)
     assert ("unfinished" in raised.value.message) == (function == "json")
 
