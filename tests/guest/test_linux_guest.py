@@ -185,7 +185,6 @@ make -s -C "/lib/modules/$(uname -r)/build" M="$PWD" modules 2>&1
 
 def test_what_an_older_ipitrace_left_goes_and_anothers_stays(debian: Debian) -> None:
     """First of all tests, as nothing is installed yet."""
-    debian.inside("/usr/sbin/depmod")
     before = state_of(debian)
     debian.inside(FORMER)
     source = "/usr/src/ipistorm-1.0"
@@ -195,7 +194,7 @@ def test_what_an_older_ipitrace_left_goes_and_anothers_stays(debian: Debian) -> 
         author = f"LC_ALL=C sed 's/{AUTHOR}/{AUTHOR if ours else ANOTHER}/' /root/former"
         debian.inside(f"mkdir -p {source} {Path(built).parent}")
         debian.inside(f"{author}/ipistorm.c >{source}/device.c; {author}/ipistorm.ko >{built}")
-        debian.inside(f"/usr/sbin/depmod; /usr/sbin/insmod {built} marks={int(ours)}")
+        debian.inside(f"/usr/sbin/insmod {built} marks={int(ours)}")
         done = debian.ipitrace(*install_words(debian, "qga"))
         assert done.returncode == 0, done.stderr
         told = done.stdout.splitlines()[:3]
@@ -208,7 +207,7 @@ def test_what_an_older_ipitrace_left_goes_and_anothers_stays(debian: Debian) -> 
     done = debian.ipitrace("guest", "remove", "--vm", NAME, "--via", debian.via("ssh"))
     assert done.stdout.splitlines()[1:4] == left, done.stderr
     debian.inside(f"/usr/sbin/rmmod ipistorm; rm -r {built} {source} /root/former")
-    debian.inside(f"rmdir --ignore-fail-on-non-empty {Path(built).parent}; /usr/sbin/depmod")
+    debian.inside(f"rmdir --ignore-fail-on-non-empty {Path(built).parent}")
     assert state_of(debian) == before
 
 
