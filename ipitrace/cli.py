@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: turns every error into text and an exit code.
 
-What can fail to be imported is imported inside of main(), where it is told in a sentence.
+Imports that can fail are inside main(), which reports a failure as a sentence.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from ipitrace.base.errors import (
     HostError,
 )
 
-_MOST_CHARS: Final = 4000  # of a message, whatever a guest put into it
-_ALIKE: Final = 3  # characters that a guess at what was meant begins with
+_MOST_CHARS: Final = 4000  # of a message, which may contain text from a guest
+_ALIKE: Final = 3  # leading characters that a suggestion has in common with what was typed
 _WORLD_WRITABLE: Final = 0o002
 _COMPLETION_VARIABLE: Final = "_IPITRACE_COMPLETE"  # click's, for shells
 
@@ -35,12 +35,12 @@ def main() -> None:
     """Run the command line and exit as errors.ExitCode says."""
     try:
         code = _outcome()
-    except KeyboardInterrupt:  # while another interruption was being told
+    except KeyboardInterrupt:  # a second interruption, while the first was reported
         code = ExitCode.INTERRUPTED
     signals.ignore()
-    # CPython notes a KeyboardInterrupt that leaves code made from a string, as dataclasses are,
-    # and dies of SIGINT when it exits, although we caught it. The next such code clears the
-    # note (run_eval_code_obj() in Python/pythonrun.c).
+    # CPython records a KeyboardInterrupt that leaves code compiled from a string, as dataclasses
+    # are, and then ends by SIGINT at exit although the exception was caught. Running any such
+    # code clears the record (run_eval_code_obj() in Python/pythonrun.c).
     exec("")  # noqa: S102
     settle()
     sys.exit(code)
@@ -54,18 +54,18 @@ def _outcome() -> int:
     except KeyboardInterrupt:
         _tell("Interrupted.", "")
         return ExitCode.INTERRUPTED
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes a sentence
+    except BaseException as error:  # noqa: BLE001 - every error becomes a sentence
         if isinstance(error, BrokenPipeError) and reader_left():  # while click printed its help
             return ExitCode.OK
-        told = defects.explain(error)
-        if told.exit_code != ExitCode.OK:
-            _tell(told.message, told.hint)
+        explained = defects.explain(error)
+        if explained.exit_code != ExitCode.OK:
+            _tell(explained.message, explained.hint)
             defects.tell_traceback(error)
-        return told.exit_code
+        return explained.exit_code
 
 
 def _prepare_process() -> None:
-    """What holds for every command, whoever starts it and how."""
+    """Set up the process in the same way for every command."""
     _open_standard_streams()
     os.umask(os.umask(0) | _WORLD_WRITABLE)
     defects.watch_threads()
@@ -74,31 +74,30 @@ def _prepare_process() -> None:
 
 
 def _require_address_space() -> None:
-    """See that `ulimit -v` leaves room: OpenBLAS, below numpy, hangs or exits with code 1 if not.
+    """Check that `ulimit -v` suffices: without, OpenBLAS below numpy hangs or exits with code 1.
 
-    It takes buffers for each CPU when it is loaded, for 64 at most as numpy builds it.
+    OpenBLAS allocates buffers for each CPU when it is loaded, for at most 64 as numpy builds it.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     needed_mib = 1024 + 64 * min(os.cpu_count() or 1, 64)
     if limit != resource.RLIM_INFINITY and limit < needed_mib << 20:
         raise HostError(
-            f"This process may use no more than {limit >> 20} MiB of address space; it takes "
-            f"{needed_mib}.",
+            f"This process may use {limit >> 20} MiB of address space; it needs {needed_mib}.",
             "Raise 'ulimit -v'.",
         )
 
 
 def _open_standard_streams() -> None:
-    """No file of ours gets the number of a stream that was closed (`>&-`), and its output.
+    """Open closed standard streams (`>&-`), so that no other file gets their numbers and output.
 
-    Writing to it fails as if it were closed still; /dev/null is open for reading.
+    Writing to such a stream still fails: /dev/null is opened for reading.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
-            os.set_inheritable(number, True)  # noqa: FBT003 - nor does a file of a child's
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number
+            os.set_inheritable(number, True)  # noqa: FBT003 - for child processes, too
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
@@ -115,8 +114,8 @@ def _run() -> int:
             ipitrace_group.main(prog_name="ipitrace")
         return ExitCode.OK
     try:
-        # Not click's main(): it takes every EPIPE for a reader of standard output that left,
-        # and every EOFError for Ctrl-C.
+        # Not click's main(): it treats every EPIPE as a closed standard output, and every
+        # EOFError as Ctrl-C.
         with ipitrace_group.make_context("ipitrace", sys.argv[1:]) as context:
             return ipitrace_group.invoke(context) or ExitCode.OK
     except click.exceptions.Exit as end:
@@ -131,7 +130,7 @@ def _run() -> int:
 
 
 def _guess(message: str, names: Sequence[str]) -> str:
-    """Those of click's guesses that begin as what was typed, which the message quotes."""
+    """The suggestions of click that begin like the typed word, which the message quotes."""
     close = [name for name in names if f"'{name[:_ALIKE]}" in message]
     return f"Did you mean {' or '.join(close)}? " if close else ""
 
@@ -140,12 +139,12 @@ def _tell(message: str, hint: str) -> None:
     lines = _sentence(message[:_MOST_CHARS]).split("\n")
     if hint:
         lines += _sentence(hint[:_MOST_CHARS]).split("\n")
-    # Only the first line stands at the margin: no text of others can look like one of ours.
+    # Only the first line is at the margin: text from others cannot look like a message.
     tell("\n          ".join(["ipitrace: " + lines[0], *lines[1:]]))
 
 
 def _sentence(text: str) -> str:
-    """With a capital and an end; what the user typed, and names, stay as they are."""
+    """Add a capital letter and a full stop; typed words and names are not changed."""
     text = text.strip()
     first = text.partition(" ")[0]
     if first.isalpha() and first.islower() and first not in sys.argv:

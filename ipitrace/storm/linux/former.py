@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes out of a guest what an older ipitrace left there: its module was called ipistorm.
+"""Removes from a guest what an older ipitrace left there: its module was called ipistorm.
 
-An unrelated public module has that name, too. So whatever is found must say by its own
-content that it is ours; else it is left alone, and told of. INSTALLED is not looked into: all
-of it is ours, and install() and remove() empty it.
+An unrelated public module has the same name. A file or module is therefore removed only if its
+content proves that it is ipitrace's; otherwise it stays and is reported. INSTALLED is not
+searched: all of it is ipitrace's, and install() and remove() empty it.
 """
 
 import re
@@ -28,7 +28,7 @@ _MODULE: Final = "ipistorm"
 _MOST_FOUND: Final = 64
 _AUTHOR: Final = "The ipitrace developers"
 
-# What lies there, in the order in which it goes, and where.
+# The kinds of things that are searched for, in the order of removal, and their places.
 _LOADED, _DKMS, _SOURCE, _BUILT, _HELPER = "loaded", "dkms", "source", "built", "helper"
 _NAME: Final = r"\w[\w.+~-]*"
 _PLACES: Final = {
@@ -42,7 +42,7 @@ _PLACES: Final = {
     }.items()
 }
 
-# A loaded module shows no author. Ours has a device and a hotplug state of its name; the
+# A loaded module shows no author. ipitrace's has a device and a hotplug state of its name; the
 # public one has neither.
 _LOOK: Final = f"""
 found() {{
@@ -78,7 +78,7 @@ done
 
 @dataclass(frozen=True)
 class _Found:
-    """A thing of the module's former name."""
+    """A file or module with the former name."""
 
     ours: bool
     kind: str
@@ -86,12 +86,12 @@ class _Found:
 
 
 def remove_former(shell: Shell, tell: Tell, step: Step) -> bool:
-    """Remove ours, tell of another's; answer whether there was anything of ours.
+    """Remove ipitrace's own, report others; return whether there was anything of ipitrace's.
 
     Args:
-        shell: the way into the guest.
-        tell: is told what was done.
-        step: is told what is being done.
+        shell: the transport to the guest.
+        tell: reports what was done.
+        step: reports what is being done.
 
     Raises:
         HostError: a storm is running, or the guest refuses.
@@ -114,11 +114,11 @@ def _parsed(said: bytes) -> Iterator[_Found]:
         whose, kind, path = [*line.split(" ", 2), "", ""][:3]
         ours = whose == "ours"
         known = (ours or whose == "other") and kind in _PLACES and len(line) <= limits.STATUS_CHARS
-        # Another's path is only shown; one of ours is acted upon.
+        # The path of another's file is only printed; a path of ours is used in commands.
         if not known or (ours and not _PLACES[kind].fullmatch(path)) or len(lines) > _MOST_FOUND:
             raise HostError(
-                f"The guest says something unknown of {_MODULE} in it: {shown(said)}.",
-                f"Remove what is called {_MODULE} there by hand.",
+                f"The guest's answer about {_MODULE} is not valid: {shown(said)}.",
+                f"Remove the files named {_MODULE} in the guest by hand.",
             )
         yield _Found(ours, kind, path)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all that changes a guest does alike: saying so, checking, unloading a module."""
+"""Parts that all changes of a guest share: reports, checks, unloading a module."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from ipitrace.storm.transport.shell import (
 )
 
 Tell = Callable[[str], None]
-"""Gets a line for each thing that was done."""
+"""Prints a line for each action."""
 
 Step = Callable[[str], contextlib.AbstractContextManager[Callable[[], None]]]
-"""Is entered for each thing that takes its time; what it answers is called meanwhile."""
+"""A context for each action that takes time; its function is called repeatedly meanwhile."""
 
 CHANGE_S: Final = 900.0
-"""For a build, or DKMS at work, under emulation; 5 s on a real machine."""
+"""The time limit of a build or of DKMS, for emulated guests; a real machine needs 5 s."""
 
 
 def checked(done: Finished, what: str) -> Finished:
-    """What was done, which must have succeeded.
+    """Return `done` if the command succeeded.
 
     Raises:
-        HostError: it has not.
+        HostError: it failed.
     """
     if done.status != 0:
         raise HostError(
             f"{what[0].upper()}{what[1:]} failed: {plain(done.stderr or done.text)}",
-            "See that the guest's disk has room and is not read-only.",
+            "Check that the guest's disk has free space and is not read-only.",
         )
     return done
 
@@ -46,6 +46,6 @@ def unload(shell: Shell, module: str, tell: Tell) -> None:
     if done.status != 0:
         raise HostError(
             f"The module {module} cannot be unloaded: {plain(done.stderr)}",
-            "While a storm runs in the guest that is so: wait for its end, or end it there.",
+            "This happens while a storm runs in the guest: wait for its end, or end it there.",
         )
     tell(f"unloaded {module}")
