@@ -15,7 +15,7 @@ from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer import kernel
 from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
-from ipitrace.tracer.program import Plan, Probe, plan
+from ipitrace.tracer.program import HookPlan, Probe, plan
 from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
 
@@ -55,8 +55,8 @@ def _functions(
     return frozenset(), why | dict.fromkeys(functions, no_tracefs)
 
 
-def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -> Plan:
-    """Plan raw tracepoints where they suffice; tracefs is used only where they do not.
+def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -> HookPlan:
+    """HookPlan raw tracepoints where they suffice; tracefs is used only where they do not.
 
     Without `mount` nothing is mounted, and events that need tracefs may be left out.
     """

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, cast
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer.bcc_import import import_bcc
-from ipitrace.tracer.program import Plan, Probe
+from ipitrace.tracer.program import HookPlan, Probe
 
 _KERNEL_SOURCE: Final = "BCC_KERNEL_SOURCE"
 _MAX_HINT: Final = 300  # characters of a compiler's or verifier's message that are printed
@@ -124,7 +124,7 @@ def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
 
 
 @signals_deferred()
-def load_programs(bpf: Bpf, planned: Plan) -> tuple[tuple[Probe, ...], dict[str, str]]:
+def load_programs(bpf: Bpf, planned: HookPlan) -> tuple[tuple[Probe, ...], dict[str, str]]:
     """Load each program: the programs that the verifier accepts, and the reasons for the others.
 
     Raises HostError if it accepts none.

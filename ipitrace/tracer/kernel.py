@@ -10,7 +10,7 @@ from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer.btf import Arg, Btf, BtfError, tracepoint_args
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column, parse_format
-from ipitrace.tracer.program import Offer
+from ipitrace.tracer.program import KernelOffer
 
 BTF_DIR = Path("/sys/kernel/btf")
 # KVM's tracepoints are in kvm.ko; if it is built in, they are in vmlinux.
@@ -37,7 +37,7 @@ def _args(btf: Btf, event: EventSpec) -> tuple[Arg, ...] | None:
     return btf.func_args(event.symbol) if event.symbol else tracepoint_args(btf, event.name)
 
 
-def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer:
+def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> KernelOffer:
     """The BTF of `events`; an offer with the reason if there is no usable BTF."""
     args: dict[str, tuple[Arg, ...]] = {}
     try:
@@ -50,10 +50,10 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Offer
                     break
         pid_offset = blobs[-1].member_offset("task_struct", "pid")
     except OSError as error:
-        return Offer(no_args=f"the kernel has no BTF ({error.strerror})")
+        return KernelOffer(no_args=f"the kernel has no BTF ({error.strerror})")
     except BtfError as error:
-        return Offer(no_args=f"the kernel's BTF is not valid ({error})")
-    return Offer(args=args, task_pid_offset=pid_offset)
+        return KernelOffer(no_args=f"the kernel's BTF is not valid ({error})")
+    return KernelOffer(args=args, task_pid_offset=pid_offset)
 
 
 def classic_columns(events: Collection[EventSpec], tracefs: Path) -> dict[str, dict[str, Column]]:

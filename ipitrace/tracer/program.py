@@ -33,7 +33,7 @@ WATCH_SOURCES: Final = ("watch.bpf.c",)
 
 
 @dataclass(frozen=True)
-class Offer:
+class KernelOffer:
     """The features of a kernel: arguments from BTF, columns from tracefs, functions to probe.
 
     `args` has the arguments of raw tracepoints and functions by event name. `no_args` and
@@ -71,7 +71,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HookPlan:
     """The probes in row order (those with a ring first), and the reasons for omitted events."""
 
     probes: tuple[Probe, ...]
@@ -97,7 +97,7 @@ def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] 
     return None
 
 
-def _raw(event: EventSpec, offer: Offer) -> Probe | str:
+def _raw(event: EventSpec, offer: KernelOffer) -> Probe | str:
     """The event as a raw tracepoint, or why this is not possible."""
     args = offer.args.get(event.name)
     if args is None:
@@ -118,7 +118,7 @@ def _raw(event: EventSpec, offer: Offer) -> Probe | str:
     return Probe(event, "raw", places)
 
 
-def _classic(event: EventSpec, offer: Offer) -> Probe | str:
+def _classic(event: EventSpec, offer: KernelOffer) -> Probe | str:
     """The event as a classic tracepoint, or why this is not possible."""
     columns = offer.columns.get(event.name)
     if columns is None:
@@ -133,7 +133,7 @@ def _classic(event: EventSpec, offer: Offer) -> Probe | str:
     return Probe(event, "classic", places)
 
 
-def _function(event: EventSpec, offer: Offer) -> Probe | str:
+def _function(event: EventSpec, offer: KernelOffer) -> Probe | str:
     """The event as a kprobe or kretprobe, or why this is not possible."""
     if event.symbol not in offer.functions:
         return offer.no_functions.get(event.symbol, "not a function of this kernel")
@@ -148,7 +148,7 @@ def _function(event: EventSpec, offer: Offer) -> Probe | str:
     return Probe(event, "kretprobe" if event.on_return else "kprobe", places)
 
 
-def _hooked(event: EventSpec, offer: Offer) -> Probe | str:
+def _hooked(event: EventSpec, offer: KernelOffer) -> Probe | str:
     """The event with the best possible hook, or the reason why there is none."""
     if event.symbol:
         return _function(event, offer)
@@ -159,8 +159,8 @@ def _hooked(event: EventSpec, offer: Offer) -> Probe | str:
     return classic if isinstance(classic, Probe) else f"raw: {raw}; classic: {classic}"
 
 
-def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
-    """Plan a hook for every event of `events` that this kernel supports."""
+def plan(events: Collection[EventSpec], offer: KernelOffer) -> HookPlan:
+    """HookPlan a hook for every event of `events` that this kernel supports."""
     probes: list[Probe] = []
     left_out: dict[str, str] = {}
     for event in events:
@@ -170,7 +170,7 @@ def plan(events: Collection[EventSpec], offer: Offer) -> Plan:
         else:
             left_out[event.name] = hooked
     probes.sort(key=lambda probe: not probe.event.recorded)
-    return Plan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa)
+    return HookPlan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa)
 
 
 def _record_struct(probe: Probe) -> str:
@@ -186,7 +186,7 @@ def _record_struct(probe: Probe) -> str:
     return "\n".join([*lines, "};", ""])
 
 
-def source(planned: Plan, directory: Path, files: Sequence[str] = SOURCES) -> str:
+def source(planned: HookPlan, directory: Path, files: Sequence[str] = SOURCES) -> str:
     """The complete translation unit: this kernel's records, then the `files` of bpf/."""
     parts = [_record_struct(probe) for probe in planned.probes if probe.hook == "classic"]
     for name in files:
@@ -195,7 +195,7 @@ def source(planned: Plan, directory: Path, files: Sequence[str] = SOURCES) -> st
 
 
 def cflags(
-    planned: Plan, directory: Path, *, pid: int, n_vcpus: int, slots_per_ring: int
+    planned: HookPlan, directory: Path, *, pid: int, n_vcpus: int, slots_per_ring: int
 ) -> list[str]:
     """The flags that configure the translation unit for this kernel and this VM."""
     flags = [
@@ -211,7 +211,7 @@ def cflags(
 
 
 def watch_cflags(
-    planned: Plan, directory: Path, *, n_slots: int, n_cells: int, n_strangers: int
+    planned: HookPlan, directory: Path, *, n_slots: int, n_cells: int, n_strangers: int
 ) -> list[str]:
     """The flags that configure the programs that only count."""
     flags = [f"-I{directory}", f"-DN_SLOTS={n_slots}", f"-DN_CELLS={n_cells}"]
@@ -220,7 +220,7 @@ def watch_cflags(
     return flags + hook_flags(planned)
 
 
-def hook_flags(planned: Plan) -> list[str]:
+def hook_flags(planned: HookPlan) -> list[str]:
     """The hook of each event and the places of its fields, as bpf/probe.h expects them."""
     flags = [f"-DHOST_ISA={planned.host_isa}"]
     for probe in planned.probes:

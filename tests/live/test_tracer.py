@@ -29,7 +29,7 @@ from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.compiler import compile_programs, load_programs
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
-from ipitrace.tracer.program import Offer, Plan, Probe, cflags, plan, source
+from ipitrace.tracer.program import HookPlan, KernelOffer, Probe, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
 from ipitrace.words.events import (
     NR_KINDS,
@@ -481,7 +481,7 @@ def probes_on_libc(
         return True
 
     monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
-    monkeypatch.setattr(kernel, "raw_offer", lambda _: Offer(args=args))
+    monkeypatch.setattr(kernel, "raw_offer", lambda _: KernelOffer(args=args))
     monkeypatch.setattr(
         attaching, "attach_probe", lambda b, p: on_libc(b, p, "attach") or attach(b, p)
     )
@@ -574,7 +574,7 @@ def test_a_function_that_cannot_be_probed_is_left_out(
         tracer.attach()
 
 
-def compile_and_load(a_plan: Plan) -> None:
+def compile_and_load(a_plan: HookPlan) -> None:
     """Have bcc compile the program and the verifier accept it; nothing is attached."""
     directory = resources.bpf_dir()
     flags = cflags(a_plan, directory, pid=os.getpid(), n_vcpus=2, slots_per_ring=64)
@@ -593,7 +593,7 @@ LAYOUTS = sorted(path for path in TRACEFS.iterdir() if path.is_dir())
 @pytest.mark.parametrize("directory", LAYOUTS, ids=lambda path: path.name)
 def test_the_program_of_every_layout_compiles_and_loads(directory: Path) -> None:
     columns = {path.name: parse_format(path.read_text()) for path in directory.iterdir()}
-    a_plan = plan([EVENT_BY_NAME[name] for name in columns], Offer(columns=columns))
+    a_plan = plan([EVENT_BY_NAME[name] for name in columns], KernelOffer(columns=columns))
     assert a_plan.left_out == {}
     assert {probe.hook for probe in a_plan.probes} == {"classic"}
     compile_and_load(a_plan)
@@ -602,7 +602,9 @@ def test_the_program_of_every_layout_compiles_and_loads(directory: Path) -> None
 def test_a_program_without_isa_or_info1_compiles_and_loads() -> None:
     columns = parse_format((TRACEFS / "6.18/kvm_exit").read_text())
     del columns["isa"], columns["info1"]
-    a_plan = plan([EVENT_BY_NAME["kvm_exit"]], Offer(columns={"kvm_exit": columns}, host_isa=2))
+    a_plan = plan(
+        [EVENT_BY_NAME["kvm_exit"]], KernelOffer(columns={"kvm_exit": columns}, host_isa=2)
+    )
     assert [probe.hook for probe in a_plan.probes] == ["classic"]
     compile_and_load(a_plan)
 
@@ -614,7 +616,7 @@ def test_the_program_of_every_function_compiles_and_loads(btf: bool) -> None:  #
         "vmx_deliver_interrupt": tuple(Arg(n, "s32") for n in ("apic", "dm", "tm", "vector")),
         "vmx_deliver_posted_interrupt": (Arg("vcpu", "*kvm_vcpu"), Arg("vector", "s32")),
     }
-    offer = Offer(
+    offer = KernelOffer(
         args=args if btf else {}, functions=frozenset(event.symbol for event in functions)
     )
     a_plan = plan(functions, offer)
@@ -650,7 +652,7 @@ def test_a_program_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_program_the_verifier_refuses() -> None:
     text = "int probe_kvm_eoi(struct bpf_raw_tracepoint_args *ctx) { return ctx->args[99]; }\n"
-    offer = Offer(args={"kvm_eoi": (Arg("vector", "s32"),)})
+    offer = KernelOffer(args={"kvm_eoi": (Arg("vector", "s32"),)})
     bpf = compile_programs(text, [], resources.bpf_dir())
     try:
         with pytest.raises(HostError, match="refused every BPF program") as raised:

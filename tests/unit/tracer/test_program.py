@@ -13,7 +13,15 @@ from ipitrace.tracer import counting
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.formats import Column, parse_format
-from ipitrace.tracer.program import SOURCES, WATCH_SOURCES, Offer, Plan, cflags, plan, source
+from ipitrace.tracer.program import (
+    SOURCES,
+    WATCH_SOURCES,
+    HookPlan,
+    KernelOffer,
+    cflags,
+    plan,
+    source,
+)
 from ipitrace.words.events import Kind
 
 TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
@@ -29,11 +37,11 @@ def unnamed(prototype: str) -> tuple[Arg, ...]:
     return tuple(Arg(None, arg.shape) for arg in args(prototype))
 
 
-def planned(offer: Offer, *tracepoints: str) -> Plan:
+def planned(offer: KernelOffer, *tracepoints: str) -> HookPlan:
     return plan([EVENT_BY_NAME[name] for name in tracepoints], offer)
 
 
-def flags(a_plan: Plan) -> list[str]:
+def flags(a_plan: HookPlan) -> list[str]:
     return cflags(a_plan, Path("/bpf"), pid=42, n_vcpus=3, slots_per_ring=64)
 
 
@@ -84,7 +92,7 @@ def test_every_probe_in_the_c_files_is_in_the_table_and_reads_what_it_says() -> 
 
 
 def test_what_only_some_kernels_have_is_read_only_where_they_do() -> None:
-    offer = Offer(args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")})
+    offer = KernelOffer(args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")})
     given = flags(planned(offer, "kvm_exit"))
     assert {"-DHAVE_kvm_exit", "-DHAVE_ARG_kvm_exit_isa"} <= set(given)
     assert "-DHAVE_ARG_kvm_exit_info1" not in given
@@ -99,14 +107,16 @@ def test_the_counting_programs_read_fields_that_the_table_has() -> None:
 
 
 def test_a_new_kernel_hooks_kvm_exit_by_its_format() -> None:
-    offer = Offer(args={"kvm_exit": args("vcpu:*kvm_vcpu isa:u32")}, columns=kvm_exit_columns())
+    offer = KernelOffer(
+        args={"kvm_exit": args("vcpu:*kvm_vcpu isa:u32")}, columns=kvm_exit_columns()
+    )
     a_plan = planned(offer, "kvm_exit")
     assert [probe.hook for probe in a_plan.probes] == ["classic"]
     assert {"-DHOOK_kvm_exit=CLASSIC", "-DARG_kvm_exit_info1=info1"} <= set(flags(a_plan))
 
 
 def test_an_older_kernel_has_the_reason_in_the_raw_arguments() -> None:
-    offer = Offer(
+    offer = KernelOffer(
         args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")},
         columns=kvm_exit_columns(),
     )
@@ -119,7 +129,7 @@ def test_an_older_kernel_has_the_reason_in_the_raw_arguments() -> None:
 
 @pytest.mark.parametrize("spelling", ["vector", "irq"])
 def test_both_spellings_of_the_injected_vector(spelling: str) -> None:
-    offer = Offer(args={"kvm_inj_virq": args(f"{spelling}:u32")})
+    offer = KernelOffer(args={"kvm_inj_virq": args(f"{spelling}:u32")})
     assert "-DARG_kvm_inj_virq_vector=0" in flags(planned(offer, "kvm_inj_virq"))
 
 
@@ -128,23 +138,23 @@ def test_types_name_the_arguments_where_btf_does_not() -> None:
         ("vector:u32 soft:bool reinjected:bool", 0),
         ("irq:u32", 0),
     ):
-        offer = Offer(args={"kvm_inj_virq": unnamed(prototype)})
+        offer = KernelOffer(args={"kvm_inj_virq": unnamed(prototype)})
         assert f"-DARG_kvm_inj_virq_vector={position}" in flags(planned(offer, "kvm_inj_virq"))
     moved = EVENT_BY_NAME["sched_switch"].prototypes[1]
-    offer = Offer(args={"sched_switch": unnamed(moved)}, task_pid_offset=1264)
+    offer = KernelOffer(args={"sched_switch": unnamed(moved)}, task_pid_offset=1264)
     given = flags(planned(offer, "sched_switch"))
     assert {"-DARG_sched_switch_next=3", "-DTASK_PID_OFFSET=1264"} <= set(given)
 
 
 def test_unknown_types_are_not_guessed() -> None:
-    offer = Offer(args={"kvm_inj_virq": (Arg(None, "u64"), Arg(None, "u32"))})
+    offer = KernelOffer(args={"kvm_inj_virq": (Arg(None, "u64"), Arg(None, "u32"))})
     a_plan = planned(offer, "kvm_inj_virq")
     assert a_plan.probes == ()
     assert "their types are not known" in a_plan.left_out["kvm_inj_virq"]
 
 
 def test_sched_switch_without_the_task_layout_is_classic() -> None:
-    offer = Offer(
+    offer = KernelOffer(
         args={"sched_switch": args(EVENT_BY_NAME["sched_switch"].prototypes[0])},
         columns={"sched_switch": parse_format((TRACEFS / "6.18/sched_switch").read_text())},
     )
@@ -154,11 +164,13 @@ def test_sched_switch_without_the_task_layout_is_classic() -> None:
 
 
 def test_reasons_for_what_is_left_out() -> None:
-    nothing = Offer(no_args="the kernel has no BTF", no_columns="tracefs is not mounted")
+    nothing = KernelOffer(no_args="the kernel has no BTF", no_columns="tracefs is not mounted")
     assert planned(nothing, "kvm_eoi").left_out == {
         "kvm_eoi": "raw: the kernel has no BTF; classic: tracefs is not mounted"
     }
-    new = Offer(args={"kvm_eoi": args("apic:*kvm_lapic irq_line:s32")}, columns={"kvm_eoi": {}})
+    new = KernelOffer(
+        args={"kvm_eoi": args("apic:*kvm_lapic irq_line:s32")}, columns={"kvm_eoi": {}}
+    )
     assert planned(new, "kvm_eoi").left_out == {
         "kvm_eoi": "raw: its raw arguments lack vector; classic: its tracefs format lacks vector"
     }
@@ -168,7 +180,7 @@ FUNCTIONS = [event for event in EVENTS if event.symbol]
 
 
 def test_functions_are_hooked_where_the_kernel_has_them() -> None:
-    offer = Offer(
+    offer = KernelOffer(
         args={"vmx_deliver_interrupt": args("apic:*kvm_lapic mode:s32 trig:s32 vector:s32")},
         functions={
             "vmx_deliver_interrupt",
@@ -201,7 +213,7 @@ def test_only_interrupt_handlers_are_anyones_and_only_fastpaths_are_on_return() 
 
 
 def test_rows_with_rings_come_first() -> None:
-    offer = Offer(args={"kvm_emulate_insn": (), "kvm_entry": ()})
+    offer = KernelOffer(args={"kvm_emulate_insn": (), "kvm_entry": ()})
     a_plan = planned(offer, "kvm_emulate_insn", "kvm_entry")
     assert [probe.event.name for probe in a_plan.probes] == ["kvm_entry", "kvm_emulate_insn"]
     assert a_plan.n_rings == 1
@@ -258,7 +270,7 @@ def test_the_classic_hooks_of_every_layout(kernel: str) -> None:
     assert own(columns["kvm_exit"]) == exit_columns
     assert own(columns["kvm_entry"]) == entry_columns
     names = ["kvm_exit", "kvm_entry", "kvm_inj_virq", "kvm_apic"]
-    a_plan = planned(Offer(columns=columns), *names)
+    a_plan = planned(KernelOffer(columns=columns), *names)
     assert a_plan.left_out == {}
     assert {probe.hook for probe in a_plan.probes} == {"classic"}
     places = {probe.event.name: probe.places for probe in a_plan.probes}
@@ -284,7 +296,7 @@ def test_a_kvm_exit_that_does_not_say_whose_reasons_it_has() -> None:
     columns = columns_of("6.18")
     del columns["kvm_exit"]["isa"]
     for isa in (0, 1, 2):
-        a_plan = planned(Offer(columns=columns, host_isa=isa), "kvm_exit")
+        a_plan = planned(KernelOffer(columns=columns, host_isa=isa), "kvm_exit")
         assert [probe.hook for probe in a_plan.probes] == ["classic"]
         given = flags(a_plan)
         assert f"-DHOST_ISA={isa}" in given
@@ -298,7 +310,7 @@ FORMATS = sorted(TRACEFS.glob("*/*"))
 def test_the_record_in_c_lies_as_the_format_says(path: Path, tmp_path: Path) -> None:
     columns = parse_format(path.read_text())
     name = path.name
-    a_plan = planned(Offer(columns={name: columns}), name)
+    a_plan = planned(KernelOffer(columns={name: columns}), name)
     assert [probe.hook for probe in a_plan.probes] == ["classic"], a_plan.left_out
     places = [place for place in a_plan.probes[0].places.values() if isinstance(place, Column)]
     assert len(places) == len(EVENT_BY_NAME[name].fields)
