@@ -122,7 +122,12 @@ def _posted(_arg: int, _word: int, detail: int | None) -> str:
 
 
 HOST_EVENTS: Final = (
-    HostEvent(Kind.KVM_EXIT, "The vCPU exited from the guest to KVM, with the reason.", _exit, zero_is_unknown=True),
+    HostEvent(
+        Kind.KVM_EXIT,
+        "The vCPU exited from the guest to KVM, with the reason.",
+        _exit,
+        zero_is_unknown=True,
+    ),
     HostEvent(Kind.KVM_ENTRY, "KVM is about to enter the guest."),
     HostEvent(
         Kind.KVM_APIC_IPI,
