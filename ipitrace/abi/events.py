@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy's view of bpf/ipitrace_events.h; tests/contract compares them."""
+"""NumPy types for the structures of bpf/ipitrace_events.h; tests/contract compares them."""
 
 from typing import Final
 
@@ -23,5 +23,5 @@ RING_HEAD: Final = np.dtype(
     ]
 )
 
-# A ring's record once it has left its ring, with what its ring said about it.
+# A record that was read from a ring, with the ring's vCPU and event kind.
 HOST_EVENT: Final = np.dtype([*RING_EVENT.descr, ("vcpu", "u2"), ("kind", "u1")], align=True)

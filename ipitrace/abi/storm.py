@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The storm's binary interface as numpy sees it.
+"""NumPy types for the storm's binary interface.
 
-The definition is guest-tools/storm_abi.h; tests/contract compiles it and
-compares every size, offset and number with what stands here.
+guest-tools/storm_abi.h defines it; tests/contract compiles that header and
+compares every size, offset and number with this module.
 """
 
 from enum import IntEnum
@@ -129,4 +129,4 @@ FILE = np.dtype(
         ("status", STATUS),
     ]
 )
-"""struct storm_file: the header of what a Linux guest hands back."""
+"""struct storm_file: the header of the file that a Linux guest returns."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy's view of bpf/ipitrace_watch.h; tests/contract compares them."""
+"""NumPy types for the structures of bpf/ipitrace_watch.h; tests/contract compares them."""
 
 from enum import IntEnum
 from typing import Final
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class What(IntEnum):
-    """`enum ipitrace_watch_what`: what a counting program's cell counts."""
+    """`enum ipitrace_watch_what`: the kind of event that a cell counts."""
 
     IPI = 1
     OTHER = 2
@@ -20,18 +20,18 @@ NR_WHATS: Final = 5  # including 0, a free cell
 
 
 class SentBy(IntEnum):
-    """`enum ipitrace_watch_sent_by`: how a counted IPI was asked for."""
+    """`enum ipitrace_watch_sent_by`: how a counted IPI was sent."""
 
     ICR = 0
     HYPERCALL = 1
     AVIC = 2
 
 
-# `struct ipitrace_watch_cell`; what its key means depends on the What in its top bits.
+# `struct ipitrace_watch_cell`; the meaning of its key depends on the What in its top bits.
 WATCH_CELL: Final = np.dtype([("key", "u8"), ("count", "u8")])
 
 
-# IPITRACE_WATCH_x_SHIFT and the bits from there on.
+# IPITRACE_WATCH_x_SHIFT, and the number of bits of the field.
 WATCH_KEY: Final = {
     "TARGET": (0, 16),
     "VECTOR": (16, 8),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares recordings: which side is better, by how much, and is that significant?
 
-How that is decided is written in docs/statistics.md.
+docs/statistics.md describes the statistics and the rules.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ from ipitrace.compare.model import (
 from ipitrace.compare.moves import moves
 from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE
-from ipitrace.compare.versus import differing_on_purpose, under_pairs
+from ipitrace.compare.versus import intended_differences, under_pairs
 from ipitrace.compare.wording import gates_in_words, sentence
 
 Recordings = Sequence[Named]
@@ -39,12 +39,12 @@ class Settings:
     """How to compare.
 
     Attributes:
-        scenarios: only these; empty is all.
-        allow: what may differ although it must match.
-        pairs: a scenario of the base and one of the other side, held against each other;
-            only these, if there are any.
-        interleaved: both sides were measured in turn.
-        strict: what could not be decided counts as failed.
+        scenarios: the scenarios to compare; empty means all.
+        allow: keys that may differ although they must match.
+        pairs: pairs of a scenario of the base and one of the other side to compare with each
+            other. If there are any, nothing else is compared.
+        interleaved: both sides were measured in alternation.
+        strict: an undecided verdict or gate counts as failed.
     """
 
     gates: tuple[Gate, ...] = ()
@@ -59,11 +59,11 @@ class Settings:
 def compare(
     base: Recordings, patched: Recordings, names: tuple[str, str], settings: Settings
 ) -> Comparison:
-    """Compare two sides; `names` are what the person calls them.
+    """Compare two sides; `names` are the names that the user gave them.
 
     Raises:
-        HostError, MeasurementError: they are not comparable, or one cannot be trusted.
-        UsageError: a scenario or a gate is about nothing that was measured.
+        HostError, MeasurementError: they are not comparable, or one is not trustworthy.
+        UsageError: a scenario or a gate matches nothing that was measured.
     """
     if settings.scenarios:
         base, patched = ([_only(r, settings.scenarios) for r in side] for side in (base, patched))
@@ -73,7 +73,7 @@ def compare(
             [under_pairs(recording, settings.pairs, i) for recording in side]
             for i, side in enumerate((base, patched))
         )
-        allow |= differing_on_purpose(settings.pairs)
+        allow |= intended_differences(settings.pairs)
     for side in (base, patched):
         check_side(side, allow)
     differences = check_comparable(base[0], patched[0], allow)
@@ -86,7 +86,7 @@ def compare(
     )
     if not found:
         raise MeasurementError(
-            f"{names[0]} and {names[1]} have no metric in common.", "Measure both again."
+            f"{names[0]} and {names[1]} have no metric in common.", "Measure both sides again."
         )
     moved = moves(found)
     rows = (
@@ -99,8 +99,8 @@ def compare(
     verdict = _overall(headline, missing)
     sides = (_side(base, names[0]), _side(patched, names[1]))
     gates = check_gates(settings.gates, rows)
-    said = (
-        gates_in_words(gates),  # first, for they decide
+    parts = (
+        gates_in_words(gates),  # first, because gates decide
         sentence(verdict, headline, names, settings.minimum),
         *_caveats(*sides, interleaved=settings.interleaved),
     )
@@ -110,7 +110,7 @@ def compare(
         confidence=CONFIDENCE,
         interleaved=settings.interleaved,
         verdict=verdict,
-        sentence=" ".join(filter(None, said)),
+        sentence=" ".join(filter(None, parts)),
         rows=rows,
         missing=missing,
         gates=gates,
@@ -119,9 +119,9 @@ def compare(
 
 
 def exit_code(comparisons: Iterable[Comparison], *, strict: bool) -> ExitCode:
-    """What the comparisons mean for a script.
+    """The exit code for the comparisons.
 
-    With gates they decide; without any the verdict does. What failed outranks what is open.
+    If there are gates, they decide; otherwise the verdict does. A failure outranks an open gate.
     """
     found = list(comparisons)
     gated = any(c.gates for c in found)
@@ -170,8 +170,8 @@ def _overall(rows: Sequence[Row], missing: Sequence[Missing]) -> Verdict:
 
 
 def _caveats(base: Side, patched: Side, *, interleaved: bool) -> Iterable[str]:
-    """What the verdict leaves out of account."""
+    """Notes on what the verdict does not take into account."""
     if base.emulated or patched.emulated:
         yield "Emulated host: cycles are not real time."
     if base.recordings == patched.recordings == 1 and not interleaved:
-        yield "One recording a side: what differs from run to run is not in this."
+        yield "Each side has one recording: differences between runs are not taken into account."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures others published, from anchors.toml: to look at, never to calculate with."""
+"""Figures published by others, from anchors.toml: for display, never used in calculations."""
 
 import tomllib
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ class Anchor:
     """One published figure.
 
     Attributes:
-        what: what was measured, in the publisher's words.
+        what: what was measured, in the words of the publication.
         figures: as published, with their unit; "a -> b" is before and after a change.
-        setup: on what, as far as it was stated.
-        seen: read in the source itself; else second-hand.
+        setup: the hardware and software, as far as the publication states them.
+        seen: the figure was read in the source itself; otherwise it is second-hand.
     """
 
     source: str
@@ -25,6 +25,6 @@ class Anchor:
 
 
 def read_anchors() -> tuple[Anchor, ...]:
-    """All of them, in the file's order."""
+    """All published figures, in the order of the file."""
     text = resources.files("ipitrace.compare").joinpath("anchors.toml").read_text("utf-8")
     return tuple(Anchor(**entry) for entry in tomllib.loads(text)["anchor"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be the same on both sides of a comparison, and what may differ: one list."""
+"""Items that must be the same on both sides of a comparison, and items that may differ."""
 
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,26 +19,26 @@ from ipitrace.words.metrics import TOTAL_EXITS
 from ipitrace.words.scenarios import Mode, ScenarioStatus, SendMethod
 
 MOST_PASSTHROUGH_EXITS = 0.05
-"""Sender exits per IPI above which a passthrough scenario did not pass the interrupts through."""
+"""With more sender exits per IPI, a passthrough scenario did not pass interrupts through."""
 
 _HOSTS_OWN: Final = ("EXTERNAL_INTERRUPT", "interrupt", "irq_exits")
-"""Exits that no send causes, as VMX, SVM and KVM's statistics call them: where IPIs are far apart,
-the host's timer comes in between."""
+"""Exits that no send causes, by their names in VMX, SVM and KVM's statistics. If IPIs are far
+apart, the host's timer interrupts in between."""
 
 _SHORT: Final = 60  # characters of a value in an error
 _NAMED: Final = 3  # keys of a mapping in an error
 
 Read = Callable[[RunResult], Any]
 Named = tuple[str, RunResult]
-"""A run, after what the person calls it."""
+"""The user's name of a run, and the run."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item that is looked at.
+    """One item that is checked.
 
     Attributes:
-        must_match: False for what a comparison may be about.
+        must_match: False if the item may be the subject of a comparison.
     """
 
     key: str
@@ -60,7 +60,7 @@ def _plain(value: object) -> object:
 
 
 def _parameters(*, tunables: bool) -> Read:
-    """KVM's parameters but those of _TUNABLES, or those alone."""
+    """KVM's parameters without those of _TUNABLES, or only those."""
 
     def read(run: RunResult) -> dict[str, str]:
         found = (run.host.fingerprint and run.host.fingerprint.kvm_parameters) or {}
@@ -74,7 +74,7 @@ def _parameters(*, tunables: bool) -> Read:
 
 
 def _known_mitigations(run: RunResult) -> dict[str, str]:
-    """Those that cost something; "Not affected" is as good as a name the kernel does not know."""
+    """Mitigations, without "Not affected", which equals a name that the kernel does not know."""
     found = (run.host.fingerprint and run.host.fingerprint.mitigations) or {}
     return {name: state for name, state in found.items() if state != "Not affected"}
 
@@ -93,11 +93,11 @@ def _other_tracers(run: RunResult) -> int | None:
     return None if run.host.neighbours is None else run.host.neighbours.bpf_tracing_programs
 
 
-# Parameters that set how long a host polls or waits: they move every figure of a halted target.
+# Parameters that set how long a host polls or waits. They change all figures of a halted target.
 _TUNABLES: Final = ("halt_poll_ns", "lapic_timer_advance", "ple_")
 
-# A kernel may call itself otherwise, know more vulnerabilities and take other parameters:
-# that is what is compared. The machine, its speed and what is measured must stay.
+# Kernels are what is compared: release, known vulnerabilities and parameters may differ. The
+# machine, its speed and the measured workload must not.
 ITEMS: Final[tuple[Item, ...]] = (
     *(
         Item(key, must_match=True, read=_fingerprint(key))
@@ -132,13 +132,13 @@ ITEMS: Final[tuple[Item, ...]] = (
     Item("kvm_parameters", must_match=False, read=_parameters(tunables=False)),
 )
 
-# What a comparison may be about; within one side it has to be the same.
+# Possible subjects of a comparison; within one side they must be the same.
 _COMPARED: Final = ("kernel_release", "kernel_version", "kernel_cmdline", "kvm_parameters")
 
-# What makes a run doubtful, and is compared when it is allowed.
+# States that make a run doubtful; a doubtful run is compared only if --allow names the state.
 _DOUBTS: Final = ("incomplete", "untrustworthy")
 
-# Of each scenario, by the name it has in run.json.
+# Conditions of each scenario, by their names in run.json.
 _CONDITIONS: Final = ("targets", "pace_cycles", "warmup", "send_method", "target_state", "pattern")
 _SENDS: Final = "sends_per_repetition"
 _SOURCE: Final = "exits.source"
@@ -146,10 +146,10 @@ _TRACED: Final = "traced"
 
 
 def check_allowed(keys: Collection[str]) -> None:
-    """See that every key of --allow is one that a refusal can name.
+    """Check that every key of --allow is one that a refusal can name.
 
     Raises:
-        UsageError: one of them is not.
+        UsageError: a key is unknown.
     """
     known = [*(item.key for item in ITEMS), *_DOUBTS]
     of_scenarios = (*_CONDITIONS, _SOURCE, _TRACED, _SENDS)
@@ -164,16 +164,16 @@ def check_allowed(keys: Collection[str]) -> None:
 def check_comparable(
     base: Named, patched: Named, allow: Collection[str]
 ) -> tuple[FingerprintDifference, ...]:
-    """See that two runs may be compared, and answer how they differ nevertheless.
+    """Check that two runs may be compared, and return their accepted differences.
 
     Args:
-        base: one run, and what the person calls it.
-        patched: the other.
+        base: one run, with the user's name of it.
+        patched: the other one.
         allow: keys that may differ although they must match.
 
     Raises:
-        MeasurementError: one of the runs is not to be trusted.
-        HostError: what must match does not, or the scenarios are not the same.
+        MeasurementError: one of the runs is incomplete or not trustworthy.
+        HostError: an item that must match differs, or the scenarios are not the same.
     """
     for name, run in (base, patched):
         _check_sound(run, name, allow)
@@ -187,11 +187,12 @@ def check_comparable(
 
 
 def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
-    """See that the recordings of one side are of one configuration.
+    """Check that the recordings of one side have one configuration.
 
     Raises:
-        MeasurementError: one of them is not to be trusted.
-        HostError: two of them differ in what must match, or in what is compared between sides.
+        MeasurementError: one of them is incomplete or not trustworthy.
+        HostError: two of them differ in an item that must match, or in one that may differ
+            only between sides.
     """
     for run in runs[1:]:
         found = check_comparable(runs[0], run, allow)
@@ -201,10 +202,10 @@ def check_side(runs: Sequence[Named], allow: Collection[str]) -> None:
 def _refuse(barred: Sequence[FingerprintDifference], base: Named, patched: Named) -> None:
     if not barred:
         return
-    told = "; ".join(f"{d.key} ({_short(d)})" for d in barred)
+    items = "; ".join(f"{d.key} ({_short(d)})" for d in barred)
     raise HostError(
-        f"The runs {base[0]} and {patched[0]} are not comparable, since these differ: {told}.",
-        "Measure both alike, or accept a difference with "
+        f"The runs {base[0]} and {patched[0]} are not comparable. Different: {items}.",
+        "Measure both under the same conditions, or accept the difference with "
         + " ".join(f"--allow {d.key}" for d in barred)
         + ".",
     )
@@ -213,17 +214,17 @@ def _refuse(barred: Sequence[FingerprintDifference], base: Named, patched: Named
 def _check_sound(run: RunResult, name: str, allow: Collection[str]) -> None:
     if not run.complete and "incomplete" not in allow:
         raise MeasurementError(
-            f"The run {name} is partial: {run.failure}", "Measure again, or --allow incomplete."
+            f"The run {name} is partial: {run.failure}", "Measure again, or use --allow incomplete."
         )
     if run.untrustworthy and "untrustworthy" not in allow:
         raise MeasurementError(
             f"The run {name} is not trustworthy: {'; '.join(run.untrustworthy)}.",
-            "Measure again on a quieter host, or --allow untrustworthy.",
+            "Measure again on a quieter host, or use --allow untrustworthy.",
         )
     for row in _measured(run).values():
         if not row.repetition_figures:
             raise HostError(
-                f"The run {name} has no figures of single repetitions: an older ipitrace made it.",
+                f"The run {name} has no figures of single repetitions. An older ipitrace wrote it.",
                 "Measure again with this version.",
             )
         if row.send_method == SendMethod.PASSTHROUGH:
@@ -231,21 +232,21 @@ def _check_sound(run: RunResult, name: str, allow: Collection[str]) -> None:
 
 
 def _check_passthrough(row: ScenarioResult, name: str) -> None:
-    """The path is proved by exits that were counted and did not happen."""
+    """Check that sender exits were counted, and that there were none: the proof of the path."""
     exits = row.exits.sender if row.exits and row.exits.source else None
     if exits is None:
         raise HostError(
-            f"The scenario {row.name} of {name} claims to pass interrupts through, but nothing "
-            "counted its sender's exits.",
+            f"The scenario {row.name} of {name} should pass interrupts through, but the "
+            "sender's exits were not counted.",
             "Measure with tracing, or on a kernel whose KVM keeps statistics (5.14 or newer).",
         )
     per_ipi = exits.get(TOTAL_EXITS, 0.0) - sum(exits.get(reason, 0.0) for reason in _HOSTS_OWN)
     if per_ipi > MOST_PASSTHROUGH_EXITS:
         raise HostError(
-            f"The scenario {row.name} of {name} claims to pass interrupts through, but its "
-            f"sender took {per_ipi:.2f} exits per IPI, the host's interrupts not counted.",
-            "The path is proved by events, not by the scenario's name: see that the host and "
-            "the guest both support it, and measure again.",
+            f"The scenario {row.name} of {name} should pass interrupts through, but the "
+            f"sender took {per_ipi:.2f} exits per IPI, without those for the host's interrupts.",
+            "Check that the host and the guest both support passthrough, and measure again: "
+            "host events prove the path, not the scenario's name.",
         )
 
 
@@ -261,13 +262,13 @@ def _check_scenarios(base: Named, patched: Named) -> None:
     ]
     if lacking or not ours:
         raise HostError(
-            f"These are not runs of the same scenarios: {'; '.join(lacking) or 'there are none'}.",
-            "Measure the same scenarios, or name one that both have with --scenario.",
+            f"The runs have different scenarios: {'; '.join(lacking) or 'none was measured'}.",
+            "Measure the same scenarios, or select one that both runs have with --scenario.",
         )
 
 
 def _differences(ours: Named, others: Named) -> Iterator[FingerprintDifference]:
-    """`accepted` is empty where the item must match."""
+    """All differences; `accepted` is empty if the item must match."""
     base, patched = ours[1], others[1]
     if base.failure or patched.failure:
         yield FingerprintDifference("incomplete", base.failure, patched.failure, "--allow")
@@ -289,12 +290,12 @@ def _differences(ours: Named, others: Named) -> Iterator[FingerprintDifference]:
             if one[key] != other[key]:
                 yield FingerprintDifference(f"{name}.{key}", one[key], other[key], "")
         sends = [max(f.sent for f in r.repetition_figures) for r in (row, theirs[name])]
-        if abs(sends[0] - sends[1]) > 1:  # what is left over goes to the first repetitions
+        if abs(sends[0] - sends[1]) > 1:  # the first repetitions get the remainder
             yield FingerprintDifference(f"{name}.{_SENDS}", sends[0], sends[1], "")
 
 
 def _conditions(row: ScenarioResult) -> dict[str, Any]:
-    """What must be alike; exits are counted while watched, or where nothing was traced not."""
+    """Items that must be equal. Exits are counted while tracing, or without it if none was used."""
     return {
         **{key: getattr(row, key) for key in _CONDITIONS},
         _SOURCE: row.exits.source if row.exits else None,
@@ -303,7 +304,7 @@ def _conditions(row: ScenarioResult) -> dict[str, Any]:
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two dictionaries without what they agree on."""
+    """Two dictionaries without their equal items."""
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return {k: one.get(k) for k in keys}, {k: other.get(k) for k in keys}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates: how much worse a metric may get, or how much better it must, for a comparison to pass."""
+"""Gates: limits on how much worse a metric may get, or on how much better it must get."""
 
 import math
 import re
@@ -30,10 +30,10 @@ from ipitrace.words.paths import IpiPath
 _SPEC = re.compile(
     r"(?:(?P<scenario>[a-z0-9=-]+):)?(?P<metric>[A-Za-z][^:]*):(?P<limit>[+-]\d{1,9}(?:\.\d{1,9})?)(?P<unit>%?)"
 )
-_MOST_FILE_BYTES = 16 << 10  # 300 gates; a key of dots takes time that grows with its square
+_MOST_FILE_BYTES = 16 << 10  # 300 gates; parsing a dotted key takes quadratic time
 _ARRAYS = ("fail-on", "require", "allow")
 _HINT = (
-    "A gate is [SCENARIO:]METRIC:LIMIT, for instance deliver.p50:+5%, "
+    "A gate is [SCENARIO:]METRIC:LIMIT, for example deliver.p50:+5%, "
     "unicast-running:round_trip.p99:+10%, exits:+0.1 or path.exitless:-0.01."
 )
 _ROUNDING = 1e-9  # 1.2 - 1.1 is not quite 0.1
@@ -41,15 +41,15 @@ _ROUNDING = 1e-9  # 1.2 - 1.1 is not quite 0.1
 
 @dataclass(frozen=True)
 class Gate:
-    """Fail when a metric moves further than `limit`, or not as far, in the limit's direction.
+    """A limit on the change of a metric in one direction: not beyond it, or at least to it.
 
     Attributes:
-        spec: as the person wrote it.
-        scenario: None is every scenario.
+        spec: as the user wrote it.
+        scenario: None means every scenario.
         metrics: full names.
-        limit: a share of the base for cycles, else in the metric's unit; never negative.
-        sign: 1 when the limit is on growing, -1 when it is on falling: towards the worse for
-            fail-on, towards the better for require.
+        limit: a share of the base for cycles, otherwise in the metric's unit; never negative.
+        sign: 1 if the limit is on an increase, -1 if it is on a decrease: towards the worse
+            for fail-on, towards the better for require.
     """
 
     spec: str
@@ -62,7 +62,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateFile:
-    """What a gates file says."""
+    """The contents of a file of gates."""
 
     fail_on: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def parse_gate(spec: str, kind: GateKind = GateKind.FAIL_ON) -> Gate:
     """Read one gate.
 
     Raises:
-        UsageError: it is none, or its limit is on the wrong side.
+        UsageError: the text is not a gate, or its limit is on the wrong side.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -92,12 +92,12 @@ def parse_gate(spec: str, kind: GateKind = GateKind.FAIL_ON) -> Gate:
 
 
 def _check_direction(gate: Gate, limit: str) -> None:
-    """A limit is towards the worse for fail-on, and towards the better for require.
+    """Check that a limit is towards the worse for fail-on, and towards the better for require.
 
-    Of a metric where neither way is better, any is.
+    If neither direction is better, both are accepted.
 
     Raises:
-        UsageError: it is not, or nobody could meet it.
+        UsageError: the direction is wrong, or the limit cannot be met.
     """
     better = metric_of(gate.metrics[0]).better
     required = gate.kind == GateKind.REQUIRE
@@ -107,19 +107,19 @@ def _check_direction(gate: Gate, limit: str) -> None:
         no_worse, at_least = (turned, spec) if gate.sign == better else (spec, turned)
         direction = "for the better" if gate.sign == better else "for the worse"
         raise UsageError(
-            f"--{gate.kind} {spec}: {'less' if better < 0 else 'more'} is better there, so that "
-            f"limit is on a change {direction}.",
-            f"Better by at least the limit is --require {at_least}; worse by no more than the "
-            f"limit is --fail-on {no_worse}. In a file of gates: require, fail-on.",
+            f"--{gate.kind} {spec}: {'less' if better < 0 else 'more'} is better for this metric, "
+            f"and the limit is on a change {direction}.",
+            f"To require an improvement, use --require {at_least}; to limit a regression, use "
+            f"--fail-on {no_worse}. In a file of gates: require, fail-on.",
         )
     if required and not gate.limit:
         raise UsageError(
-            f"--require {plain(gate.spec, 60)} asks for nothing.", "Give a limit that is not 0."
+            f"--require {plain(gate.spec, 60)} has no effect.", "Give a limit that is not 0."
         )
     if required and gate.limit >= 1 and scale_of(gate.metrics[0]) == Scale.RELATIVE:
         raise UsageError(
-            f"--require {plain(gate.spec, 60)}: cycles cannot fall by so much.",
-            "Half of the cycles is -50%.",
+            f"--require {plain(gate.spec, 60)}: cycles cannot decrease by 100 % or more.",
+            "Give a smaller limit: -50% means half of the cycles.",
         )
 
 
@@ -127,10 +127,10 @@ def read_gates(path: Path) -> GateFile:
     """Read a TOML file of `fail-on`, `require`, `allow` (arrays of strings) and `strict`.
 
     Raises:
-        UsageError: it cannot be read, or says something else.
+        UsageError: it cannot be read, or has other contents.
     """
     hint = (
-        'For instance: fail-on = ["deliver.p50:+5%", "exits:+0.1"]; \'ipitrace compare --help\' '
+        'For example: fail-on = ["deliver.p50:+5%", "exits:+0.1"]; \'ipitrace compare --help\' '
         "shows a whole file."
     )
     try:
@@ -156,30 +156,30 @@ def _strings(data: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
 
 
 def check_gates(gates: Sequence[Gate], rows: Iterable[Row]) -> tuple[GateResult, ...]:
-    """Hold every gate against the rows it is about.
+    """Check every gate against the rows that it matches.
 
     Raises:
-        UsageError: a gate is about nothing that was measured on both sides.
+        UsageError: a gate matches nothing that was measured on both sides.
     """
     known = list(rows)
     meant = [(gate, row) for gate in gates for row in known if _is_about(gate, row)]
     for gate in gates:
         if not any(gate is one for one, _row in meant):
             raise UsageError(
-                f"The gate '{gate.spec}' is about nothing that was measured.",
-                "See 'ipitrace compare' without it for the scenarios and metrics there are.",
+                f"The gate '{gate.spec}' matches nothing that was measured on both sides.",
+                "Run 'ipitrace compare' without this gate: it lists the scenarios and metrics.",
             )
-    # Named before anything was measured, they are a family by themselves.
+    # Gated metrics were chosen before the measurement. They are a family of their own.
     family = list({(row.scenario, row.metric): row for _gate, row in meant}.values())
     p_values = dict(zip(map(id, family), holm([row.p for row in family]), strict=True))
     return tuple(_check(gate, row, p_values[id(row)], len(family)) for gate, row in meant)
 
 
 def named_counts(gates: Iterable[Gate]) -> tuple[str, ...]:
-    """Exits by reason and paths that gates name: they hold, too, where these never happen.
+    """Exits by reason and paths that gates name, to be compared even if they never happened.
 
     Raises:
-        UsageError: there is no such reason, or path.
+        UsageError: a reason or path does not exist.
     """
     names = dict.fromkeys(name for gate in gates for name in gate.metrics)
     found = [name for name in names if name.startswith("path.") or name.count(".") > 1]
@@ -192,7 +192,7 @@ def named_counts(gates: Iterable[Gate]) -> tuple[str, ...]:
             like = get_close_matches(last, known) if kind == "exits" else sorted(known)
             raise UsageError(
                 f"There is no {'path' if kind == 'path' else 'exit reason'} {last[:60]!r}.",
-                f"Known: {', '.join(like)}." if like else "'ipitrace compare --all' shows them.",
+                f"Known: {', '.join(like)}." if like else "'ipitrace compare --all' lists them.",
             )
     return counts
 
@@ -219,7 +219,10 @@ def _check(gate: Gate, row: Row, p: float, family: int) -> GateResult:
         elif most < gate.limit - _ROUNDING:
             state, why = GateState.BROKEN, "the whole interval of the change is short of the limit"
     elif real and change > gate.limit + _ROUNDING:
-        state, why = GateState.BROKEN, "the change is real and beyond the limit"
+        state, why = (
+            GateState.BROKEN,
+            "the change is statistically significant and beyond the limit",
+        )
     elif most <= gate.limit + _ROUNDING:
         state, why = GateState.HELD, "the whole interval of the change is within the limit"
     why = why or _why_open(gate, row, least, family)
@@ -230,11 +233,11 @@ def _why_open(gate: Gate, row: Row, least: float, family: int) -> str:
     fewest_units = fewest(family)
     gated = f"{family} gated metric" + ("" if family == 1 else "s")
     if row.between_recordings is None and min(row.base.n, row.patched.n) < fewest_units:
-        return f"too few repetitions: with {gated} it takes {fewest_units} a side"
+        return f"too few repetitions: with {gated}, each side needs {fewest_units}"
     if least == -math.inf:
         return "too few recordings: the change has no interval yet"
     if gate.kind == GateKind.FAIL_ON:
         return "the interval of the change reaches beyond the limit"
     if least < gate.limit - _ROUNDING:
-        return "the interval of the change does not lie beyond the limit as a whole"
-    return f"with {gated} the change may be chance"
+        return "the interval of the change is not entirely beyond the limit"
+    return f"with {gated}, the change is not statistically significant"

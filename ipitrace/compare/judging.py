@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pairs of samples to rows: the change, whether it is real, and the verdict."""
+"""From pairs of samples to rows: the change, its significance, and the verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from ipitrace.words.metrics import (
 
 @dataclass(frozen=True)
 class _Found:
-    """What the tests say of one pair, in the scale they work in."""
+    """The results of the tests of one pair, on the scale of the tests."""
 
     change: Estimate
     p: float
@@ -51,10 +51,10 @@ def judge(
 
 
 def _test(pair: MetricPair, family: int) -> _Found:
-    """Over the units; recordings too few for ranks have to convince two tests.
+    """Test the units; with too few recordings for ranks, two tests must agree.
 
-    Student's t over the recordings knows what differs between them, and the U test over their
-    repetitions does not take three equal recordings for proof that none could differ.
+    Student's t over the recordings includes the differences between recordings. The U test over
+    their repetitions prevents that a few equal recordings count as proof of no variation.
     """
     scale = _scale(pair.metric)
     base, patched = map(scale, pair.units)
@@ -67,7 +67,7 @@ def _test(pair: MetricPair, family: int) -> _Found:
 
 
 def _hull(one: Estimate, other: Estimate) -> Estimate:
-    """The first one's estimate in an interval that encloses both."""
+    """The first estimate, with an interval that encloses both intervals."""
     if None in {one.low, one.high, other.low, other.high}:
         return Estimate(one.value, None, None)
     bounds = [b for b in (one.low, one.high, other.low, other.high) if b is not None]
@@ -75,12 +75,12 @@ def _hull(one: Estimate, other: Estimate) -> Estimate:
 
 
 def _scale(metric: Metric) -> Callable[[Values], Values]:
-    """Cycles as logarithms, so that a difference is a ratio; counts and shares as they are."""
+    """The scale of the tests: logarithms of cycles (a difference is a ratio), else the values."""
     return np.log if metric.scale == Scale.RELATIVE else np.asarray
 
 
-def _told(metric: Metric, change: float) -> float:
-    """A difference on that scale as a share of the base, or as it is."""
+def _unscaled(metric: Metric, change: float) -> float:
+    """A difference on the scale of the tests as a share of the base, or unchanged."""
     return float(np.expm1(change)) if metric.scale == Scale.RELATIVE else float(change)
 
 
@@ -100,16 +100,16 @@ def _row(
     move: MetricPair | None,
 ) -> Row:
     low, high = (
-        None if bound is None else _told(pair.metric, bound)
+        None if bound is None else _unscaled(pair.metric, bound)
         for bound in (found.change.low, found.change.high)
     )
-    change = Estimate(_told(pair.metric, found.change.value), low, high)
+    change = Estimate(_unscaled(pair.metric, found.change.value), low, high)
     verdict = _verdict(pair.metric, change, corrected, minimum)
     if move is not None and verdict not in {Verdict.SAME, Verdict.INCONCLUSIVE}:
         verdict = _by_move(change.value, _test(move, family).change)
     why, more = None, None
     if verdict == Verdict.INCONCLUSIVE:
-        least = 0.0 if low is None or high is None else max(low, -high)  # that the interval allows
+        least = 0.0 if low is None or high is None else max(low, -high)  # what the interval allows
         why, more = _lacking(pair, max(minimum, least), family)
     base, patched = pair.units
     return Row(
@@ -143,7 +143,7 @@ def _between(pair: MetricPair) -> float | None:
     """The largest difference between two recordings of one side."""
     if not pair.several:
         return None
-    return max(_told(pair.metric, np.ptp(_scale(pair.metric)(side))) for side in pair.units)
+    return max(_unscaled(pair.metric, np.ptp(_scale(pair.metric)(side))) for side in pair.units)
 
 
 def _verdict(metric: Metric, change: Estimate, corrected: float, minimum: float) -> Verdict:
@@ -160,7 +160,7 @@ def _verdict(metric: Metric, change: Estimate, corrected: float, minimum: float)
 
 
 def _by_move(change: float, towards_better: Estimate) -> Verdict:
-    """The verdict on a path whose share changed: where did the most of that go, or come from?"""
+    """The verdict on a path whose share changed, by where most of the change went or came from."""
     low, high = towards_better.low, towards_better.high
     if low is None or high is None or abs(towards_better.value) < abs(change) / 2:
         return Verdict.CHANGED
@@ -168,7 +168,7 @@ def _by_move(change: float, towards_better: Estimate) -> Verdict:
 
 
 def _lacking(pair: MetricPair, change: float, family: int) -> tuple[str, int]:
-    """What an undecided metric lacks, and about how many units a side would tell `change`."""
+    """The reason for no decision, and about how many units a side would show `change`."""
     base, patched = map(_scale(pair.metric), pair.units)
     n = min(len(base), len(patched))
     would = wanted(base, patched, change, family)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison is: plain data, and as JSON."""
+"""The data of a comparison, and its JSON form."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ History:
 
 
 class Verdict(StrEnum):
-    """What can be said of a metric; `changed` where neither way is better."""
+    """The verdict on a metric; `changed` if neither direction is better."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -27,14 +27,14 @@ class Verdict(StrEnum):
 
 
 class GateKind(StrEnum):
-    """What a gate asks for, spelled as its option is."""
+    """The kind of a gate, spelled as its option."""
 
     FAIL_ON = "fail-on"  # worse by no more than the limit
-    REQUIRE = "require"  # better by the limit at least
+    REQUIRE = "require"  # better by at least the limit
 
 
 class GateState(StrEnum):
-    """What can be said of a gate."""
+    """The state of a gate."""
 
     HELD = "held"
     BROKEN = "broken"
@@ -61,12 +61,12 @@ class Side:
     """One side of a comparison.
 
     Attributes:
-        name: what the person called it.
-        recordings: how many it has.
-        started_at: of the first of them; in UTC, as reading.py gives it.
-        last_started_at: of the last.
-        kernel: its host's kernel release; None when not known.
-        emulated: by what its host is; None of a real one.
+        name: the user's name for it.
+        recordings: the number of its recordings.
+        started_at: start of the first recording, in UTC as reading.py converts it.
+        last_started_at: start of the last recording.
+        kernel: the host's kernel release; None if not known.
+        emulated: the emulator that runs the host; None if the host is real.
     """
 
     name: str
@@ -82,8 +82,8 @@ class Side:
 class Figures:
     """One metric on one side: the median of its `n` units and its 95 % interval.
 
-    The units are the repetitions of the side's only recording. Where a side of the comparison
-    has several recordings these are, each by the median of its repetitions.
+    If each side has one recording, the units are its repetitions. If a side has several
+    recordings, the units are the recordings, each represented by the median of its repetitions.
     """
 
     n: int
@@ -98,18 +98,18 @@ class Row:
 
     Attributes:
         headline: the comparison's verdict rests on it.
-        scale: `relative`, then the change is a share of the base; or `absolute`.
+        scale: `relative`: the change is a share of the base; or `absolute`.
         change: Hodges and Lehmann's estimate (with too few recordings for ranks: the difference
-            of means); low and high its 95 % interval.
-        p: of the metric by itself; p_corrected: Holm's, within the family of the headline
-            metrics or that of the others.
-        effect: Cliff's delta, patched against base.
+            of means); low and high are its 95 % interval.
+        p: p value of the metric by itself; p_corrected: Holm's correction within the family of
+            the headline metrics or that of the others.
+        effect: Cliff's delta, patched compared with base.
         minimum_effect: a change smaller than this counts as none.
-        between_recordings: the largest difference between two recordings of one side, told as
-            the change is; None where each side has one.
-        why: what an inconclusive verdict lacks.
-        wanted: about how many units a side would tell a change of minimum_effect, or the least
-            that the interval allows, where that is larger.
+        between_recordings: the largest difference between two recordings of one side, on the
+            same scale as the change; None if each side has one recording.
+        why: why the verdict is inconclusive.
+        wanted: about how many units a side would show a change of minimum_effect, or the
+            smallest change that the interval allows, if that is larger.
     """
 
     scenario: str
@@ -134,7 +134,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FingerprintDifference:
-    """An item of the fingerprint that is not the same on both sides."""
+    """An item of the fingerprint that differs between the sides."""
 
     key: str
     base: Any
@@ -156,8 +156,8 @@ class GateResult:
     """One gate on one metric of one scenario.
 
     Attributes:
-        gate: as the person wrote it.
-        p_corrected: Holm's, within the metrics that have a gate.
+        gate: as the user wrote it.
+        p_corrected: Holm's correction within the metrics that have a gate.
     """
 
     gate: str
@@ -171,13 +171,13 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One side held against another.
+    """One side compared with another.
 
     Attributes:
         missing: headline metrics that could not be compared.
-        differences: what is not the same and was let pass, with the reason.
-        interleaved: both sides were measured in turn; else what differs between any two runs
-            of one configuration is part of every change.
+        differences: differences that were accepted, with the reason.
+        interleaved: both sides were measured in alternation. Otherwise the differences between
+            any two runs of one configuration are part of every change.
         verdict: over the headline metrics.
         sentence: the verdict in words.
     """
@@ -200,7 +200,7 @@ class Comparison:
 
 
 def to_json(comparisons: tuple[Comparison, ...], anchors: tuple[Mapping[str, Any], ...]) -> str:
-    """All comparisons as one document; anchors apart, since nothing here measured them."""
+    """All comparisons as one document; anchors are separate: ipitrace did not measure them."""
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "comparisons": [asdict(comparison) for comparison in comparisons],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a path's share of the IPIs went, or came from: to better paths, or to worse ones."""
+"""Whether a path's share of the IPIs moved to or from better paths, or worse ones."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,13 +12,13 @@ from ipitrace.words.paths import PATH_RANKS
 
 
 def moves(found: Iterable[MetricPair]) -> dict[tuple[str, str], MetricPair]:
-    """For each path with a rank: the shares of better paths less those of worse ones.
+    """For each path with a rank: the shares of better paths minus those of worse ones.
 
-    It grows when IPIs leave the path for a better one, or come to it from a worse one. What
-    goes to `unknown`, or to a path of the same rank, leaves it as it is.
+    This difference grows when IPIs move from the path to a better one, or from a worse one to
+    the path. IPIs that move to `unknown`, or to a path of the same rank, do not change it.
 
     Returns:
-        By scenario and metric, a pair of that metric with these values in place of its own.
+        By scenario and metric, a pair of that metric with these differences as its values.
     """
     by_scenario: dict[str, dict[str, MetricPair]] = {}
     for pair in found:
@@ -38,7 +38,7 @@ def moves(found: Iterable[MetricPair]) -> dict[tuple[str, str], MetricPair]:
 
 
 def _towards_better(path: str, shares: Mapping[str, tuple[Values, ...]]) -> tuple[Values, ...]:
-    """Of one side's recordings, for each repetition."""
+    """The difference for each repetition of one side's recordings."""
     signs = [np.sign(PATH_RANKS[path] - PATH_RANKS[other]) for other in shares]
     return tuple(
         np.sum([sign * values for sign, values in zip(signs, of_paths, strict=True)], axis=0)

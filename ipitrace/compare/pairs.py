@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From two sides to pairs of samples: each metric of each scenario, on both."""
+"""From two sides to pairs of samples: each metric of each scenario, on both sides."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class MetricPair:
     """One metric of one scenario on both sides.
 
     Attributes:
-        base: for each recording of the side one value of each repetition.
-        patched: likewise.
+        base: for each recording of the side, one value for each repetition.
+        patched: the same for the other side.
     """
 
     scenario: str
@@ -37,12 +37,12 @@ class MetricPair:
 
     @property
     def several(self) -> bool:
-        """Whether a side has several recordings; then these are the units of statistics."""
+        """Whether a side has several recordings, which are then the units of statistics."""
         return len(self.base) > 1 or len(self.patched) > 1
 
     @property
     def units(self) -> tuple[Values, Values]:
-        """Each side's recordings by their medians, or its only recording's repetitions."""
+        """The medians of each side's recordings, or the repetitions of the only recording."""
         if not self.several:
             return self.base[0], self.patched[0]
         one, other = (
@@ -52,22 +52,22 @@ class MetricPair:
 
     @property
     def repetitions(self) -> tuple[Values, Values]:
-        """Each side's repetitions, whatever recording they are from."""
+        """Each side's repetitions, over all its recordings."""
         return np.concatenate(self.base), np.concatenate(self.patched)
 
 
 def pairs(
     base: Sequence[RunResult], patched: Sequence[RunResult], *, cycles: bool, also: Collection[str]
 ) -> tuple[tuple[MetricPair, ...], tuple[Missing, ...]]:
-    """Every metric that both sides have, and the headline ones that they do not.
+    """Every metric that both sides have, and the headline metrics that a side lacks.
 
-    A count or share that only one side knows is 0 on the other, if its kind was counted there.
+    A count or share that only one side has is 0 on the other, if its kind was counted there.
 
     Args:
-        base: the recordings of one side, of the same scenarios as all others.
-        patched: those of the other.
-        cycles: compare cycles, too; else only counts and shares.
-        also: full names of counts and shares to look at even if they never happened.
+        base: the recordings of one side; all recordings have the same scenarios.
+        patched: the recordings of the other side.
+        cycles: compare cycles, too; otherwise only counts and shares.
+        also: full names of counts and shares to compare even if they never happened.
     """
     found: list[MetricPair] = []
     missing: list[Missing] = []
@@ -97,14 +97,14 @@ def _names(recordings: Sequence[dict[str, Sample]], also: Collection[str]) -> li
 
 
 def _of_all(side: Sequence[dict[str, Sample]], metric: Metric) -> tuple[Values, ...]:
-    """The metric's values in each recording; none at all if one of them lacks it."""
+    """The metric's values in each recording; empty if one of them lacks it."""
     values = [_values(recording, metric) for recording in side]
     known = tuple(v for v in values if v is not None)
     return known if len(known) == len(values) else ()
 
 
 def _values(recording: dict[str, Sample], metric: Metric) -> Values | None:
-    """The metric's values, or zeros where others of its kind were counted and this never was."""
+    """The metric's values; zeros if others of its kind were counted and this one never was."""
     if metric.name in recording:
         return recording[metric.name].values
     if metric.scale == Scale.RELATIVE:
@@ -118,7 +118,7 @@ def _values(recording: dict[str, Sample], metric: Metric) -> Values | None:
 def _missing(row: ScenarioResult, has: Collection[str], *, cycles: bool) -> Iterator[Missing]:
     for metric in CYCLES_METRICS:
         if metric.headline and metric.name not in has:
-            why = "a recording has no such cycles" if cycles else "emulated and real cycles"
+            why = "a recording lacks these cycles" if cycles else "emulated and real cycles"
             yield Missing(row.name, metric.name, why)
     for side in SIDES:
         expected = side == "sender" or row.pattern != Pattern.SELF

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs to compare: from recordings, from run.json alone, from directories of recordings."""
+"""Reads runs to compare: recordings, single run.json files, directories of recordings."""
 
 import os
 from collections import Counter
@@ -21,38 +21,40 @@ from ipitrace.recording.writer import (
     RUN_FILE,
 )
 
-_MOST_REPETITIONS = 2000  # every value of one side is held against every one of the other
+_MOST_REPETITIONS = 2000  # every value of one side is compared with every value of the other
 _MOST_ENTRIES = 10_000
 
 
 def read(path: Path) -> RunResult:
-    """The run of a recording, or of a run.json without the rest.
+    """The run of a recording, or of a run.json without the other files.
 
-    Its `started_at` is in UTC and in one form, so that these texts sort as their times do.
+    `started_at` is converted to UTC in one form: the texts then sort in order of time.
 
     Raises:
-        UsageError: it is neither, damaged, or newer than this program.
+        UsageError: the path is neither, is damaged, or was written by a newer ipitrace.
     """
     return _checked(path, read_run(path))
 
 
 def _checked(path: Path, run: RunResult) -> RunResult:
-    """The run, whose types are right, if its values can be calculated with, too.
+    """Check the values of a run whose types are correct.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: a value cannot be used.
     """
     names = [row.name for row in run.scenarios]
     started_at = _in_utc(run.started_at)
     doubt = None
     if len(set(names)) < len(names):
-        doubt = "it has a scenario twice"
+        doubt = "it contains a scenario twice"
     elif started_at is None:
-        doubt = "its started_at is no time"
+        doubt = "its started_at is not a time"
     elif any(_most_of_a_mode(row) > _MOST_REPETITIONS for row in run.scenarios):
         doubt = f"it has more than {_MOST_REPETITIONS} repetitions of a scenario"
     if doubt or started_at is None:
-        raise UsageError(f"{path} is damaged: {doubt}.", "Copy it again, or measure again.")
+        raise UsageError(
+            f"{path} is damaged: {doubt}.", "Copy the recording again, or measure again."
+        )
     return replace(run, started_at=started_at)
 
 
@@ -61,7 +63,7 @@ def _most_of_a_mode(row: ScenarioResult) -> int:
 
 
 def _in_utc(text: str) -> str | None:
-    """The same time as text, in UTC; None if it is not a time with an offset from UTC."""
+    """The same time as text, in UTC; None if the text is not a time with an offset from UTC."""
     try:
         time = datetime.fromisoformat(text)
         return None if time.tzinfo is None else time.astimezone(UTC).isoformat()
@@ -73,9 +75,9 @@ def read_side(path: Path) -> tuple[Named, ...]:
     """One side of a comparison: a recording, a run.json, or a directory of recordings.
 
     Raises:
-        UsageError: it is none of these, or one of them cannot be read.
+        UsageError: the path is none of these, or a recording cannot be read.
     """
-    recording_of(path)  # which says so if it may not be looked at
+    recording_of(path)  # raises an error if the path may not be accessed
     if path.is_dir() and not (path / RUN_FILE).exists():
         found = _recordings_in(path)
         if found:
@@ -84,10 +86,10 @@ def read_side(path: Path) -> tuple[Named, ...]:
 
 
 def _recordings_in(path: Path) -> list[Path]:
-    """Those that are not hidden, sorted.
+    """The recordings that are not hidden, sorted.
 
     Raises:
-        UsageError: it cannot be listed, or holds more than any series of recordings.
+        UsageError: the directory cannot be listed, or contains too much.
     """
     found: list[Path] = []
     size = 0
@@ -100,12 +102,12 @@ def _recordings_in(path: Path) -> list[Path]:
                     size += run.stat().st_size
                 if n >= _MOST_ENTRIES or size > MOST_RUN_BYTES:
                     raise UsageError(
-                        f"{path} holds too much: more than {_MOST_ENTRIES} files, or recordings "
-                        f"whose {RUN_FILE} have more than {MOST_RUN_BYTES // MIB} MiB together.",
-                        "Give a directory of fewer recordings.",
+                        f"{path} is too large: it has more than {_MOST_ENTRIES} entries, or the "
+                        f"{RUN_FILE} files exceed {MOST_RUN_BYTES // MIB} MiB in total.",
+                        "Use a directory with fewer recordings.",
                     )
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be listed: {error.strerror}.", "See that it may be read."
+            f"{path} cannot be listed: {error.strerror}.", "Check the permissions of the directory."
         ) from error
     return sorted(found)

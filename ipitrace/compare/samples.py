@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a run to samples: for each scenario and metric one value a repetition."""
+"""From a run to samples: one value per repetition for each scenario and metric."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Sample:
 def samples(row: ScenarioResult) -> dict[str, Sample]:
     """The scenario's samples by the metric's name.
 
-    Cycles are those of the repetitions nobody watched; exits and paths those of the
-    recorded ones, or of all where none was recorded.
+    Cycles are from the repetitions in mode `off`. Exits and paths are from the recorded
+    repetitions, or from mode `off` if none was recorded.
     """
     unwatched = [r for r in row.repetition_figures if r.mode == Mode.OFF]
     recorded = [r for r in row.repetition_figures if r.mode == Mode.FULL] or unwatched
@@ -45,7 +45,7 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
 def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
     for timing in TIMINGS:
         figures: list[Percentiles | None] = [getattr(r, timing.field) for r in repetitions]
-        if None in figures:  # to leave a repetition out would be to choose
+        if None in figures:  # excluding a repetition would bias the sample
             continue
         for name, field in PERCENTILES.items():
             values = np.array([getattr(f, field) for f in figures], float)
@@ -54,7 +54,7 @@ def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
 
 
 def _exits(row: ScenarioResult, repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
-    """Of one source only: KVM's statistics know other reasons than kvm_exit."""
+    """From one source only: KVM's statistics have other reasons than kvm_exit."""
     source = None if row.exits is None else row.exits.source
     counted = [r.exits for r in repetitions if r.exits is not None and r.exits.source == source]
     for side in SIDES:

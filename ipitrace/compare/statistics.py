@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two samples of repetitions: intervals, change, p value, effect size. See docs/statistics.md.
 
-Everything is exact for small samples and free of any assumption on the distribution's
-shape: order statistics and the ranks of Mann and Whitney's U. Student's t alone assumes one,
-and serves only for recordings, of which there may be too few for ranks.
+The methods are exact for small samples and do not assume a shape of the distribution: order
+statistics and the ranks of Mann and Whitney's U. Only Student's t assumes a shape. It is used
+for recordings only, if there are too few of them for ranks.
 """
 
 import functools
@@ -18,16 +18,16 @@ from scipy import stats
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.9
-_MOST_STEPS = 100_000_000  # of counting permutations; 60 against 60 different values
+_MOST_STEPS = 100_000_000  # to count permutations; enough for 60 and 60 different values
 _EXACT_UP_TO = 100  # values a side; beyond, U is normal to four digits
-_RANK_EFFICIENCY = 3 / math.pi  # of U against Student's t on normal data, see docs
+_RANK_EFFICIENCY = 3 / math.pi  # of U relative to Student's t on normal data, see docs
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate, and its confidence interval; the bounds are None with too few values."""
+    """An estimate and its confidence interval; the bounds are None if there are too few values."""
 
     value: float
     low: float | None
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def median_interval(values: Values) -> Estimate:
-    """The median and its 95 % interval from order statistics; it takes 6 values to have one."""
+    """The median and its 95 % interval from order statistics, which needs 6 values."""
     middle = float(np.median(values))
     places = _interval_places(len(values))
     if places is None:
@@ -52,10 +52,10 @@ def _interval_places(n: int) -> tuple[int, int] | None:
 
 
 def shift(base: Values, patched: Values) -> Estimate:
-    """How far `patched` lies above `base`: Hodges and Lehmann's estimate and its interval.
+    """The shift from `base` to `patched`: Hodges and Lehmann's estimate and its interval.
 
-    That is the median of all differences between a value of one and a value of the other;
-    the interval holds every shift that a two-sided U test at 5 % does not reject.
+    The estimate is the median of all differences between a value of `patched` and one of `base`.
+    The interval contains every shift that a two-sided U test at 5 % does not reject.
     """
     differences = np.sort(np.subtract.outer(patched, base), axis=None)
     value = float(np.median(differences))
@@ -65,15 +65,15 @@ def shift(base: Values, patched: Values) -> Estimate:
     return Estimate(value, float(differences[rejected - 1]), float(differences[-rejected]))
 
 
-@functools.lru_cache(maxsize=4)  # 16 MB each at the most repetitions that are compared
+@functools.lru_cache(maxsize=4)  # 16 MB each at the maximum number of repetitions
 def _u_distribution(n: int, m: int) -> Values:
     """P(U <= u) of samples of n and m without ties, for u from 0 to n * m / 2."""
     u = np.arange(n * m // 2 + 1)
     if max(n, m) > _EXACT_UP_TO:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
         return np.asarray(stats.norm.cdf((u + 0.5 - n * m / 2) / spread))
-    # Samples whose U is 0, 1, 2, ...: the first value stands above some of m others, then
-    # the second, and so on. The exact p value depends on U alone.
+    # Samples whose U is 0, 1, 2, ...: the first value is above some of m others, then the
+    # second one, and so on. The exact p value depends only on U.
     above = np.clip(u[:, np.newaxis] - m * np.arange(n), 0, m) - 0.5
     others = np.broadcast_to(np.arange(m, dtype=float), (len(u), m))
     tested = stats.mannwhitneyu(above, others, alternative="less", method="exact", axis=1)
@@ -83,8 +83,8 @@ def _u_distribution(n: int, m: int) -> Values:
 def p_value(base: Values, patched: Values) -> float:
     """Two-sided p value of the U test.
 
-    Exact, with equal values, too: over all permutations of them, and where there are too many
-    by the normal approximation with its correction for ties.
+    It is exact, also for equal values: over all permutations. If these are too many, the normal
+    approximation with its correction for ties is used.
     """
     ranks = stats.rankdata(np.concatenate([base, patched]))
     n, m = len(base), len(patched)
@@ -103,7 +103,7 @@ def p_value(base: Values, patched: Values) -> float:
 def _tied_p_value(scores: NDArray[np.int_], n: int) -> float | None:
     """Two-sided p value of the first `n` scores' sum among all choices of n of them.
 
-    Counts the choices by their sum (Streitberg and Roehmel's shift algorithm). None where that
+    Counts the choices by their sum (Streitberg and Roehmel's shift algorithm). None if that
     takes too long.
     """
     scores = scores - scores.min()
@@ -122,16 +122,16 @@ def _tied_p_value(scores: NDArray[np.int_], n: int) -> float | None:
 
 
 def student(base: Values, patched: Values) -> tuple[float, Estimate]:
-    """Student's t with one spread for both sides: the p value, and how far `patched` lies above.
+    """Student's t with a pooled spread: the p value, and the shift from `base` to `patched`.
 
-    One side may be a single value: then the other one's spread serves for both.
+    One side may be a single value: the spread is then that of the other side.
 
     Raises:
         ValueError: there are fewer than three values.
     """
     freedom = len(base) + len(patched) - 2
     if freedom < 1:
-        raise ValueError("one value a side has no spread")
+        raise ValueError("one value on each side has no spread")
     value = float(patched.mean() - base.mean())
     error = spread(base, patched) * math.sqrt(1 / len(base) + 1 / len(patched))
     if error == 0:
@@ -143,13 +143,13 @@ def student(base: Values, patched: Values) -> tuple[float, Estimate]:
 
 
 def spread(base: Values, patched: Values) -> float:
-    """The standard deviation that both samples have in common; 0 where it cannot be known."""
+    """The pooled standard deviation of both samples; 0 if it cannot be computed."""
     squares = sum(float(np.square(side - side.mean()).sum()) for side in (base, patched))
     return math.sqrt(squares / max(len(base) + len(patched) - 2, 1))
 
 
 def _usual_spread(base: Values, patched: Values) -> float:
-    """The standard deviation of both samples if outliers are left out of account."""
+    """The pooled standard deviation of both samples, robust against outliers."""
     apart = np.concatenate([side - np.median(side) for side in (base, patched)])
     usual = float(stats.median_abs_deviation(apart, scale="normal"))
     n = len(apart)
@@ -157,12 +157,12 @@ def _usual_spread(base: Values, patched: Values) -> float:
 
 
 def cliffs_delta(base: Values, patched: Values) -> float:
-    """How often a value of `patched` lies above one of `base`, less how often below: -1 to 1."""
+    """The share of pairs with `patched` above `base`, minus the share with it below: -1 to 1."""
     return float(np.sign(np.subtract.outer(patched, base)).mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values corrected for their number (Holm 1979), in the order given."""
+    """The p values, corrected for multiple tests (Holm 1979), in the order given."""
     n = len(p_values)
     order = np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate(np.asarray(p_values, float)[order] * (n - np.arange(n)))
@@ -172,7 +172,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fewest(family: int) -> int:
-    """Values a side with which even one of `family` metrics can be proved to differ."""
+    """The least number of values a side that can show a difference in one of `family` metrics."""
     n = 2
     while 2 * family / math.comb(2 * n, n) > ALPHA:
         n += 1
@@ -185,11 +185,11 @@ def _normal_quantiles(family: int) -> float:
 
 
 def wanted(base: Values, patched: Values, change: float, family: int) -> int:
-    """About how many values a side it takes to find `change` 9 times of 10.
+    """About how many values a side are needed to find `change` 9 times out of 10.
 
     The usual sample size for two means of normal values (as far apart as `change`, with the
-    spread seen here, at Bonferroni's level for `family` metrics), over the efficiency of U. The
-    spread is the median deviation's, for U heeds outliers no more than that does.
+    spread seen here, at Bonferroni's level for `family` metrics), divided by the efficiency of U.
+    The spread is from the median deviation, which is as robust against outliers as U.
     """
     deviations = _usual_spread(base, patched) / change
     n = 2 * (_normal_quantiles(family) * deviations) ** 2 / _RANK_EFFICIENCY

@@ -26,12 +26,12 @@ _NO_DECIMALS = 10  # times the base
 def sentence(
     verdict: Verdict, rows: Sequence[Row], names: tuple[str, str], minimum: MinimumEffect
 ) -> str:
-    """The verdict in words; `rows` are the headline."""
+    """The verdict in words; `rows` are those of the headline metrics."""
     of = {v: [row for row in rows if row.verdict == v] for v in Verdict}
     base, patched = names
     if verdict == Verdict.SAME:
         return (
-            f"{patched} is the same as {base}: none of {len(rows)} headline metrics moved by "
+            f"{patched} is the same as {base}: none of {len(rows)} headline metrics changed by "
             f"{100 * minimum.cycles:g} % of its cycles, or {minimum.exits:g} exits per IPI."
         )
     parts = []
@@ -43,35 +43,35 @@ def sentence(
     rest = [f"{len(of[v])} {v}" for v in (Verdict.SAME, Verdict.INCONCLUSIVE) if of[v]]
     if parts:
         tail = f"; of the other headline metrics {' and '.join(rest)}" if rest else ""
-        return f"{patched} against {base}: {', but '.join(parts)}{tail}."
+        return f"{patched} compared with {base}: {', but '.join(parts)}{tail}."
     if not of[Verdict.INCONCLUSIVE]:
-        return f"Inconclusive: {patched} and {base} do not have all headline metrics."
+        return f"Inconclusive: {patched} or {base} lacks some headline metrics."
     worst = max(of[Verdict.INCONCLUSIVE], key=lambda row: row.wanted or 0)
     units = "recordings" if worst.between_recordings is not None else "repetitions"
     return (
         f"Inconclusive: {len(of[Verdict.INCONCLUSIVE])} of {len(rows)} headline metrics could "
-        f"not be decided; {worst.metric} of {worst.scenario} would take "
-        f"{how_many(worst.wanted)} {units} a side ({worst.why})."
+        f"not be decided; {worst.metric} of {worst.scenario} needs "
+        f"{how_many(worst.wanted)} {units} on each side ({worst.why})."
     )
 
 
 def how_many(wanted: int | None) -> str:
-    """A number of repetitions or recordings that is an estimate."""
+    """An estimated number of repetitions or recordings."""
     return f"more than {_MANY}" if (wanted or 0) > _MANY else f"about {wanted}"
 
 
 def gates_in_words(gates: Sequence[GateResult]) -> str:
-    """How many broke, and which, are open and held; nothing where there are none."""
+    """The number of broken (with their names), open and held gates; empty if there are none."""
     of = {state: [g for g in gates if g.state == state] for state in GateState}
     broken = of[GateState.BROKEN]
     named = [f"{g.metric} of {g.scenario}" for g in broken[:_NAMED]]
     which = ", ".join([*named, "..."] if len(broken) > len(named) else named)
-    told = [
+    counts = [
         f"{len(of[state])} {state}" + (f" ({which})" if state == GateState.BROKEN else "")
         for state in (GateState.BROKEN, GateState.OPEN, GateState.HELD)
         if of[state]
     ]
-    return f"Gates: {', '.join(told)}." if told else ""
+    return f"Gates: {', '.join(counts)}." if counts else ""
 
 
 def tell_change(row: Row) -> str:
@@ -94,7 +94,7 @@ def spell_change(row: Row) -> tuple[str, str]:
 
 
 def spell(row: Row, change: float) -> str:
-    """A change of the row's metric, with its sign: a share of the base, or as it is."""
+    """A change of the row's metric with its sign: in percent of the base, or in its unit."""
     if row.scale == Scale.RELATIVE:
         return f"{100 * change:+.{0 if change >= _NO_DECIMALS else 1}f} %"
     return f"{change:+.3f}"
@@ -131,5 +131,5 @@ def _spell_value(value: object) -> str:
 
 
 def spell_p(p: float) -> str:
-    """A p value, which is never 0."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004 - as it says
+    """A p value as text; it is never 0."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004 - the printed limit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a figure of a row is null, and what speaks against one that is not."""
+"""Reasons why figures of a row are null, and notes on a target's state."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,7 +22,7 @@ from ipitrace.words.scenarios import (
 )
 
 _UNTRACED = "nothing was traced"
-_NO_CLOCK = "host and guest could not be put on one clock"
+_NO_CLOCK = "host events could not be placed on the guest's clock"
 _MOSTLY = 0.5
 _NEARLY_ALL = 0.99
 _OF_TRACED_ROWS = (
@@ -42,7 +42,7 @@ def absent_figures(
     *,
     kvm_exit_fires: bool,
 ) -> dict[str, str]:
-    """Why what is null is null, but for the exits."""
+    """The field name of each figure that is null, except exits, to the reason."""
     interrupts = host_interrupts(watched)
     reasons = {t.field: _nothing_of(getattr(r.cycles, t.name) for r in storms) for t in TIMINGS}
     if stats is None:
@@ -66,7 +66,7 @@ def absent_figures(
 def target_notes(
     scenario: Scenario, storms: Sequence[Repetition], stats: Mapping[str, PerSide] | None
 ) -> Iterable[str]:
-    """Where the guest, or KVM's counters, show that the target was not in the state asked for."""
+    """Notes where the guest or KVM's counters show another target state than the requested one."""
     as_asked = [r.as_asked for r in storms if r.as_asked is not None]
     if as_asked and (share := sum(as_asked) / len(as_asked)) < _NEARLY_ALL:
         yield f"only {share:.0%} of the IPIs found their target {scenario.target_state}"
@@ -78,20 +78,20 @@ def target_notes(
     slept = stats.get("halt_wakeup", zero).target
     if scenario.target_state in {TargetState.HALTED, TargetState.BLOCKED}:
         if halts < _MOSTLY:
-            yield f"the target was in HLT for only {halts:.0%} of the IPIs; try a larger --pace"
+            yield f"the target was in HLT for only {halts:.0%} of the IPIs; use a larger --pace"
         elif scenario.target_state == TargetState.BLOCKED and slept < _MOSTLY:
-            yield f"the target's thread slept for only {slept:.0%} of the IPIs; raise --pace"
+            yield f"the target's thread slept for only {slept:.0%} of the IPIs; use a larger --pace"
         elif polled or slept:
             yield (
-                f"host found the target by polling for {polled:.0%} of the IPIs, asleep for "
-                f"{slept:.0%}"
+                f"the host was polling for the target for {polled:.0%} of the IPIs; the target's "
+                f"thread slept for {slept:.0%}"
             )
     elif halts > _MOSTLY:
         yield "the target halted although it should have been running"
 
 
 def _nothing_of(parts: Iterable[NDArray[np.int64]]) -> str | None:
-    return None if any(len(part) for part in parts) else "no IPI got that far"
+    return None if any(len(part) for part in parts) else "no IPI reached this point"
 
 
 def _known(reasons: Mapping[str, str | None]) -> dict[str, str]:

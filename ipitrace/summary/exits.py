@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exits per IPI by reason, and how long they took."""
+"""Exits per IPI by reason, and their duration."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ from ipitrace.words.exit_reasons import reason_name
 from ipitrace.words.scenarios import SENDER, Pattern
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
-KVM_EXIT_UNSORTED = "kvm_exit tracepoint, by reason not known: see the note on the clock"
+KVM_EXIT_UNSORTED = "kvm_exit tracepoint, reasons not known: see the note on the clock"
 KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
 _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
 
@@ -30,19 +30,19 @@ def exits_per_ipi(
 ) -> tuple[ExitsPerIpi, dict[str, str]]:
     """Exits per IPI from kvm_exit where it fires, else from KVM's statistics.
 
-    None at all is a measurement, too, where kvm_exit is known to fire.
+    Where kvm_exit is known to fire, a count of no exit is a result.
     """
     absent: dict[str, str] = {}
     by_reason = _kvm_exits(measured, sides)
     none = measured.kvm_exit_fires and all(r.watched is not None for r in measured.headline)
     source = KVM_EXIT_SOURCE if by_reason or none else None
-    if source is None and stats is not None:  # which may have counted none: that is a result
+    if source is None and stats is not None:  # a count of 0 is a result
         by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
         source = KVM_STATS_SOURCE
     if source is None and (unsorted := _kvm_exits_counted(measured)) is not None:
         by_reason, source = {"exits": sides.per_ipi(unsorted)}, KVM_EXIT_UNSORTED
     if source is None:
-        nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
+        nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts exits on this host"
         absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
     if measured.scenario.pattern == Pattern.SELF:
         absent["exits.target"] = "the sender is the target"
@@ -59,8 +59,8 @@ def exits_per_ipi(
 
 
 def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTime, ...]:
-    """How long exits took by side and reason, the longest share of D first."""
-    # Of the same repetitions: without a common clock nothing of D can be covered.
+    """The duration of exits by side and reason, the largest share of D first."""
+    # D of the same repetitions: without a common clock, no exit can be placed in D.
     deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline if r.watched is not None)
     by_side: dict[tuple[str, str], list[ExitTable]] = {}
     for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
@@ -86,7 +86,7 @@ def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTim
 
 
 def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
-    """kvm_exit per vCPU as the rings' heads counted it, None where it never fires."""
+    """kvm_exit events per vCPU as counted in the rings' heads; None where kvm_exit never fires."""
     counted = [r.seen[Kind.KVM_EXIT] for r in measured.headline if r.seen is not None]
     total = np.asarray(np.sum(counted, axis=0, dtype=np.int64))
     return total if counted and (measured.kvm_exit_fires or total.any()) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rows of /proc/interrupts moved by over a scenario's recorded repetitions."""
+"""Increases of rows of /proc/interrupts over a scenario's recorded repetitions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from ipitrace.summary.storms import HostSide
 
 
 def host_interrupts(watched: Sequence[HostSide]) -> dict[str, dict[str, int]] | None:
-    """Row of /proc/interrupts to CPU to increase; a row with an unknown part is left out."""
+    """Row of /proc/interrupts to CPU to increase; a row with an unknown part is excluded."""
     deltas = [w.interrupts for w in watched if w.interrupts is not None]
     if not deltas:
         return None

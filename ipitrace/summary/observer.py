@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watching costs each metric's median."""
+"""The observer cost of each metric's median."""
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from ipitrace.words.scenarios import Mode
 
 
 def observer_costs(measured: Measured) -> dict[str, ObserverCost]:
-    """What counting and recording cost each metric's median.
+    """The cost of counting and of recording for each metric's median.
 
-    The n-th repetitions of the modes ran next to each other and form the n-th pair.
+    The n-th repetitions of the modes ran consecutively and form the n-th pair.
     """
     costs = {}
     for timing in TIMINGS:

@@ -34,7 +34,7 @@ from ipitrace.words.stages import STAGES
 
 
 def summarise_scenario(measured: Measured) -> ScenarioResult:
-    """Make one row of a scenario's repetitions."""
+    """Reduce a scenario's repetitions to one row."""
     scenario, targets, storms = measured.scenario, measured.targets, measured.headline
     sent = sum(r.sent for r in storms)
     delivered = sum(r.handled[t] for r in storms for t in targets)
@@ -86,7 +86,7 @@ def summarise_scenario(measured: Measured) -> ScenarioResult:
 
 
 def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:
-    """What one repetition found by itself."""
+    """The figures of a single repetition."""
     delivered = sum(storm.handled[t] for t in measured.targets)
     sides = Sides(measured.scenario, measured.targets, storm.sent, max(delivered, 1))
     alone = replace(measured, repetitions=(storm,))
@@ -109,7 +109,7 @@ def _shares(spans: Sequence[Spans]) -> dict[str, float]:
 
 
 def _coalesced(storm: Repetition, targets: Iterable[int]) -> int:
-    """Deliveries missing without a time-out; a timed-out send excuses one of each target."""
+    """Deliveries missing without a time-out; a timed-out send accounts for one of each target."""
     expected = storm.sent - storm.timed_out
     return sum(max(expected - storm.handled[target], 0) for target in targets)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts per vCPU turned into counts per IPI, sender and target apart."""
+"""Converts counts per vCPU to counts per IPI, separately for sender and targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ipitrace.words.scenarios import (
 
 @dataclass(frozen=True)
 class Sides:
-    """Who sent how many IPIs to whom, and how many arrived."""
+    """The scenario, its targets, the number of sends and the number of deliveries."""
 
     scenario: Scenario
     targets: tuple[int, ...]
@@ -35,7 +35,7 @@ class Sides:
 
 
 def kvm_stats(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:
-    """KVM's counters per IPI that moved at all, `exits` among them."""
+    """KVM's counters per IPI, including `exits`; counters that did not change are excluded."""
     totals: dict[str, list[int]] = {}
     for storm in storms:
         if storm.stats is None:
@@ -48,7 +48,7 @@ def kvm_stats(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] 
 
 
 def events_per_ipi(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:
-    """Tracepoint name to events per IPI, for every one that fired."""
+    """Tracepoint name to events per IPI, for every tracepoint that fired."""
     counted = [storm.seen for storm in storms if storm.seen is not None]
     if not counted:
         return None

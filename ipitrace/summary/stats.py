@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that stand for many."""
+"""Summary statistics."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ _TAILS = (50, 90, 99, 99.9)
 
 
 def summarise(values: NDArray[np.int64]) -> Summary | None:
-    """Count, extremes and percentiles of `values` (any shape); None of nothing.
+    """Count, extremes and percentiles of `values` (any shape); None if there are no values.
 
     Percentile p is the smallest measured value that p percent of all values do
-    not exceed (numpy's inverted_cdf), never an interpolation.
+    not exceed (numpy's inverted_cdf). No percentile is interpolated.
     """
     if values.size == 0:
         return None
@@ -28,21 +28,21 @@ def summarise(values: NDArray[np.int64]) -> Summary | None:
 
 
 def percentiles(values: NDArray[np.int64]) -> Percentiles | None:
-    """One repetition's percentiles, of the same kind as summarise()'s; None of nothing."""
+    """One repetition's percentiles, defined as in summarise(); None if there are no values."""
     if values.size == 0:
         return None
     return Percentiles(*map(int, np.percentile(values, _TAILS, method="inverted_cdf")))
 
 
 def median(values: NDArray[np.int64]) -> int | None:
-    """The measured value in the middle (the lower one of two); None of nothing."""
+    """The measured value in the middle (the lower one of two); None if there are no values."""
     if values.size == 0:
         return None
     return int(np.percentile(values, 50, method="inverted_cdf"))
 
 
 def paired_difference(before: Sequence[int], after: Sequence[int]) -> PairedDifference:
-    """The median of after[i] - before[i], with the interval from the least to the greatest.
+    """The median of after[i] - before[i], with the interval from the smallest to the largest.
 
     That interval holds the true median with interval_confidence(n), whatever the
     distribution (order statistics; David and Nagaraja, Order Statistics, 7.1).
@@ -54,5 +54,5 @@ def paired_difference(before: Sequence[int], after: Sequence[int]) -> PairedDiff
 
 
 def interval_confidence(n: int) -> float:
-    """How surely the least and the greatest of `n` values enclose the median: 1 - 2^(1-n)."""
+    """The confidence that the extremes of `n` values enclose the median: 1 - 2^(1-n)."""
     return 1 - 2.0 ** (1 - n) if n else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One storm reduced to what its scenario's row is made of."""
+"""One storm, reduced to the data for its scenario's row."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ from ipitrace.storm.driver import Storm
 from ipitrace.words.scenarios import Mode, Scenario
 
 NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
-FOREIGN_STATS = "KVM tells a vCPU's statistics to its own VMM alone"
+FOREIGN_STATS = "only the VMM of a vCPU can read its statistics from KVM"
 
 
 @dataclass(frozen=True)
 class Cycles:
-    """What one storm measured; arrays of cycles in the order sent.
+    """The cycles that one storm measured; arrays in the order of the sends.
 
     Attributes:
         send: S of every measured send.
         deliver: D of every handler entry, on all targets.
         round_trip: R of every send acknowledged in time.
-        early: handler entries that seem to come before their send; with one TSC for all
-            vCPUs there must be none.
-        unpaired: handler entries that belong to no send.
+        early: handler entries whose stamp is not later than that of their send; if all vCPUs
+            have the same TSC, there must be none.
+        unpaired: handler entries without a matching send.
     """
 
     send: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Cycles:
 
 
 def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
-    """S, D and R of a storm, from the guest's own stamps alone."""
+    """S, D and R of a storm, computed only from the guest's own stamps."""
     send_tsc = storm.sends["send_tsc"].astype(np.int64)
     ack_tsc = storm.sends["ack_tsc"].astype(np.int64)
     parts, unpaired = [], 0
@@ -62,13 +62,13 @@ def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
 
 @dataclass(frozen=True)
 class HostSide:
-    """What the host showed of one recorded repetition between its first and last measured send.
+    """Host data of one recorded repetition between its first and last measured send.
 
     Attributes:
         spans: one row for each send and target.
-        exits: the exits of each vCPU concerned.
-        interrupts: what rows of /proc/interrupts moved by, warm-up included; None where
-            it cannot be read.
+        exits: the exits of the sender and of each target.
+        interrupts: the increases of rows of /proc/interrupts, including the warm-up; None if
+            the file cannot be read.
     """
 
     spans: Spans
@@ -78,15 +78,15 @@ class HostSide:
 
 @dataclass(frozen=True)
 class Repetition:
-    """One storm, reduced to what the row needs.
+    """One storm, reduced to the data that the row needs.
 
     Attributes:
-        order: which fresh guest of the run it was.
+        order: the number of the repetition in the run.
         seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
-        watched: only of recorded repetitions.
-        stats: per vCPU, what KVM's counters moved by; None for the reason `no_stats`.
-        as_asked: the share of handler entries that found their vCPU in the state asked for;
-            None where the guest does not look.
+        watched: host data; None if the repetition was not recorded.
+        stats: per vCPU, the increases of KVM's counters; None for the reason `no_stats`.
+        as_asked: the share of handler entries that found their vCPU in the requested state;
+            None if the guest does not check.
     """
 
     mode: Mode
@@ -112,7 +112,7 @@ def reduce_storm(
     seen: NDArray[np.int64] | None = None,
     order: int = 0,
 ) -> Repetition:
-    """Keep of a storm what its scenario's row is made of."""
+    """Reduce a storm to the data for its scenario's row."""
     return Repetition(
         mode=mode,
         cycles=cycles_of(storm, targets),
@@ -130,7 +130,7 @@ def reduce_storm(
 
 
 def _stats(storm: Storm) -> tuple[dict[str, int], ...] | None:
-    """What KVM's counters of each vCPU moved by."""
+    """The increases of KVM's counters of each vCPU."""
     if storm.start is None or storm.end is None:
         return None
     if storm.start.stats is None or storm.end.stats is None:
@@ -143,11 +143,11 @@ def _stats(storm: Storm) -> tuple[dict[str, int], ...] | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One scenario's repetitions, in the order run.
+    """One scenario's repetitions, in the order in which they ran.
 
     Attributes:
-        kvm_exit_fires: it did in this run, at some time; so where it did not fire, there
-            was no exit.
+        kvm_exit_fires: kvm_exit fired at some time in this run. Where it did not fire, there
+            was then no exit.
     """
 
     scenario: Scenario
@@ -165,5 +165,5 @@ class Measured:
 
     @property
     def headline(self) -> tuple[Repetition, ...]:
-        """The repetitions the row is made of: the recorded ones, or all if none was."""
+        """The repetitions for the row: the recorded ones, or all if none was recorded."""
         return self.of(Mode.FULL) or self.repetitions

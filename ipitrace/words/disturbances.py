@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can disturb a repetition: one table, in the order in which outputs and schemas list it."""
+"""Disturbances of a repetition: one table, in the order in which outputs and schemas list it."""
 
 from enum import StrEnum
 
 
 class DisturbanceKind(StrEnum):
-    """The condition that changed; docs/measuring.md says how each is checked."""
+    """The condition that changed; docs/measuring.md describes how each is checked."""
 
-    MOVED = "moved"  # a vCPU's thread, to another CPU
+    MOVED = "moved"  # a vCPU's thread ran on another CPU
     STOPPED = "stopped"  # the guest sent nothing for a time
-    SUSPENDED = "suspended"  # the host
-    WAITED = "waited"  # a vCPU's thread, for a CPU
-    LATE = "late"  # ipitrace's own ticks
-    STOLEN = "stolen"  # the vCPUs' CPUs, by a hypervisor below
-    FREQUENCY = "frequency"  # of the vCPUs' CPUs, and what governs it
-    THROTTLED = "throttled"  # the vCPUs' CPUs, because of heat
+    SUSPENDED = "suspended"  # the host was suspended
+    WAITED = "waited"  # a vCPU's thread waited for a CPU
+    LATE = "late"  # ipitrace's own ticks were late
+    STOLEN = "stolen"  # a hypervisor below took time from the vCPUs' CPUs
+    FREQUENCY = "frequency"  # frequency of the vCPUs' CPUs, or its settings
+    THROTTLED = "throttled"  # the vCPUs' CPUs were throttled because of heat
     HOTPLUG = "hotplug"  # CPUs went offline or came online
-    NEIGHBOUR = "neighbour"  # another VM, BPF program or tracer came or went
-    RUN = "run"  # another run of ipitrace
+    NEIGHBOUR = "neighbour"  # another VM, BPF program or tracer started or ended
+    RUN = "run"  # another run of ipitrace was active

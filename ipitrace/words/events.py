@@ -10,7 +10,7 @@ from ipitrace.words.exit_reasons import reason_name
 
 
 class Kind(IntEnum):
-    """`enum ipitrace_kind`: what a host event is; the header says what its words hold."""
+    """`enum ipitrace_kind`: the kind of a host event; the header defines the words of each kind."""
 
     KVM_EXIT = 0
     KVM_ENTRY = 1
@@ -58,10 +58,10 @@ class HostEvent:
 
     Attributes:
         meaning: one sentence.
-        values: how a record's values print: a format string of `arg`, `word` and `detail`, or a
-            function of the three. bpf/ipitrace_events.h says what they hold.
-        recorded: it leaves records; otherwise it is only counted.
-        zero_is_unknown: the kernel does not always know `detail`; 0 then is recorded as null.
+        values: how a record's values are printed: a format string of `arg`, `word` and `detail`,
+            or a function of the three. bpf/ipitrace_events.h defines them.
+        recorded: each event is recorded; otherwise events are only counted.
+        zero_is_unknown: `detail` is not always known to the kernel; 0 is then recorded as null.
     """
 
     kind: Kind
@@ -76,7 +76,7 @@ class HostEvent:
         return self.kind.name.lower()
 
     def describe(self, arg: int, word: int, detail: int | None) -> str:
-        """A record's values for people; `detail` is None where it is not known."""
+        """A record's values as text; `detail` is None where it is not known."""
         if detail is None and not self.zero_is_unknown:
             return f"arg {arg:#x}, word {word:#x}"
         if callable(self.values):
@@ -122,11 +122,16 @@ def _posted(_arg: int, _word: int, detail: int | None) -> str:
 
 
 HOST_EVENTS: Final = (
-    HostEvent(Kind.KVM_EXIT, "The guest left to KVM, and why.", _exit, zero_is_unknown=True),
+    HostEvent(
+        Kind.KVM_EXIT,
+        "The vCPU exited from the guest to KVM, with the reason.",
+        _exit,
+        zero_is_unknown=True,
+    ),
     HostEvent(Kind.KVM_ENTRY, "KVM is about to enter the guest."),
     HostEvent(
         Kind.KVM_APIC_IPI,
-        "KVM's local APIC sends an IPI the guest asked for.",
+        "KVM's local APIC sends an IPI that the guest requested.",
         "ICR {word:#x}, destination {arg:#x}",
     ),
     HostEvent(
@@ -136,13 +141,13 @@ HOST_EVENTS: Final = (
     ),
     HostEvent(
         Kind.KVM_APICV_ACCEPT_IRQ,
-        "The interrupt was handed to APICv or AVIC.",
+        "KVM passed the interrupt to APICv or AVIC.",
         "vector {detail:#x}, APIC {word}",
     ),
     HostEvent(Kind.KVM_EOI, "KVM handles an end of interrupt.", _eoi),
     HostEvent(
         Kind.KVM_PV_EOI,
-        "KVM finds an end of interrupt the guest left in memory.",
+        "KVM finds an end of interrupt that the guest left in memory.",
         "vector {detail:#x}",
     ),
     HostEvent(
@@ -163,17 +168,17 @@ HOST_EVENTS: Final = (
     HostEvent(Kind.KVM_EMULATE_INSN, "KVM emulates an instruction for the guest.", recorded=False),
     HostEvent(
         Kind.KVM_AVIC_INCOMPLETE_IPI,
-        "AVIC could not deliver an IPI by itself, and why.",
+        "AVIC could not deliver an IPI by itself, with the cause.",
         "cause {word}, ICR {arg:#x}, index {detail}",
     ),
     HostEvent(
         Kind.KVM_AVIC_KICK_VCPU_SLOWPATH,
-        "AVIC found the target not running and KVM searches for it.",
+        "AVIC found that the target is not running, and KVM searches for it.",
         "index {word}, ICR {arg:#x}",
     ),
     HostEvent(
         Kind.KVM_AVIC_DOORBELL,
-        "KVM rings the AVIC doorbell of the CPU the target runs on.",
+        "KVM rings the AVIC doorbell of the CPU on which the target runs.",
         "vCPU {detail}, APIC {word}",
     ),
     HostEvent(
@@ -186,7 +191,7 @@ HOST_EVENTS: Final = (
     ),
     HostEvent(
         Kind.KVM_PI_IRTE_UPDATE,
-        "A device's interrupt is posted to a vCPU, or no longer.",
+        "Posting of a device's interrupt to a vCPU is switched on or off.",
         "host interrupt {word}, GSI {arg}, guest vector {detail:#x}",
     ),
     HostEvent(
@@ -205,7 +210,7 @@ HOST_EVENTS: Final = (
         "vector {detail:#x}",
     ),
     HostEvent(Kind.IPI_SEND_CPU, "The vCPU's thread sends a physical IPI.", "to CPU {word}"),
-    HostEvent(Kind.SCHED_SWITCH, "The vCPU's thread leaves a CPU or gets one.", _switch),
+    HostEvent(Kind.SCHED_SWITCH, "The vCPU's thread is switched in or out.", _switch),
     HostEvent(Kind.PI_WAKEUP_HANDLER, "A posted interrupt arrives for a blocked vCPU."),
     HostEvent(
         Kind.SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI,
@@ -213,11 +218,11 @@ HOST_EVENTS: Final = (
     ),
     HostEvent(
         Kind.SMP_KVM_POSTED_INTR_IPI,
-        "A posted interrupt came too late: its vCPU had left the guest (up to Linux 5.7).",
+        "A posted interrupt arrived after its vCPU had left the guest (up to Linux 5.7).",
     ),
     HostEvent(
         Kind.VMX_DELIVER_INTERRUPT,
-        "KVM delivers an interrupt to a vCPU, posting it if it can.",
+        "KVM delivers an interrupt to a vCPU, and posts it if possible.",
         _posted,
         zero_is_unknown=True,
     ),

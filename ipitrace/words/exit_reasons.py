@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of VM exit reasons, spelled as the kernel's kvm_exit tracepoint prints them.
 
-Where the kernel prints a bare number (an exit KVM never asks for, or a reason newer than
-the running kernel), the name is the manual's, in the kernel's style.
+The kernel prints a number without a name for an exit that KVM never enables, and for a reason
+newer than the running kernel. The name is then that of the manual, in the kernel's style.
 """
 
 from enum import IntEnum
@@ -104,7 +104,7 @@ VMX_REASONS: Final[dict[int, str]] = {
 }
 
 # Intel SDM vol. 3C, "Basic VM-exit information": the exit reason field's bits above 15,
-# the same ones as KVM's union vmx_exit_reason (arch/x86/kvm/vmx/common.h).
+# the same bits as in KVM's union vmx_exit_reason (arch/x86/kvm/vmx/common.h).
 VMX_FLAGS: Final[dict[int, str]] = {
     26: "bus-lock",
     27: "enclave",
@@ -239,9 +239,9 @@ def reason_name(isa: int, reason: int) -> str:
 
     `isa` is 1 (VMX) or 2 (SVM). Only the low 32 bits of `reason` count: the tracepoint's
     field is 32 bits wide, and SVM's VMEXIT_INVALID is -1 in any width. VMX flag bits follow
-    the name ("INVALID_STATE+failed-entry"). What has no name reads "vmx:0x23", "svm:0x404"
-    or, for an unknown `isa`, "isa3:0x1"; never an exception, because a recording made on a
-    newer kernel must still print.
+    the name ("INVALID_STATE+failed-entry"). A reason without a name becomes "vmx:0x23",
+    "svm:0x404" or, for an unknown `isa`, "isa3:0x1". The function never raises an exception,
+    because a recording made on a newer kernel must still be printable.
     """
     reason &= _U32
     if isa == Isa.VMX:

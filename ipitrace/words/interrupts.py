@@ -4,12 +4,12 @@
 from collections.abc import Collection, Mapping
 from typing import Final
 
-# What the rows count, from arch_show_interrupts() in arch/x86/kernel/irq.c. The posted-interrupt
-# ones are handled by the guest without the host as long as its CPU is in guest mode: what the
-# host counts came too late for that.
+# What the rows count, from arch_show_interrupts() in arch/x86/kernel/irq.c. While the CPU is in
+# guest mode, the guest handles posted-interrupt notifications without the host. The host counts
+# only those that arrive outside guest mode.
 ROWS: Final[Mapping[str, str]] = {
     "PIN": "posted-interrupt notifications that found the CPU outside the guest",
-    "NPI": "the same for a nested guest",
+    "NPI": "posted-interrupt notifications for a nested guest that found the CPU outside the guest",
     "PIW": "posted interrupts that woke a blocked vCPU",
     "RES": "reschedule IPIs",
     "CAL": "function-call IPIs",
@@ -31,14 +31,14 @@ def arrived_elsewhere(
 ) -> dict[str, dict[int, int]]:
     """Interrupts on CPUs that did not run the VM: row to CPU to increase.
 
-    A guest that writes the physical ICR itself (Passthrough IPI) can send any of them
-    there. Notifications of posted interrupts have no other reason to be there, unless
-    another VM runs; the host sends the others itself, too.
+    A guest that writes the physical ICR itself (Passthrough IPI) can send each of these
+    interrupts to another CPU. A posted-interrupt notification has no other cause there, unless
+    another VM runs. The host also sends the other kinds itself.
 
     Args:
         interrupts: row to CPU to increase.
-        vm_cpus: where the VM ran.
-        rows: which to tell of.
+        vm_cpus: the CPUs on which the VM ran.
+        rows: the rows to check.
     """
     found: dict[str, dict[int, int]] = {}
     for row in rows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric that can be compared: its unit, which way is better, one sentence."""
+"""Every metric that can be compared: its unit, the better direction, one sentence."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ipitrace.words.paths import PATH_RANKS
 
 
 class Scale(StrEnum):
-    """How a change of a metric is told."""
+    """How a change of a metric is expressed."""
 
     RELATIVE = "relative"  # as a share of the base
     ABSOLUTE = "absolute"  # in the metric's own unit
@@ -22,9 +22,9 @@ class Metric:
     """One figure of one scenario.
 
     Attributes:
-        name: as gates and outputs spell it.
-        better: -1 when less is better, 1 when more is, 0 when neither.
-        headline: one of those that the verdict on a comparison rests on.
+        name: the spelling in gates and outputs.
+        better: -1 if less is better, 1 if more is better, 0 if neither is.
+        headline: the verdict of a comparison rests on this metric.
     """
 
     name: str
@@ -36,18 +36,18 @@ class Metric:
 
 
 PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999"}
-"""How a percentile is spelled, and its field in result.Percentiles."""
+"""Spelling of a percentile to its field in result.Percentiles."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One of the figures that the guest's stamps give of each IPI, in TSC cycles.
+    """One of the figures that result from the guest's stamps of each IPI, in TSC cycles.
 
     Attributes:
-        name: as metrics, options and JSON spell it.
-        letter: as tables and texts spell it.
+        name: the spelling in metrics, options and JSON.
+        letter: the spelling in tables and texts.
         meaning: one sentence.
-        until: what tables say of its end, where the name does not.
+        until: the end of the interval as tables print it, if the name does not imply it.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Timing:
 
     @property
     def field(self) -> str:
-        """Its field in result.RepetitionFigures and result.ScenarioResult."""
+        """The name of its field in result.RepetitionFigures and result.ScenarioResult."""
         return f"{self.name}_cycles"
 
     @property
     def label(self) -> str:
-        """As the title of a table explains it."""
+        """The explanation in a table's title."""
         letter = f"{self.letter}: {self.until}" if self.until else self.letter
         return f"{self.name.replace('_', ' ')} ({letter})"
 
 
-SEND: Final = Timing("send", "S", "cycles the sender spends in sending")
+SEND: Final = Timing("send", "S", "cycles that the sender spends in sending")
 DELIVER: Final = Timing(
     "deliver",
     "D",
@@ -93,7 +93,7 @@ def cycles_metric(kind: str, percentile: str) -> Metric:
 
 
 def exits_metric(side: str, reason: str) -> Metric:
-    """Exits per IPI of one side: `exits.sender` are all, `exits.sender.MSR_WRITE` some."""
+    """Exits per IPI of one side: `exits.sender` (all), `exits.sender.MSR_WRITE` (one reason)."""
     total = reason == TOTAL_EXITS
     name = f"exits.{side}" if total else f"exits.{side}.{reason}"
     about = f"VM exits, {SIDES[side]}" + ("" if total else f", because of {reason}")
@@ -101,9 +101,9 @@ def exits_metric(side: str, reason: str) -> Metric:
 
 
 def path_metric(path: str) -> Metric:
-    """The share of IPIs that took a path: `path.exitless`.
+    """The share of IPIs on a path: `path.exitless`.
 
-    Of a path between the best and the worst neither more nor less is better by itself.
+    For a path between the best and the worst, neither more nor less is better by itself.
     """
     better = {_BEST_RANK: 1, _WORST_RANK: -1}.get(PATH_RANKS.get(path, -1), 0)
     return Metric(
@@ -117,12 +117,12 @@ def path_metric(path: str) -> Metric:
 
 
 def path_of(metric: Metric) -> str | None:
-    """The path whose share the metric is; None of any other metric."""
+    """The path whose share the metric is; None for any other metric."""
     return metric.name.removeprefix("path.") if metric.name.startswith("path.") else None
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of this full name."""
+    """The metric with this full name."""
     kind, _dot, rest = name.partition(".")
     if kind in _BY_NAME:
         return cycles_metric(kind, rest)
@@ -136,12 +136,12 @@ CYCLES_METRICS: Final = tuple(cycles_metric(kind, p) for kind in _BY_NAME for p 
 
 
 def expand(name: str) -> tuple[str, ...]:
-    """The full names a person's short one stands for.
+    """The full names for a short name that a user gives.
 
-    `deliver` is `deliver.p50`, and `exits` both `exits.sender` and `exits.target`.
+    `deliver` means `deliver.p50`; `exits` means both `exits.sender` and `exits.target`.
 
     Raises:
-        UsageError: no metric can have that name.
+        UsageError: there is no metric with that name.
     """
     if name in _BY_NAME:
         return (f"{name}.p50",)
@@ -158,5 +158,5 @@ def expand(name: str) -> tuple[str, ...]:
 
 
 def scale_of(name: str) -> Scale:
-    """How a change of the metric of this full name is told."""
+    """How a change of the metric with this full name is expressed."""
     return Scale.RELATIVE if name.partition(".")[0] in _BY_NAME else Scale.ABSOLUTE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of scenarios: every kind of IPI ipitrace knows by name."""
+"""The table of scenarios: every kind of IPI that ipitrace can measure by name."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ class Pattern(StrEnum):
 class TargetState(StrEnum):
     """What a target's vCPU does when the IPI is sent.
 
-    `halted` is in HLT while the host may still be polling for it (halt_poll_ns);
-    `blocked` is in HLT for so long that the host has put its thread to sleep. `masked`
-    has interrupts off, and turns them on as soon as it sees that the IPI has been sent.
+    `halted`: the target is in HLT, and the host may still poll for it (halt_poll_ns).
+    `blocked`: the target has been in HLT for so long that the host has put its thread to
+    sleep. `masked`: the target has interrupts disabled, and enables them as soon as it sees
+    that the IPI has been sent.
     """
 
     RUNNING = "running"
@@ -35,7 +36,7 @@ class TargetState(StrEnum):
 
 
 class SendMethod(StrEnum):
-    """How the sender asks for the IPI; `smp-call` is the guest kernel's own function call."""
+    """How the sender sends the IPI; `smp-call` is the guest kernel's own function call."""
 
     X2APIC = "x2apic"
     XAPIC = "xapic"
@@ -56,17 +57,17 @@ class Scenario:
 
 
 class ScenarioStatus(StrEnum):
-    """What became of a scenario in a run."""
+    """Whether a run measured a scenario."""
 
     MEASURED = "measured"
-    UNSUPPORTED = "unsupported"  # by this guest or host; the row says why
+    UNSUPPORTED = "unsupported"  # by this guest or host; the row gives the reason
 
 
 SENDER = 0
 
 
 class Mode(StrEnum):
-    """How much watched a repetition."""
+    """How much ipitrace watches a repetition."""
 
     OFF = "off"
     COUNTING = "counting"
@@ -86,21 +87,21 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.UNICAST,
         TargetState.HALTED,
         SendMethod.X2APIC,
-        "one target in HLT, the host still polling for it if it polls",
+        "one target in HLT; the host, if it polls, still polls for it",
     ),
     Scenario(
         "self",
         Pattern.SELF,
         TargetState.RUNNING,
         SendMethod.X2APIC,
-        "the sender to itself",
+        "the sender sends to itself",
     ),
     Scenario(
         "broadcast",
         Pattern.BROADCAST,
         TargetState.RUNNING,
         SendMethod.X2APIC,
-        "one send to all other vCPUs, all spinning",
+        "one send to all other vCPUs, which all spin",
     ),
     Scenario(
         "unicast-blocked",
@@ -121,14 +122,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.UNICAST,
         TargetState.MASKED,
         SendMethod.X2APIC,
-        "one target with interrupts off, which turns them on once the IPI has been sent",
+        "one target with interrupts disabled, which enables them once the IPI has been sent",
     ),
     Scenario(
         "broadcast-halted",
         Pattern.BROADCAST,
         TargetState.HALTED,
         SendMethod.X2APIC,
-        "one send to all other vCPUs, all in HLT",
+        "one send to all other vCPUs, which are all in HLT",
     ),
     Scenario(
         "unicast-running-xapic",
@@ -149,7 +150,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.SELF,
         TargetState.RUNNING,
         SendMethod.XAPIC,
-        "the sender to itself, through the memory-mapped ICR",
+        "as self, through the memory-mapped ICR",
     ),
     Scenario(
         "broadcast-xapic",
@@ -170,7 +171,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.RING,
         TargetState.RUNNING,
         SendMethod.X2APIC,
-        "all pairs at once",
+        "each vCPU sends to the next one, all at once",
     ),
     Scenario(
         "unicast-running-smp-call",
@@ -184,7 +185,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.UNICAST,
         TargetState.HALTED,
         SendMethod.SMP_CALL,
-        "as unicast-halted, likewise",
+        "as unicast-halted, through the guest kernel's smp_call_function_single()",
     ),
     Scenario(
         "broadcast-pv",
@@ -198,7 +199,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.UNICAST,
         TargetState.RUNNING,
         SendMethod.PASSTHROUGH,
-        "through the posted-interrupt descriptor, without the hypervisor",
+        "as unicast-running, through the posted-interrupt descriptor, without the hypervisor",
     ),
     Scenario(
         "unicast-halted-passthrough",
@@ -212,14 +213,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         Pattern.SELF,
         TargetState.RUNNING,
         SendMethod.PASSTHROUGH,
-        "the sender to itself, through its own descriptor",
+        "as self, through the sender's own descriptor",
     ),
     Scenario(
         "broadcast-passthrough",
         Pattern.BROADCAST,
         TargetState.RUNNING,
         SendMethod.PASSTHROUGH,
-        "to all other vCPUs, through one descriptor after the other",
+        "as broadcast, through one descriptor after the other",
     ),
     Scenario(
         "unicast-blocked-passthrough",
@@ -249,10 +250,10 @@ ALL = "all"
 
 
 def select_scenarios(names: Iterable[str]) -> tuple[Scenario, ...]:
-    """The scenarios of these names, each once, in the order asked; `all` is the whole table.
+    """The scenarios with these names, each once, in the order given; `all` is the whole table.
 
     Raises:
-        UsageError: there is no scenario of a name.
+        UsageError: there is no scenario with one of the names.
     """
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     chosen: dict[str, Scenario] = {}

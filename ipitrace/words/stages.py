@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages an IPI can go through: one table, in the order they are expected."""
+"""The stages of an IPI: one table, in the expected order."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -36,15 +36,15 @@ class Stage(IntEnum):
 GUEST_STAMPS = frozenset({Stage.SEND, Stage.SENT, Stage.HANDLER, Stage.EOI, Stage.ACK})
 """Stamped by the guest itself; all others are host events."""
 
-BESIDE_THE_WAY = frozenset(
+NOT_CRITICAL = frozenset(
     {Stage.ICR_WRITE, Stage.SENDER_ENTRY, Stage.SENT, Stage.KVM_EOI, Stage.EOI, Stage.ACK}
 )
-"""What does not lead from the send to the handler: the sender going on, and the end."""
+"""Stages that do not lead from the send to the handler: the sender's later ones, and the end."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage is: whose vCPU (`sender` or `target`) it happens on, and one sentence."""
+    """A stage, the side whose vCPU it happens on (`sender` or `target`), and one sentence."""
 
     stage: Stage
     side: str
@@ -52,35 +52,35 @@ class StageSpec:
 
     @property
     def name(self) -> str:
-        """As tables and columns spell it."""
+        """The spelling in tables and columns."""
         return self.stage.name.lower()
 
     @property
     def guest(self) -> bool:
-        """The guest's own stamp."""
+        """Whether the guest itself stamps it."""
         return self.stage in GUEST_STAMPS
 
     @property
     def critical(self) -> bool:
-        """It lies on the interrupt's way from the send to the handler."""
-        return self.stage not in BESIDE_THE_WAY
+        """Whether it lies between the send and the handler."""
+        return self.stage not in NOT_CRITICAL
 
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(Stage.SEND, "sender", "before the instruction that sends"),
-    StageSpec(Stage.SENDER_EXIT, "sender", "kvm_exit during which KVM takes the IPI on"),
-    StageSpec(Stage.IPI, "sender", "kvm_apic_ipi: KVM takes the IPI on"),
-    StageSpec(Stage.ACCEPT, "sender", "kvm_apic_accept_irq: the target's APIC has it"),
-    StageSpec(Stage.APICV_ACCEPT, "sender", "kvm_apicv_accept_irq: it was posted"),
+    StageSpec(Stage.SENDER_EXIT, "sender", "kvm_exit of the exit in which KVM handles the send"),
+    StageSpec(Stage.IPI, "sender", "kvm_apic_ipi: KVM's local APIC sends the IPI"),
+    StageSpec(Stage.ACCEPT, "sender", "kvm_apic_accept_irq: the target's APIC accepts the IPI"),
+    StageSpec(Stage.APICV_ACCEPT, "sender", "kvm_apicv_accept_irq: the IPI was posted"),
     StageSpec(Stage.KICK, "sender", "ipi_send_cpu or doorbell to the target's CPU"),
     StageSpec(Stage.ICR_WRITE, "sender", "kvm_msr or kvm_apic: the ICR write"),
-    StageSpec(Stage.SENDER_ENTRY, "sender", "kvm_entry that ends it"),
+    StageSpec(Stage.SENDER_ENTRY, "sender", "kvm_entry that ends the sender's exit"),
     StageSpec(Stage.SENT, "sender", "after the instruction that sends"),
-    StageSpec(Stage.TARGET_INTERRUPT, "target", "the host's interrupt stops the target"),
-    StageSpec(Stage.TARGET_EXIT, "target", "kvm_exit that lets the interrupt in"),
+    StageSpec(Stage.TARGET_INTERRUPT, "target", "the host's interrupt interrupts the target"),
+    StageSpec(Stage.TARGET_EXIT, "target", "kvm_exit after which KVM can inject the interrupt"),
     StageSpec(Stage.SCHED_IN, "target", "the target's thread gets its CPU"),
-    StageSpec(Stage.WAKEUP, "target", "kvm_vcpu_wakeup: HLT is over"),
-    StageSpec(Stage.INJECT, "target", "kvm_inj_virq"),
+    StageSpec(Stage.WAKEUP, "target", "kvm_vcpu_wakeup: the target leaves HLT"),
+    StageSpec(Stage.INJECT, "target", "kvm_inj_virq: KVM injects the interrupt"),
     StageSpec(Stage.KVM_EOI, "target", "kvm_eoi of the vector"),
     StageSpec(Stage.TARGET_ENTRY, "target", "kvm_entry that leads to the handler"),
     StageSpec(Stage.HANDLER, "target", "the handler's first instruction"),
@@ -89,7 +89,7 @@ STAGES: tuple[StageSpec, ...] = (
 )
 
 CRITICAL = np.array([spec.critical for spec in STAGES])
-"""Which columns are on the interrupt's way."""
+"""Which columns lie between the send and the handler."""
 
 HOST_INTERRUPTS = (
     Kind.RESCHEDULE_ENTRY,

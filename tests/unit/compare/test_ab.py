@@ -107,7 +107,7 @@ def test_b_is_compared_with_a(host: Host, tmp_path: Path) -> None:
     done = invoke(tmp_path, "--a", "fast", "--b", "slow")
     assert done.return_value == ExitCode.REGRESSION
     assert host.said[-1] == "a/010"
-    assert "B against A: worse in" in done.stdout.splitlines()[-1]
+    assert "B compared with A: worse in" in done.stdout.splitlines()[-1]
     assert "One recording" not in done.stdout
 
 

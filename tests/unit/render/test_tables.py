@@ -96,7 +96,7 @@ def test_without_tracing() -> None:
 
 
 def test_exits_that_nobody_counted_have_a_reason_and_no_source() -> None:
-    why = "neither kvm_exit nor KVM_GET_STATS_FD counts here"
+    why = "neither kvm_exit nor KVM_GET_STATS_FD counts exits on this host"
     counted = measured_row()
     blind = replace(
         measured_row("unicast-halted"),

@@ -297,11 +297,17 @@ def halted(polled: int, slept: int, halts: int, name: str = "unicast-halted") ->
 
 
 def test_notes_say_where_the_target_was_not_as_asked() -> None:
-    assert "polling for 33% of the IPIs, asleep for 67%" in halted(1, 2, 3)[0]
+    assert (
+        "polling for the target for 33% of the IPIs; the target's thread slept for 67%"
+        in halted(1, 2, 3)[0]
+    )
     assert "in HLT for only 33%" in halted(0, 1, 1)[0]
     assert "slept for only 0%" in halted(3, 0, 3, "unicast-blocked")[0]
     assert halted(0, 3, 3, "unicast-blocked") == (
-        "host found the target by polling for 0% of the IPIs, asleep for 100%",
+        (
+            "the host was polling for the target for 0% of the IPIs; "
+            "the target's thread slept for 100%"
+        ),
     )
     assert "should have been running" in halted(0, 0, 3, "unicast-running")[0]
     assert halted(0, 0, 0, "unicast-running") == ()

@@ -29,7 +29,8 @@ def test_how_timings_are_spelled() -> None:
     assert [timing.letter for timing in TIMINGS] == ["S", "D", "R"]
     assert TIMINGS[2].label == "round trip (R)"
     assert (
-        cycles_metric("send", "p90").about == "p90 of the cycles the sender spends in sending (S)"
+        cycles_metric("send", "p90").about
+        == "p90 of the cycles that the sender spends in sending (S)"
     )
     assert [expand(timing.name) for timing in TIMINGS] == [
         (f"{timing.name}.p50",) for timing in TIMINGS
