@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 
 from bench.report import PER_SECOND, Report, Series, spread
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.abi.storm import (
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import RECEIPT, SEND
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stream import correlate_stream

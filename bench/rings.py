@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from bench.report import PER_SECOND, Report, Series
-from ipitrace.abi.events import (
-    RING_EVENT,
-    RING_HEAD,
-)
+from ipitrace.abi.events import RING_EVENT, RING_HEAD
 from ipitrace.base import resources
 from ipitrace.tracer.attaching import dispose, mapped
 from ipitrace.tracer.compiler import compile_programs

@@ -27,12 +27,7 @@ from ipitrace.base import version
 __version__ = version.VERSION
 
 if TYPE_CHECKING:
-    from ipitrace.base.errors import (
-        HostError,
-        IpitraceError,
-        MeasurementError,
-        UsageError,
-    )
+    from ipitrace.base.errors import HostError, IpitraceError, MeasurementError, UsageError
     from ipitrace.measure.session import run
     from ipitrace.recording.frames import Recording, open_recording
     from ipitrace.recording.result import RunResult

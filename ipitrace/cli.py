@@ -11,19 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from ipitrace.base import (
-    defects,
-    signals,
-)
-from ipitrace.base.console import (
-    reader_left,
-    settle,
-    tell,
-)
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-)
+from ipitrace.base import defects, signals
+from ipitrace.base.console import reader_left, settle, tell
+from ipitrace.base.errors import ExitCode, HostError
 
 _MOST_CHARS: Final = 4000  # of a message, which may contain text from a guest
 _ALIKE: Final = 3  # leading characters that a suggestion has in common with what was typed

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 from recordings import read_table
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.abi.storm import (
-    ALL_BUT_SELF,
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import ALL_BUT_SELF, RECEIPT, SEND
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import RunResult

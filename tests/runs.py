@@ -19,10 +19,7 @@ from ipitrace.recording.result import (
 )
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.summary import (
-    Measured,
-    summarise_scenario,
-)
+from ipitrace.summary import Measured, summarise_scenario
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.scenarios import SCENARIOS

@@ -9,23 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.abi.storm import (
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import RECEIPT, SEND
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Mark, Storm
-from ipitrace.summary import (
-    HostSide,
-    Repetition,
-    reduce_storm,
-)
-from ipitrace.words.events import (
-    NR_KINDS,
-    Kind,
-)
+from ipitrace.summary import HostSide, Repetition, reduce_storm
+from ipitrace.words.events import NR_KINDS, Kind
 from ipitrace.words.scenarios import Mode
 
 CYCLES = st.integers(1, 1 << 50)

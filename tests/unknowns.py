@@ -7,10 +7,7 @@ from typing import Any
 
 from recordings import read_table
 
-from ipitrace.recording.writer import (
-    TABLES,
-    file_of,
-)
+from ipitrace.recording.writer import TABLES, file_of
 
 _TEXTS = {"scenario", "path", "sequence", "kind", "mode"}
 _NUMBERS = {"repetition", "seq", "ipi"}  # from 0 on

@@ -12,15 +12,8 @@ import select
 import sys
 from typing import Final, TextIO
 
-from ipitrace.base.errors import (
-    HostError,
-    ReaderLeftError,
-)
-from ipitrace.base.foreign import (
-    plain,
-    plain_json,
-    plain_lines,
-)
+from ipitrace.base.errors import HostError, ReaderLeftError
+from ipitrace.base.foreign import plain, plain_json, plain_lines
 
 PIPE_WIDTH: Final = 100
 """Width, in columns, of text that is written to anything but a terminal."""

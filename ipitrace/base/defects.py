@@ -14,12 +14,7 @@ from typing import Final
 
 from ipitrace.base import signals
 from ipitrace.base.console import tell
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    IpitraceError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, HostError, IpitraceError, UsageError
 from ipitrace.base.foreign import plain
 
 TRACEBACK_VARIABLE: Final = "IPITRACE_TRACEBACK"

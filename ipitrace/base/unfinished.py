@@ -16,13 +16,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from ipitrace.base.output import (
-    DirectoryEntry,
-    create_file,
-    hand_over,
-    trusted_users,
-    write_all,
-)
+from ipitrace.base.output import DirectoryEntry, create_file, hand_over, trusted_users, write_all
 
 _NAME: Final = re.compile(r"\.(?P<name>.+)\.(?P<role>partial|old)-(?P<pid>\d{1,10})(?:-\d+)?")
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -8,16 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipitrace.base.console import PIPE_WIDTH, on_terminal, output_width
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, HostError, UsageError
 from ipitrace.base.foreign import plain
-from ipitrace.base.output import (
-    append_file,
-    replace_file,
-)
+from ipitrace.base.output import append_file, replace_file
 from ipitrace.commands.comparison_options import ComparisonOptions
 from ipitrace.commands.formats import print_result
 from ipitrace.compare import Recordings, Settings, compare, exit_code

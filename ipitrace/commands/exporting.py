@@ -7,10 +7,7 @@ A failed write, for instance to a full disk, is reported and repeated at the nex
 from pathlib import Path
 
 from ipitrace.base.errors import UsageError
-from ipitrace.base.output import (
-    check_writable,
-    replace_file,
-)
+from ipitrace.base.output import check_writable, replace_file
 from ipitrace.render.watch.openmetrics import render_openmetrics
 from ipitrace.watch import WatchInterval
 

@@ -8,27 +8,13 @@ from typing import Any
 
 import click
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-)
-from ipitrace.base.foreign import (
-    plain,
-    plain_values,
-)
+from ipitrace.base.console import output_width, say
+from ipitrace.base.foreign import plain, plain_values
 from ipitrace.measure.guests import open_way
 from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
-from ipitrace.storm.linux.helper import (
-    MODULE,
-    HelperStatus,
-    find_helper,
-    read_status,
-)
-from ipitrace.storm.linux.install import (
-    install,
-    remove,
-)
+from ipitrace.storm.linux.helper import MODULE, HelperStatus, find_helper, read_status
+from ipitrace.storm.linux.install import install, remove
 from ipitrace.storm.transport.registry import FORMS
 
 

@@ -11,12 +11,7 @@ from ipitrace.base.errors import UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.resources import example_dir
 from ipitrace.commands.formats import format_options, print_document, require_format
-from ipitrace.recording.reader import (
-    computing_with,
-    read_rows,
-    read_run,
-    read_run_text,
-)
+from ipitrace.recording.reader import computing_with, read_rows, read_run, read_run_text
 from ipitrace.recording.result import RunResult
 from ipitrace.render.formats import JSON, RUN, TABLE, TIMELINE
 from ipitrace.render.run.timeline import Timeline, window

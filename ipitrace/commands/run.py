@@ -12,20 +12,11 @@ import click
 
 from ipitrace.abi.storm import StormInject
 from ipitrace.base.console import output_width, tell
-from ipitrace.base.errors import (
-    NOTHING_WRITTEN,
-    InterruptedRunError,
-    MeasurementError,
-)
+from ipitrace.base.errors import NOTHING_WRITTEN, InterruptedRunError, MeasurementError
 from ipitrace.base.foreign import plain
 from ipitrace.base.signals import interrupted_twice
 from ipitrace.base.units import NS_PER_S
-from ipitrace.commands.formats import (
-    format_options,
-    print_document,
-    print_result,
-    require_format,
-)
+from ipitrace.commands.formats import format_options, print_document, print_result, require_format
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     TRACE,
@@ -33,37 +24,17 @@ from ipitrace.host.privileges import (
     Capability,
     keep_only,
 )
-from ipitrace.measure.guests import (
-    MICRO,
-    open_guest,
-)
-from ipitrace.measure.limits import (
-    DEFAULT_RATE_HZ,
-    DEFAULT_TIME_S,
-)
+from ipitrace.measure.guests import MICRO, open_guest
+from ipitrace.measure.limits import DEFAULT_RATE_HZ, DEFAULT_TIME_S
 from ipitrace.measure.preview import preview
-from ipitrace.measure.request import (
-    REPETITIONS,
-    RunRequest,
-    check_request,
-)
+from ipitrace.measure.request import REPETITIONS, RunRequest, check_request
 from ipitrace.measure.run import run as run_pipeline
 from ipitrace.recording.result import RunResult
-from ipitrace.recording.writer import (
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.writer import RUN_FILE, RecordingWriter
 from ipitrace.render.formats import PREVIEW, RUN, TABLE
 from ipitrace.render.progress import ProgressBar
-from ipitrace.storm.transport.registry import (
-    FORMS,
-    LOCAL,
-)
-from ipitrace.words.scenarios import (
-    ALL,
-    DEFAULT_SCENARIOS,
-    select_scenarios,
-)
+from ipitrace.storm.transport.registry import FORMS, LOCAL
+from ipitrace.words.scenarios import ALL, DEFAULT_SCENARIOS, select_scenarios
 
 _INJECTIONS = [i.name.lower().replace("_", "-") for i in StormInject if i != StormInject.NONE]
 

@@ -6,10 +6,7 @@ import click
 from ipitrace.base.console import output_width
 from ipitrace.base.foreign import plain_values
 from ipitrace.commands.formats import format_options, print_document
-from ipitrace.measure.guests import (
-    MICRO,
-    why_not,
-)
+from ipitrace.measure.guests import MICRO, why_not
 from ipitrace.render.formats import OFFERS
 from ipitrace.render.scenarios import Offer
 from ipitrace.storm.transport.registry import FORMS

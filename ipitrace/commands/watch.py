@@ -8,33 +8,14 @@ from pathlib import Path
 
 import click
 
-from ipitrace.base.console import (
-    say_json,
-    tell,
-)
-from ipitrace.base.errors import (
-    InterruptedRunError,
-    MeasurementError,
-    UsageError,
-)
-from ipitrace.base.signals import (
-    StopRequest,
-    stop_event,
-)
+from ipitrace.base.console import say_json, tell
+from ipitrace.base.errors import InterruptedRunError, MeasurementError, UsageError
+from ipitrace.base.signals import StopRequest, stop_event
 from ipitrace.commands.exporting import Exporter
 from ipitrace.commands.formats import format_options
-from ipitrace.host.privileges import (
-    LOOK_INTO_PROCESSES,
-    WRITE_FOR_OTHERS,
-    Capability,
-    keep_only,
-)
+from ipitrace.host.privileges import LOOK_INTO_PROCESSES, WRITE_FOR_OTHERS, Capability, keep_only
 from ipitrace.render.formats import INTERVAL, JSON
-from ipitrace.render.watch.screen import (
-    Show,
-    live_screen,
-    print_block,
-)
+from ipitrace.render.watch.screen import Show, live_screen, print_block
 from ipitrace.vm import discover, pick
 from ipitrace.watch import Watcher, WatchInterval
 

@@ -7,23 +7,11 @@ docs/statistics.md describes the statistics and the rules.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ipitrace.base.errors import (
-    ExitCode,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, MeasurementError, UsageError
 from ipitrace.compare.fingerprint import Named, check_comparable, check_side
 from ipitrace.compare.gates import Gate, check_gates, named_counts
 from ipitrace.compare.judging import judge
-from ipitrace.compare.model import (
-    Comparison,
-    GateState,
-    MinimumEffect,
-    Missing,
-    Row,
-    Side,
-    Verdict,
-)
+from ipitrace.compare.model import Comparison, GateState, MinimumEffect, Missing, Row, Side, Verdict
 from ipitrace.compare.moves import moves
 from ipitrace.compare.pairs import pairs
 from ipitrace.compare.statistics import CONFIDENCE

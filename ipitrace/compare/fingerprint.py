@@ -6,11 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, MeasurementError, UsageError
 from ipitrace.compare.model import FingerprintDifference
 from ipitrace.compare.wording import tell_difference
 from ipitrace.recording.result import RunResult

@@ -15,16 +15,8 @@ from ipitrace.base.foreign import plain
 from ipitrace.base.untrusted import read_bounded
 from ipitrace.compare.model import GateKind, GateResult, GateState, Row
 from ipitrace.compare.statistics import ALPHA, fewest, holm
-from ipitrace.words.exit_reasons import (
-    SVM_REASONS,
-    VMX_REASONS,
-)
-from ipitrace.words.metrics import (
-    Scale,
-    expand,
-    metric_of,
-    scale_of,
-)
+from ipitrace.words.exit_reasons import SVM_REASONS, VMX_REASONS
+from ipitrace.words.metrics import Scale, expand, metric_of, scale_of
 from ipitrace.words.paths import IpiPath
 
 _SPEC = re.compile(

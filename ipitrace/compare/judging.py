@@ -21,10 +21,7 @@ from ipitrace.compare.statistics import (
     student,
     wanted,
 )
-from ipitrace.words.metrics import (
-    Metric,
-    Scale,
-)
+from ipitrace.words.metrics import Metric, Scale
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,7 @@ from ipitrace.compare.samples import Sample, samples
 from ipitrace.compare.statistics import Values
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
-from ipitrace.words.metrics import (
-    CYCLES_METRICS,
-    SIDES,
-    Metric,
-    Scale,
-    metric_of,
-)
+from ipitrace.words.metrics import CYCLES_METRICS, SIDES, Metric, Scale, metric_of
 from ipitrace.words.scenarios import Pattern, ScenarioStatus
 
 

@@ -10,16 +10,10 @@ from pathlib import Path
 from ipitrace.base.errors import UsageError
 from ipitrace.base.units import MIB
 from ipitrace.compare.fingerprint import Named
-from ipitrace.recording.reader import (
-    read_run,
-    recording_of,
-)
+from ipitrace.recording.reader import read_run, recording_of
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
-from ipitrace.recording.writer import (
-    MOST_RUN_BYTES,
-    RUN_FILE,
-)
+from ipitrace.recording.writer import MOST_RUN_BYTES, RUN_FILE
 
 _MOST_REPETITIONS = 2000  # every value of one side is compared with every value of the other
 _MOST_ENTRIES = 10_000

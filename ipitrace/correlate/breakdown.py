@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT, NEVER
-from ipitrace.words.stages import (
-    STAGES,
-    Stage,
-)
+from ipitrace.words.stages import STAGES, Stage
 
 _NAMED_SEQUENCES = 3
 _BETWEEN = np.array(

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 from ipitrace.abi.events import HOST_EVENT
 from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
-from ipitrace.words.events import (
-    NR_KINDS,
-    Kind,
-)
+from ipitrace.words.events import NR_KINDS, Kind
 
 Keep = Callable[["Events"], NDArray[np.bool_]]
 

@@ -6,19 +6,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.events import (
-    EventIndex,
-    Events,
-    Keep,
-    count_in,
-    earliest,
-    first_in,
-)
-from ipitrace.correlate.paths import (
-    classify,
-    path_of_exits,
-    proves_alone,
-)
+from ipitrace.correlate.events import EventIndex, Events, Keep, count_in, earliest, first_in
+from ipitrace.correlate.paths import classify, path_of_exits, proves_alone
 from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind

@@ -13,23 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.events import (
-    EventIndex,
-    Events,
-    count_in,
-    either,
-    first_in,
-    last_in,
-)
+from ipitrace.correlate.events import EventIndex, Events, count_in, either, first_in, last_in
 from ipitrace.correlate.paths import is_halt
 from ipitrace.correlate.sender import SenderSide
 from ipitrace.correlate.stamps import ABSENT, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
-from ipitrace.words.stages import (
-    HOST_INTERRUPTS,
-    Stage,
-)
+from ipitrace.words.stages import HOST_INTERRUPTS, Stage
 
 _OWN = (*HOST_INTERRUPTS, Kind.SCHED_SWITCH, Kind.KVM_VCPU_WAKEUP, Kind.KVM_EXIT, Kind.KVM_EOI)
 

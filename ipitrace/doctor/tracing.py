@@ -20,12 +20,7 @@ from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer import Tracer
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.tracer.events import EVENT_BY_NAME
-from ipitrace.tracer.tracefs import (
-    MOUNT_POINTS,
-    ensure_debugfs,
-    ensure_securityfs,
-    ensure_tracefs,
-)
+from ipitrace.tracer.tracefs import MOUNT_POINTS, ensure_debugfs, ensure_securityfs, ensure_tracefs
 from ipitrace.vm.debugfs import KVM_DIR
 
 _BTF = "/sys/kernel/btf"

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.base.errors import HostError
-from ipitrace.base.search_path import (
-    others_may_write,
-    safe_entries,
-)
+from ipitrace.base.search_path import others_may_write, safe_entries
 
 _PROGRAM: Final = """\
 import json, sys

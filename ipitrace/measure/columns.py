@@ -14,11 +14,7 @@ from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import (
-    CRITICAL,
-    STAGES,
-    Stage,
-)
+from ipitrace.words.stages import CRITICAL, STAGES, Stage
 
 Columns = Mapping[str, NDArray[Any]]
 

@@ -12,34 +12,13 @@ from urllib.parse import quote
 
 from ipitrace.base.errors import UsageError
 from ipitrace.host.access import require_kvm
-from ipitrace.host.cpus import (
-    Pinning,
-    allowed_cpus,
-    choose_cpus,
-    read_topology,
-)
+from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.micro.driver import (
-    MAX_VCPUS,
-    MIN_VCPUS,
-    MicroGuest,
-)
-from ipitrace.storm.transport.registry import (
-    FORMS,
-    LOCAL,
-    open_agent_shell,
-    open_shell,
-)
+from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
+from ipitrace.storm.transport.registry import FORMS, LOCAL, open_agent_shell, open_shell
 from ipitrace.storm.transport.shell import Shell
-from ipitrace.vm import (
-    Discovery,
-    VirtualMachine,
-    agent_of,
-    connect_agent,
-    discover,
-    pick,
-)
+from ipitrace.vm import Discovery, VirtualMachine, agent_of, connect_agent, discover, pick
 from ipitrace.words.scenarios import Scenario
 
 MICRO: Final = "micro"

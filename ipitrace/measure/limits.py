@@ -9,10 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from ipitrace.base.errors import (
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import MeasurementError, UsageError
 from ipitrace.recording.result import RunLimits
 
 DEFAULT_RATE_HZ: Final = 10_000.0

@@ -9,12 +9,7 @@ from ipitrace.host.neighbours import Neighbours, changes, read_neighbours
 from ipitrace.host.runs import MOST_RUNS, OtherRun, other_runs
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.repetition import Recorded
-from ipitrace.measure.steadiness import (
-    Setting,
-    compare,
-    cpus_of,
-    placed,
-)
+from ipitrace.measure.steadiness import Setting, compare, cpus_of, placed
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import StormRequest
 from ipitrace.words.disturbances import DisturbanceKind

@@ -11,35 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipitrace.base.errors import HostError
-from ipitrace.host.access import (
-    require_initial_pid_namespace,
-    require_kvm,
-    require_trace_privilege,
-)
-from ipitrace.measure.guests import (
-    MICRO,
-    Foreign,
-    find_foreign,
-    is_micro,
-    micro_guest,
-    vcpus_of,
-)
+from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
+from ipitrace.measure.guests import MICRO, Foreign, find_foreign, is_micro, micro_guest, vcpus_of
 from ipitrace.measure.limits import least_seconds
 from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.recording.result import RunLimits
-from ipitrace.storm.linux.helper import (
-    HELPER,
-    INSTALLED,
-    MODULE,
-)
+from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
-from ipitrace.words.scenarios import (
-    Pattern,
-    Scenario,
-    TargetState,
-)
+from ipitrace.words.scenarios import Pattern, Scenario, TargetState
 
 _LOADING: Final = (
     "the kernel accepts or refuses each of them only when it is loaded; refused ones are left out "

@@ -13,16 +13,9 @@ from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
-from ipitrace.host.interrupts import (
-    InterruptDelta,
-    delta,
-    read_interrupts,
-)
+from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
-from ipitrace.measure.steadiness import (
-    NO_LOOKS,
-    Looks,
-)
+from ipitrace.measure.steadiness import NO_LOOKS, Looks
 from ipitrace.measure.watching import ClockReader, Onlooker
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible

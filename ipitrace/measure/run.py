@@ -8,11 +8,7 @@ from datetime import UTC, datetime
 
 from ipitrace.base.errors import IpitraceError
 from ipitrace.base.version import VERSION
-from ipitrace.host.access import (
-    NO_TRACE,
-    require_initial_pid_namespace,
-    require_trace_privilege,
-)
+from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
 from ipitrace.host.neighbours import read_neighbours
 from ipitrace.host.runs import announced
 from ipitrace.measure.clocks import ClockReadings, open_clock

@@ -16,10 +16,7 @@ from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import Storm
 from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.scenarios import (
-    Scenario,
-    TargetState,
-)
+from ipitrace.words.scenarios import Scenario, TargetState
 
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for this long, without waiting for a CPU, was stopped."""

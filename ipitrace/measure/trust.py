@@ -6,10 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipitrace.base.errors import MeasurementError
 from ipitrace.base.units import cycles_to_ns
 from ipitrace.clock import HostClockMap, Sandwich, measure_frequency, tsc_went_backwards
-from ipitrace.recording.result import (
-    ClockResult,
-    Losses,
-)
+from ipitrace.recording.result import ClockResult, Losses
 
 LOSS_LIMIT = 0.001
 """The share of lost events, or of incomplete or contradictory IPIs, that is still accepted."""

@@ -12,13 +12,7 @@ import pyarrow.compute as pc
 
 from ipitrace.base.errors import HostError
 from ipitrace.recording.decoder import Question, open_checked
-from ipitrace.recording.reader import (
-    EXIT_COUNTS,
-    open_table,
-    read_run,
-    recording_of,
-    uncounted,
-)
+from ipitrace.recording.reader import EXIT_COUNTS, open_table, read_run, recording_of, uncounted
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Percentiles, RepetitionFigures
 

@@ -19,27 +19,11 @@ from typing import IO, Any, Final, NoReturn
 from ipitrace.base.errors import UsageError
 from ipitrace.base.resources import import_folder
 from ipitrace.base.units import MIB
-from ipitrace.base.untrusted import (
-    open_regular,
-    parse_json,
-    read_bounded,
-)
+from ipitrace.base.untrusted import open_regular, parse_json, read_bounded
 from ipitrace.recording.decoder import Question
-from ipitrace.recording.result import (
-    SCHEMA_VERSION,
-    RunResult,
-)
-from ipitrace.recording.schema import (
-    MOST_ROWS,
-    MOST_TABLE_BYTES,
-)
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    MOST_RUN_BYTES,
-    RUN_FILE,
-    TABLES,
-    file_of,
-)
+from ipitrace.recording.result import SCHEMA_VERSION, RunResult
+from ipitrace.recording.schema import MOST_ROWS, MOST_TABLE_BYTES
+from ipitrace.recording.writer import CHECKSUM_FILE, MOST_RUN_BYTES, RUN_FILE, TABLES, file_of
 
 _AGAIN: Final = "Copy the whole recording again, or make a new one with 'ipitrace run'."
 _MOST_CHECKSUM_BYTES: Final = 4096  # four lines

@@ -22,30 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
-from ipitrace.base.output import (
-    DirectoryEntry,
-    create_directory,
-    locate,
-)
-from ipitrace.base.unfinished import (
-    Unfinished,
-    remove_leftovers,
-)
+from ipitrace.base.errors import HostError, UsageError
+from ipitrace.base.output import DirectoryEntry, create_directory, locate
+from ipitrace.base.unfinished import Unfinished, remove_leftovers
 from ipitrace.base.units import MIB
-from ipitrace.base.untrusted import (
-    parse_json,
-    read_bounded,
-)
+from ipitrace.base.untrusted import parse_json, read_bounded
 from ipitrace.base.version import VERSION
-from ipitrace.recording.result import (
-    SCHEMA_VERSION,
-    RunResult,
-    TableInfo,
-)
+from ipitrace.recording.result import SCHEMA_VERSION, RunResult, TableInfo
 
 RUN_FILE: Final = "run.json"
 CHECKSUM_FILE: Final = "SHA256SUMS"

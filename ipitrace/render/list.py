@@ -7,10 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain_values
-from ipitrace.base.units import (
-    MIB,
-    processes,
-)
+from ipitrace.base.units import MIB, processes
 from ipitrace.render.csv import csv_text
 from ipitrace.render.grid import TIE
 from ipitrace.render.page import MarkdownPage, Page, TextPage, document

@@ -5,10 +5,7 @@ import json
 from collections.abc import Iterator
 
 from ipitrace.base.console import PIPE_WIDTH
-from ipitrace.measure.preview import (
-    Attaching,
-    Preview,
-)
+from ipitrace.measure.preview import Attaching, Preview
 from ipitrace.render.grid import fill
 
 _LABEL = 9  # columns

@@ -7,10 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Self, TextIO
 
-from ipitrace.base.console import (
-    redraw,
-    tell,
-)
+from ipitrace.base.console import redraw, tell
 
 _DELAY_S = 1.0
 _WIDTH = 30

@@ -8,11 +8,7 @@ storm_bytes().
 
 from typing import Final
 
-from ipitrace.abi.storm import (
-    FILE,
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import FILE, RECEIPT, SEND
 from ipitrace.base.units import MIB
 
 TEXT_BYTES: Final = 16 * MIB

@@ -21,12 +21,7 @@ from numpy.typing import NDArray
 from ipitrace.abi.storm import ALL_BUT_SELF
 from ipitrace.base.errors import MeasurementError
 from ipitrace.storm import limits
-from ipitrace.storm.driver import (
-    Driver,
-    Hooks,
-    Storm,
-    StormRequest,
-)
+from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.words.scenarios import Pattern
 
 _SENDER: Final = 0

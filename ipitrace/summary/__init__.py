@@ -3,12 +3,7 @@
 
 from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
-from ipitrace.summary.storms import (
-    HostSide,
-    Measured,
-    Repetition,
-    reduce_storm,
-)
+from ipitrace.summary.storms import HostSide, Measured, Repetition, reduce_storm
 
 __all__ = [
     "HostSide",

@@ -8,18 +8,10 @@ from numpy.typing import NDArray
 
 from ipitrace.recording.row import PerSide
 from ipitrace.summary.interrupts import host_interrupts
-from ipitrace.summary.storms import (
-    HostSide,
-    Repetition,
-)
+from ipitrace.summary.storms import HostSide, Repetition
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.metrics import DELIVER, TIMINGS
-from ipitrace.words.scenarios import (
-    Mode,
-    Pattern,
-    Scenario,
-    TargetState,
-)
+from ipitrace.words.scenarios import Mode, Pattern, Scenario, TargetState
 
 _UNTRACED = "nothing was traced"
 _NO_CLOCK = "host events could not be placed on the guest's clock"

@@ -11,10 +11,7 @@ from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.row import ExitsPerIpi, ExitTime, PerSide
 from ipitrace.summary.sides import Sides
 from ipitrace.summary.stats import summarise
-from ipitrace.summary.storms import (
-    HostSide,
-    Measured,
-)
+from ipitrace.summary.storms import HostSide, Measured
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import reason_name
 from ipitrace.words.scenarios import SENDER, Pattern

@@ -4,13 +4,8 @@
 import numpy as np
 
 from ipitrace.recording.result import ObserverCost
-from ipitrace.summary.stats import (
-    median,
-    paired_difference,
-)
-from ipitrace.summary.storms import (
-    Measured,
-)
+from ipitrace.summary.stats import median, paired_difference
+from ipitrace.summary.storms import Measured
 from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import Mode
 

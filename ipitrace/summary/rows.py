@@ -19,14 +19,8 @@ from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exits import exit_times, exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
-from ipitrace.summary.stats import (
-    percentiles,
-    summarise,
-)
-from ipitrace.summary.storms import (
-    Measured,
-    Repetition,
-)
+from ipitrace.summary.stats import percentiles, summarise
+from ipitrace.summary.storms import Measured, Repetition
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.scenarios import ScenarioStatus

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 from ipitrace.recording.row import PerSide
 from ipitrace.summary.storms import Repetition
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import (
-    SENDER,
-    Pattern,
-    Scenario,
-)
+from ipitrace.words.scenarios import SENDER, Pattern, Scenario
 
 
 @dataclass(frozen=True)

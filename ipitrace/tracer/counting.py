@@ -14,10 +14,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.watch import (
-    WATCH_CELL,
-    WATCH_HEAD,
-)
+from ipitrace.abi.watch import WATCH_CELL, WATCH_HEAD
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred

@@ -10,11 +10,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.events import (
-    HOST_EVENT,
-    RING_EVENT,
-    RING_HEAD,
-)
+from ipitrace.abi.events import HOST_EVENT, RING_EVENT, RING_HEAD
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred

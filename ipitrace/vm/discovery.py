@@ -15,10 +15,7 @@ from pathlib import PurePath
 from typing import Final
 
 from ipitrace.base.errors import HostError
-from ipitrace.host.access import (
-    missing_to_look_into_processes,
-    require_initial_pid_namespace,
-)
+from ipitrace.host.access import missing_to_look_into_processes, require_initial_pid_namespace
 from ipitrace.host.descriptors import Descriptors, scan_processes, unlisted_processes
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.host.fingerprint import read_fingerprint

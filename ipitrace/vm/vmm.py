@@ -8,10 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Final
 
-from ipitrace.base.units import (
-    KIB,
-    MIB,
-)
+from ipitrace.base.units import KIB, MIB
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,9 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from ipitrace.host.interrupts import (
-    PATH,
-    InterruptCounts,
-    delta,
-)
+from ipitrace.host.interrupts import PATH, InterruptCounts, delta
 from ipitrace.watch.model import CpuPosts, LatePosts
-from ipitrace.words.interrupts import (
-    POSTED_ROWS,
-    arrived_elsewhere,
-)
+from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 
 NamesByCpu = Mapping[int, set[str]]
 

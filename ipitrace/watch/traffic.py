@@ -11,12 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.watch import (
-    WATCH_KEY,
-    WATCH_TARGET_UNKNOWN,
-    SentBy,
-    What,
-)
+from ipitrace.abi.watch import WATCH_KEY, WATCH_TARGET_UNKNOWN, SentBy, What
 from ipitrace.correlate.paths import path_of_exits
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.model import (

@@ -13,11 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from ipitrace.abi.storm import (
-    StormPattern,
-    StormSendMethod,
-    StormTargetState,
-)
+from ipitrace.abi.storm import StormPattern, StormSendMethod, StormTargetState
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.image import LogSizes, load_payload
 from ipitrace.storm.micro.machine import Machine

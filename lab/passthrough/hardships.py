@@ -14,12 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from ipitrace.abi.storm import (
-    StormPattern,
-    StormSendMethod,
-    StormState,
-    StormTargetState,
-)
+from ipitrace.abi.storm import StormPattern, StormSendMethod, StormState, StormTargetState
 from ipitrace.base.errors import MeasurementError
 from ipitrace.storm.driver import Hooks
 from ipitrace.storm.micro.image import LogSizes, load_payload

@@ -7,22 +7,12 @@ import hashlib
 import json
 from typing import Any
 
-from ipitrace.base.errors import (
-    IpitraceError,
-    UsageError,
-)
+from ipitrace.base.errors import IpitraceError, UsageError
 from ipitrace.base.resources import example_dir
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.reading import read
-from ipitrace.recording.reader import (
-    computing_with,
-    read_run,
-    read_run_text,
-)
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    RUN_FILE,
-)
+from ipitrace.recording.reader import computing_with, read_run, read_run_text
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE
 from ipitrace.render.compare.csv import render_csv
 from ipitrace.render.compare.junit import render_junit
 from ipitrace.render.compare.openmetrics import render_openmetrics

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.storm import (
-    FILE,
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import FILE, RECEIPT, SEND
 from lab.guest.boot import Guest
 
 

@@ -26,14 +26,7 @@ from typing import IO, Final, Generic, Self, TypeVar
 import numpy as np
 
 import ipitrace
-from ipitrace.abi.storm import (
-    ABI_VERSION,
-    FILE,
-    FILE_MAGIC,
-    RECEIPT,
-    SEND,
-    StormState,
-)
+from ipitrace.abi.storm import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
 from ipitrace.base.errors import ExitCode
 from ipitrace.base.units import MIB
 

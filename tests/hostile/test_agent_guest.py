@@ -17,11 +17,7 @@ import numpy as np
 import pytest
 from harness import Ahead, Outcome, assert_harmless
 
-from ipitrace.abi.storm import (
-    FILE,
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import FILE, RECEIPT, SEND
 from ipitrace.base.errors import ExitCode
 
 LIMIT_S: Final = 300.0

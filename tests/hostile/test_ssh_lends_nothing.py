@@ -22,10 +22,7 @@ from harness import HELPER_PATH, HERE, SIGNS, answers, run_ipitrace
 from sshd import NAME, Server, end_guests, free_port, ssh_on_path, sshd
 from test_ssh_guest import ASK, MODES, guest
 
-from ipitrace.storm.transport.ssh import (
-    Destination,
-    open_ssh,
-)
+from ipitrace.storm.transport.ssh import Destination, open_ssh
 
 pytestmark = pytest.mark.live("root")
 

@@ -26,11 +26,7 @@ from ipitrace.measure.request import RunRequest
 from ipitrace.measure.run import run
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.helper import (
-    GuestCpus,
-    HelperStatus,
-    Module,
-)
+from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.words.scenarios import select_scenarios
 

@@ -28,11 +28,7 @@ from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import Tracer
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import (
-    SCENARIOS,
-    Mode,
-    select_scenarios,
-)
+from ipitrace.words.scenarios import SCENARIOS, Mode, select_scenarios
 
 pytestmark = pytest.mark.live
 

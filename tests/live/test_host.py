@@ -20,11 +20,7 @@ from other_user import as_user
 
 import ipitrace
 from ipitrace.base.errors import HostError
-from ipitrace.host.access import (
-    require_initial_pid_namespace,
-    require_kvm,
-    require_trace_privilege,
-)
+from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
 from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.fingerprint import one_line, read_fingerprint

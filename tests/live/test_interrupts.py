@@ -9,10 +9,7 @@ import time
 
 import pytest
 
-from ipitrace.host.interrupts import (
-    delta,
-    read_interrupts,
-)
+from ipitrace.host.interrupts import delta, read_interrupts
 
 # arch/x86/entry/syscalls/syscall_64.tbl; enum membarrier_cmd in uapi/linux/membarrier.h
 SYS_MEMBARRIER = 324

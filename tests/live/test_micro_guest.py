@@ -13,25 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipitrace.abi.storm import (
-    ALL_BUT_SELF,
-    StormSendMethod,
-)
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-)
+from ipitrace.abi.storm import ALL_BUT_SELF, StormSendMethod
+from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.clock import Clock
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.storm.micro.image import LogSizes, Payload, load_payload
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.words.scenarios import (
-    SCENARIOS,
-    Pattern,
-    TargetState,
-)
+from ipitrace.words.scenarios import SCENARIOS, Pattern, TargetState
 
 pytestmark = pytest.mark.live("kvm")
 

@@ -20,10 +20,7 @@ from checks import assert_sound
 from other_user import NOBODY, as_user, open_folder
 
 import ipitrace
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-)
+from ipitrace.base.errors import ExitCode, HostError
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.tracer.bcc_import import import_bcc
 from ipitrace.words.scenarios import SCENARIOS

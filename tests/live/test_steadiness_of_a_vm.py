@@ -12,32 +12,13 @@ import pytest
 from guests import qemu_guest, until
 from strategies import receipts, sends
 
-from ipitrace.abi.storm import (
-    ABI_VERSION,
-    FILE,
-    FILE_MAGIC,
-    StormState,
-)
+from ipitrace.abi.storm import ABI_VERSION, FILE, FILE_MAGIC, StormState
 from ipitrace.base.errors import UsageError
-from ipitrace.host.conditions import (
-    Conditions,
-    read_conditions,
-)
-from ipitrace.measure.steadiness import (
-    Looks,
-    Setting,
-    compare,
-)
-from ipitrace.storm.driver import (
-    Hooks,
-    StormRequest,
-)
+from ipitrace.host.conditions import Conditions, read_conditions
+from ipitrace.measure.steadiness import Looks, Setting, compare
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.helper import (
-    GuestCpus,
-    HelperStatus,
-    Module,
-)
+from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.vm import VirtualMachine, resolve_vm
 from ipitrace.words.scenarios import select_scenarios

@@ -19,10 +19,7 @@ import pytest
 
 from ipitrace.abi.events import HOST_EVENT
 from ipitrace.base import resources
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.correlate.switches import Switches, count_switches
 from ipitrace.tracer import Tracer, attaching, kernel, session
 from ipitrace.tracer.btf import Arg
@@ -31,10 +28,7 @@ from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
 from ipitrace.tracer.program import HookPlan, KernelOffer, Probe, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
-from ipitrace.words.events import (
-    NR_KINDS,
-    Kind,
-)
+from ipitrace.words.events import NR_KINDS, Kind
 
 pytestmark = pytest.mark.live("root", "bpf")
 

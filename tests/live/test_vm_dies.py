@@ -9,20 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.base.errors import (
-    MeasurementError,
-    UsageError,
-)
-from ipitrace.storm.driver import (
-    Hooks,
-    StormRequest,
-)
+from ipitrace.base.errors import MeasurementError, UsageError
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.helper import (
-    GuestCpus,
-    HelperStatus,
-    Module,
-)
+from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.vm import VirtualMachine, resolve_vm
 from ipitrace.words.scenarios import select_scenarios

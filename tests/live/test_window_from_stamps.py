@@ -13,10 +13,7 @@ import pytest
 
 from ipitrace.clock import Clock
 from ipitrace.measure.guests import micro_guest
-from ipitrace.measure.repetition import (
-    Recorded,
-    run_repetition,
-)
+from ipitrace.measure.repetition import Recorded, run_repetition
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import Tracer

@@ -4,10 +4,7 @@
 from collections.abc import Iterable, Sequence
 
 from ipitrace.base.console import PIPE_WIDTH
-from ipitrace.base.foreign import (
-    map_strings,
-    plain,
-)
+from ipitrace.base.foreign import map_strings, plain
 from ipitrace.compare.anchors import Anchor
 from ipitrace.compare.model import Comparison, Figures, FingerprintDifference, Row, Verdict
 from ipitrace.compare.wording import how_many, spell, spell_change, spell_p, tell_difference

@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain_values
-from ipitrace.base.units import (
-    cycles_to_ns,
-    processes,
-)
+from ipitrace.base.units import cycles_to_ns, processes
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import (
     ClockResult,
@@ -20,15 +17,9 @@ from ipitrace.recording.result import (
 from ipitrace.recording.row import PerSide, ScenarioResult, StageBreakdown, Summary
 from ipitrace.render.page import MarkdownPage, Page, TextPage, document
 from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.interrupts import (
-    POSTED_ROWS,
-    arrived_elsewhere,
-)
+from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
-from ipitrace.words.scenarios import (
-    ScenarioStatus,
-    SendMethod,
-)
+from ipitrace.words.scenarios import ScenarioStatus, SendMethod
 from ipitrace.words.stages import GUEST_STAMPS
 
 _NOTHING = "-"

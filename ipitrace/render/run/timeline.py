@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ipitrace.base.console import PIPE_WIDTH
-from ipitrace.base.foreign import (
-    plain,
-    plain_values,
-)
+from ipitrace.base.foreign import plain, plain_values
 from ipitrace.base.units import cycles_to_ns
 from ipitrace.render.grid import fill, table
 from ipitrace.words.events import HOST_EVENT_BY_NAME

@@ -5,12 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ipitrace.base.foreign import plain_values
-from ipitrace.watch.model import (
-    MOST_STRANGERS,
-    EndedVm,
-    Unseen,
-    WatchInterval,
-)
+from ipitrace.watch.model import MOST_STRANGERS, EndedVm, Unseen, WatchInterval
 
 _MOST_PAIRS: Final = 8  # of each VM
 

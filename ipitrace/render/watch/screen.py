@@ -8,14 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ipitrace.base.console import (
-    output_width,
-    say,
-)
-from ipitrace.base.foreign import (
-    plain,
-    plain_lines,
-)
+from ipitrace.base.console import output_width, say
+from ipitrace.base.foreign import plain, plain_lines
 from ipitrace.render.watch.text import render_interval
 from ipitrace.watch.model import WatchInterval
 

@@ -6,27 +6,10 @@ from typing import Final
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain
-from ipitrace.base.units import (
-    MIB,
-    processes,
-)
-from ipitrace.render.grid import (
-    clipped,
-    dense,
-    wrapped,
-)
-from ipitrace.render.watch.gone import (
-    ended_words,
-    unseen_words,
-)
-from ipitrace.watch.model import (
-    Count,
-    LatePosts,
-    Sight,
-    VcpuPair,
-    VmInterval,
-    WatchInterval,
-)
+from ipitrace.base.units import MIB, processes
+from ipitrace.render.grid import clipped, dense, wrapped
+from ipitrace.render.watch.gone import ended_words, unseen_words
+from ipitrace.watch.model import Count, LatePosts, Sight, VcpuPair, VmInterval, WatchInterval
 
 _NOTHING: Final = "-"
 _MOST_CHARS: Final = 10_000  # of one paragraph

@@ -6,22 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, MeasurementError, UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.units import MIB
 from ipitrace.clock import GuestTsc
 from ipitrace.host.vm_tsc import read_vm_tsc
 from ipitrace.recording.guest import GuestResult, VmResult, linux_guest
 from ipitrace.storm import limits
-from ipitrace.storm.driver import (
-    Hooks,
-    Storm,
-    StormRequest,
-)
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.linux.helper import (
     HELPER,
     INSTALL,
@@ -32,23 +24,10 @@ from ipitrace.storm.linux.helper import (
     read_cpus,
     read_status,
 )
-from ipitrace.storm.linux.storm_file import (
-    Asked,
-    StormFile,
-)
-from ipitrace.storm.transport.shell import (
-    Finished,
-    Shell,
-)
-from ipitrace.vm import (
-    VirtualMachine,
-    still_there,
-)
-from ipitrace.words.scenarios import (
-    Pattern,
-    Scenario,
-    TargetState,
-)
+from ipitrace.storm.linux.storm_file import Asked, StormFile
+from ipitrace.storm.transport.shell import Finished, Shell
+from ipitrace.vm import VirtualMachine, still_there
+from ipitrace.words.scenarios import Pattern, Scenario, TargetState
 
 _UNSUPPORTED: Final = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
 _SENDER: Final = 0

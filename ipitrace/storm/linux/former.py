@@ -15,13 +15,7 @@ from ipitrace.base.errors import HostError
 from ipitrace.base.foreign import plain
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import shown
-from ipitrace.storm.linux.guest_change import (
-    CHANGE_S,
-    Step,
-    Tell,
-    checked,
-    unload,
-)
+from ipitrace.storm.linux.guest_change import CHANGE_S, Step, Tell, checked, unload
 from ipitrace.storm.transport.shell import Shell
 
 _MODULE: Final = "ipistorm"

@@ -7,10 +7,7 @@ from typing import Final
 
 from ipitrace.base.errors import HostError
 from ipitrace.base.foreign import plain
-from ipitrace.storm.transport.shell import (
-    Finished,
-    Shell,
-)
+from ipitrace.storm.transport.shell import Finished, Shell
 
 Tell = Callable[[str], None]
 """Prints a line for each action."""

@@ -13,11 +13,7 @@ from ipitrace.base.loading import load
 from ipitrace.base.untrusted import parse_json
 from ipitrace.host.fingerprint import TCG_CPU
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import (
-    checked,
-    number,
-    shown,
-)
+from ipitrace.storm.guest_json import checked, number, shown
 from ipitrace.storm.linux.storm_file import other_version
 from ipitrace.storm.transport.shell import Shell
 

@@ -23,24 +23,9 @@ from ipitrace.host.child import run_bounded
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import shown
 from ipitrace.storm.linux.former import remove_former
-from ipitrace.storm.linux.guest_change import (
-    CHANGE_S,
-    Step,
-    Tell,
-    checked,
-    unload,
-)
-from ipitrace.storm.linux.helper import (
-    HELPER,
-    INSTALLED,
-    MODULE,
-    HelperStatus,
-    read_status,
-)
-from ipitrace.storm.transport.shell import (
-    Shell,
-    nothing,
-)
+from ipitrace.storm.linux.guest_change import CHANGE_S, Step, Tell, checked, unload
+from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE, HelperStatus, read_status
+from ipitrace.storm.transport.shell import Shell, nothing
 
 _HELPER_PATH: Final = f"{INSTALLED}/{HELPER}"
 _MODULE_PATH: Final = f"{INSTALLED}/src/{MODULE}.ko"

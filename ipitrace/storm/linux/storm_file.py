@@ -8,18 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.storm import (
-    ABI_VERSION,
-    FILE,
-    FILE_MAGIC,
-    RECEIPT,
-    SEND,
-    StormState,
-)
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-)
+from ipitrace.abi.storm import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, SEND, StormState
+from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Storm
 from ipitrace.storm.guest_json import shown

@@ -27,12 +27,7 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.words.scenarios import (
-    Pattern,
-    Scenario,
-    SendMethod,
-    TargetState,
-)
+from ipitrace.words.scenarios import Pattern, Scenario, SendMethod, TargetState
 
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS

@@ -15,18 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.storm import (
-    ABI_VERSION,
-    PARAMS,
-    RECEIPT,
-    SEND,
-    STATUS,
-    StormSendMethod,
-)
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-)
+from ipitrace.abi.storm import ABI_VERSION, PARAMS, RECEIPT, SEND, STATUS, StormSendMethod
+from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.base.resources import guest_tools_dir
 from ipitrace.base.units import MIB
 from ipitrace.host.memory import require_memory

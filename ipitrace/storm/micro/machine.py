@@ -17,21 +17,11 @@ from typing import Self
 
 import numpy as np
 
-from ipitrace.abi.storm import (
-    StormSendMethod,
-    StormState,
-)
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-)
+from ipitrace.abi.storm import StormSendMethod, StormState
+from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.base.signals import signals_deferred
 from ipitrace.host.vm_tsc import read_vm_tsc
-from ipitrace.storm.driver import (
-    Hooks,
-    Mark,
-    Storm,
-)
+from ipitrace.storm.driver import Hooks, Mark, Storm
 from ipitrace.storm.limits import STORM_S
 from ipitrace.storm.micro.image import (
     MG_DESCRIPTORS,
@@ -41,11 +31,7 @@ from ipitrace.storm.micro.image import (
     LogSizes,
     Payload,
 )
-from ipitrace.storm.micro.kvm import (
-    ExitReason,
-    KvmVcpu,
-    Vm,
-)
+from ipitrace.storm.micro.kvm import ExitReason, KvmVcpu, Vm
 from ipitrace.storm.micro.stats_fd import VcpuStats
 
 _TICK_S = 0.02

@@ -16,10 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ipitrace.base.errors import (
-    HostError,
-    MeasurementError,
-)
+from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.host.access import missing_to_preempt
 from ipitrace.storm.micro.image import MG_READY, MG_READY_PREEMPTED, GuestMemory
 

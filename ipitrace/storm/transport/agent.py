@@ -7,18 +7,12 @@ import socket as sockets
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.untrusted import parse_json
 from ipitrace.storm import limits
 from ipitrace.storm.guest_json import member
-from ipitrace.storm.transport.agent_socket import (
-    AgentSocket,
-    RefusedError,
-)
+from ipitrace.storm.transport.agent_socket import AgentSocket, RefusedError
 
 _NOT_THERE: Final = (
     "Check that qemu-guest-agent runs in the guest and that nothing else (libvirt) uses its socket."

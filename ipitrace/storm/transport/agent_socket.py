@@ -15,10 +15,7 @@ from typing import Final
 from ipitrace.base.foreign import plain
 from ipitrace.base.untrusted import parse_json
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import (
-    checked,
-    member,
-)
+from ipitrace.storm.guest_json import checked, member
 
 _CHUNK_BYTES: Final = 64 << 10
 _SENTINEL: Final = b"\xff"  # guest-sync-delimited in QEMU's qga/qapi-schema.json

@@ -8,12 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ipitrace.base.errors import HostError
 from ipitrace.host.child import run_bounded
 from ipitrace.storm import limits
-from ipitrace.storm.transport.shell import (
-    QUICK_S,
-    Finished,
-    Shell,
-    nothing,
-)
+from ipitrace.storm.transport.shell import QUICK_S, Finished, Shell, nothing
 
 
 class LocalShell:

@@ -16,22 +16,9 @@ from typing import Final, TypeVar
 from ipitrace.base.errors import HostError
 from ipitrace.base.foreign import plain
 from ipitrace.storm import limits
-from ipitrace.storm.guest_json import (
-    checked,
-    member,
-    number,
-)
-from ipitrace.storm.transport.agent import (
-    Agent,
-    unknown_answer,
-)
-from ipitrace.storm.transport.shell import (
-    QUICK_S,
-    TICK_S,
-    Finished,
-    Shell,
-    timed_out,
-)
+from ipitrace.storm.guest_json import checked, member, number
+from ipitrace.storm.transport.agent import Agent, unknown_answer
+from ipitrace.storm.transport.shell import QUICK_S, TICK_S, Finished, Shell, timed_out
 
 T = TypeVar("T")
 _FIRST_POLL_S: Final = 0.05

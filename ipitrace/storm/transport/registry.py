@@ -13,10 +13,7 @@ from ipitrace.storm.transport.agent import open_agent
 from ipitrace.storm.transport.local import open_local
 from ipitrace.storm.transport.qga import open_qga
 from ipitrace.storm.transport.shell import Shell
-from ipitrace.storm.transport.ssh import (
-    Destination,
-    open_ssh,
-)
+from ipitrace.storm.transport.ssh import Destination, open_ssh
 
 LOCAL: Final = "local"
 

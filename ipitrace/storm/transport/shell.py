@@ -4,11 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from ipitrace.host.child import (
-    TICK_S,
-    Finished,
-    timed_out,
-)
+from ipitrace.host.child import TICK_S, Finished, timed_out
 from ipitrace.storm import limits
 
 __all__ = ["QUICK_S", "TICK_S", "Finished", "Shell", "nothing", "timed_out"]

@@ -22,24 +22,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.search_path import others_may_write
-from ipitrace.host.child import (
-    TICK_S,
-    Child,
-    run_bounded,
-)
+from ipitrace.host.child import TICK_S, Child, run_bounded
 from ipitrace.storm import limits
-from ipitrace.storm.transport.shell import (
-    QUICK_S,
-    Finished,
-    Shell,
-    nothing,
-)
+from ipitrace.storm.transport.shell import QUICK_S, Finished, Shell, nothing
 
 _CONNECT_S: Final = 20
 _LOGIN_S: Final = _CONNECT_S + QUICK_S

@@ -4,10 +4,7 @@
 import contextlib
 
 from ipitrace.base.errors import IpitraceError
-from ipitrace.storm.transport.agent import (
-    libvirt_answer,
-    unknown_answer,
-)
+from ipitrace.storm.transport.agent import libvirt_answer, unknown_answer
 from ipitrace.storm.transport.qga import open_qga
 
 from ..pieces import no_waiting

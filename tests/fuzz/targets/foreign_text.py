@@ -3,12 +3,7 @@
 
 import json
 
-from ipitrace.base.foreign import (
-    plain,
-    plain_json,
-    plain_lines,
-    plain_values,
-)
+from ipitrace.base.foreign import plain, plain_json, plain_lines, plain_values
 
 _MOST = 40
 

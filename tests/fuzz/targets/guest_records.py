@@ -7,18 +7,12 @@ The last byte says how the program in the guest ended, the others are what it pr
 import contextlib
 
 from ipitrace.base.errors import IpitraceError
-from ipitrace.storm.driver import (
-    Hooks,
-    StormRequest,
-)
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.linux.driver import LinuxGuest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.storm.transport.shell import Finished
 from ipitrace.summary import reduce_storm
-from ipitrace.words.scenarios import (
-    SCENARIOS,
-    Mode,
-)
+from ipitrace.words.scenarios import SCENARIOS, Mode
 
 from ..pieces import saying_guest
 

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two readings of /proc/interrupts, with \\0 between, and what was added."""
 
-from ipitrace.host.interrupts import (
-    delta,
-    parse_interrupts,
-)
-from ipitrace.words.interrupts import (
-    ROWS,
-    arrived_elsewhere,
-)
+from ipitrace.host.interrupts import delta, parse_interrupts
+from ipitrace.words.interrupts import ROWS, arrived_elsewhere
 
 
 def fuzz(data: bytes) -> None:

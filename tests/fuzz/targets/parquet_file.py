@@ -16,11 +16,7 @@ import warnings
 
 import pyarrow as pa
 
-from ipitrace.recording.decoder import (
-    Question,
-    decode,
-    restrict,
-)
+from ipitrace.recording.decoder import Question, decode, restrict
 
 _CPU_S = 5
 _ENOUGH_S = 15.0

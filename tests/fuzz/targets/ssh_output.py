@@ -14,10 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from ipitrace.base.errors import IpitraceError
-from ipitrace.storm.transport.ssh import (
-    Destination,
-    open_ssh,
-)
+from ipitrace.storm.transport.ssh import Destination, open_ssh
 
 from .. import files
 

@@ -18,11 +18,7 @@ from runs import made_run
 
 from ipitrace.base.errors import ExitCode
 from ipitrace.base.resources import example_dir
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
 
 # Half a surrogate pair is refused when a recording is read.
 HOSTILE = "".join(SAMPLES).encode(errors="ignore").decode()

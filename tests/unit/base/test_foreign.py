@@ -9,12 +9,7 @@ from hostile import SAMPLES, assert_harmless, hostile_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipitrace.base.foreign import (
-    plain,
-    plain_json,
-    plain_lines,
-    plain_values,
-)
+from ipitrace.base.foreign import plain, plain_json, plain_lines, plain_values
 
 
 @pytest.mark.parametrize(

@@ -16,23 +16,11 @@ from commands import ENVIRONMENT, ipi
 from other_user import NOBODY, as_user, open_folder
 from recordings import empty_run, make_recording, spans
 
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    UsageError,
-)
-from ipitrace.base.output import (
-    append_file,
-    locate,
-    replace_file,
-)
+from ipitrace.base.errors import ExitCode, HostError, UsageError
+from ipitrace.base.output import append_file, locate, replace_file
 from ipitrace.base.resources import example_dir
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
 
 EXAMPLE = str(example_dir())
 THEIRS = NOBODY

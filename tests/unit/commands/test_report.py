@@ -22,11 +22,7 @@ from recordings import (
     spans,
 )
 
-from ipitrace.base.errors import (
-    ExitCode,
-    IpitraceError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, IpitraceError, UsageError
 from ipitrace.base.loading import load
 from ipitrace.base.resources import example_dir
 from ipitrace.commands.report import report
@@ -35,10 +31,7 @@ from ipitrace.recording.host import HostResult
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import ClockResult, RunResult
 from ipitrace.recording.row import ScenarioResult
-from ipitrace.recording.writer import (
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.writer import RUN_FILE, RecordingWriter
 from ipitrace.render.run.tables import render_run
 
 

@@ -7,12 +7,7 @@ import pytest
 from comparisons import TRUTH, exits_of, held_against, noisy, row_of, run_of, steady
 from runs import made_host
 
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, HostError, MeasurementError, UsageError
 from ipitrace.compare import exit_code
 from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.model import Comparison, GateKind, MinimumEffect, Row, Verdict

@@ -30,12 +30,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_host
 
 from ipitrace.base.console import PIPE_WIDTH
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    IpitraceError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, HostError, IpitraceError, UsageError
 from ipitrace.commands.ab import ab
 from ipitrace.commands.compare import compare
 from ipitrace.compare.anchors import read_anchors

@@ -7,13 +7,7 @@ import pytest
 from comparisons import exits_of, run_of, steady
 from runs import made_host
 
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-    IpitraceError,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, HostError, IpitraceError, MeasurementError, UsageError
 from ipitrace.base.loading import keys_of
 from ipitrace.compare.fingerprint import ITEMS, check_allowed, check_comparable
 from ipitrace.compare.model import FingerprintDifference

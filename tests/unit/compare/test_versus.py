@@ -6,10 +6,7 @@ from dataclasses import replace
 import pytest
 from comparisons import exits_of, run_of, steady
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.model import Comparison, Verdict
 from ipitrace.compare.versus import parse_pair

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.abi.storm import (
-    RECEIPT,
-    SEND,
-)
+from ipitrace.abi.storm import RECEIPT, SEND
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.events import Kind

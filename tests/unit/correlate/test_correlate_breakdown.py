@@ -14,10 +14,7 @@ from ipitrace.correlate.breakdown import break_down, path_shares
 from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import (
-    STAGES,
-    Stage,
-)
+from ipitrace.words.stages import STAGES, Stage
 
 
 def sequence_of(row: list[int]) -> tuple[Stage, ...]:

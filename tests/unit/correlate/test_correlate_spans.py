@@ -26,10 +26,7 @@ from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import (
-    GUEST_STAMPS,
-    Stage,
-)
+from ipitrace.words.stages import GUEST_STAMPS, Stage
 
 
 def assert_true(story: Story, trace: StormTrace | None = None) -> None:

@@ -13,10 +13,7 @@ import pytest
 from guests import until
 
 from ipitrace.base.errors import HostError
-from ipitrace.base.units import (
-    KIB,
-    MIB,
-)
+from ipitrace.base.units import KIB, MIB
 from ipitrace.host.child import Child, run_bounded
 
 SLEEPER = f"sleep {1000 + os.getpid()}"

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.base.errors import (
-    ExitCode,
-    HostError,
-)
+from ipitrace.base.errors import ExitCode, HostError
 from ipitrace.host.access import (
     NO_TRACE,
     read_lockdown,

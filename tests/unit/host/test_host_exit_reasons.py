@@ -6,11 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipitrace.words.exit_reasons import (
-    SVM_REASONS,
-    VMX_REASONS,
-    reason_name,
-)
+from ipitrace.words.exit_reasons import SVM_REASONS, VMX_REASONS, reason_name
 
 FORMAT = (Path(__file__).parent / "data" / "kvm_exit-6.18.format").read_text()
 

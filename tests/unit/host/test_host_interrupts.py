@@ -9,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipitrace.host.files import HostFiles
-from ipitrace.host.interrupts import (
-    InterruptCounts,
-    delta,
-    parse_interrupts,
-    read_interrupts,
-)
+from ipitrace.host.interrupts import InterruptCounts, delta, parse_interrupts, read_interrupts
 from ipitrace.words.interrupts import ROWS
 
 DATA = Path(__file__).parents[2] / "data" / "interrupts"

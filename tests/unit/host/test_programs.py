@@ -12,10 +12,7 @@ from other_user import NOBODY
 
 import ipitrace
 from ipitrace.base.errors import HostError
-from ipitrace.base.search_path import (
-    others_may_write,
-    safe_entries,
-)
+from ipitrace.base.search_path import others_may_write, safe_entries
 from ipitrace.host.programs import clean_environment, find_program, own_command
 
 HOME = str(Path(ipitrace.__file__).parents[1])

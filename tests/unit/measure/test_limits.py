@@ -5,10 +5,7 @@ import time
 
 import pytest
 
-from ipitrace.base.errors import (
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import MeasurementError, UsageError
 from ipitrace.measure.limits import (
     DEFAULT_RATE_HZ,
     DEFAULT_TIME_S,

@@ -5,11 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipitrace.measure.turns import (
-    Turn,
-    plan_turns,
-    split,
-)
+from ipitrace.measure.turns import Turn, plan_turns, split
 from ipitrace.words.scenarios import Mode
 
 MODES = tuple(Mode)

@@ -13,12 +13,7 @@ import pytest
 from strategies import counts, receipts, sends, storm
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.base.errors import (
-    HostError,
-    InterruptedRunError,
-    MeasurementError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, InterruptedRunError, MeasurementError, UsageError
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.neighbours import Neighbours
 from ipitrace.measure import lookout, repetition

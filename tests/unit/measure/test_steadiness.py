@@ -14,13 +14,7 @@ from ipitrace.base.errors import ExitCode
 from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.host.files import HostFiles
 from ipitrace.measure.online import gone_offline
-from ipitrace.measure.steadiness import (
-    Looks,
-    Setting,
-    compare,
-    placed,
-    silence,
-)
+from ipitrace.measure.steadiness import Looks, Setting, compare, placed, silence
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import Disturbance
 from ipitrace.words.scenarios import SCENARIOS, TargetState

@@ -24,10 +24,7 @@ from click.testing import CliRunner
 from recordings import make_recording, read_table, spans
 from test_report import some_run
 
-from ipitrace.base.errors import (
-    ExitCode,
-    UsageError,
-)
+from ipitrace.base.errors import ExitCode, UsageError
 from ipitrace.base.resources import example_dir
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
@@ -35,11 +32,7 @@ from ipitrace.measure.lookout import _MOST_NOTED
 from ipitrace.measure.request import MAX_OF_ALL_SCENARIOS
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import Disturbance
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
 
 MOST_MIB = 512
 PLENTY_S = 60

@@ -22,10 +22,7 @@ from ipitrace.correlate.spans import Spans, correlate
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
-from ipitrace.measure.columns import (
-    RepetitionKey,
-    span_columns,
-)
+from ipitrace.measure.columns import RepetitionKey, span_columns
 from ipitrace.recording.reader import read_run
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa

@@ -36,25 +36,11 @@ from recordings import (
 )
 
 import ipitrace.recording.writer as recording_module
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.base.resources import example_dir
-from ipitrace.recording.reader import (
-    read_rows,
-    read_run,
-    read_run_text,
-)
-from ipitrace.recording.result import (
-    SCHEMA_VERSION,
-    RunResult,
-)
-from ipitrace.recording.writer import (
-    CHECKSUM_FILE,
-    RUN_FILE,
-    RecordingWriter,
-)
+from ipitrace.recording.reader import read_rows, read_run, read_run_text
+from ipitrace.recording.result import SCHEMA_VERSION, RunResult
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
 
 FILES = (RUN_FILE, CHECKSUM_FILE, "spans.parquet", "host_events.parquet")
 ANSWERS: list[Callable[[Path], object]] = [

@@ -8,12 +8,7 @@ from checks import assert_sound
 from runs import made_run, measured_row, unsupported_row
 
 from ipitrace.recording.guest import VmResult, linux_guest
-from ipitrace.recording.result import (
-    Disturbance,
-    Losses,
-    RunLimits,
-    RunResult,
-)
+from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
 from ipitrace.render.run.tables import render_run
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"

@@ -17,15 +17,8 @@ from unknowns import unknowns_as_numbers
 
 from ipitrace.commands.report import report
 from ipitrace.correlate.spans import correlate
-from ipitrace.measure.columns import (
-    RepetitionKey,
-    host_event_columns,
-    span_columns,
-)
-from ipitrace.recording.reader import (
-    read_rows,
-    read_run,
-)
+from ipitrace.measure.columns import RepetitionKey, host_event_columns, span_columns
+from ipitrace.recording.reader import read_rows, read_run
 from ipitrace.recording.writer import CHECKSUM_FILE
 from ipitrace.words.events import Kind
 

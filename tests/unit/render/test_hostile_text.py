@@ -33,10 +33,7 @@ from ipitrace.render.list import render_list
 from ipitrace.render.markdown import markdown
 from ipitrace.render.progress import ProgressBar
 from ipitrace.render.run.tables import render_run
-from ipitrace.render.run.timeline import (
-    Timeline,
-    render_timeline,
-)
+from ipitrace.render.run.timeline import Timeline, render_timeline
 from ipitrace.render.watch.openmetrics import render_openmetrics as render_watch_openmetrics
 from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.limits import STATUS_CHARS

@@ -33,17 +33,8 @@ from ipitrace.doctor.model import Check, Examination
 from ipitrace.recording.reader import read_run, read_run_text
 from ipitrace.recording.result import RunResult
 from ipitrace.render.compare.tables import render_comparison
-from ipitrace.render.formats import (
-    EXAMINATION as DOCTOR,
-)
-from ipitrace.render.formats import (
-    FORMATS,
-    OFFERS,
-    RUN,
-    SUBJECTS,
-    VMS,
-    Subject,
-)
+from ipitrace.render.formats import EXAMINATION as DOCTOR
+from ipitrace.render.formats import FORMATS, OFFERS, RUN, SUBJECTS, VMS, Subject
 from ipitrace.render.scenarios import Offer
 from ipitrace.vm import Discovery
 from ipitrace.words.scenarios import SCENARIOS

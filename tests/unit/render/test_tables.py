@@ -14,10 +14,7 @@ from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.render.run.tables import render_run
 from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.storm.micro.driver import unsupported
-from ipitrace.words.scenarios import (
-    DEFAULT_SCENARIOS,
-    SCENARIOS,
-)
+from ipitrace.words.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 
 UNTRACED = {"observer": None, "observer_absent": "nothing was traced (--no-trace)"}
 

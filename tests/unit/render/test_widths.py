@@ -28,20 +28,11 @@ from ipitrace.compare.gates import parse_gate
 from ipitrace.compare.versus import parse_pair
 from ipitrace.doctor import Examination
 from ipitrace.doctor.model import Check
-from ipitrace.measure.preview import (
-    Attaching,
-    Preview,
-    PreviewedGuest,
-    PreviewedStorms,
-    Sending,
-)
+from ipitrace.measure.preview import Attaching, Preview, PreviewedGuest, PreviewedStorms, Sending
 from ipitrace.recording.guest import GuestResult, VmResult
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.row import ExitsPerIpi
-from ipitrace.render.compare.tables import (
-    render_anchors,
-    render_comparison,
-)
+from ipitrace.render.compare.tables import render_anchors, render_comparison
 from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.preview import render_preview
@@ -52,9 +43,7 @@ from ipitrace.render.watch.text import render_interval
 from ipitrace.storm.micro.driver import unsupported
 from ipitrace.vm import Discovery
 from ipitrace.watch.model import ExitsOfReason, VmExits
-from ipitrace.words.scenarios import (
-    SCENARIOS,
-)
+from ipitrace.words.scenarios import SCENARIOS
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
 WIDTHS = (80, 100, 132)

@@ -19,10 +19,7 @@ import pytest
 
 from ipitrace.base.errors import HostError
 from ipitrace.storm import limits
-from ipitrace.storm.transport.agent import (
-    SocketAgent,
-    libvirt_answer,
-)
+from ipitrace.storm.transport.agent import SocketAgent, libvirt_answer
 from ipitrace.storm.transport.registry import open_shell
 
 if TYPE_CHECKING:

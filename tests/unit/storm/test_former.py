@@ -21,10 +21,7 @@ from ipitrace.storm.linux import install
 from ipitrace.storm.linux.former import remove_former
 from ipitrace.storm.linux.helper import INSTALLED
 from ipitrace.storm.transport.local import LocalShell
-from ipitrace.storm.transport.shell import (
-    Finished,
-    nothing,
-)
+from ipitrace.storm.transport.shell import Finished, nothing
 
 LEFT = (
     "/var/lib/dkms/ipistorm/1.0",

@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 
 from ipitrace.base.errors import HostError
 from ipitrace.storm import limits
-from ipitrace.storm.linux.helper import (
-    find_helper,
-    read_cpus,
-    read_status,
-)
+from ipitrace.storm.linux.helper import find_helper, read_cpus, read_status
 from ipitrace.storm.linux.install import remove
 from ipitrace.storm.transport.shell import Finished
 

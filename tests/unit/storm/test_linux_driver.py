@@ -6,22 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
-from ipitrace.storm.driver import (
-    Hooks,
-    StormRequest,
-)
+from ipitrace.base.errors import HostError, UsageError
+from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.linux.driver import LinuxGuest
-from ipitrace.storm.linux.helper import (
-    GuestCpus,
-    HelperStatus,
-    Module,
-    read_cpus,
-    read_status,
-)
+from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module, read_cpus, read_status
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.storm.transport.shell import Finished
 from ipitrace.vm import Vcpu, VirtualMachine

@@ -10,22 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ipitrace.abi.storm import (
-    RECEIPT,
-    SEND,
-    StormSendMethod,
-)
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.abi.storm import RECEIPT, SEND, StormSendMethod
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.measure.guests import micro_guest
-from ipitrace.measure.request import (
-    WARMUP,
-    RunRequest,
-    check_count,
-    check_request,
-)
+from ipitrace.measure.request import WARMUP, RunRequest, check_count, check_request
 from ipitrace.storm.micro import image
 from ipitrace.storm.micro.driver import MAX_VCPUS, MicroGuest, max_count
 from ipitrace.storm.micro.image import GuestMemory, LogSizes, Payload, load_payload

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from recorded import recorded_storms
 
-from ipitrace.abi.storm import (
-    RECEIPT,
-    SEND,
-)
-from ipitrace.base.errors import (
-    ExitCode,
-    MeasurementError,
-)
+from ipitrace.abi.storm import RECEIPT, SEND
+from ipitrace.base.errors import ExitCode, MeasurementError
 from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.storm.plausible import check_plausible
 

@@ -5,21 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Truth, receipts, sends, truths
 
-from ipitrace.abi.storm import (
-    ABI_VERSION,
-    FILE,
-    FILE_MAGIC,
-    RECEIPT,
-    StormState,
-)
-from ipitrace.base.errors import (
-    HostError,
-    IpitraceError,
-    MeasurementError,
-)
-from ipitrace.correlate.pairing import (
-    eoi_tsc,
-)
+from ipitrace.abi.storm import ABI_VERSION, FILE, FILE_MAGIC, RECEIPT, StormState
+from ipitrace.base.errors import HostError, IpitraceError, MeasurementError
+from ipitrace.correlate.pairing import eoi_tsc
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.storm.driver import StormRequest
 from ipitrace.storm.linux.storm_file import Asked, StormFile

@@ -8,20 +8,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
-from ipitrace.measure.guests import (
-    check_names,
-    open_way,
-)
+from ipitrace.base.errors import HostError, UsageError
+from ipitrace.measure.guests import check_names, open_way
 from ipitrace.storm.transport.registry import open_shell
-from ipitrace.storm.transport.ssh import (
-    Destination,
-    _place,
-    open_ssh,
-)
+from ipitrace.storm.transport.ssh import Destination, _place, open_ssh
 
 
 @pytest.mark.parametrize(

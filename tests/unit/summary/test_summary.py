@@ -11,13 +11,7 @@ from strategies import Truth, left_alone, receipts, recorded, sends, storm, trut
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.recording.result import PairedDifference
 from ipitrace.recording.row import PerSide, ScenarioResult
-from ipitrace.summary import (
-    Measured,
-    Repetition,
-    observer_costs,
-    reduce_storm,
-    summarise_scenario,
-)
+from ipitrace.summary import Measured, Repetition, observer_costs, reduce_storm, summarise_scenario
 from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_EXIT_UNSORTED, KVM_STATS_SOURCE
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa

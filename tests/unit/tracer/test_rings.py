@@ -6,10 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ipitrace.abi.events import (
-    RING_EVENT,
-    RING_HEAD,
-)
+from ipitrace.abi.events import RING_EVENT, RING_HEAD
 from ipitrace.tracer.rings import RingReader
 
 N_SLOTS = 8

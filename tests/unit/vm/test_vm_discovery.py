@@ -19,10 +19,7 @@ from vm_trees import (
     process,
 )
 
-from ipitrace.base.errors import (
-    HostError,
-    UsageError,
-)
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.base.units import MIB
 from ipitrace.host.files import HostFiles
 from ipitrace.vm import ApicMode, Discovery, Vcpu, VirtualMachine, discover, pick, still_there

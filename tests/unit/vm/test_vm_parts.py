@@ -4,10 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vm_trees import IN_KVM_RUN, POLLING, RUNNING, WORKER
 
-from ipitrace.base.units import (
-    KIB,
-    MIB,
-)
+from ipitrace.base.units import KIB, MIB
 from ipitrace.host.files import parse_cpu_list
 from ipitrace.render.list import cpu_list
 from ipitrace.vm.agent import AgentChannel, agent_channel

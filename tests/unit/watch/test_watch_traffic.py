@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ipitrace.abi.watch import (
-    WATCH_CELL,
-    WATCH_HEAD,
-    WATCH_KEY,
-    WATCH_TARGET_UNKNOWN,
-    SentBy,
-    What,
-)
+from ipitrace.abi.watch import WATCH_CELL, WATCH_HEAD, WATCH_KEY, WATCH_TARGET_UNKNOWN, SentBy, What
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.evidence import ENOUGH, ExitEvidence
 from ipitrace.watch.model import Count
