@@ -15,12 +15,11 @@ RECORD(kvm_avic_doorbell, 0, FIELD(kvm_avic_doorbell, apicid), FIELD(kvm_avic_do
  * The next three also happen in threads that are no vCPU's: there they are
  * counted, atomically, and leave no record, so that every ring keeps one writer.
  */
-RECORD_OR(kvm_apicv_inhibit_changed, true, count_elsewhere,
-	  FIELD(kvm_apicv_inhibit_changed, inhibits), FIELD(kvm_apicv_inhibit_changed, reason),
-	  !!FIELD(kvm_apicv_inhibit_changed, set))
+RECORD_OR(kvm_apicv_inhibit_changed, count_elsewhere, FIELD(kvm_apicv_inhibit_changed, inhibits),
+	  FIELD(kvm_apicv_inhibit_changed, reason), !!FIELD(kvm_apicv_inhibit_changed, set))
 
-RECORD_OR(kvm_write_tsc_offset, true, count_elsewhere, FIELD(kvm_write_tsc_offset, next_tsc_offset),
+RECORD_OR(kvm_write_tsc_offset, count_elsewhere, FIELD(kvm_write_tsc_offset, next_tsc_offset),
 	  FIELD(kvm_write_tsc_offset, vcpu_id), 0)
 
-RECORD_OR(kvm_pi_irte_update, true, count_elsewhere, FIELD(kvm_pi_irte_update, gsi),
+RECORD_OR(kvm_pi_irte_update, count_elsewhere, FIELD(kvm_pi_irte_update, gsi),
 	  FIELD(kvm_pi_irte_update, host_irq), FIELD(kvm_pi_irte_update, gvec))

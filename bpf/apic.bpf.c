@@ -23,8 +23,8 @@ static __always_inline bool is_icr_register(u32 reg)
 	return reg == APIC_ICR || reg == APIC_ICR2 || reg == APIC_SELF_IPI;
 }
 
-RECORD_IF(kvm_apic, is_icr_register(FIELD(kvm_apic, reg)), FIELD(kvm_apic, val),
-	  FIELD(kvm_apic, reg), FIELD(kvm_apic, rw))
+RECORD_IF(kvm_apic, is_icr_register, FIELD(kvm_apic, val), FIELD(kvm_apic, reg),
+	  FIELD(kvm_apic, rw))
 
 RECORD(kvm_inj_virq, 0, 0, FIELD(kvm_inj_virq, vector))
 

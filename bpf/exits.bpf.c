@@ -6,11 +6,15 @@ RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD(kvm_exit, exit_reason),
 
 RECORD(kvm_entry, 0, 0, 0)
 
-RECORD_IF(kvm_msr, is_icr_msr(FIELD(kvm_msr, ecx)), FIELD(kvm_msr, data), FIELD(kvm_msr, ecx),
+RECORD_IF(kvm_msr, is_icr_msr, FIELD(kvm_msr, data), FIELD(kvm_msr, ecx),
 	  !!FIELD(kvm_msr, write) | !!FIELD(kvm_msr, exception) << 1)
 
-RECORD_IF(kvm_hypercall, FIELD(kvm_hypercall, nr) == KVM_HC_SEND_IPI, FIELD(kvm_hypercall, a0),
-	  KVM_HC_SEND_IPI, 0)
+static __always_inline bool is_send_ipi(u64 nr)
+{
+	return nr == KVM_HC_SEND_IPI;
+}
+
+RECORD_IF(kvm_hypercall, is_send_ipi, FIELD(kvm_hypercall, a0), FIELD(kvm_hypercall, nr), 0)
 
 #ifdef HAVE_kvm_emulate_insn
 PROBE(kvm_emulate_insn)

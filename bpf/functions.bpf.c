@@ -4,25 +4,29 @@
 #include <uapi/linux/ptrace.h>
 
 /* Interrupts come in anyone's context, so only some of them interrupt a vCPU of ours. */
-RECORD_OR(pi_wakeup_handler, true, count_unattributed, 0, 0, 0)
+RECORD_OR(pi_wakeup_handler, count_unattributed, 0, 0, 0)
 
-RECORD_OR(sysvec_kvm_posted_intr_wakeup_ipi, true, count_unattributed, 0, 0, 0)
+RECORD_OR(sysvec_kvm_posted_intr_wakeup_ipi, count_unattributed, 0, 0, 0)
 
-RECORD_OR(smp_kvm_posted_intr_ipi, true, count_unattributed, 0, 0, 0)
+RECORD_OR(smp_kvm_posted_intr_ipi, count_unattributed, 0, 0, 0)
 
 /* Other threads of the process (timers, devices) deliver interrupts to its vCPUs too. */
-RECORD_OR(vmx_deliver_interrupt, true, count_elsewhere, 0, 0,
-	  FIELD_OR(vmx_deliver_interrupt, vector, 0))
+RECORD_OR(vmx_deliver_interrupt, count_elsewhere, 0, 0, FIELD_OR(vmx_deliver_interrupt, vector, 0))
 
-RECORD_OR(vmx_deliver_posted_interrupt, true, count_elsewhere, 0, 0,
+RECORD_OR(vmx_deliver_posted_interrupt, count_elsewhere, 0, 0,
 	  FIELD_OR(vmx_deliver_posted_interrupt, vector, 0))
 
 /*
  * These are called for every exit of their kind and decide whether the fastpath
  * will do: what they return is the evidence, EXIT_FASTPATH_NONE (0) means no.
  */
-RECORD_IF(handle_fastpath_set_msr_irqoff, (u32)PT_REGS_RC(ctx), 0, PT_REGS_RC(ctx), 0)
+static __always_inline bool is_handled(u32 fastpath)
+{
+	return fastpath;
+}
 
-RECORD_IF(handle_fastpath_wrmsr, (u32)PT_REGS_RC(ctx), 0, PT_REGS_RC(ctx), 0)
+RECORD_IF(handle_fastpath_set_msr_irqoff, is_handled, 0, PT_REGS_RC(ctx), 0)
 
-RECORD_IF(handle_fastpath_wrmsr_imm, (u32)PT_REGS_RC(ctx), 0, PT_REGS_RC(ctx), 0)
+RECORD_IF(handle_fastpath_wrmsr, is_handled, 0, PT_REGS_RC(ctx), 0)
+
+RECORD_IF(handle_fastpath_wrmsr_imm, is_handled, 0, PT_REGS_RC(ctx), 0)

@@ -119,14 +119,11 @@ static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 det
 	head->busy = 0;
 }
 
-#define RECORDER(event, condition, elsewhere, arg, word, detail) \
+#define RECORDER(event, elsewhere, arg, word, detail) \
 	PROBE(event) \
 	{ \
-		int vcpu; \
+		int vcpu = this_vcpu(); \
 \
-		if (!(condition)) \
-			return 0; \
-		vcpu = this_vcpu(); \
 		if (vcpu >= 0) \
 			record(vcpu, ROW_##event, arg, word, detail); \
 		else \
@@ -134,11 +131,26 @@ static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 det
 		return 0; \
 	}
 
-/* Where the condition holds, record the three values in a vCPU's thread; else `elsewhere`. */
-#define RECORD_OR(event, condition, elsewhere, arg, word, detail) \
-	IF_HAVE(event, RECORDER(event, condition, elsewhere, arg, word, detail))
+#define RECORDER_IF(event, test, arg, word, detail) \
+	PROBE(event) \
+	{ \
+		u64 tested = word; \
+		int vcpu; \
+\
+		if (!test(tested)) \
+			return 0; \
+		vcpu = this_vcpu(); \
+		if (vcpu >= 0) \
+			record(vcpu, ROW_##event, arg, tested, detail); \
+		return 0; \
+	}
 
-#define RECORD(event, arg, word, detail) RECORD_OR(event, true, ignore, arg, word, detail)
+/* Record the three values in a vCPU's thread; in any other thread call elsewhere(row). */
+#define RECORD_OR(event, elsewhere, arg, word, detail) \
+	IF_HAVE(event, RECORDER(event, elsewhere, arg, word, detail))
 
-#define RECORD_IF(event, condition, arg, word, detail) \
-	RECORD_OR(event, condition, ignore, arg, word, detail)
+#define RECORD(event, arg, word, detail) RECORD_OR(event, ignore, arg, word, detail)
+
+/* The same, where test(word) holds. */
+#define RECORD_IF(event, test, arg, word, detail) \
+	IF_HAVE(event, RECORDER_IF(event, test, arg, word, detail))

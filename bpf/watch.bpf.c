@@ -283,11 +283,12 @@ PROBE(kvm_exit)
 {
 	u32 reason = FIELD(kvm_exit, exit_reason);
 	struct ipitrace_watch_head *head;
-	u8 isa = FIELD_OR(kvm_exit, isa, HOST_ISA);
 	int slot = this_slot();
+	u8 isa;
 
 	if (slot < 0)
 		return 0;
+	isa = FIELD_OR(kvm_exit, isa, HOST_ISA);
 	head = enter(slot);
 	if (!head)
 		return 0;
