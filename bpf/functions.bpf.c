@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Functions of KVM that tell what no tracepoint does; hooked where the kernel has them. */
+/* Functions of KVM for which there is no tracepoint; hooked if the kernel has them. */
 
 #include <uapi/linux/ptrace.h>
 
-/* Interrupts come in anyone's context, so only some of them interrupt a vCPU of ours. */
+/* An interrupt arrives in the context of any task. Only some interrupt a traced vCPU. */
 RECORD_OR(pi_wakeup_handler, true, count_unattributed, 0, 0, 0)
 
 RECORD_OR(sysvec_kvm_posted_intr_wakeup_ipi, true, count_unattributed, 0, 0, 0)
@@ -18,8 +18,8 @@ RECORD_OR(vmx_deliver_posted_interrupt, true, count_elsewhere, 0, 0,
 	  FIELD_OR(vmx_deliver_posted_interrupt, vector, 0))
 
 /*
- * These are called for every exit of their kind and decide whether the fastpath
- * will do: what they return is the evidence, EXIT_FASTPATH_NONE (0) means no.
+ * These functions are called for every exit of their kind and decide whether the
+ * fastpath handles it. The return value shows this: EXIT_FASTPATH_NONE (0) means no.
  */
 RECORD_IF(handle_fastpath_set_msr_irqoff, (u32)PT_REGS_RC(ctx), 0, PT_REGS_RC(ctx), 0)
 
