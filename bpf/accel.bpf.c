@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* APICv and AVIC, and what changes a guest's interrupts or clock from outside a vCPU. */
+/* APICv and AVIC, and changes of a guest's interrupts or clock from outside a vCPU. */
 
 #define ICR(event) ((u64)FIELD(event, icrh) << 32 | (u32)FIELD(event, icrl))
 
@@ -12,8 +12,8 @@ RECORD(kvm_avic_kick_vcpu_slowpath, ICR(kvm_avic_kick_vcpu_slowpath),
 RECORD(kvm_avic_doorbell, 0, FIELD(kvm_avic_doorbell, apicid), FIELD(kvm_avic_doorbell, vcpuid))
 
 /*
- * The next three also happen in threads that are no vCPU's: there they are
- * counted, atomically, and leave no record, so that every ring keeps one writer.
+ * The next three events also fire in threads that are not vCPU threads. There
+ * they are counted atomically without a record: every ring keeps one writer.
  */
 RECORD_OR(kvm_apicv_inhibit_changed, count_elsewhere, FIELD(kvm_apicv_inhibit_changed, inhibits),
 	  FIELD(kvm_apicv_inhibit_changed, reason), !!FIELD(kvm_apicv_inhibit_changed, set))

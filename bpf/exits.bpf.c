@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Exits and entries of the guest, and the instructions KVM emulated for it. */
+/* Exits and entries of the guest, and the instructions that KVM emulates for it. */
 
 RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD(kvm_exit, exit_reason),
        FIELD_OR(kvm_exit, isa, HOST_ISA))

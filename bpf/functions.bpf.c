@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Functions of KVM that tell what no tracepoint does; hooked where the kernel has them. */
+/* Functions of KVM for which there is no tracepoint; hooked if the kernel has them. */
 
 #include <uapi/linux/ptrace.h>
 
-/* Interrupts come in anyone's context, so only some of them interrupt a vCPU of ours. */
+/* An interrupt arrives in the context of any task. Only some interrupt a traced vCPU. */
 RECORD_OR(pi_wakeup_handler, count_unattributed, 0, 0, 0)
 
 RECORD_OR(sysvec_kvm_posted_intr_wakeup_ipi, count_unattributed, 0, 0, 0)
@@ -17,8 +17,8 @@ RECORD_OR(vmx_deliver_posted_interrupt, count_elsewhere, 0, 0,
 	  FIELD_OR(vmx_deliver_posted_interrupt, vector, 0))
 
 /*
- * These are called for every exit of their kind and decide whether the fastpath
- * will do: what they return is the evidence, EXIT_FASTPATH_NONE (0) means no.
+ * These functions are called for every exit of their kind and decide whether the
+ * fastpath handles it. The return value shows this: EXIT_FASTPATH_NONE (0) means no.
  */
 static __always_inline bool is_handled(u32 fastpath)
 {

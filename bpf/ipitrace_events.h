@@ -1,41 +1,40 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the BPF programs and user space share: the record of one host event,
- * the head of one ring, and the number of each kind of event. The only
+ * Shared by the BPF programs and user space: the record of one host event, the
+ * head of one ring, and the number of each kind of event. This is the only
  * definition; ipitrace/abi/events.py mirrors it and tests/contract compares them.
  *
  * A ring belongs to one (vCPU, kind). A program runs in the context of the
- * vCPU's thread, which is on one CPU at a time, so only an interrupt on that CPU
- * can come between: `busy` turns it away and `missed` counts it. (Since Linux
- * 6.1 the kernel itself keeps a raw tracepoint's program from nesting; before
- * that it does not.) Every ring so has one writer and needs no atomics. Which
- * vCPU and which kind an event belongs to follows from the ring it is in and is
- * not stored again.
+ * vCPU's thread, which is on one CPU at a time. Only an interrupt on that CPU
+ * can run a program in between: `busy` rejects its event and `missed` counts it.
+ * (Since Linux 6.1 the kernel itself prevents the nesting of a raw tracepoint's
+ * program.) Every ring therefore has one writer and needs no atomics. The ring
+ * determines the vCPU and the kind of an event; the record does not store them.
  */
 #ifndef IPITRACE_EVENTS_H
 #define IPITRACE_EVENTS_H
 
-/* One host event; 24 bytes. What arg, word and detail hold is said at each kind. */
+/* One host event; 24 bytes. Each kind below defines arg, word and detail. */
 struct ipitrace_event {
 	__u64 ts_ns; /* CLOCK_MONOTONIC, bpf_ktime_get_ns() */
 	__u64 arg;
 	__u32 word;
-	__u16 cpu; /* the CPU it happened on */
+	__u16 cpu; /* the CPU on which it happened */
 	__u16 detail;
 };
 
 /*
- * The head of one ring, alone on its cache line. `written` + `counted` is every
- * event that passed the filter, whether or not user space was in time to read
- * it: what is lost is `written` minus what was read, never a guess.
+ * The head of one ring, alone on its cache line. `written` + `counted` is the
+ * number of events that passed the filter, read by user space or not. The exact
+ * number of lost records is `written` minus the number of records read.
  */
 struct ipitrace_head {
-	__u64 written; /* records put in the ring; where the next one goes */
-	__u64 counted; /* events that left no record */
-	__u64 missed; /* turned away while this ring was being written */
+	__u64 written; /* records written to the ring; position of the next one */
+	__u64 counted; /* events without a record */
+	__u64 missed; /* events rejected while this ring was being written */
 	__u64 busy;
-	__u64 elsewhere; /* vCPU 0's only: seen in other threads of the process, no record */
-	__u64 count_only; /* user space's: count, and write no records */
+	__u64 elsewhere; /* vCPU 0 only: events in other threads of the process, no record */
+	__u64 count_only; /* set by user space: count only, write no records */
 	__u64 pad[2];
 };
 
@@ -46,7 +45,7 @@ enum ipitrace_kind {
 	IPITRACE_KVM_APIC_IPI = 2, /* word: icr_low, arg: dest_id */
 	IPITRACE_KVM_APIC_ACCEPT_IRQ = 3, /* word: apicid, arg: dm, detail: vec */
 	IPITRACE_KVM_APICV_ACCEPT_IRQ = 4, /* word: apicid, arg: dm, detail: vec */
-	IPITRACE_KVM_EOI = 5, /* detail: vector, 0xffff when none was in service */
+	IPITRACE_KVM_EOI = 5, /* detail: vector, 0xffff if none was in service */
 	IPITRACE_KVM_PV_EOI = 6, /* detail: vector */
 	IPITRACE_KVM_MSR = 7, /* ICRs only; word: ecx, arg: data, detail: write | exception << 1 */
 	IPITRACE_KVM_APIC = 8, /* ICRs only; word: reg, arg: val, detail: rw */
@@ -66,15 +65,15 @@ enum ipitrace_kind {
 	IPITRACE_IPI_SEND_CPU = 22, /* word: destination CPU */
 	IPITRACE_SCHED_SWITCH = 23, /* word: the other task's tid, detail: 0 out, 1 in */
 	/*
-	 * Functions of the kernel. The first three run on behalf of whichever vCPU
-	 * an interrupt is for: a record says only which vCPU's thread they interrupted.
+	 * Functions of the kernel. The first three run for the vCPU that an interrupt is
+	 * for, which may be any: a record shows only whose thread was interrupted.
 	 */
 	IPITRACE_PI_WAKEUP_HANDLER = 24,
 	IPITRACE_SYSVEC_KVM_POSTED_INTR_WAKEUP_IPI = 25,
 	IPITRACE_SMP_KVM_POSTED_INTR_IPI = 26,
-	IPITRACE_VMX_DELIVER_INTERRUPT = 27, /* detail: vector, 0 when not known */
-	IPITRACE_VMX_DELIVER_POSTED_INTERRUPT = 28, /* detail: vector, 0 when not known */
-	/* On return, and only when they handled the exit; word: the fastpath_t returned. */
+	IPITRACE_VMX_DELIVER_INTERRUPT = 27, /* detail: vector, 0 if not known */
+	IPITRACE_VMX_DELIVER_POSTED_INTERRUPT = 28, /* detail: vector, 0 if not known */
+	/* On return, and only if they handled the exit; word: the returned fastpath_t. */
 	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,

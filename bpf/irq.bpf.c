@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The host's own IPIs: what a vCPU's thread sends, and what interrupts it. */
+/* The host's own IPIs: those that a vCPU's thread sends, and those that interrupt it. */
 
 RECORD(reschedule_entry, 0, 0, FIELD(reschedule_entry, vector))
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How a probe names its program and reads its fields, whatever it is hooked to.
+ * How a probe names its program and reads its fields, for every kind of hook.
  * User space sets by -D, for each attached event X: HAVE_X, HOOK_X (RAW, CLASSIC,
  * KPROBE or KRETPROBE), and for each field that this kernel has:
  * HAVE_ARG_X_field, and ARG_X_field (a raw argument's position from 0, a format column's
@@ -9,14 +9,14 @@
 #ifndef IPITRACE_PROBE_H
 #define IPITRACE_PROBE_H
 
-/* PICK(flag, yes, no): `yes` where -D set the flag, as the kernel's IS_ENABLED() finds out. */
+/* PICK(flag, yes, no): `yes` if -D set the flag; works like the kernel's IS_ENABLED(). */
 #define PLACEHOLDER_1 0,
 #define TAKE_SECOND(first, second, ...) second
 #define PICK_2(junk, yes, no) TAKE_SECOND(junk yes, no, )
 #define PICK_1(flag, yes, no) PICK_2(PLACEHOLDER_##flag, yes, no)
 #define PICK(flag, yes, no) PICK_1(flag, yes, no)
 
-/* IF_HAVE(x, text): the text where the event is attached, else nothing. */
+/* IF_HAVE(x, text): the text if the event is attached, else nothing. */
 #define KEEP(...) __VA_ARGS__
 #define DROP(...)
 #define IF_HAVE(event, ...) PICK(HAVE_##event, KEEP, DROP)(__VA_ARGS__)

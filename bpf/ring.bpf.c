@@ -2,10 +2,10 @@
 /*
  * Rings and filters; every probe set follows this file in one translation unit.
  * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
- * two), HOST_ISA (what kvm_exit's isa is where the record does not say); and for
- * each attached event X: ROW_X, and what probe.h wants.
+ * two), HOST_ISA (the isa of kvm_exit if the record does not have it); and for
+ * each attached event X: ROW_X, and the definitions that probe.h needs.
  *
- * Rows below N_RINGS have slots; the rows after them are counted only.
+ * Rows below N_RINGS have slots; the events of other rows are only counted.
  *
  * The end of this file has one macro for each kind of probe. A probe whose event is not
  * attached expands to nothing.
@@ -34,7 +34,7 @@ static __always_inline int vcpu_of(u32 tid)
 	return vcpu ? *vcpu : -1;
 }
 
-/* The vCPU whose thread is running, or -1 when it is none of ours. */
+/* The vCPU whose thread is running, or -1 if it is not a traced vCPU. */
 static __always_inline int this_vcpu(void)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -61,7 +61,7 @@ static __always_inline void ignore(u32 row)
 {
 }
 
-/* Any thread may come here at any time, hence the atomic add, and no record. */
+/* Any thread may run this at any time: it needs an atomic add, and makes no record. */
 static __always_inline void count_elsewhere(u32 row)
 {
 	struct ipitrace_head *head;
@@ -73,7 +73,7 @@ static __always_inline void count_elsewhere(u32 row)
 		__sync_fetch_and_add(&head->elsewhere, 1);
 }
 
-/* The context is some other task's, whose business the event may or may not be. */
+/* The context is another task, to which the event may or may not be related. */
 static __always_inline void count_unattributed(u32 row)
 {
 	u64 *n = unattributed.lookup(&row);
@@ -95,7 +95,7 @@ static __always_inline void write_slot(struct ipitrace_head *head, u32 ring, u64
 	event->word = word;
 	event->cpu = bpf_get_smp_processor_id();
 	event->detail = detail;
-	compiler_barrier(); /* x86 keeps stores in order: the record is whole before it shows */
+	compiler_barrier(); /* x86 keeps stores in order: the record is complete before it is visible */
 	head->written++;
 }
 

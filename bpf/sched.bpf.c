@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* When a vCPU's thread leaves a CPU and when it gets one. */
+/* When a vCPU's thread is switched out and in. */
 
 #ifdef HAVE_sched_switch
 /*
- * The raw argument is the task; TASK_PID_OFFSET is where this kernel keeps its
- * tid. bpf_probe_read exists on every kernel and, on x86, reads kernel memory.
+ * The raw argument is the task; TASK_PID_OFFSET is the offset of its tid in this
+ * kernel. bpf_probe_read exists on every kernel and, on x86, reads kernel memory.
  */
 static __always_inline u32 next_tid(u64 next)
 {
@@ -18,7 +18,7 @@ static __always_inline u32 next_tid(u64 next)
 #endif
 }
 
-/* The tracepoint fires before the switch: the current task is the one that leaves. */
+/* The tracepoint fires before the switch: the current task is switched out. */
 PROBE(sched_switch)
 {
 	u32 tid = bpf_get_current_pid_tgid();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Which thread enters which vCPU: a unit of its own, loaded for a moment by
- * ipitrace/tracer/vcpu_entries.py. User space sets by -D: VCPU_ID, where the
- * classic tracepoint's record has the vCPU's id.
+ * Which thread enters which vCPU: a separate unit, loaded for a short time by
+ * ipitrace/tracer/vcpu_entries.py. User space sets by -D: VCPU_ID, the place of
+ * the vCPU's id in the classic tracepoint's record.
  */
 struct record {
 	char before[VCPU_ID];

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Counts what vCPUs do, without records: IPIs by sender, target, vector and path,
- * other interrupts, exits by reason, wake-ups. ipitrace_watch.h says where it goes.
+ * Counts events of vCPUs without records: IPIs by sender, target, vector and path,
+ * other interrupts, exits by reason, wake-ups. ipitrace_watch.h defines the counters.
  *
- * User space sets by -D: N_SLOTS, N_CELLS (a power of two), HOST_ISA (what kvm_exit's
- * isa is where the record does not say), and what probe.h wants. With N_STRANGERS, vCPU
- * threads that have no slot are noted, too: VMs come and go faster than user space looks.
+ * User space sets by -D: N_SLOTS, N_CELLS (a power of two), HOST_ISA (the isa of
+ * kvm_exit if the record does not have it), and the definitions that probe.h needs. With
+ * N_STRANGERS, vCPU threads without a slot are noted, too: a VM may start and end between
+ * two searches of user space.
  *
- * kvm_apic_accept_irq does not say what an interrupt is, and timers pass it as well.
- * It is an IPI when it comes in the thread of a vCPU that is sending one with this
- * vector and mode: KVM has a send's interrupts accepted before the ICR write or the
- * hypercall is over (kvm_irq_delivery_to_apic() and kvm_pv_send_ipi() in
+ * kvm_apic_accept_irq does not show the source of an interrupt, and also fires for timers.
+ * The interrupt is an IPI if it is accepted in the thread of a vCPU that is sending one
+ * with this vector and mode: KVM accepts the interrupts of a send before the ICR write or
+ * the hypercall is over (kvm_irq_delivery_to_apic() and kvm_pv_send_ipi() in
  * arch/x86/kvm/lapic.c). Its argument named apicid is KVM's vcpu_id.
  */
 #include "ipitrace_watch.h"
@@ -23,7 +24,7 @@ BPF_F_TABLE("hash", u32, u32, slot_of_tid, N_SLOTS, 0);
 BPF_F_TABLE("lru_hash", u64, u64, strangers, N_STRANGERS, 0);
 #endif
 
-#define PROBES 16 /* cells tried for a key; a table at most half full hardly needs them */
+#define PROBES 16 /* cells tried for a key; a table at most half full needs few of them */
 #define CELL_BITS (__builtin_ctz(N_CELLS))
 
 #define ICR_VECTOR 0xff
@@ -33,9 +34,9 @@ BPF_F_TABLE("lru_hash", u64, u64, strangers, N_STRANGERS, 0);
 #define ICR_SHORTHAND (3 << 18)
 #define MODE_LOWEST 1
 
-/* `open`: vector and mode as in the ICR, how it was asked for, and how it ends. */
+/* `open`: vector and mode as in the ICR, how the send was requested, and how it ends. */
 #define OPEN_SENT_BY_SHIFT 16
-#define OPEN_ONE_TARGET (1 << 30) /* over with the first interrupt accepted */
+#define OPEN_ONE_TARGET (1 << 30) /* ends with the first accepted interrupt */
 #define OPEN (1u << 31)
 
 static __always_inline int this_slot(void)
@@ -47,8 +48,8 @@ static __always_inline int this_slot(void)
 }
 
 /*
- * A vCPU's thread without a slot asked KVM to send so many times. By thread and process, which
- * user space reads and removes; the kernel drops the oldest when there are too many.
+ * The number of send requests of vCPU threads without a slot, by thread and process. User space
+ * reads and removes them; the kernel drops the oldest if there are too many.
  */
 static __always_inline void stranger(u64 sends)
 {
@@ -61,11 +62,11 @@ static __always_inline void stranger(u64 sends)
 #endif
 }
 
-/* Add one to the key's cell, taking a free one for it if need be. */
+/* Add one to the key's cell; use a free cell for a new key. */
 static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 what, u64 key)
 {
 	u64 whole = key | what << IPITRACE_WATCH_WHAT_SHIFT;
-	/* The constant is 2^64 over the golden ratio: neighbouring keys end up far apart. */
+	/* The constant is 2^64 divided by the golden ratio: it spreads adjacent keys. */
 	u32 hash = whole * 0x9e3779b97f4a7c15ull >> (64 - CELL_BITS);
 
 #pragma unroll
@@ -85,7 +86,7 @@ static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 
 	head->unplaced[what]++;
 }
 
-/* The slot's head, ours until leave(); NULL where the event cannot be counted. */
+/* The slot's head, reserved until leave(); NULL if the event cannot be counted. */
 static __always_inline struct ipitrace_watch_head *enter(u32 slot)
 {
 	struct ipitrace_watch_head *head = heads.lookup(&slot);
@@ -155,7 +156,7 @@ PROBE(kvm_apic_ipi)
 		return 0;
 	sent_by = head->open & OPEN ? IPITRACE_WATCH_SENT_BY_ICR
 				    : head->open >> OPEN_SENT_BY_SHIFT & 3;
-	/* 0xff is xAPIC's broadcast; in x2APIC mode it is one vCPU's, left open for longer. */
+	/* 0xff is xAPIC's broadcast. In x2APIC mode it is one vCPU: the send stays open longer. */
 	one = mode == MODE_LOWEST ||
 	      (!(icr_low & (ICR_LOGICAL | ICR_SHORTHAND)) && dest != 0xff && dest != ~0u);
 	open_send(head, icr_low, sent_by, one);
@@ -191,8 +192,8 @@ PROBE(kvm_hypercall)
 #define TARGET_NOT_RUNNING 1 /* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
 
 /*
- * Either KVM sends it all over again, and says so, or the hardware has set the targets'
- * IRR already and KVM only wakes them: then nothing tells which targets those are.
+ * Either KVM repeats the whole send, and reports it, or the hardware has already set the
+ * targets' IRR and KVM only wakes them: the targets are then not known.
  */
 PROBE(kvm_avic_incomplete_ipi)
 {
@@ -256,7 +257,7 @@ PROBE(kvm_apic_accept_irq)
 #endif
 
 #ifdef HAVE_kvm_apicv_accept_irq
-/* Follows kvm_apic_accept_irq of the same interrupt, if APICv or AVIC takes it. */
+/* Follows kvm_apic_accept_irq of the same interrupt if APICv or AVIC accepts it. */
 PROBE(kvm_apicv_accept_irq)
 {
 	struct ipitrace_watch_head *head;
@@ -294,7 +295,7 @@ PROBE(kvm_exit)
 		return 0;
 	head->open = 0;
 	head->exit_isa = isa & 3;
-	/* VMX has flags above the reason; what SVM has there are other reasons. */
+	/* VMX has flags above the reason; SVM uses these bits for other reasons. */
 	head->exit_reason = isa == ISA_VMX || reason <= 0xffff ? reason : 0xffff;
 	add(slot, head, IPITRACE_WATCH_EXIT, reason | (u64)(isa & 3) << IPITRACE_WATCH_ISA_SHIFT);
 	leave(head);
@@ -323,7 +324,7 @@ PROBE(kvm_entry)
 }
 #endif
 
-/* The end of an ICR write where neither kvm_exit nor kvm_entry tells. */
+/* The end of an ICR write if neither kvm_exit nor kvm_entry fires. */
 #ifdef HAVE_kvm_msr
 PROBE(kvm_msr)
 {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the cycles of D go: the sequences IPIs followed, and the steps of the dominant one."""
+"""The cycles of D by stage: the sequences of stages, and the steps of the dominant one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _BETWEEN = np.array(
 
 @dataclass(frozen=True)
 class Followed:
-    """The critical stages some IPIs went through, in order, and how many those were."""
+    """A sequence of critical stages, in order, and the number of IPIs with it."""
 
     stages: tuple[Stage, ...]
     spans: int
@@ -30,12 +30,12 @@ class Step:
     """One stage of the dominant sequence.
 
     Attributes:
-        since_send_cycles: median of stage minus send, over the spans that have it.
-        step_cycles: median of stage minus the critical stage before it; None off the
-            critical way and for the send itself.
-        share_of_deliver: the sum of these steps over the sum of D; None likewise.
-        resolved: the step is longer than the clock's error bound, or both its ends are
-            the guest's own stamps or both the host's, whose errors are the same.
+        since_send_cycles: median of stage minus send, over the spans that have the stage.
+        step_cycles: median of stage minus the critical stage before it; None for stages that
+            are not critical and for the send itself.
+        share_of_deliver: the sum of these steps divided by the sum of D; None as above.
+        resolved: the step is not shorter than the clock's error bound, or both ends are guest
+            stamps, or both are host stamps. Stamps of one clock have the same error.
     """
 
     stage: Stage
@@ -51,9 +51,10 @@ class Breakdown:
     """The stage breakdown of one scenario.
 
     Attributes:
-        spans: how many had a handler entry and an undisturbed clock; all others are left out.
+        spans: the number of spans with a handler entry and an undisturbed clock; all others
+            are excluded.
         sequences: the most frequent ones, dominant first, at most three.
-        steps: of the dominant one, and of what the same spans did besides.
+        steps: those of the dominant sequence, and the other stages of the same spans.
     """
 
     spans: int
@@ -62,7 +63,7 @@ class Breakdown:
 
 
 def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
-    """Break the D of all `parts` together into steps; None without a delivered span.
+    """Break the D of all `parts` together into steps; None if no span was delivered.
 
     Args:
         parts: the spans of one scenario's repetitions.
@@ -88,7 +89,7 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
 
 
 def _since_send(spans: Spans) -> NDArray[np.int64]:
-    """Cycles since the send of every delivered, unsuspected span; NEVER where absent."""
+    """Cycles since the send for every delivered span that is not suspect; NEVER if absent."""
     tsc = spans.tsc[(spans.stage(Stage.HANDLER) != ABSENT) & ~spans.suspect]
     send = tsc[:, Stage.SEND : Stage.SEND + 1]
     return np.where(tsc == ABSENT, NEVER, tsc - np.where(tsc == ABSENT, 0, send))
@@ -97,7 +98,8 @@ def _since_send(spans: Spans) -> NDArray[np.int64]:
 def _in_order(since: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each span its critical stages in order of time: places in _BETWEEN from 1, then zeros.
 
-    Whatever the clock's error, the send came first and the handler last: left out.
+    The send and the handler are excluded: they are first and last, regardless of the clock's
+    error.
     """
     between = since[:, _BETWEEN]
     order = np.argsort(between, axis=1, kind="stable")
@@ -108,7 +110,7 @@ def _one_number_a_row(order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Equal numbers for equal rows, and in the order of the rows.
 
     A row is read as a number in base `len(_BETWEEN) + 1`. Before that exceeds 64 bits, the
-    numbers so far are replaced by their ranks, of which there are few.
+    numbers so far are replaced by their ranks, which are few.
     """
     base = len(_BETWEEN) + 1
     codes, values = np.zeros(len(order), np.int64), 1
@@ -158,7 +160,7 @@ def _median(values: NDArray[np.int64]) -> int:
 
 
 def path_shares(parts: Sequence[Spans]) -> dict[int, float]:
-    """Share of all spans that took each path, by IpiPath number, largest first."""
+    """Share of all spans on each path, by IpiPath number, largest first."""
     paths = np.concatenate([part.path for part in parts]) if parts else np.empty(0, np.int8)
     if not len(paths):
         return {}

@@ -13,11 +13,11 @@ from ipitrace.words.events import NR_KINDS, Kind
 
 Keep = Callable[["Events"], NDArray[np.bool_]]
 
-_RADIX_SORTED = np.iinfo(np.uint16).max  # numpy sorts no wider integer in linear time
+_RADIX_SORTED = np.iinfo(np.uint16).max  # NumPy sorts only up to 16-bit integers in linear time
 
 
 class Events:
-    """One vCPU's events of one kind, ascending; those of one moment in the order of their words."""
+    """One vCPU's events of one kind in order of time; events of equal time ordered by words."""
 
     def __init__(self, records: NDArray[np.void], tsc: Stamps, index: NDArray[np.int64]) -> None:
         self._records = records
@@ -69,7 +69,7 @@ class EventIndex:
         return self._made[key]
 
     def stamps(self, vcpu: int, kinds: Iterable[Kind], keep: Keep | None = None) -> Stamps:
-        """Stamps of one vCPU's events of several kinds that `keep` keeps, ascending."""
+        """Stamps of one vCPU's events of several kinds, filtered by `keep`, ascending."""
         groups = [group for kind in kinds if len(group := self.of(vcpu, kind))]
         stamps = [group.tsc if keep is None else group.tsc[keep(group)] for group in groups]
         if not stamps:
@@ -96,7 +96,7 @@ def last_in(tsc: Stamps, low: Stamps, high: Stamps) -> Stamps:
 
 
 def count_in(tsc: Stamps, low: Stamps, until: Stamps) -> NDArray[np.int64]:
-    """For each i how many stamps lie in [low[i], until[i]), where until[i] is low[i + 1]."""
+    """For each i the number of stamps in [low[i], until[i]), where until[i] is low[i + 1]."""
     if not len(tsc):
         return np.zeros(len(low), np.int64)
     edges = np.searchsorted(tsc, np.append(low, until[-1:]))
@@ -104,14 +104,14 @@ def count_in(tsc: Stamps, low: Stamps, until: Stamps) -> NDArray[np.int64]:
 
 
 def either(first: Stamps, *others: Stamps) -> Stamps:
-    """The first of them that is not ABSENT."""
+    """The first argument that is not ABSENT."""
     for other in others:
         first = np.where(first == ABSENT, other, first)
     return first
 
 
 def earliest(first: Stamps, *others: Stamps) -> Stamps:
-    """The least of those that are not ABSENT, ABSENT where all are."""
+    """The least argument that is not ABSENT; ABSENT if all are."""
     least = absent_last(first)
     for other in others:
         least = np.minimum(least, absent_last(other))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM exits inside the IPIs' windows: by reason, how long, and how much of D they cover."""
+"""VM exits inside the IPIs' windows: reason, duration, and the part of D they cover."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ class ExitTable:
     """The exits of one vCPU in one storm; arrays of shape (n,).
 
     Attributes:
-        vcpu: whose they are.
-        isa: as kvm_exit says: 1 VMX, 2 SVM, 0 unknown.
+        vcpu: the vCPU.
+        isa: the field of kvm_exit: 1 VMX, 2 SVM, 0 unknown.
         reason: the raw exit reason.
-        cycles: from kvm_exit to the kvm_entry that ended it; ABSENT for the unpaired.
-        in_deliver_cycles: the part of it that lies between an IPI's send and its handler,
-            of all the IPIs it touches; with several targets once for each. 0 for the
-            unpaired, whose end is not known.
+        cycles: from kvm_exit to the kvm_entry that ended it; ABSENT for unpaired exits.
+        in_deliver_cycles: the part of the exit between an IPI's send and its handler, summed
+            over all IPIs that it overlaps, and over all targets. 0 for unpaired exits, whose
+            end is not known.
     """
 
     vcpu: int
@@ -63,10 +63,10 @@ def _sorted(trace: StormTrace, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The entry that ends each exit, ABSENT where another exit comes first.
+    """The entry that ends each exit; ABSENT if another exit comes first.
 
-    KVM's fastpaths re-entered the guest without a kvm_entry in Linux 5.8 to 5.12, so that an
-    exit can follow an exit. The last exit before an entry is the one that the entry ends.
+    In Linux 5.8 to 5.12, KVM's fastpaths re-entered the guest without a kvm_entry: an exit can
+    then follow an exit. An entry ends the last exit before it.
     """
     if not len(entry_tsc):
         return np.full(len(exit_tsc), ABSENT, np.int64)
@@ -84,10 +84,10 @@ def _overlap(
     start: NDArray[np.int64],
     end: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """How much of each [start, end) lies between sends and their handlers.
+    """The part of each [start, end) that lies between sends and their handlers.
 
-    A target's exits are held against its own handlers; the sender's against those of
-    all targets, one after the other, as D is counted once a target.
+    A target's exits are compared with its own handlers. The sender's exits are compared with
+    those of each target and summed, because D is counted once per target.
     """
     total = np.zeros(len(start), np.int64)
     for target in trace.targets if vcpu == trace.sender else [vcpu]:
@@ -101,10 +101,10 @@ def _overlap(
 def _covered(
     start: NDArray[np.int64], length: NDArray[np.int64], until: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """How much of the intervals, which do not overlap, lies before each `until`."""
+    """The total length of the intervals before each `until`; the intervals do not overlap."""
     if not len(start):
         return np.zeros(len(until), np.int64)
-    # where clocks contradict each other an interval may seem to reach into the next
+    # if clocks contradict each other, an interval may seem to reach into the next one
     length = np.minimum(length, np.append(np.diff(start), NEVER))
     before = np.concatenate([[0], np.cumsum(length)])
     at = np.searchsorted(start, until, side="right") - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which handler entry belongs to which send."""
+"""Pairs handler entries with sends."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Pairing:
     """One vCPU's handler entries, paired with their sends.
 
     Attributes:
-        receipt_of_send: for each send the index of its receipt, NONE where there is none.
-        unpaired: handler entries that belong to no send.
+        receipt_of_send: for each send the index of its receipt; NONE if there is none.
+        unpaired: handler entries without a send.
     """
 
     receipt_of_send: NDArray[np.int64]
@@ -27,12 +27,12 @@ class Pairing:
 def pair_receipts(send_tsc: NDArray[np.int64], handler_tsc: NDArray[np.int64]) -> Pairing:
     """Pair one vCPU's handler entries with the sends that caused them.
 
-    The sender waits for each acknowledgement before it sends again, so in a storm
-    without a loss the n-th entry belongs to the n-th send, and their stamps may then
-    contradict each other: that shows a fault of the clocks. Where the two numbers
-    differ (an IPI was lost, or two merged), the first entry between a send and the
-    next belongs to it. So it does where the numbers agree but some entries, though not
-    most, come after the next send: there an IPI was lost, and another handled twice.
+    The sender waits for each acknowledgement before it sends again. In a storm without a
+    loss, the n-th entry therefore belongs to the n-th send. If their stamps contradict each
+    other, the clocks are faulty. If the two numbers differ (an IPI was lost, or two were
+    merged), the first entry between a send and the next one belongs to that send. The same
+    rule applies if the numbers are equal but some entries, at most half, come after the next
+    send: an IPI was then lost, and another one was handled twice.
 
     Args:
         send_tsc: ascending.
@@ -48,18 +48,18 @@ def pair_receipts(send_tsc: NDArray[np.int64], handler_tsc: NDArray[np.int64]) -
 
 
 def _late(send_tsc: NDArray[np.int64], handler_tsc: NDArray[np.int64]) -> int:
-    """How many of the n-th entries come after the n-th send's successor."""
+    """The number of entries n that come after send n + 1."""
     return int(np.count_nonzero(handler_tsc[:-1] >= send_tsc[1:]))
 
 
 def taken(values: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`values[index]`, and ABSENT where the index is NONE."""
+    """`values[index]`, or ABSENT if the index is NONE."""
     if len(values) == 0:
         return np.full(len(index), ABSENT, np.int64)
     return np.where(index == NONE, ABSENT, values[index])
 
 
 def eoi_tsc(receipts: NDArray[np.void]) -> NDArray[np.int64]:
-    """When each handler ended its interrupt, ABSENT where the guest does not know."""
+    """The time at which each handler ended its interrupt; ABSENT if the guest did not record it."""
     ended = receipts["eoi_tsc"].astype(np.int64)
     return np.where(ended == 0, ABSENT, ended)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each IPI travelled, proved by what was seen and never by a module parameter."""
+"""The path of each IPI, derived from host events and never from a module parameter."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath
 
-# Exit reasons an IPI's send can cause, by isa (SDM vol. 3C, appendix C; APM vol. 2,
+# Exit reasons that the send of an IPI can cause, by isa (SDM vol. 3C, appendix C; APM vol. 2,
 # appendix C; the flag bits above 15 of Isa.VMX reasons are masked off first).
 _BY_REASON: dict[tuple[int, int], IpiPath] = {
     (Isa.VMX, 18): IpiPath.PV_HYPERCALL,  # VMCALL
@@ -36,13 +36,13 @@ _ONLY_SENDS = (IpiPath.APIC_WRITE, IpiPath.AVIC_INCOMPLETE)
 def path_of_exits(
     isa: NDArray[np.integer[Any]], reason: NDArray[np.integer[Any]], info1: NDArray[np.integer[Any]]
 ) -> NDArray[np.int8]:
-    """The IpiPath each kvm_exit would prove if a send caused it; UNKNOWN for all other reasons.
+    """The IpiPath that each kvm_exit proves if a send caused it; UNKNOWN for all other reasons.
 
     Args:
         isa: Isa.VMX or Isa.SVM.
         reason: the raw exit reason.
         info1: for an APIC-write exit, the register's offset (SDM vol. 3C, "APIC-Write VM Exits");
-            those of other registers than the ICR prove nothing.
+            other registers than the ICR prove nothing.
     """
     path = np.full(len(reason), IpiPath.UNKNOWN, np.int8)
     for (of_isa, of_reason), hit in _hits(isa, reason, _BY_REASON):
@@ -67,7 +67,7 @@ def _hits(
     reason: NDArray[np.integer[Any]],
     wanted: Collection[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.bool_]]]:
-    """Where each of the wanted (isa, reason) that occurs at all occurs."""
+    """Yield for each wanted (isa, reason) a mask of its occurrences."""
     basic = np.where(isa == Isa.VMX, reason & np.uint32(_VMX_BASIC_REASON), reason)
     both = isa.astype(np.uint64) << np.uint64(_ISA_SHIFT) | basic
     for of_isa, of_reason in wanted:
@@ -76,10 +76,10 @@ def _hits(
 
 
 def proves_alone(path: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Whether an exit that would prove this path can have no other cause than a send.
+    """Whether an exit that proves this path has no other possible cause than a send.
 
-    An MSR write, an access to memory or a hypercall can be anything; those count only
-    where KVM was seen to take an IPI on.
+    MSR writes, memory accesses and hypercalls have other causes, too. They count only if there
+    is also a KVM event of the send.
     """
     return np.isin(path, _ONLY_SENDS)
 
@@ -98,15 +98,15 @@ def classify(
     """The path of each send, from the evidence inside its send window; arrays of shape (n,).
 
     Args:
-        exit_path: what the exit during which KVM took the IPI on proves (path_of_exits),
-            UNKNOWN where there is none.
+        exit_path: the path proved by the exit in which KVM handled the IPI (path_of_exits);
+            UNKNOWN if there is none.
         any_exit: an exit was seen that a send could have caused.
         hypercall: kvm_hypercall SEND_IPI seen.
         avic_incomplete: kvm_avic_incomplete_ipi seen.
         fastpath: KVM's MSR fastpath was seen to run.
-        kvm_took_it: any event seen by which KVM takes an IPI on.
-        exits_fire: kvm_exit fired at all in this VM, so that its absence means something.
-        complete: nothing was lost, so that any absence means something.
+        kvm_took_it: any KVM event of the send was seen.
+        exits_fire: kvm_exit fired at least once in this VM; its absence is then evidence.
+        complete: no event was lost; the absence of an event is then evidence.
     """
     path = exit_path.copy()
     if complete:

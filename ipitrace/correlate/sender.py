@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sender's side of each IPI: what KVM did while the sending instruction ran."""
+"""The sender's side of each IPI: KVM's events during the sending instruction."""
 
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from ipitrace.words.stages import ICR_WRITES
 
 _T = TypeVar("_T", np.int64, np.int8)
 _FASTPATHS = tuple(kind for kind in Kind if kind.name.lower().startswith("handle_fastpath"))
-# ICR bits 10:8 say how to deliver; 0 is fixed, 1 lowest priority, and the others carry
+# ICR bits 10:8 are the delivery mode: 0 is fixed, 1 lowest priority; the other modes have
 # no vector (SDM vol. 3A, 11.6.1).
 _VECTOR_AND_MODE = 0x6FF
 _ICR_HIGH = 0x310
@@ -24,21 +24,22 @@ _WRITTEN = 1  # detail of kvm_apic; of kvm_msr with bit 1 clear: no exception
 
 
 def is_ipi_with(vector: int) -> Keep:
-    """Which kvm_apic_ipi carry the vector."""
+    """A filter of kvm_apic_ipi events with this vector."""
     return lambda e: np.asarray((e["word"] & np.uint32(_VECTOR_AND_MODE)) == vector)
 
 
 class SenderSide:
-    """What is the same for all targets of a send; every array has shape (n sends,).
+    """Data common to all targets of a send; every array has shape (n sends,).
 
     Attributes:
         ipi: kvm_apic_ipi.
-        icr_write: the ICR write as kvm_msr or kvm_apic tells it.
-        exit: the kvm_exit during which KVM took the IPI on.
-        entry: the kvm_entry that ended it.
-        first_event: the earliest of what the send made KVM do.
-        began: the earliest of it that surely came before any target was told.
-        exits: kvm_exit of the sender in the window, for whatever reason.
+        icr_write: the ICR write as reported by kvm_msr or kvm_apic.
+        exit: the kvm_exit of the exit in which KVM handled the IPI.
+        entry: the kvm_entry that ended this exit.
+        first_event: the earliest KVM event that the send caused.
+        began: the earliest of these events that is certain to precede any notification of a
+            target.
+        exits: kvm_exit of the sender in the window, for any reason.
         path: an IpiPath.
     """
 
@@ -89,7 +90,7 @@ class SenderSide:
 
 
 def _at(values: NDArray[_T], at: NDArray[np.int64], default: int) -> NDArray[_T]:
-    """`values[at]`, and the default where `at` is negative."""
+    """`values[at]`, or the default if `at` is negative."""
     if not len(values):
         return np.full(len(at), default, values.dtype)
     return np.where(at < 0, values.dtype.type(default), values.take(at, mode="clip"))
@@ -104,12 +105,12 @@ def _carrying_exit(
     *,
     complete: bool,
 ) -> NDArray[np.int64]:
-    """Which exit each send caused, -1 where none is seen.
+    """The index of the exit that each send caused; -1 if none was seen.
 
-    It is the one that was open (no entry since) when KVM was seen to take the IPI on. KVM's
-    fastpaths ran before kvm_exit was told on SVM until 2023: then it is the one that
-    follows without an entry between; but where events were lost that proves nothing.
-    Without any sign of KVM it is an exit that can only be an ICR write.
+    It is the exit that was open (no entry since) at the first KVM event for the IPI. Until
+    2023, KVM's fastpaths on SVM ran before kvm_exit fired: it is then the exit that follows
+    without an entry in between. If events were lost, this proves nothing. Without any KVM
+    event for the IPI, it is an exit that can only be an ICR write.
     """
     none = np.full(len(seen), -1)
     if not len(exits):
@@ -139,7 +140,7 @@ def _carrying_exit(
 def _entry_that_ends(
     exits: Stamps, at: NDArray[np.int64], entries: Stamps, until: Stamps
 ) -> Stamps:
-    """The entry after exit number `at`, ABSENT where another exit comes first."""
+    """The entry after exit number `at`; ABSENT if another exit comes first."""
     if not len(exits):
         return np.full(len(at), ABSENT)
     next_exit = np.append(exits[1:], NEVER)[at]
@@ -148,7 +149,7 @@ def _entry_that_ends(
 
 
 def _last_before(tsc: Stamps, when: Stamps) -> Stamps:
-    """The last stamp at or before `when`, ABSENT where there is none."""
+    """The last stamp at or before `when`; ABSENT if there is none."""
     if not len(tsc):
         return np.full(len(when), ABSENT)
     at = np.searchsorted(tsc, when, side="right") - 1
@@ -156,5 +157,5 @@ def _last_before(tsc: Stamps, when: Stamps) -> Stamps:
 
 
 def _next_after(tsc: Stamps, when: Stamps) -> Stamps:
-    """The first stamp after `when`, NEVER where there is none."""
+    """The first stamp after `when`; NEVER if there is none."""
     return np.append(tsc, NEVER)[np.searchsorted(tsc, when, side="right")]

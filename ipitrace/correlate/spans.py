@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans: for each IPI and target, when each stage happened.
+"""Spans: the time of each stage for each IPI and target.
 
-An IPI's window reaches from its send to the next one. Within it, the stages on
-the sender's side are found among the events of the sender's thread, those on a
-target's side among that target's, by kind, vector and time. All searches are
+An IPI's window reaches from its send to the next one. Within the window, the sender's
+stages are found among the events of the sender's thread, and a target's stages among
+those of the target's thread, by kind, vector and time. All searches are
 binary searches of whole columns (numpy.searchsorted).
 """
 
@@ -30,14 +30,14 @@ class Spans:
     """One row for each send and target; rows of one send follow each other.
 
     Attributes:
-        seq: the send's number; shape (n,), as are the others but `tsc`.
+        seq: the send's number; shape (n,), as for all others except `tsc`.
         target: the vCPU.
         path: an IpiPath.
-        tsc: guest TSC of each stage, ABSENT where it was not seen; shape (n, len(Stage)).
-        sender_exits: kvm_exit of the sender's thread in the IPI's window; ABSENT where
-            kvm_exit was not seen in this VM at all, so that none counts nothing.
-        target_exits: kvm_exit of the target's thread likewise.
-        suspect: the guest's TSC offset changed around it.
+        tsc: guest TSC of each stage, ABSENT if it was not seen; shape (n, len(Stage)).
+        sender_exits: kvm_exit of the sender's thread in the IPI's window; ABSENT if
+            kvm_exit was never seen in this VM, because a count of 0 then means nothing.
+        target_exits: the same for the target's thread.
+        suspect: the guest's TSC offset changed around the span.
         unmatched_events: events with the IPIs' vector that belong to no span, by tracepoint.
     """
 
@@ -52,7 +52,7 @@ class Spans:
 
     @property
     def unmatched_ipis(self) -> int:
-        """Spans without any host event of the sender, unless that is what their path is."""
+        """Number of spans without any host event of the sender, except those on path EXITLESS."""
         host = [Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.APICV_ACCEPT, Stage.ICR_WRITE]
         unseen = (self.tsc[:, host] == ABSENT).all(axis=1)
         return int(np.count_nonzero(unseen & (self.path != IpiPath.EXITLESS)))
@@ -63,12 +63,12 @@ class Spans:
 
 
 def correlate(trace: StormTrace) -> Spans:
-    """Find each IPI's stages; see StormTrace for what goes in and Spans for what comes out."""
+    """Find each IPI's stages; StormTrace describes the input and Spans the output."""
     return correlate_part(trace, GuestSide.of(trace))
 
 
 def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
-    """As correlate(), for some sends; every event is taken to lie in their windows or in none."""
+    """As correlate(), for some sends; every event must lie in one of their windows or in none."""
     events = EventIndex(trace.events, trace.event_tsc)
     sent = SenderSide(trace, guest, events)
     n, m = len(guest.send), len(trace.targets)
@@ -97,7 +97,7 @@ def _counted(exits: NDArray[np.int64], trace: StormTrace) -> NDArray[np.int64]:
 def _suspect(
     low: NDArray[np.int64], until: NDArray[np.int64], intervals: Iterable[tuple[int, int]]
 ) -> NDArray[np.bool_]:
-    """Which windows touch an interval, both of whose ends belong to it."""
+    """Which windows overlap an interval; the intervals include both ends."""
     touched = np.zeros(len(low), np.bool_)
     for start, end in intervals:
         touched |= (low <= end) & (until > start)
@@ -107,7 +107,7 @@ def _suspect(
 def _unmatched(
     trace: StormTrace, events: EventIndex, sent: SenderSide, tsc: NDArray[np.int64]
 ) -> dict[str, int]:
-    """Events that carry the vector and that no span took, by tracepoint."""
+    """The number of events with the vector that belong to no span, by tracepoint."""
 
     def has_vector(e: Events) -> NDArray[np.bool_]:
         return np.asarray(e["detail"] == trace.vector)

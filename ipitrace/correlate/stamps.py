@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of stamps: their type, and what stands in them for no moment."""
+"""Arrays of stamps: their type, and the values for a missing stamp."""
 
 from typing import Final
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 Stamps = NDArray[np.int64]
 
 ABSENT: Final = np.iinfo(np.int64).min
-"""Stands in arrays of stamps for what did not happen."""
+"""The value for an event that did not happen."""
 
 NEVER: Final = np.iinfo(np.int64).max
-"""Later than any stamp: stands for what did not happen where the earliest is searched."""
+"""Later than any stamp: the value for an event that did not happen in a search of the earliest."""
 
 
 def absent_last(stamps: Stamps) -> Stamps:
-    """NEVER instead of ABSENT, so that a minimum passes it over."""
+    """Replace ABSENT by NEVER, which a minimum ignores."""
     return np.where(stamps == ABSENT, NEVER, stamps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans of a storm whose events do not fit in memory: a block of sends at a time."""
+"""Spans of a storm whose events do not fit in memory, one block of sends at a time."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,16 +18,16 @@ BLOCK_SENDS = 1 << 16
 def correlate_stream(
     trace: StormTrace, chunks: Iterable[Chunk], block_sends: int = BLOCK_SENDS
 ) -> Iterator[Spans]:
-    """The Spans of `block_sends` sends after each other; together those of correlate().
+    """Yield the Spans of blocks of `block_sends` sends; together they equal those of correlate().
 
-    No lookup leaves an IPI's window, so a block needs no other events than those between
-    its first window and the next block's. In memory are the guest's logs, one block's
-    events and spans, and one chunk. unmatched_events of all blocks add up to the whole.
+    No search leaves an IPI's window. A block needs only the events between its first window
+    and the next block's. Memory holds the guest's logs, the events and spans of one block, and
+    one chunk. unmatched_events of all blocks add up to those of the whole.
 
     Args:
-        trace: the storm; its own events are not looked at.
+        trace: the storm; its own events are ignored.
         chunks: (events, their stamps), as in StormTrace; together in order of time.
-        block_sends: how many sends are done at once.
+        block_sends: the number of sends in a block.
 
     Raises:
         ValueError: the chunks are not in order of time.
@@ -43,7 +43,7 @@ def correlate_stream(
 
 
 class _Buffer:
-    """Events that were read and not handed out yet."""
+    """Events that were read and not returned yet."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self._chunks = iter(chunks)
@@ -51,7 +51,7 @@ class _Buffer:
         self._latest: int | None = None
 
     def before(self, tsc: int) -> Chunk:
-        """All events before `tsc` that have not been handed out."""
+        """All events before `tsc` that have not been returned yet."""
         while self._latest is None or self._latest < tsc:
             if not self._read():
                 break
@@ -64,7 +64,7 @@ class _Buffer:
         return _joined(ready)
 
     def rest(self) -> Chunk:
-        """All that is left."""
+        """All remaining events."""
         while self._read():
             pass
         ready, self._waiting = self._waiting, []
@@ -77,7 +77,7 @@ class _Buffer:
             if (self._latest is not None and stamps[0] < self._latest) or np.any(
                 stamps[1:] < stamps[:-1]
             ):
-                raise ValueError("events of a stream must come in order of time")
+                raise ValueError("events of a stream must be in order of time")
             self._latest = int(stamps[-1])
             self._waiting.append((events, stamps))
             return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether all was seen of the vCPUs' threads coming to a CPU and leaving it."""
+"""Checks whether all context switches of the vCPUs' threads were recorded."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,11 +12,11 @@ from ipitrace.words.events import Kind
 
 @dataclass(frozen=True)
 class Switches:
-    """How often threads of vCPUs came to a CPU or left one.
+    """The number of times that vCPU threads were switched in or out.
 
     Attributes:
-        seen: the sched_switch events there are.
-        unseen: those that must have been, since a thread cannot come twice, nor leave twice.
+        seen: the recorded sched_switch events.
+        unseen: missing events: a thread cannot be switched in twice, or out twice, in a row.
     """
 
     seen: int = 0
@@ -30,12 +30,11 @@ NO_SWITCHES: Final = Switches()
 
 
 def count_switches(events: NDArray[np.void]) -> Switches:
-    """Count them in records of abi.events.HOST_EVENT, of one storm and in any order.
+    """Count switches in records of abi.events.HOST_EVENT, of one storm and in any order.
 
-    What the kernel itself turns away is counted nowhere: no program runs, and no miss is
-    counted, where a kernel hides a process from tracing, as some kernels for virtual
-    machines hide the first one. A vCPU's thread that comes after such a thread is not seen
-    to come; it is always seen to leave.
+    Some kernels hide a process from tracing; some kernels for virtual machines hide the first
+    one. No program runs then, and no miss is counted. If a vCPU's thread is switched in after
+    a hidden thread, this event is not seen. Its switch out is always seen.
     """
     of_switches = events[events["kind"] == Kind.SCHED_SWITCH]
     ordered = of_switches[np.lexsort([of_switches["ts_ns"], of_switches["vcpu"]])]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target's side of each IPI: how it was told, and how its handler came to run.
+"""A target's side of each IPI: its notification, and the events until its handler runs.
 
-Host events among themselves are in exact order, so that what a target does for an
-IPI comes after the sender was seen to send it, without any allowance for the clock.
-Against the guest's stamps there is one: an event may seem to come after the handler by
-the clock's error, which is at most its bound, and at most what the sender's first
-event seems to come after the send.
+The order of host events among themselves is exact: a target's events for an IPI come after
+the sender's events for it, without an allowance for the clock. Compared with the guest's
+stamps there is an allowance: an event may seem to come after the handler by the clock's
+error. This error is at most the error bound, and at most the time between the send and the
+sender's first event.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _OWN = (*HOST_INTERRUPTS, Kind.SCHED_SWITCH, Kind.KVM_VCPU_WAKEUP, Kind.KVM_EXIT
 
 @dataclass(frozen=True)
 class TargetSide:
-    """One target's rows: stamps of shape (n, len(Stage)), and how often it exited, (n,)."""
+    """One target's rows: stamps of shape (n, len(Stage)), and numbers of exits of shape (n,)."""
 
     tsc: NDArray[np.int64]
     exits: NDArray[np.int64]
@@ -34,16 +34,15 @@ class TargetSide:
 
 @dataclass(frozen=True)
 class _Span:
-    """Where the way to the handler lies in host events, [start, before); shape (n,) each.
+    """The interval of host events that lead to the handler, [start, before); shape (n,) each.
 
     Attributes:
-        told: when the sender was seen to send the IPI to this target, ABSENT where it
-            was not.
-        start: the same, or else the window's begin.
-        before: the handler's entry and the clock's error, or else the window's end.
+        notified: time of the sender's event for this target; ABSENT if none was seen.
+        start: the same, or the begin of the window if none was seen.
+        before: the handler's entry plus the clock's error, or the end of the window.
     """
 
-    told: Stamps
+    notified: Stamps
     start: Stamps
     before: Stamps
 
@@ -54,7 +53,7 @@ class _Span:
 def target_side(
     trace: StormTrace, guest: GuestSide, sent: SenderSide, events: EventIndex, column: int
 ) -> TargetSide:
-    """The rows of target number `column`: the sender's stages that name it, and its own."""
+    """The rows of target number `column`: the sender's stages for it, and its own stages."""
     sender, target, vector = trace.sender, trace.targets[column], trace.vector
     handler, until = guest.handler[:, column], guest.until
 
@@ -70,14 +69,14 @@ def target_side(
     posted = first_in(
         events.stamps(sender, [Kind.KVM_APICV_ACCEPT_IRQ], to_target), guest.low, guest.done
     )
-    # not `posted`: VMX tells of it when the target may already be running its handler
-    told = either(accept, sent.began)
+    # not `posted`: on VMX this event may fire while the target already runs its handler
+    notified = either(accept, sent.began)
     late = np.minimum(
         trace.bound_cycles,
         np.where(sent.first_event == ABSENT, trace.bound_cycles, sent.first_event - guest.send),
     )
     before = np.where(handler == ABSENT, until, np.minimum(handler + late + 1, until))
-    way = _Span(told, either(told, guest.low), before)
+    way = _Span(notified, either(notified, guest.low), before)
     injections = events.stamps(target, [Kind.KVM_INJ_VIRQ], has_vector)
     inject = way.first(injections)
     eoi = first_in(events.stamps(target, [Kind.KVM_EOI], has_vector), way.start, until)
@@ -114,8 +113,8 @@ def target_side(
 def _entry(entries: Stamps, exits: Stamps, injections: Stamps, way: _Span, until: Stamps) -> Stamps:
     """The entry that led to the handler.
 
-    It is the one that followed the injection, the last if there were several, with no
-    exit between; where none was seen, the last before the handler.
+    It is the entry after the last injection, without an exit in between. If no injection was
+    seen, it is the last entry before the handler.
     """
     entry = last_in(entries, way.start, way.before)
     inject = last_in(injections, way.start, way.before)
@@ -128,16 +127,16 @@ def _entry(entries: Stamps, exits: Stamps, injections: Stamps, way: _Span, until
 
 
 def _exit(exits: Events, way: _Span, ended: Stamps) -> Stamps:
-    """The exit that let the interrupt in, before `ended`.
+    """The exit after which the interrupt could be injected, before `ended`.
 
-    Where the sender's side was not seen, the clock's error could put a HLT of before the
-    send behind it; and no interrupt makes a guest execute HLT.
+    If the sender's events were not seen, the clock's error could move a HLT from before the
+    send to after it. HLT exits are then excluded, because no interrupt causes one.
     """
     found = first_in(exits.tsc, way.start, ended)
-    if (way.told != ABSENT).all() or not len(exits):
+    if (way.notified != ABSENT).all() or not len(exits):
         return found
     others = exits.tsc[~is_halt(exits["detail"], exits["word"])]
-    return np.where(way.told == ABSENT, first_in(others, way.start, ended), found)
+    return np.where(way.notified == ABSENT, first_in(others, way.start, ended), found)
 
 
 def _kick(
@@ -162,7 +161,7 @@ def _kick(
 
 
 def _cpu_afterwards(events: EventIndex, target: int, way: _Span) -> NDArray[np.int64]:
-    """On which host CPU the target was when it first did something for the IPI; -1: nothing."""
+    """The host CPU of the target at its first event for the IPI; -1 if there is none."""
     groups = [events.of(target, kind) for kind in _OWN]
     tsc = np.concatenate([group.tsc for group in groups])
     cpu = np.concatenate([group["cpu"] for group in groups]).astype(np.int64)

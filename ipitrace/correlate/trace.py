@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the correlator is given: one storm's logs and host events, on one clock."""
+"""The input of the correlator: one storm's logs and host events, on one clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from ipitrace.correlate.stamps import ABSENT
 class StormTrace:
     """One traced storm; every stamp is guest TSC as int64.
 
-    A TSC of 2^63 or more is a negative stamp. A storm must not run across 2^63 or
-    come nearer to it than its clock's error; anything else is a valid place for it.
+    A TSC of 2^63 or more is a negative stamp. A storm must not cross 2^63, and must stay
+    farther from it than the clock's error. Any other range is valid.
 
     Attributes:
         sends: records of abi.storm.SEND, ascending.
         receipts: each vCPU's records of abi.storm.RECEIPT, ascending.
         sender: the vCPU that sends.
         targets: the vCPUs that handle each IPI.
-        vector: the interrupt vector they are sent with.
+        vector: the interrupt vector of the IPIs.
         events: records of abi.events.HOST_EVENT, of the VM's vCPUs and in any order.
         event_tsc: their stamps; shape (len(events),).
-        bound_cycles: how far an event's stamp may be off. All events of one moment are
-            off by the same: between themselves their order is exact.
-        cpus: the host CPU of each vCPU where they are pinned, else None.
+        bound_cycles: the largest error of an event's stamp. Events of the same time have the
+            same error: their order among themselves is exact.
+        cpus: the host CPU of each vCPU if they are pinned, else None.
         complete: no event was lost.
-        exits_fire: kvm_exit was seen in this VM at all.
+        exits_fire: kvm_exit was seen at least once in this VM.
         suspect: intervals of TSC in which the guest's clock cannot be trusted.
-        apic_ids: each vCPU's APIC id; None where it is the vCPU's own number.
+        apic_ids: each vCPU's APIC id; None if it equals the vCPU's number.
     """
 
     sends: NDArray[np.void]
@@ -50,7 +50,7 @@ class StormTrace:
     apic_ids: Sequence[int] | None = None
 
     def apic_id(self, vcpu: int) -> int:
-        """What accept events call a vCPU."""
+        """The APIC id of a vCPU in accept events."""
         return vcpu if self.apic_ids is None else self.apic_ids[vcpu]
 
 
@@ -58,20 +58,20 @@ class StormTrace:
 class GuestSide:
     """The guest's own stamps, and the window of each IPI; arrays of shape (n,) or (n, targets).
 
-    A window reaches from `low` to `until`, which is the next one's `low`. A host event
-    may seem to come before the send it follows by the clock's error; but never so
-    early that it lies nearer to the acknowledgement before.
+    A window reaches from `low` to `until`, which is the next window's `low`. By the clock's
+    error, a host event may seem to come before its send. The window begins no earlier than
+    halfway between the acknowledgement before and the send.
 
     Attributes:
         seq: the send's number.
         send: before the send.
-        sent: after it.
-        ack: its acknowledgement, ABSENT where it timed out.
-        handler: the handler's entry on each target, ABSENT where there was none.
-        eoi: likewise.
-        low: where the window begins.
-        until: where it ends.
-        done: where whatever the sending instruction itself does has ended.
+        sent: after the send.
+        ack: its acknowledgement; ABSENT if it timed out.
+        handler: the handler's entry on each target; ABSENT if there was none.
+        eoi: after the handler's EOI on each target; ABSENT if there was none.
+        low: begin of the window.
+        until: end of the window.
+        done: end of everything that the sending instruction itself does.
     """
 
     seq: NDArray[np.int64]
@@ -86,7 +86,7 @@ class GuestSide:
 
     @classmethod
     def of(cls, trace: StormTrace) -> "GuestSide":
-        """What the guest logged of a storm."""
+        """The guest's stamps of a storm."""
         bound = trace.bound_cycles
         send = trace.sends["send_tsc"].astype(np.int64)
         sent = trace.sends["sent_tsc"].astype(np.int64)
@@ -103,9 +103,9 @@ class GuestSide:
         slack = np.full(len(send), bound, np.int64)
         slack[1:] = np.clip((send[1:] - over[:-1]) // 2, 0, bound)
         low = send - slack
-        # the last window ends where its IPI's own story ends
-        story = [*over[-1:], *handler[-1:].reshape(-1), *eoi[-1:].reshape(-1)]
-        end = np.array([max(story) + bound + 1] if story else [], np.int64)
+        # the last window ends after the last stamp of its IPI
+        stamps = [*over[-1:], *handler[-1:].reshape(-1), *eoi[-1:].reshape(-1)]
+        end = np.array([max(stamps) + bound + 1] if stamps else [], np.int64)
         until = np.concatenate([low[1:], end])
         return cls(
             seq=trace.sends["seq"].astype(np.int64),

@@ -16,13 +16,13 @@ __all__ = ["Check", "Examination", "Status", "examine"]
 
 
 def examine(vm_name: str | None = None) -> Examination:
-    """Look at the host, and at the VM of this name: about two seconds.
+    """Check the host, and the VM with this name, in about two seconds.
 
-    Neighbours are read before our own programs are loaded. BPF programs are loaded and let
-    go; none is attached.
+    Neighbours are read before ipitrace's own programs are loaded. BPF programs are loaded and
+    unloaded; none is attached.
 
     Raises:
-        UsageError: no VM, or several, have this name.
+        UsageError: no VM has this name, or several have it.
     """
     access = tuple(check_access())
     found = discover()
@@ -32,7 +32,7 @@ def examine(vm_name: str | None = None) -> Examination:
     device = check_device()
     features = None
     if device.status == "ok":
-        with contextlib.suppress(OSError):  # then its lines say that they do not know
+        with contextlib.suppress(OSError):  # the checks that need it then report unknown
             features = read_kvm_features()
     checks = (
         *access,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM: which module, and what its settings mean for IPIs.
+"""KVM: the module, and the effect of its settings on IPIs.
 
-A parameter says what KVM may do. What it did to an IPI only events prove: see the paths
-that `ipitrace run` prints.
+A parameter shows only what KVM may do. Host events prove what KVM did with an IPI: see the
+paths that `ipitrace run` prints.
 """
 
 import struct
@@ -24,8 +24,8 @@ _IA32_APIC_BASE: Final = 0x1B  # SDM vol. 4, table 2-2
 _MSR: Final = "/dev/cpu/0/msr"
 _ON: Final = frozenset({"Y", "1"})
 _KNOWN: Final = ("kvm_intel", "kvm_amd")
-# Each module's switches: the one by which a running target takes interrupts without an exit,
-# and the one by which a sender need not exit.
+# Each module's parameters: the first lets a running target receive interrupts without an exit,
+# the second lets a sender send without an exit.
 _SWITCHES: Final = {
     "kvm_intel": ("enable_apicv", "enable_ipiv"),
     "kvm_amd": ("avic", "enable_ipiv"),
@@ -38,7 +38,7 @@ def check_kvm(
     vm: VirtualMachine | None,
     files: HostFiles = HOST,
 ) -> Iterator[Check]:
-    """The module, its APIC acceleration, x2APIC, IPIs by hypercall, halt polling."""
+    """Check the module, its APIC acceleration, x2APIC, IPIs by hypercall, halt polling."""
     yield _backend(fingerprint, files)
     virtual_apic = _virtual_apic(fingerprint)
     yield virtual_apic
@@ -54,28 +54,34 @@ def check_device() -> Check:
         require_kvm()
     except HostError as error:
         return Check("/dev/kvm", "missing", error.message, error.hint)
-    return Check("/dev/kvm", "ok", "opens and speaks KVM API 12")
+    return Check("/dev/kvm", "ok", "can be opened and has KVM API version 12")
 
 
 def _backend(fingerprint: HostFingerprint, files: HostFiles) -> Check:
     backend = fingerprint.kvm_backend
     if backend is None:
-        return Check("KVM", "unknown", "no module is to be seen in /sys/module")
+        return Check("KVM", "unknown", "no KVM module is visible in /sys/module")
     if backend == UNKNOWN_BACKEND:
-        return Check("KVM", "unknown", "built in, or several modules: which one runs is not shown")
+        return Check(
+            "KVM", "unknown", "built in, or several modules are loaded: the one in use is not known"
+        )
     loaded = files.exists(f"/sys/module/{backend}/refcnt")
     how = "a loaded module" if loaded else "built in"
     if backend in _KNOWN:
-        nested = ", on a host that is a guest itself: every exit costs more"
+        nested = ", on a host that is itself a guest: every exit costs more"
         if fingerprint.virtualised:
             return Check("KVM", "warn", f"{backend}, {how}{nested}", "measure on bare metal")
         if fingerprint.virtualised is None:
-            return Check("KVM", "unknown", f"{backend}, {how}; on a guest? /proc/cpuinfo is silent")
+            return Check(
+                "KVM",
+                "unknown",
+                f"{backend}, {how}; /proc/cpuinfo does not show if the host is a guest",
+            )
         return Check("KVM", "ok", f"{backend}, {how}")
     return Check(
         "KVM",
         "warn",
-        f"{backend}, {how}: not VMX or SVM, kvm_exit may never fire",
+        f"{backend}, {how}: neither VMX nor SVM, so that kvm_exit may never fire",
     )
 
 
@@ -83,21 +89,21 @@ def _virtual_apic(fingerprint: HostFingerprint) -> Check:
     name = "APICv/AVIC"
     backend, parameters = fingerprint.kvm_backend, fingerprint.kvm_parameters or {}
     if backend not in _SWITCHES:
-        return Check(name, "unknown", f"{backend or 'KVM'} has no switch for it that we know")
+        return Check(name, "unknown", f"no parameter of {backend or 'KVM'} for it is known")
     target, sender = (
         (switch, parameters.get(f"{backend}.{switch}")) for switch in _SWITCHES[backend]
     )
     if target[1] is None:
-        return Check(name, "unknown", f"{backend} has no parameter {target[0]}, or hides it")
+        return Check(name, "unknown", f"{backend} has no readable parameter {target[0]}")
     if target[1] not in _ON:
         return Check(
             name,
             "warn",
             f"{target[0]}={target[1]}: senders and targets exit for every IPI",
-            f"with no VM up: modprobe -r {backend}; modprobe {backend} {target[0]}=1",
+            f"while no VM runs: modprobe -r {backend}; modprobe {backend} {target[0]}=1",
         )
     senders = sender[1] in _ON or (sender[1] is None and backend == "kvm_amd")
-    parts = [f"{target[0]}={target[1]}: running targets take no exit"]
+    parts = [f"{target[0]}={target[1]}: running targets do not exit"]
     if sender[1] is not None:
         parts.append(f"{sender[0]}={sender[1]}")
     parts.append("senders need not exit" if senders else "senders exit")
@@ -110,7 +116,7 @@ def _inhibits(virtual_apic: Check) -> Check:
     return Check(
         "inhibits",
         "unknown",
-        "KVM tells of changes only (kvm_apicv_inhibit_changed)",
+        "KVM reports only changes (kvm_apicv_inhibit_changed)",
     )
 
 
@@ -128,16 +134,16 @@ def _x2apic(fingerprint: HostFingerprint, vm: VirtualMachine | None) -> Check:
         name,
         "warn",
         f"{host}; guest: {vm.apic_mode}",
-        "give the guest the CPU flag x2apic, if it lacks it",
+        "if the guest lacks the CPU flag x2apic, add it",
     )
 
 
 def _host_x2apic(fingerprint: HostFingerprint) -> tuple[Status, str, str]:
-    """Whether the host's first CPU uses it: what is to be said, and done."""
+    """Whether the host's first CPU uses x2APIC: status, finding, and what to do."""
     if fingerprint.x2apic is None:
-        return "unknown", "/proc/cpuinfo does not show the host's CPUs' flags", ""
+        return "unknown", "/proc/cpuinfo does not show the flags of the host's CPUs", ""
     if not fingerprint.x2apic:
-        return "warn", "the host's CPUs lack it", ""
+        return "warn", "the host's CPUs do not have it", ""
     try:
         with Path(_MSR).open("rb", buffering=0) as msr:
             msr.seek(_IA32_APIC_BASE)
@@ -145,7 +151,7 @@ def _host_x2apic(fingerprint: HostFingerprint) -> tuple[Status, str, str]:
     except (OSError, struct.error) as error:
         absent = isinstance(error, FileNotFoundError)
         why = getattr(error, "strerror", None) or "no value"
-        says = f"the host has it; {_MSR} does not say whether it is used ({why})"
+        says = f"the host has it; {_MSR} cannot be read ({why}): its use is not known"
         return "unknown", says, "modprobe msr" if absent else ""
     if mode == "x2apic":
         return "ok", "the host uses it", ""
@@ -154,21 +160,21 @@ def _host_x2apic(fingerprint: HostFingerprint) -> tuple[Status, str, str]:
 
 def _pv_ipi(features: KvmFeatures | None) -> Check:
     if features is None:
-        return Check("PV IPI", "unknown", "/dev/kvm does not say")
+        return Check("PV IPI", "unknown", "/dev/kvm does not report it")
     if features.pv_send_ipi:
-        return Check("PV IPI", "ok", "offered: Linux guests multicast by hypercall")
-    return Check("PV IPI", "ok", "not offered: a multicast is a send per target or cluster")
+        return Check("PV IPI", "ok", "offered: Linux guests use a hypercall for multicasts")
+    return Check("PV IPI", "ok", "not offered: a multicast takes one send per target or cluster")
 
 
 def _halt_polling(parameters: Mapping[str, str]) -> Check:
     poll_ns = parameters.get("kvm.halt_poll_ns", "")
-    # A switch (Y, N) or, on older kernels, ns with -1 for automatic.
+    # Y or N; on older kernels the time in ns, or -1 for automatic.
     advance = [v for n, v in parameters.items() if n.startswith("kvm.lapic_timer_advance")]
     timer = "".join(f"; timer advance {value}" for value in advance)
     if not poll_ns.isdecimal():
         return Check("halt poll", "unknown", f"no readable kvm.halt_poll_ns{timer}")
     if poll_ns == "0":
-        return Check("halt poll", "ok", f"off: every halted target is woken{timer}")
+        return Check("halt poll", "ok", f"off: every halted target needs a wake-up{timer}")
     return Check(
         "halt poll",
         "ok",

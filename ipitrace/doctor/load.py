@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who else is there: VMs, too many vCPUs, other tracers."""
+"""Other load on the host: VMs, too many vCPUs, other tracers."""
 
 import shlex
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _BPF_STATS = "/proc/sys/kernel/bpf_stats_enabled"
 def check_load(
     found: Discovery, vm: VirtualMachine | None, n_cpus: int | None, files: HostFiles = HOST
 ) -> Iterator[Check]:
-    """Overcommit, the VM's pinning, other VMs, other tracers."""
+    """Check overcommitment, the VM's pinning, other VMs, and other tracers."""
     yield _overcommit(found, vm, n_cpus)
     if vm is not None:
         yield _pinning(vm, files)
@@ -37,7 +37,7 @@ def _overcommit(found: Discovery, vm: VirtualMachine | None, n_cpus: int | None)
         return Check(
             "overcommit",
             "warn",
-            f"{says}: they wait for each other",
+            f"{says}: vCPUs wait for each other",
             "stop or move VMs until each vCPU has a CPU",
         )
     if not _all_seen(found):
@@ -48,14 +48,14 @@ def _overcommit(found: Discovery, vm: VirtualMachine | None, n_cpus: int | None)
 def _pinning(vm: VirtualMachine, files: HostFiles) -> Check:
     unknown = [vcpu.index for vcpu in vm.vcpus if vcpu.tid is None]
     if unknown or not vm.vcpus:
-        return Check("pinning", "unknown", vm.unknown.get("tid", "it has no vCPUs"))
+        return Check("pinning", "unknown", vm.unknown.get("tid", "the VM has no vCPUs"))
     places = [vcpu.cpus for vcpu in vm.vcpus]
     how = _how_to_pin(vm, files)
     if any(len(place) != 1 for place in places) or len(set(places)) < len(places):
-        return Check("pinning", "warn", f"{vm.name}'s vCPUs share CPUs or move", how)
+        return Check("pinning", "warn", f"the vCPUs of {vm.name} share CPUs or may move", how)
     core_of = {place.cpu: place.core for place in read_topology(files)}
     if any(place[0] not in core_of for place in places):
-        says = f"each of {len(places)} vCPUs has a CPU; which share a core, /sys does not say"
+        says = f"each of {len(places)} vCPUs has a CPU; /sys does not show shared cores"
         return Check("pinning", "unknown", says)
     cores = {core_of[place[0]] for place in places}
     if len(cores) < len(places):
@@ -64,13 +64,13 @@ def _pinning(vm: VirtualMachine, files: HostFiles) -> Check:
 
 
 def _how_to_pin(vm: VirtualMachine, files: HostFiles) -> str:
-    """The commands, for the CPUs that `ipitrace run` would choose."""
+    """The commands that pin to the CPUs that `ipitrace run` would choose."""
     try:
         chosen = choose_cpus(len(vm.vcpus), allowed_cpus(), read_topology(files)).cpus
     except UsageError:
         chosen = None
     if chosen is None:
-        return "there are fewer CPUs than vCPUs"
+        return "not possible: there are fewer CPUs than vCPUs"
     commands = [f"taskset -pc {cpu} {vcpu.tid}" for cpu, vcpu in zip(chosen, vm.vcpus, strict=True)]
     return "; ".join(commands)
 
@@ -82,18 +82,20 @@ def _other_vms(found: Discovery, vm: VirtualMachine | None) -> Check:
         more = "" if _all_seen(found) else f"; {_hidden(found)}"
         return Check("VMs", "warn", f"{'running' if vm is None else 'others'}: {names}{more}")
     if not _all_seen(found):
-        none = f"none to be seen; {_hidden(found)}"
+        none = f"none visible; {_hidden(found)}"
         return Check("VMs", "unknown", none, _with_rights(found, vm))
-    return Check("VMs", "ok", "none runs" if vm is None else "no other")
+    return Check("VMs", "ok", "none running" if vm is None else "no other")
 
 
 def _hidden(found: Discovery) -> str:
-    """What could not be looked at."""
+    """The processes that could not be checked."""
     takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
     n = found.unreadable_processes
     words = [found.unlisted] if found.unlisted else []
     words += [f"{processes(n)} may not be looked into{takes}"] if n else []
-    words += [f"{processes(len(found.odd))} may hold more than was told"] if found.odd else []
+    words += (
+        [f"{processes(len(found.odd))} may have more VMs than could be read"] if found.odd else []
+    )
     return "; ".join(words)
 
 
@@ -102,16 +104,16 @@ def _all_seen(found: Discovery) -> bool:
 
 
 def _with_rights(found: Discovery, vm: VirtualMachine | None) -> str:
-    """The command that sees more; none does where no right is missing."""
+    """The command that has the missing rights; empty if none is missing."""
     which = "" if vm is None else f" --vm {shlex.quote(vm.name)}"
     return f"sudo ipitrace doctor{which}" if found.missing else ""
 
 
 def _odd_processes(found: Discovery) -> Iterator[Check]:
     if found.odd:
-        said = "; ".join(odd.says for odd in found.odd[:_MOST_ODD])
+        named = "; ".join(odd.says for odd in found.odd[:_MOST_ODD])
         more = f"; {len(found.odd) - _MOST_ODD} more" if len(found.odd) > _MOST_ODD else ""
-        yield Check("odd", "warn", f"{said}{more}", "see what they are: ipitrace list")
+        yield Check("odd", "warn", f"{named}{more}", "list them: ipitrace list")
 
 
 def _tracers(files: HostFiles) -> Check:
@@ -123,12 +125,12 @@ def _tracers(files: HostFiles) -> Check:
         todo.append("bpftool prog")
     if around.perf_event_pids:
         found.append(f"perf events of pid {', '.join(map(str, around.perf_event_pids))}")
-        todo.append("end them")
+        todo.append("end these processes")
     if around.ftrace_kvm_instances:
-        found.append("kvm events on in tracefs")
+        found.append("kvm events are enabled in tracefs")
         todo.append("echo 0 > /sys/kernel/tracing/events/kvm/enable")
     if files.text(_BPF_STATS) == "1":
-        found.append("kernel.bpf_stats_enabled=1: each BPF program costs more")
+        found.append("kernel.bpf_stats_enabled=1: every BPF program costs more")
         todo.append("sysctl -w kernel.bpf_stats_enabled=0")
     named = {"bpf_programs": "BPF programs", "ftrace_kvm_instances": "kvm events"}
     unknown = [f"{named[item]}: {why}" for item, why in around.unknown.items() if item in named]
@@ -136,8 +138,8 @@ def _tracers(files: HostFiles) -> Check:
         hidden = processes(around.unreadable_processes)
         unknown.append(f"perf events: {hidden} may not be looked into")
     if found:
-        told = [*found, *(f"not known: {what}" for what in unknown)]
-        return Check("tracers", "warn", "; ".join(told), "; ".join(todo))
+        all_found = [*found, *(f"not known: {what}" for what in unknown)]
+        return Check("tracers", "warn", "; ".join(all_found), "; ".join(todo))
     if unknown:
         return Check("tracers", "unknown", "; ".join(unknown))
-    return Check("tracers", "ok", "no BPF program, no perf event, no kvm event switched on")
+    return Check("tracers", "ok", "no BPF program, no perf event, no kvm event enabled")

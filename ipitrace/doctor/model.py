@@ -11,29 +11,29 @@ Status = Literal["ok", "warn", "missing", "unknown"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what was found, and what a person can do about it.
+    """The name of a check, what it found, and what the user can do about it.
 
-    missing: `ipitrace run` cannot trace here. warn: it can, and the numbers suffer, or some
-    of them cannot be had. unknown: nothing here tells.
+    missing: `ipitrace run` cannot trace on this host. warn: it can, but the figures are less
+    accurate, or some of them are not available. unknown: the host does not show it.
     """
 
     name: str
     status: Status
     says: str
     todo: str = ""
-    """The command to run, or where to look; "" when there is nothing to do."""
+    """The command to run, or the place to check; "" if there is nothing to do."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """All lines, in order, for the host alone or with one VM in mind."""
+    """All lines in order, for the host alone or for the host and one VM."""
 
     checks: tuple[Check, ...]
     vm: VirtualMachine | None
 
     @property
     def can_run(self) -> bool:
-        """Whether nothing is missing that `ipitrace run` needs."""
+        """Whether the host has everything that `ipitrace run` needs."""
         return all(check.status != "missing" for check in self.checks)
 
     def to_dict(self) -> dict[str, object]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the host be traced? Each thing is tried rather than looked up."""
+"""Checks whether the host can be traced, by trying each operation."""
 
 import errno
 import os
@@ -24,15 +24,15 @@ from ipitrace.tracer.tracefs import MOUNT_POINTS, ensure_debugfs, ensure_securit
 from ipitrace.vm.debugfs import KVM_DIR
 
 _BTF = "/sys/kernel/btf"
-_OTHERWISE = "'ipitrace run --no-trace' measures without looking into the host"
+_OTHERWISE = "'ipitrace run --no-trace' measures without tracing the host"
 KVM_STATISTICS = f"{KVM_DIR}/exits"
 
 
 def check_access(files: HostFiles = HOST) -> Iterator[Check]:
-    """Rights, lockdown, file systems, BTF, BPF, bcc.
+    """Check rights, lockdown, file systems, BTF, BPF, bcc.
 
-    Ask before anything else: where they are not mounted, this mounts file systems for this
-    process alone. Call it in the main thread (see tracer.tracefs).
+    Run these checks first: they mount missing file systems for this process alone. Call it in
+    the main thread (see tracer.tracefs).
     """
     yield _rights(files)
     file_systems = _file_systems(files)
@@ -51,16 +51,15 @@ def _rights(files: HostFiles) -> Check:
         return Check("rights", "missing", error.message, error.hint)
     who = "root" if os.geteuid() == 0 else "CAP_BPF and CAP_PERFMON"
     if files.link("/proc/self/ns/user") is None or files.link("/proc/self/ns/pid") is None:
-        return Check("rights", "unknown", f"{who}; in which namespaces, /proc/self/ns does not say")
+        return Check("rights", "unknown", f"{who}; /proc/self/ns does not show the namespaces")
     return Check("rights", "ok", f"{who}, in the host's own namespaces")
 
 
 def _lockdown(files: HostFiles) -> Check:
-    """What the kernel says, and whether a file that lockdown closes can be read.
+    """Check the lockdown state, and whether a file that lockdown closes can be read.
 
-    Locked down, the kernel opens no file of debugfs that may be written to, and KVM's
-    statistics may (debugfs_locked_down() in fs/debugfs/file.c, kvm_init_debug() in
-    virt/kvm/kvm_main.c).
+    Under lockdown, the kernel opens no writable file of debugfs. KVM's statistics are writable
+    (debugfs_locked_down() in fs/debugfs/file.c, kvm_init_debug() in virt/kvm/kvm_main.c).
     """
     state, refusal = _read_lockdown(files), files.refusal(KVM_STATISTICS)
     if state not in (None, "none", "integrity"):
@@ -73,12 +72,12 @@ def _lockdown(files: HostFiles) -> Check:
         return Check(
             "lockdown",
             "warn",
-            f"{known}; KVM's statistics in debugfs are refused ({refusal.strerror}): no exits in "
-            "'ipitrace watch' where kvm_exit does not fire",
+            f"{known}; KVM's statistics in debugfs cannot be read ({refusal.strerror}): 'ipitrace "
+            "watch' shows no exits if kvm_exit does not fire",
         )
     if state == "none":
         return Check("lockdown", "ok", state)
-    untried = f"{known}; what it closes was not tried: {KVM_STATISTICS}: {refusal.strerror}"
+    untried = f"{known}; its effect is not known: {KVM_STATISTICS}: {refusal.strerror}"
     return Check("lockdown", "unknown", untried)
 
 
@@ -90,7 +89,7 @@ def _read_lockdown(files: HostFiles) -> str | None:
 
 
 def _file_systems(files: HostFiles) -> Check:
-    """Whether they can be read; where need be they are mounted for this process alone first."""
+    """Check whether they can be read; if missing, mount them for this process alone first."""
     refused: dict[str, str] = {}
     if files == HOST:
         mounted = {"tracefs": ensure_tracefs()[1], "debugfs": ensure_debugfs()}
@@ -102,14 +101,14 @@ def _file_systems(files: HostFiles) -> Check:
         failures = [files.refusal(path) for path in paths]
         if None not in failures:
             why = f"{paths[0]}: {failures[0].strerror}" if failures[0] else ""
-            return Check("tracefs", "warn", f"{kind} shows no KVM: {why}", "lsmod | grep kvm")
-    return Check("tracefs", "ok", "KVM is shown by tracefs and debugfs")
+            return Check("tracefs", "warn", f"{kind} does not show KVM: {why}", "lsmod | grep kvm")
+    return Check("tracefs", "ok", "tracefs and debugfs show KVM")
 
 
 def _how_to_read(refused: Collection[str]) -> str:
     if missing_to_look_into_processes() or not may_mount():
-        return f"sudo sees {' and '.join(refused)}, and so does CAP_DAC_READ_SEARCH where mounted"
-    return "see dmesg, and what keeps this process (a container?) from mounting"
+        return f"use sudo to read {' and '.join(refused)}, or CAP_DAC_READ_SEARCH if mounted"
+    return "see dmesg, and check what prevents this process from mounting (a container?)"
 
 
 def _btf(files: HostFiles) -> Check:
@@ -120,8 +119,8 @@ def _btf(files: HostFiles) -> Check:
         return Check(
             "BTF",
             "warn",
-            "none: fewer events can be read",
-            "use a kernel with CONFIG_DEBUG_INFO_BTF=y (every distribution's of late)",
+            "none: fewer events can be traced",
+            "use a kernel with CONFIG_DEBUG_INFO_BTF=y (current distributions set it)",
         )
     shown = [name for name in files.names("/sys/module") if name.startswith("kvm")]
     modules = [n for n in shown if files.exists(f"/sys/module/{n}/refcnt")]
@@ -130,14 +129,16 @@ def _btf(files: HostFiles) -> Check:
         return Check(
             "BTF",
             "warn",
-            f"of the kernel, not of {', '.join(without)}: their tracepoints cost more",
+            f"for the kernel, not for {', '.join(without)}: their tracepoints cost more",
             "use a kernel with CONFIG_DEBUG_INFO_BTF_MODULES=y",
         )
     if not shown:
         return Check(
-            "BTF", "unknown", "of the kernel; /sys/module shows no KVM", "lsmod | grep kvm"
+            "BTF", "unknown", "for the kernel; /sys/module does not show KVM", "lsmod | grep kvm"
         )
-    return Check("BTF", "ok", f"of the kernel and {', '.join(modules) or 'KVM, which is built in'}")
+    return Check(
+        "BTF", "ok", f"for the kernel and {', '.join(modules) or 'KVM, which is built in'}"
+    )
 
 
 def check_bpf() -> Check:
@@ -145,13 +146,13 @@ def check_bpf() -> Check:
     try:
         load_trivial_program()
     except OSError as error:
-        todo = "run it outside of containers"
+        todo = "run ipitrace outside of containers"
         if os.geteuid():
-            todo = "run it with sudo, outside of containers"
+            todo = "run ipitrace with sudo, outside of containers"
         if error.errno == errno.ENOSYS:
             todo = "use a kernel with CONFIG_BPF_SYSCALL=y"
-        return Check("BPF", "missing", f"the kernel refuses programs: {error.strerror}", todo)
-    return Check("BPF", "ok", "the kernel accepts a program")
+        return Check("BPF", "missing", f"the kernel rejects BPF programs: {error.strerror}", todo)
+    return Check("BPF", "ok", "the kernel accepts a BPF program")
 
 
 def check_bcc() -> Check:
@@ -165,12 +166,12 @@ def check_bcc() -> Check:
 
 
 def check_events(access: Collection[Check]) -> Check:
-    """Compile and load every program, for one vCPU, and attach none.
+    """Compile and load every program for one vCPU, without attaching any.
 
-    `access` is what check_access() found: with something missing, it is not tried.
+    `access` are the results of check_access(). If one is missing, nothing is tried.
     """
     if any(check.status == "missing" for check in access):
-        return Check("events", "unknown", "not tried: see what is missing above")
+        return Check("events", "unknown", "not tried: an item above is missing")
     try:
         with Tracer.load(pid=os.getpid(), n_vcpus=1, slots_per_ring=2) as tracer:
             hooks, left_out = tracer.hooks, tracer.left_out
@@ -178,9 +179,9 @@ def check_events(access: Collection[Check]) -> Check:
         return Check("events", "missing", error.message, error.hint)
     tracepoints = [name for name in left_out if not EVENT_BY_NAME[name].symbol]
     functions = [name for name in left_out if EVENT_BY_NAME[name].symbol]
-    says = f"{len(hooks)} of {len(EVENT_BY_NAME)} load"
+    says = f"{len(hooks)} of {len(EVENT_BY_NAME)} can be loaded"
     if functions:
-        says += f"; {len(functions)} are functions this kernel lacks or hides"
+        says += f"; {len(functions)} are functions that this kernel lacks or hides"
     if not tracepoints:
         return Check("events", "ok", says)
     reasons = dict.fromkeys(left_out[name] for name in tracepoints)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs that have started since watch began.
 
-KVM's directories in debugfs are listed at each interval, which is one look for all VMs; one
-that is not known names the thread that made it, and only that thread's process is looked
-into. All processes are looked at now and then: for what cannot be seen, and for VMs whose
-maker has ended, or of which debugfs does not tell.
+KVM's directories in debugfs are listed once per interval for all VMs. The name of a new
+directory contains the thread that created the VM, and only that thread's process is inspected.
+All processes are scanned at longer intervals: to count those that cannot be inspected, and to
+find VMs whose creator has ended or that debugfs does not show.
 """
 
 import time
@@ -14,17 +14,17 @@ from typing import Final
 
 from ipitrace.vm import Discovery, VirtualMachine, discover, process_of, vm_directory_names
 
-_WHOLE_EVERY: Final = 500  # times the CPU time that a look at all processes takes: 0.2 %
-_NEW_EVERY: Final = 50  # times the CPU time that a look at new VMs alone takes
-_FIRST_WHOLE_S: Final = 2.0  # where debugfs does not tell
-_WHOLE_S: Final = 60.0  # where it does
+_WHOLE_EVERY: Final = 500  # times the CPU time of a scan of all processes: 0.2 %
+_NEW_EVERY: Final = 50  # times the CPU time of a check of new VMs
+_FIRST_WHOLE_S: Final = 2.0  # if debugfs does not show VMs
+_WHOLE_S: Final = 60.0  # if debugfs shows VMs
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 300.0
-_PATIENCE_S: Final = 8.0  # for vCPUs that have not run: a VMM makes them one after the other
+_PATIENCE_S: Final = 8.0  # for vCPUs that have not run: a VMM creates them one after another
 
 
 @dataclass
 class _Waiting:
-    """A VM that is not all there yet."""
+    """A new VM some of whose vCPUs have not run yet."""
 
     since_s: float
     wait_s: float
@@ -32,34 +32,34 @@ class _Waiting:
 
 
 class Arrivals:
-    """Looks for VMs that are not watched yet."""
+    """Searches for VMs that are not watched yet."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
         self._rest_until_s = 0.0
-        told = vm_directory_names() is not None
-        self._whole_at_s = time.monotonic() + (_WHOLE_S if told else _FIRST_WHOLE_S)
+        shown = vm_directory_names() is not None
+        self._whole_at_s = time.monotonic() + (_WHOLE_S if shown else _FIRST_WHOLE_S)
         self.discovery: Discovery | None = None
-        """The last look at all processes."""
+        """The last scan of all processes."""
 
-    def look(
+    def search(
         self, known: Collection[str], there: frozenset[str] | None
     ) -> tuple[VirtualMachine, ...]:
-        """VMs that are to be watched now, some of which may be watched already.
+        """VMs to watch from now on; some of them may already be watched.
 
-        `known` are the directories' names of those that are, `there` those that debugfs has now.
+        `known` are the directory names of the watched VMs, `there` those that debugfs has now.
         """
         began_s, began_cpu_s = time.monotonic(), time.thread_time()
         if began_s >= self._whole_at_s:
-            return self._look_at_all(began_s)
+            return self._scan_all(began_s)
         if began_s < self._rest_until_s:
             return ()
         new = (there or frozenset()).difference(known)
         self._waiting = {name: wait for name, wait in self._waiting.items() if name in new}
         due = {n for n in new if n not in self._waiting or self._waiting[n].next_s <= began_s}
-        makers = {process_of(int(name.partition("-")[0])) for name in due}
-        pids = {pid for pid in makers if pid is not None}
-        # Entries are not waited for: where there are directories, KVM names the threads.
+        creators = {process_of(int(name.partition("-")[0])) for name in due}
+        pids = {pid for pid in creators if pid is not None}
+        # The search does not wait for VM entries: the directories name the threads.
         found = discover(entry_reader=dict, only=pids).vms if pids else ()
         ready = {vm.directory: vm for vm in found if vm.directory in due}
         for name in due:
@@ -70,7 +70,7 @@ class Arrivals:
             self._rest_until_s = time.monotonic() + _NEW_EVERY * cost_s
         return tuple(ready.values())
 
-    def _look_at_all(self, began_s: float) -> tuple[VirtualMachine, ...]:
+    def _scan_all(self, began_s: float) -> tuple[VirtualMachine, ...]:
         began_cpu_s = time.thread_time()
         self.discovery = discover()
         cost_s = time.thread_time() - began_cpu_s
@@ -83,9 +83,10 @@ class Arrivals:
         )
 
     def _is_ready(self, name: str, vm: VirtualMachine | None, now_s: float) -> bool:
-        """Whether all its vCPUs have run, or one has waited for that for long enough.
+        """Whether all vCPUs of the VM have run, or the time to wait for that is over.
 
-        Whether it is taken up shows at the next look: if not, that one comes later.
+        Each call doubles the time until the next check of the VM. A VM that is watched by then
+        is not checked again.
         """
         waiting = self._waiting.setdefault(name, _Waiting(now_s, _FIRST_WAIT_S, now_s))
         waiting.next_s = now_s + waiting.wait_s

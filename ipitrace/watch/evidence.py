@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often something must have been seen before watch says what a VM or a host never does.
+"""How many observations watch needs before it reports that something never happens.
 
-Of n things seen none was of a kind: with 95 % confidence at most 1 - 0.05**(1/n) of all are
-(the upper bound of Clopper and Pearson for no success in n; some 3/n, the "rule of three").
-That holds if those seen are a fair sample of all.
+If none of n observed events is of a kind, then with 95 % confidence at most 1 - 0.05**(1/n) of
+all events are (Clopper and Pearson's upper bound for no success in n; about 3/n, the "rule of
+three"). This assumes that the observed events are a fair sample of all.
 """
 
 import math
@@ -11,16 +11,16 @@ from typing import Final
 
 CONFIDENCE: Final = 0.95
 MOST_SHARE: Final = 0.01
-"""What is claimed never to happen does so in fewer cases than this share."""
+"""What is reported as never happening does so in less than this share of cases."""
 ENOUGH: Final = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - MOST_SHARE))
-"""299: the least n of which none must have been of the kind."""
+"""299: the least number of events, none of the kind, that shows this."""
 
 _CONFIDENT: Final = f"{100 * CONFIDENCE:g} % confidence"
-_SHOWN: Final = 10_000  # shares are told in hundredths of a per cent
+_SHOWN: Final = 10_000  # shares are printed in hundredths of a per cent
 
 
 def most_share(n: int) -> float:
-    """The largest share that a kind of which none was among `n` may have, with CONFIDENCE."""
+    """The largest share, with CONFIDENCE, of a kind that none of `n` events had."""
     return 1.0 - (1.0 - CONFIDENCE) ** (1 / n) if n else 1.0
 
 
@@ -31,28 +31,28 @@ def bound_in_words(n: int) -> str:
 
 
 NEEDED: Final = f"{ENOUGH} would show that it is less than {100 * MOST_SHARE:g} % ({_CONFIDENT})"
-"""What is said where fewer were seen."""
+"""The text if fewer events were seen."""
 
 
 class ExitEvidence:
-    """Whether kvm_exit fires on this host, for whichever VM.
+    """Whether kvm_exit fires on this host, for any VM.
 
-    A CPU without VMX and SVM runs guests by a KVM whose kvm_exit need not fire; there it counts
-    as silent until it was seen. Elsewhere that takes ENOUGH events without one: each entry to a
-    guest is an event, and is followed by an exit.
+    On a CPU without VMX and SVM, kvm_exit of the KVM in use need not fire. It is then assumed
+    silent until it fires. On other CPUs it is assumed silent after ENOUGH events without a
+    kvm_exit: each entry to a guest is an event, and is followed by an exit.
     """
 
     def __init__(self, isa: int) -> None:
-        """`isa` is what tracer.kernel.host_isa() says."""
+        """`isa` is the result of tracer.kernel.host_isa()."""
         self._presumed = not isa
         self._events = 0
         self.fired = False
 
     def note(self, n_events: int) -> None:
-        """So many events are counted by now, as far as they were not forgotten."""
+        """Note the number of events counted so far, without those of VMs that have ended."""
         self._events = max(self._events, n_events)
 
     @property
     def silent(self) -> bool:
-        """Whether kvm_exit is taken not to fire."""
+        """Whether kvm_exit is assumed not to fire."""
         return not self.fired and (self._presumed or self._events >= ENOUGH)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Late posts of an interval, and where the watched vCPUs were meanwhile."""
+"""Late posts of an interval, and the CPUs of the watched vCPUs in it."""
 
 from collections.abc import Callable, Collection, Mapping
 
@@ -16,14 +16,14 @@ def late_posts(
     vms_on: NamesByCpu,
     may_run: Callable[[Collection[int]], NamesByCpu],
 ) -> LatePosts:
-    """What was added between two readings.
+    """The increases between two readings.
 
     Args:
         before: the earlier reading.
         after: the later one.
-        vms_on: the VMs of which a vCPU thread was seen on a CPU, by CPU.
-        may_run: answers those of which one may run on the CPUs given; called when something
-            came to CPUs without any.
+        vms_on: CPU to the VMs of which a vCPU thread was seen on it.
+        may_run: returns the VMs of which a vCPU thread may run on the given CPUs. It is called
+            if late posts reached CPUs on which no vCPU thread was seen.
     """
     if before is None or after is None:
         return LatePosts(None, (), {}, f"{PATH} cannot be read")

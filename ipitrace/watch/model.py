@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was counted in one interval, as plain data.
+"""The counts of one interval, as plain data.
 
 History of SCHEMA_VERSION (of a line that `watch --json` prints):
     1  first version.
@@ -22,7 +22,7 @@ MOST_ENDED_PAIRS = 64
 
 @dataclass(frozen=True)
 class Count:
-    """How often something happened: in the interval, and since its VM is watched."""
+    """A count: in the interval, and since the VM has been watched."""
 
     delta: int
     total: int
@@ -30,11 +30,11 @@ class Count:
 
 @dataclass(frozen=True)
 class Visibility:
-    """Whether the IPIs counted are all there were.
+    """Whether the count of IPIs is complete.
 
-    `complete`: True when the evidence says that this VM's IPIs take exits, False when some
-    leave no trace on this host, None when too little was seen (evidence.py). `why` says it in
-    words.
+    `complete`: True if the evidence shows that this VM's IPIs take exits, False if some leave
+    no trace on this host, None if too little was seen (evidence.py). `why` is the reason as
+    text.
     """
 
     complete: bool | None
@@ -43,7 +43,7 @@ class Visibility:
 
 @dataclass(frozen=True)
 class VcpuPair:
-    """IPIs from one vCPU to another; `target` is None where nothing tells which it was."""
+    """IPIs from one vCPU to another; `target` is None if it is not known."""
 
     sender: int
     target: int | None
@@ -65,7 +65,7 @@ class IpiKind:
 
 @dataclass(frozen=True)
 class PairsLeftOut:
-    """The pairs that are not listed."""
+    """The number and sum of the pairs that are not listed."""
 
     pairs: int
     ipis: Count
@@ -73,7 +73,7 @@ class PairsLeftOut:
 
 @dataclass(frozen=True)
 class VcpuCounts:
-    """One vCPU: IPIs it sent and those it was sent, and how often it was woken from a halt."""
+    """One vCPU: the IPIs it sent, those sent to it, and its wake-ups from a halt."""
 
     vcpu: int
     sent: Count
@@ -83,7 +83,7 @@ class VcpuCounts:
 
 @dataclass(frozen=True)
 class Other:
-    """Interrupts that were no IPIs, of one vector and delivery mode."""
+    """Interrupts of one vector and delivery mode that were not IPIs."""
 
     vector: int
     mode: str
@@ -100,7 +100,7 @@ class ExitsOfReason:
 
 @dataclass(frozen=True)
 class VmExits:
-    """Exits by reason, most frequent first; `reasons` is None where `absent` says why."""
+    """Exits by reason, most frequent first; if `reasons` is None, `absent` is the reason."""
 
     source: str | None
     reasons: tuple[ExitsOfReason, ...] | None
@@ -112,17 +112,17 @@ class VmInterval:
     """One VM in one interval.
 
     Attributes:
-        sends: times the guest asked KVM to send, whatever the number of targets.
-        ipis: interrupts accepted for them: one for each target.
-        pairs: the busiest.
-        waited: those wake-ups for which the thread had slept and not only polled.
-        unplaced: counted, but not told apart, since the table was full.
-        missed: not counted, since a program was running already.
-        cpus: the host CPUs on which one of its vCPU threads was seen.
-        watched_s: how long it is watched.
-        uid: the user its process runs as (effective); None when that is not known.
-        unwatched: vCPUs whose thread is not known, or runs a vCPU of another VM since, or for
-            which there was no room.
+        sends: send requests of the guest to KVM, regardless of the number of targets.
+        ipis: interrupts accepted for these requests: one for each target.
+        pairs: the pairs with the most IPIs.
+        waited: the wake-ups for which the thread had slept and not only polled.
+        unplaced: events that were counted without their details, because the table was full.
+        missed: events that were not counted, because a program was already running.
+        cpus: the host CPUs on which a vCPU thread of the VM was seen.
+        watched_s: how long the VM has been watched.
+        uid: the effective user of the VM's process; None if not known.
+        unwatched: vCPUs whose thread is not known, or now runs a vCPU of another VM, or for
+            which there was no slot.
     """
 
     name: str
@@ -149,9 +149,9 @@ class VmInterval:
 
 @dataclass(frozen=True)
 class EndedVm:
-    """What a VM that has ended did from when it was watched to its end, and why it has ended.
+    """The counts of a VM that has ended, over the time it was watched, and why it has ended.
 
-    Each `delta` in `vm` is the `total`; its pairs are those with the most IPIs.
+    Each `delta` in `vm` equals the `total`; `vm.pairs` are those with the most IPIs.
     """
 
     vm: VmInterval
@@ -160,7 +160,7 @@ class EndedVm:
 
 @dataclass(frozen=True)
 class EndedRest:
-    """VMs that have ended and are not listed."""
+    """The number and IPIs of VMs that have ended and are not listed."""
 
     vms: int
     ipis: int
@@ -168,15 +168,15 @@ class EndedRest:
 
 @dataclass(frozen=True)
 class Unseen:
-    """vCPU threads that ran while nobody counted what they did; lower bounds.
+    """vCPU threads that ran without being watched; the counts are lower bounds.
 
     Attributes:
-        sends: times they asked KVM to send, whatever the number of targets; before they were
-            watched, or without ever being.
-        threads: those that came and went, and were never watched.
-        gone_sends: those of `sends` that were these threads'.
-        overflows: times that more threads were not watched than can be followed. Some of them, and
-            what they sent, may be missing from the other counts.
+        sends: send requests of these threads to KVM, regardless of the number of targets:
+            before they were watched, or if they never were.
+        threads: the threads that started and ended, and were never watched.
+        gone_sends: the part of `sends` by these threads.
+        overflows: how often more threads were not watched than can be followed. Some of them, and
+            their sends, may be missing from the other counts.
     """
 
     sends: Count = Count(0, 0)
@@ -189,8 +189,8 @@ class Unseen:
 class CpuPosts:
     """One host CPU's late posts.
 
-    `vms` are the watched VMs of which a vCPU thread was seen on it in the interval, and
-    `allowed` those of which one may run there: asked where none was seen, else empty.
+    `vms` are the watched VMs of which a vCPU thread was seen on the CPU in the interval. If
+    none was seen, `allowed` are those of which a vCPU thread may run there; else it is empty.
     """
 
     cpu: int
@@ -201,11 +201,11 @@ class CpuPosts:
 
 @dataclass(frozen=True)
 class LatePosts:
-    """Rows of /proc/interrupts in the interval, whole host, whichever VM they were for.
+    """Increases of rows of /proc/interrupts in the interval, for the whole host and all VMs.
 
-    `rows` has the sum over all CPUs, None where a CPU's part is not known; `cpus` those
-    CPUs where something was added. `elsewhere` is what came to CPUs on which no watched
-    vCPU was seen: row to CPU to increase. `rows` is None where `absent` says why.
+    `rows` has the sum over all CPUs, None if the part of a CPU is not known. `cpus` are the
+    CPUs with an increase. `elsewhere` are the increases on CPUs on which no watched vCPU was
+    seen: row to CPU to increase. If `rows` is None, `absent` is the reason.
     """
 
     rows: Mapping[str, int | None] | None
@@ -216,13 +216,13 @@ class LatePosts:
 
 @dataclass(frozen=True)
 class Sight:
-    """What was not seen when all processes were looked at last.
+    """What the last scan of all processes could not see.
 
     Attributes:
-        unreadable_processes: they may not be looked into, and may hold VMs.
-        unlisted: why /proc does not even list all processes; None when it does.
-        missing: the capabilities that we lack to look into any process.
-        odd: processes of which something was left out or refused, and why.
+        unreadable_processes: processes that may not be looked into, and may have VMs.
+        unlisted: why /proc does not list all processes; None if it does.
+        missing: the capabilities that ipitrace lacks to look into any process.
+        odd: processes that cannot be read or are malformed, with the reason.
     """
 
     unreadable_processes: int = 0
@@ -232,15 +232,15 @@ class Sight:
 
     @property
     def complete(self) -> bool:
-        """Whether no VM can have been overlooked for want of rights."""
+        """Whether ipitrace had the rights to find every VM."""
         return not self.unreadable_processes and self.unlisted is None
 
 
 @dataclass(frozen=True)
 class OwnCost:
-    """What watching took of this process; the programs' time is the vCPU threads'.
+    """The cost of this process. The BPF programs' time is part of the vCPU threads' time.
 
-    `cpu_share` is of one CPU, in the interval; `rss_bytes` is now.
+    `cpu_share` is a share of one CPU in the interval; `rss_bytes` is the current value.
     """
 
     cpu_share: float
@@ -253,17 +253,17 @@ class WatchInterval:
 
     Attributes:
         number: 0, 1, ...; None for the summary of the whole run.
-        time: when it ended, UTC, ISO 8601.
-        recursion_misses: events of the whole host, other VMs' included, that the kernel
-            turned away; an upper bound of ours. None where the kernel does not count.
-        ended: VMs that ended in it, with why.
+        time: end of the interval, UTC, ISO 8601.
+        recursion_misses: events of the whole host, including other VMs, that the kernel
+            skipped; an upper bound for the watched VMs. None if the kernel does not count them.
+        ended: VMs that ended in the interval, with the reason.
         departed: IPIs counted in all VMs that have ended.
-        stopped: why the run cannot go on; None otherwise.
+        stopped: why the run cannot continue; None otherwise.
         sight: whether there may be VMs that could not be seen.
-        ended_vms: what those that ended in it did; in the summary, the MOST_ENDED with the most
-            IPIs of all that have ended, at most MOST_ENDED_PAIRS pairs of each.
-        ended_rest: those of them that are not listed.
-        unseen: what ran and was not watched, where all VMs are.
+        ended_vms: counts of the VMs that ended in the interval; in the summary, of the MOST_ENDED
+            VMs with the most IPIs of all that have ended. Each has at most MOST_ENDED_PAIRS pairs.
+        ended_rest: the VMs among them that are not listed.
+        unseen: threads that ran and were not watched, if all VMs are watched.
     """
 
     schema_version: int
@@ -288,5 +288,5 @@ class WatchInterval:
         return asdict(self)
 
     def to_json(self) -> str:
-        """The same as one line; a tenth of the work, since nothing is copied."""
+        """The interval as one line of JSON; nothing is copied, which takes a tenth of the time."""
         return json.dumps(self, default=vars, check_circular=False)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the watched VMs are no longer what they were, at a cost that has one limit for all.
+"""Detects watched VMs that have ended or changed, with one limit of the cost for all VMs.
 
-That a process has ended, its pidfd says: one system call asks all of them (pidfd_open(2)).
-That a vCPU came or went takes a look into /proc and debugfs: that is done to one VM after the
-other, as far as CHECK_SHARE of the time allows.
+A process that has ended is reported by its pidfd: one system call polls all of them
+(pidfd_open(2)). A change of the vCPUs is found in /proc and debugfs: the VMs are checked in
+turn, within CHECK_SHARE of the time.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Presence(Generic[Key]):
-    """Watches over VMs, each under a key of the caller's."""
+    """Checks VMs, each identified by a key of the caller."""
 
     def __init__(self, check: Callable[[VirtualMachine], str | None]) -> None:
-        """`check` says what has become of a VM, or None; see vm.still_there()."""
+        """`check` returns how a VM has changed, or None; see vm.still_there()."""
         self._check = check
         self._vms: dict[Key, VirtualMachine] = {}
         self._turns: deque[Key] = deque()
@@ -37,22 +37,22 @@ class Presence(Generic[Key]):
         self._saved_s = 0.0
         self._former_s = time.monotonic()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_pidfds = soft // 2  # what we ourselves open needs some, too
+        self._most_pidfds = soft // 2  # ipitrace itself needs some, too
 
     def add(self, key: Key, vm: VirtualMachine) -> None:
-        """Watch over `vm`."""
+        """Begin to check `vm`."""
         self._vms[key] = vm
         self._turns.append(key)
         if len(self._pidfds) >= self._most_pidfds:
             return
-        with contextlib.suppress(OSError):  # then its turn tells
+        with contextlib.suppress(OSError):  # then the check in its turn finds the end
             pidfd = os.pidfd_open(vm.pid)
             self._pidfds[key], self._key_of_pidfd[pidfd] = pidfd, key
             self._poll.register(pidfd, select.POLLIN)
 
     def remove(self, key: Key) -> None:
-        """Watch over it no longer."""
-        del self._vms[key]  # its turn is passed over when it comes
+        """Stop checking it."""
+        del self._vms[key]  # gone() skips its turn
         pidfd = self._pidfds.pop(key, None)
         if pidfd is not None:
             self._poll.unregister(pidfd)
@@ -60,15 +60,15 @@ class Presence(Generic[Key]):
             os.close(pidfd)
 
     def gone(self, suspects: Collection[Key] = ()) -> dict[Key, str]:
-        """Those that are known now to be no longer what they were, and why.
+        """The VMs that are known to have ended or changed, with the reason.
 
-        `suspects` are looked at now, and need not wait for their turn.
+        `suspects` are checked now, before their turn.
         """
         found = {
             self._key_of_pidfd[pidfd]: "its process has ended" for pidfd, _ in self._poll.poll(0)
         }
         now_s = time.monotonic()
-        # Time not needed for one VM is not saved up for the day when there are a thousand.
+        # The unused time is limited: it must not add up to a long check of many VMs.
         self._saved_s = min(self._saved_s + CHECK_SHARE * (now_s - self._former_s), MOST_SAVED_S)
         self._former_s = now_s
         for key in suspects:
@@ -83,7 +83,7 @@ class Presence(Generic[Key]):
             if vm is None:
                 continue
             self._turns.append(key)
-            began_s = time.thread_time()  # waiting for a CPU costs nobody anything
+            began_s = time.thread_time()  # without the time waiting for a CPU
             why = self._check(vm)
             self._saved_s -= time.thread_time() - began_s
             if why is not None:
@@ -91,6 +91,6 @@ class Presence(Generic[Key]):
         return found
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
         for key in tuple(self._vms):
             self.remove(key)

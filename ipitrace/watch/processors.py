@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On which CPUs watched threads are: proc_pid_stat(5), field 39.
+"""The CPUs of watched threads: proc_pid_stat(5), field 39.
 
-It is read of every thread at every interval, since nothing tells which have moved. To open the
-file takes twice as long as to read it, so it stays open where there are descriptors to spare.
+The file of every thread is read at every interval, because nothing reports which have moved. To
+open a file takes twice as long as to read it. It stays open if descriptors are available.
 """
 
 import contextlib
@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-_PROCESSOR: Final = 36  # from the state on
+_PROCESSOR: Final = 36  # counted from the state
 _STAT_BYTES: Final = 4096
 
 
 class Processors:
-    """Of the threads of one VM."""
+    """The CPUs of the threads of one VM."""
 
     def __init__(self, pid: int, tids: Sequence[int], most_files: int) -> None:
         """Keep at most `most_files` open until close()."""
@@ -24,19 +24,19 @@ class Processors:
         for path in self._paths[:most_files]:
             try:
                 self._files.append(_open(path))
-            except OSError:  # it has ended, or there are too few descriptors after all
+            except OSError:  # the thread has ended, or no descriptor is available
                 break
 
     @property
     def n_files(self) -> int:
-        """How many are open."""
+        """The number of open files."""
         return len(self._files)
 
     def now(self) -> set[int]:
-        """The CPUs that the threads run on, or ran on last."""
+        """The CPUs on which the threads run, or ran last."""
         found: set[int] = set()
         for file in self._files:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the thread has ended
                 found.add(_processor(file))
         for path in self._paths[len(self._files) :]:
             with contextlib.suppress(OSError):
@@ -48,7 +48,7 @@ class Processors:
         return found
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self._files:
             os.close(file)
         self._files.clear()
@@ -60,5 +60,5 @@ def _open(path: str) -> int:
 
 def _processor(file: int) -> int:
     stat = os.pread(file, _STAT_BYTES, 0)
-    # The name, in parentheses, may hold anything.
+    # The name, in parentheses, may contain any character.
     return int(stat[stat.rindex(b")") + 1 :].split(None, _PROCESSOR + 1)[_PROCESSOR])

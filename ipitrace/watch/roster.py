@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which VMs are watched, and in which slots."""
+"""The watched VMs and their slots."""
 
 import resource
 import time
@@ -12,34 +12,34 @@ from ipitrace.vm import VirtualMachine
 from ipitrace.watch.model import VmInterval
 from ipitrace.watch.processors import Processors
 
-_FEWEST_SLOTS: Final = 256  # when all VMs are watched: others may start later
+_FEWEST_SLOTS: Final = 256  # if all VMs are watched: others may start later
 _FEWEST_CELLS, _MOST_CELLS = 256, 4096
 _CELLS_PER_VCPU: Final = 8  # a few vectors and paths for each target
 
 
 def slots_for(n_vcpus: int, *, all_vms: bool) -> int:
-    """How many vCPUs there must be room for."""
+    """The number of slots to allocate."""
     return max(_FEWEST_SLOTS, 2 * n_vcpus) if all_vms else max(n_vcpus, 1)
 
 
 def cells_for(n_vcpus: int) -> int:
-    """Cells for each vCPU of a VM of that size, a power of two; 16 bytes each."""
+    """The number of cells for each vCPU of a VM of this size, a power of two; 16 bytes each."""
     wanted = _FEWEST_CELLS + _CELLS_PER_VCPU * n_vcpus
     return min(1 << (wanted - 1).bit_length(), _MOST_CELLS)
 
 
 @dataclass(eq=False)
 class WatchedVm:
-    """One VM that is watched.
+    """One watched VM.
 
     Attributes:
         slots: by the position of the vCPU in `vcpus`.
-        vcpus: KVM's ids of those whose thread is known.
-        processors: answers where its threads are.
+        vcpus: KVM's ids of the vCPUs whose thread is known.
+        processors: reads the CPUs of the threads.
         exits_first, exits_former: KVM's own exit counters at the first and the last reading,
-            kept only where kvm_exit does not fire; exits_absent says why there are none.
-        cpus_former: the CPUs that its threads were on at the last reading.
-        shown: what was told of it last, if nothing was counted in the interval before.
+            kept only if kvm_exit does not fire; exits_absent is the reason if there are none.
+        cpus_former: the CPUs of the threads at the last reading.
+        shown: the last output for the VM, if nothing was counted in the interval before.
     """
 
     vm: VirtualMachine
@@ -57,7 +57,7 @@ class WatchedVm:
 
 
 class Roster:
-    """Gives vCPUs slots and takes them back."""
+    """Assigns slots to vCPUs and frees them."""
 
     def __init__(self, counting: Counting) -> None:
         self._counting = counting
@@ -66,22 +66,22 @@ class Roster:
         self._owner: dict[int, WatchedVm] = {}
         self._slot_of_tid: dict[int, int] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._files_left = soft // 4  # others need some, too
+        self._files_left = soft // 4  # other users of descriptors need some, too
         self.watched: list[WatchedVm] = []
 
     def settle(self) -> None:
-        """Slots freed before this are free now; call it once an interval.
+        """Make slots that were freed before available again; call it once per interval.
 
-        In between, programs that had found such a slot have long ended.
+        Until then, programs that were still using such a slot have ended.
         """
         self._free += self._resting
         self._resting = []
 
     def add(self, vm: VirtualMachine) -> WatchedVm:
-        """Watch `vm`, as far as there is room.
+        """Watch `vm`, as far as slots are available.
 
-        A thread has one slot. Where it was seen as another VM's vCPU before, it is that no more,
-        or in turn: it counts for the VM that was seen last.
+        A thread has one slot. If it was the vCPU thread of another VM before, it counts from now
+        on for this VM only.
         """
         slots: list[int] = []
         vcpus: list[int] = []
@@ -113,7 +113,7 @@ class Roster:
         return watched
 
     def _lose_thread(self, tid: int) -> None:
-        """The VM that has this thread so far is told without it from now on."""
+        """Mark this thread as unwatched in the VM that had it so far."""
         slot = self._slot_of_tid.get(tid)
         if slot is not None:
             former = self._owner[slot]
@@ -121,7 +121,7 @@ class Roster:
             former.shown = None
 
     def remove(self, watched: WatchedVm) -> None:
-        """Watch it no longer."""
+        """Stop watching it."""
         for tid, slot in zip(watched.tids, watched.slots, strict=True):
             if self._slot_of_tid.get(tid) == slot:  # else another VM has the thread
                 self._counting.take(tid)
@@ -134,7 +134,7 @@ class Roster:
         self.watched.remove(watched)
 
     def owners(self, slots: Iterable[int]) -> set[WatchedVm]:
-        """The VMs that these slots are of."""
+        """The VMs to which these slots belong."""
         return {self._owner[slot] for slot in slots if slot in self._owner}
 
     def tids(self) -> set[int]:
@@ -142,18 +142,18 @@ class Roster:
         return {tid for watched in self.watched for tid in watched.tids}
 
     def without_directory(self, there: frozenset[str] | None) -> list[WatchedVm]:
-        """Those that had a directory in debugfs, which is not `there` any more."""
+        """The VMs whose directory in debugfs is no longer in `there`."""
         if there is None:
             return []
         return [w for w in self.watched if w.vm.directory and w.vm.directory not in there]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for watched in self.watched:
             watched.processors.close()
 
     def strangers(self, vms: Collection[VirtualMachine]) -> Sequence[VirtualMachine]:
-        """Those of `vms` that are not watched yet."""
+        """The VMs of `vms` that are not watched yet."""
         known = {_identity(w.vm) for w in self.watched} if vms else set()
         return [vm for vm in vms if _identity(vm) not in known]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From cells and heads to who sent what to whom. Pure.
+"""Converts cells and heads to IPIs by sender and target: pure functions.
 
-All VMs are added up together: NumPy takes as long for one VM as for many small ones.
+All VMs are processed together: NumPy takes as long for one VM as for many small ones.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ from ipitrace.words.paths import IpiPath
 # remote reads of its own (APIC_DM_REMRD) and 7 for the legacy controller.
 MODES: Final = ("fixed", "lowest", "smi", "remote-read", "nmi", "init", "startup", "extint")
 
-# An APIC-write exit says in info1 which register; that it was the ICR is known here,
-# since KVM went on to send.
+# An APIC-write exit has the register in info1. Here it is known to be the ICR, because KVM
+# sent an IPI afterwards.
 _ICR: Final = 0x300
 
 _HEADS: Final = (
@@ -44,7 +44,7 @@ _HEADS: Final = (
     "apicv",
     "unplaced",
 )
-_KEY_BITS: Final = 34  # of what _grouped() adds up by
+_KEY_BITS: Final = 34  # width of the keys of _grouped()
 _NONE: Final = Count(0, 0)
 
 Ints = NDArray[np.int64]
@@ -59,7 +59,7 @@ def _field(keys: NDArray[np.uint64], name: str) -> Ints:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Cells in use, one an element: of which VM, in which slot, the key, and the counts."""
+    """Cells in use, one per element: VM, slot, key, and counts."""
 
     vm: Ints
     slot: Ints
@@ -68,7 +68,7 @@ class _Rows:
     total: Ints
 
     def of(self, keep: "NDArray[np.bool_] | NDArray[np.intp]") -> "_Rows":
-        """Those chosen, or in that order."""
+        """The chosen rows, or the rows in this order."""
         return _Rows(
             self.vm[keep], self.slot[keep], self.key[keep], self.delta[keep], self.total[keep]
         )
@@ -80,7 +80,7 @@ class _Sums:
     def __init__(
         self, counts: Counts, ends: Ints, vcpu_of_slot: Ints, *, exits_silent: bool
     ) -> None:
-        """VM i has the slots from `ends[i]` until `ends[i + 1]`."""
+        """VM i has the slots from `ends[i]` to before `ends[i + 1]`."""
         n_vms = len(ends) - 1
         vm_of_slot = np.repeat(np.arange(n_vms), np.diff(ends))
         before, now = counts.before.astype(np.int64), counts.now.astype(np.int64)
@@ -135,7 +135,7 @@ class Traffic:
         return Count(after - before, after) if after else _NONE
 
     def ipis(self) -> Count:
-        """Interrupts accepted for sends, those that found no cell included."""
+        """Interrupts accepted for sends, including those without a free cell."""
         lost = self.head("unplaced", What.IPI)
         sent = [count for _, count in self._sums.sent[self._vm]]
         return Count(
@@ -146,7 +146,7 @@ class Traffic:
     def pairs(self, top: int) -> tuple[tuple[VcpuPair, ...], PairsLeftOut]:
         """The busiest `top` pairs (0: all), and the sum of the others."""
         first, end = self._sums.ipis_of[self._vm : self._vm + 2]
-        if first == end:  # most VMs have none, and NumPy takes as long for nothing
+        if first == end:  # most VMs have none, and NumPy takes as long for no rows
             return (), PairsLeftOut(0, _NONE)
         sums, rows = self._sums, self._sums.ipis
         rest = min(first + top, end) if top else end
@@ -177,20 +177,20 @@ class Traffic:
         )
 
     def others(self) -> tuple[Other, ...]:
-        """Interrupts that were no IPIs, by vector and mode, most frequent first."""
+        """Interrupts that were not IPIs, by vector and mode, most frequent first."""
         return tuple(
             Other(key & 0xFF, MODES[key >> 8], count) for key, count in self._sums.others[self._vm]
         )
 
     def exits(self) -> tuple[ExitsOfReason, ...]:
-        """Exits by reason as kvm_exit told them, most frequent first."""
+        """Exits by reason from kvm_exit, most frequent first."""
         return tuple(
             ExitsOfReason(reason_name(key >> 32, key & 0xFFFFFFFF), count)
             for key, count in self._sums.exits[self._vm]
         )
 
     def vcpus(self) -> tuple[VcpuCounts, ...]:
-        """What each vCPU sent, was sent, and how often it woke."""
+        """For each vCPU: IPIs sent, IPIs received, and wake-ups."""
         sent, received = dict(self._sums.sent[self._vm]), dict(self._sums.received[self._vm])
         before, after = self._sums.wakeups_before, self._sums.wakeups
         return tuple(
@@ -204,7 +204,7 @@ class Traffic:
         )
 
     def unplaced(self) -> Count:
-        """What found no cell, of any kind."""
+        """Events of any kind without a free cell."""
         before = sum(self._sums.heads_before["unplaced"][self._vm])
         after = sum(self._sums.heads["unplaced"][self._vm])
         return Count(after - before, after)
@@ -216,12 +216,12 @@ class Traffic:
 
 
 def traffic(counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_silent: bool) -> list[Traffic]:
-    """What each VM did.
+    """The counts of each VM.
 
     Args:
-        counts: the VMs' slots, one VM's after another's.
+        counts: the slots of the VMs, grouped by VM.
         vcpus: for each VM, KVM's vcpu_id of each of its slots.
-        exits_silent: kvm_exit is attached and taken not to fire on this host.
+        exits_silent: kvm_exit is attached and assumed not to fire on this host.
     """
     ends = np.cumsum([0, *map(len, vcpus)])
     vcpu_of_slot = np.array([vcpu for of_vm in vcpus for vcpu in of_vm], np.int64)
@@ -233,7 +233,7 @@ def traffic(counts: Counts, vcpus: Sequence[Sequence[int]], *, exits_silent: boo
 
 
 def has_exits(counts: Counts) -> bool:
-    """Whether kvm_exit was seen among what was counted."""
+    """Whether the counts include a kvm_exit."""
     return bool((_field(counts.key, "WHAT") == What.EXIT).any())
 
 
@@ -263,9 +263,9 @@ def _grouped(keys: Ints, rows: _Rows, n_vms: int) -> _Grouped:
 def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
     """The IpiPath of each IPI cell.
 
-    What KVM's fastpath did is not told from any other exit for the ICR's MSR. Where
-    kvm_exit may fire, an IPI outside of any exit is UNKNOWN: SVM's fastpath told of its exit
-    only afterwards, until 2023, and the exit may have begun before it was watched.
+    A send in KVM's fastpath is not distinguished from other exits for the ICR's MSR. If kvm_exit
+    may fire, the path of an IPI outside of any exit is UNKNOWN: until 2023, SVM's fastpath fired
+    kvm_exit only afterwards, and the exit may have begun before the vCPU was watched.
     """
     isa = _field(keys, "ISA")
     reason = _field(keys, "REASON").astype(np.uint32)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vCPU threads that ran and were not watched, by what the programs noted of them.
+"""vCPU threads that ran without being watched, as recorded by the BPF programs.
 
-VMs are looked for now and then, and a short storm is over before. The programs note every
-vCPU thread that they have no slot for (Counting.strangers()).
+A short storm may be over before the next search for VMs. The programs record every vCPU thread
+that has no slot (Counting.strangers()).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,19 +19,19 @@ def _lives(thread: Thread) -> bool:
 
 
 class Strangers:
-    """Adds up what they did, and how many came and went without being watched."""
+    """Counts their sends, and the threads that started and ended without being watched."""
 
     def __init__(self, lives: Callable[[Thread], bool] = _lives) -> None:
         self._lives = lives
-        self._waiting: dict[Thread, int] = {}  # sends of those that live, and may yet be watched
+        self._waiting: dict[Thread, int] = {}  # sends of threads that live and may be watched later
         self._sends = self._threads = self._gone_sends = self._overflows = 0
 
-    def look(self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]) -> Unseen:
-        """What is new since the last call, and in all.
+    def update(self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]) -> Unseen:
+        """The changes since the last call, and the totals.
 
         Args:
             noted: sends of threads without a slot, since the last call.
-            watched: answers the ids of the threads that are watched; called where it matters.
+            watched: returns the ids of the watched threads; called only if needed.
         """
         before = self._all()
         for thread, sends in noted.items():
@@ -45,17 +45,17 @@ class Strangers:
                 self._threads += 1
                 self._gone_sends += sends
                 del self._waiting[thread]
-        # Those that were followed before are kept: a thread that runs is noted again.
+        # The threads followed first are kept: a thread that runs is noted again.
         too_many = tuple(self._waiting)[MOST_STRANGERS:]
         for thread in too_many:
             del self._waiting[thread]
-        if too_many or len(noted) >= MOST_STRANGERS:  # the kernel may have dropped some, too
+        if too_many or len(noted) >= MOST_STRANGERS:  # the BPF map may have dropped some, too
             self._overflows += 1
         changes = zip(before, self._all(), strict=True)
         return Unseen(*(Count(now - then, now) for then, now in changes))
 
     def whole(self) -> Unseen:
-        """All of it, as one interval."""
+        """The totals, as one interval."""
         return Unseen(*(Count(n, n) for n in self._all()))
 
     def _all(self) -> tuple[int, int, int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A foreign VM's exits from KVM's statistics, for hosts whose kvm_exit never fires.
+"""Another process's VM's exits from KVM's statistics, for hosts on which kvm_exit never fires.
 
 /sys/kernel/debug/kvm/<creator>-<fd>/<name> is the sum over the VM's vCPUs
 (kvm_create_vm_debugfs() in virt/kvm/kvm_main.c); the names are struct kvm_vcpu_stat's in
@@ -28,9 +28,9 @@ NAMES = (
 
 
 def read_vm_exits(directory: str | None, files: HostFiles = HOST) -> Mapping[str, int] | str:
-    """The counters of NAMES that the VM's directory has, or why none can be read.
+    """The counters of NAMES in the VM's directory, or the reason why none can be read.
 
-    `directory` is its name below KVM_DIR, None where that is not known.
+    `directory` is the name below KVM_DIR, None if not known.
     """
     if directory is None:
         return "debugfs does not show this VM"
@@ -39,7 +39,7 @@ def read_vm_exits(directory: str | None, files: HostFiles = HOST) -> Mapping[str
     if known:
         return known
     if TOTAL not in files.names(f"{KVM_DIR}/{directory}"):
-        return "debugfs has no exit counters of this VM"
+        return "debugfs has no exit counters for this VM"
     refusal = files.refusal(f"{KVM_DIR}/{directory}/{TOTAL}")
     why = (refusal.strerror if refusal else None) or "no number"
     if refusal is not None and refusal.errno == errno.EPERM:

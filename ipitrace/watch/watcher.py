@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches one VM, or all there are, interval by interval."""
+"""Watches one VM, or all VMs, interval by interval."""
 
 import os
 import time
@@ -54,7 +54,7 @@ class Watcher:
         """Use open()."""
         self._counting, self._all_vms, self._top = counting, all_vms, top
         self._roster = Roster(counting)
-        # A vCPU that begins to run is taken up where VMs come and go; one VM alone stays as it is.
+        # If all VMs are watched, a vCPU that begins to run is added; a single VM keeps its vCPUs.
         self._presence: Presence[WatchedVm] = Presence(changes if all_vms else still_there)
         self._arrivals = Arrivals()
         self._sight = sight
@@ -75,12 +75,12 @@ class Watcher:
 
     @classmethod
     def open(cls, found: Discovery, vm: VirtualMachine | None, *, top: int) -> Self:
-        """Watch `vm`, or every VM there is and will be; list `top` pairs of each (0: all).
+        """Watch `vm`, or all present and future VMs; list `top` pairs of each (0: all).
 
         Args:
-            found: what discover() has just found.
-            vm: one of those; None for all.
-            top: how many pairs to list.
+            found: the current result of discover().
+            vm: one of these VMs; None for all.
+            top: the number of pairs to list.
 
         Raises:
             HostError: BPF cannot be used, or this kernel's KVM has no tracepoints of IPIs.
@@ -89,7 +89,7 @@ class Watcher:
         sizes = [len(one.vcpus) for one in vms]
         largest = max(sizes, default=0)
         if vm is None:
-            ensure_debugfs()  # VMs that start later are known from there
+            ensure_debugfs()  # debugfs shows VMs that start later
             allow_many_descriptors()
         counting = Counting.load(
             n_slots=slots_for(sum(sizes), all_vms=vm is None),
@@ -98,7 +98,7 @@ class Watcher:
         )
         watcher = cls(counting, all_vms=vm is None, top=top, sight=sight_of(found))
         for one in vms:
-            watcher._take_up(one)
+            watcher._add_vm(one)
         return watcher
 
     def __enter__(self) -> Self:
@@ -109,14 +109,14 @@ class Watcher:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """The events that cannot be watched on this kernel, and why."""
+        """The events that cannot be watched on this kernel, with the reason."""
         return self._counting.left_out
 
     def sample(self) -> WatchInterval:
-        """What happened since the last call.
+        """The counts since the last call.
 
-        `stopped` says when the VM watched is no longer there; what was counted until then
-        is in the interval all the same.
+        `stopped` is set if the watched VM has ended; the interval still contains the counts
+        until then.
         """
         self._roster.settle()
         now_s, cpu_s = time.monotonic(), time.process_time()
@@ -124,22 +124,22 @@ class Watcher:
         vms_on: dict[int, set[str]] = {}
         lost: list[tuple[WatchedVm, str]] = []
         vms = []
-        # KVM removes a VM's directory with the VM, be it that its process lives on.
+        # KVM removes a VM's directory with the VM, even if the process continues.
         there = vm_directory_names() if self._all_vms else None
         gone = self._presence.gone(self._roster.without_directory(there))
         activity = self._counting.activity()
         active = self._roster.owners(np.flatnonzero(activity != self._activity).tolist())
         self._activity = activity
         self._exit_evidence.note(int(activity.sum()))
-        # A program counts the event first and then what it is about, so that a VM's tables
-        # are read once more after its last event.
+        # A program first counts the event and then its details. A VM's tables are therefore read
+        # once more after the last event.
         to_read = [w for w in self._roster.watched if w in active or w.shown is None]
         slots = [slot for watched in to_read for slot in watched.slots]
         read = dict(zip(to_read, self._traffic(to_read, self._counting.read(slots)), strict=True))
         for watched in tuple(self._roster.watched):
             done = read.get(watched)
             now_on = watched.processors.now()
-            # Only changes of the CPU are counted: it began where the last interval ended.
+            # Only changes of the CPU are counted; a thread begins on its last CPU.
             cpus = now_on | watched.cpus_former
             if done is not None:
                 cpus |= done.cpus()
@@ -154,8 +154,8 @@ class Watcher:
             if why is not None:
                 lost.append((watched, why))
         ended = [f"{watched.vm.name} (pid {watched.vm.pid}): {why}" for watched, why in lost]
-        # Before those that ended are let go: their threads were watched.
-        unseen = self._strangers.look(self._counting.strangers(), self._roster.tids)
+        # Before ended VMs are removed: their threads were watched.
+        unseen = self._strangers.update(self._counting.strangers(), self._roster.tids)
         listed, rest = largest(self._lose(lost, now_s))
         interval = WatchInterval(
             SCHEMA_VERSION,
@@ -178,26 +178,26 @@ class Watcher:
         self._number += 1
         self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
         if self._all_vms:
-            self._look_for_vms(there)
+            self._add_new_vms(there)
         return interval
 
     def _shown(
         self, watched: WatchedVm, done: Traffic | None, now_s: float, cpus: set[int]
     ) -> VmInterval:
-        """The VM in this interval; what was shown last, brought up to date, where it was idle."""
+        """The VM in this interval; if it was idle, the last output, updated."""
         if done is not None:
             before = watched.exits_former
             return self._vm_interval(watched, done, now_s, cpus, before, top=self._top)
         if watched.shown is None:
-            raise ValueError("nothing was read of a VM that was not shown yet")
+            raise ValueError("a VM without earlier output was not read")
         exits = watched.shown.exits
-        if exits.source == SOURCE:  # KVM counts exits that no event tells of
+        if exits.source == SOURCE:  # KVM counts exits without an event
             exits = self._exits_of_statistics(watched, watched.exits_former, exits)
         on, watched_s = tuple(sorted(cpus)), now_s - watched.since_s
         return replace(watched.shown, exits=exits, cpus=on, watched_s=watched_s)
 
     def summary(self) -> WatchInterval:
-        """The whole run as one interval: what was sampled last, from the beginning."""
+        """The whole run as one interval, until the last sample."""
         vms = []
         all_watched = self._roster.watched
         slots = [slot for watched in all_watched for slot in watched.slots]
@@ -233,15 +233,15 @@ class Watcher:
         self._roster.close()
         self._counting.close()
 
-    def _take_up(self, vm: VirtualMachine) -> None:
+    def _add_vm(self, vm: VirtualMachine) -> None:
         watched = self._roster.add(vm)
-        self._activity[list(watched.slots)] = 0  # another VM may have had them
+        self._activity[list(watched.slots)] = 0  # another VM may have used the slots
         self._presence.add(watched, vm)
 
     def _lose(self, lost: Collection[tuple[WatchedVm, str]], now_s: float) -> list[EndedVm]:
-        """VMs have ended: of the only one keep what it did, of others make room.
+        """Handle VMs that have ended: a single VM is kept, others are removed.
 
-        What they did is answered, as it was read last: of the largest it is kept.
+        Returns the counts of the removed VMs at the last reading; those of the largest are kept.
         """
         if not self._all_vms:
             self._stopped = next((why for _, why in lost), self._stopped)
@@ -260,22 +260,22 @@ class Watcher:
             self._departed += vm.ipis.total
             self._roster.remove(watched)
             self._presence.remove(watched)
-            for cpu in cpus:  # else they would add up for days
-                self._cpus[cpu].discard(name)  # another may have had the same
+            for cpu in cpus:  # else the names would accumulate
+                self._cpus[cpu].discard(name)  # another VM may have the same name
                 self._cpus[cpu].add(_ENDED)
         self._ended.add(ended)
         return ended
 
-    def _look_for_vms(self, there: frozenset[str] | None) -> None:
-        """Take up VMs that have started."""
+    def _add_new_vms(self, there: frozenset[str] | None) -> None:
+        """Begin to watch VMs that have started."""
         known = {w.vm.directory for w in self._roster.watched if w.vm.directory is not None}
-        for vm in self._roster.strangers(self._arrivals.look(known, there)):
-            self._take_up(vm)
+        for vm in self._roster.strangers(self._arrivals.search(known, there)):
+            self._add_vm(vm)
         if self._arrivals.discovery is not None:
             self._sight = sight_of(self._arrivals.discovery)
 
     def _may_run(self, cpus: Collection[int]) -> dict[int, set[str]]:
-        """Those of `cpus` on which a vCPU thread of a watched VM may run, and whose."""
+        """CPU of `cpus` to the watched VMs of which a vCPU thread may run on it."""
         found: dict[int, set[str]] = {}
         wanted = set(cpus)
         for watched in self._roster.watched:
@@ -285,7 +285,7 @@ class Watcher:
         return found
 
     def _traffic(self, of: Collection[WatchedVm], counts: Counts) -> list[Traffic]:
-        """What these VMs did, whose slots' counts these are."""
+        """The traffic of these VMs, from the counts of their slots."""
         vcpus = [watched.vcpus for watched in of]
         if not self._exit_evidence.fired:
             self._exit_evidence.fired = has_exits(counts)
@@ -339,13 +339,13 @@ class Watcher:
     def _exits(
         self, watched: WatchedVm, done: Traffic, before: Mapping[str, int] | None
     ) -> VmExits:
-        """Exits from kvm_exit where it fires, else from KVM's statistics, else why not."""
+        """Exits from kvm_exit if it fires, else from KVM's statistics, else the reason."""
         reasons = done.exits()
         if reasons:
             return VmExits("kvm_exit", reasons, None)
         why = self._counting.left_out.get("kvm_exit")
         if why is None and not done.head("events").total:
-            return VmExits(None, None, "nothing was seen of this VM yet")
+            return VmExits(None, None, "no event of this VM was seen yet")
         if why is None and not self._exits_silent:
             return VmExits(None, None, "no exit of this VM was seen yet")
         why = f"kvm_exit cannot be watched ({why})" if why else "kvm_exit does not fire on this KVM"
@@ -354,10 +354,10 @@ class Watcher:
     def _exits_of_statistics(
         self, watched: WatchedVm, before: Mapping[str, int] | None, absent: VmExits
     ) -> VmExits:
-        """From KVM's own counters; `absent` is why they are asked for."""
+        """Exits from KVM's own counters; `absent` is the reason to use them."""
         found = watched.exits_absent or read_vm_exits(watched.vm.directory)
         if isinstance(found, str):
-            watched.exits_absent = found  # what this kernel does not tell it never will
+            watched.exits_absent = found  # this will not change on this kernel
             return VmExits(None, None, f"{absent.absent or SOURCE}, and {found}")
         watched.exits_first = watched.exits_first or found
         watched.exits_former = found
@@ -372,8 +372,8 @@ class Watcher:
         return VmExits(SOURCE, tuple(rows), None)
 
     def _recursion_misses(self) -> int | None:
-        told = [n for n in self._counting.recursion_misses().values() if n is not None]
-        return sum(told) if told else None
+        known = [n for n in self._counting.recursion_misses().values() if n is not None]
+        return sum(known) if known else None
 
 
 def _allowed_cpus(tid: int) -> set[int]:
@@ -384,7 +384,7 @@ def _allowed_cpus(tid: int) -> set[int]:
 
 
 def sight_of(found: Discovery) -> Sight:
-    """What a look at all processes left unseen."""
+    """What a scan of all processes could not see."""
     return Sight(
         found.unreadable_processes,
         found.unlisted,

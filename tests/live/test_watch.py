@@ -179,8 +179,8 @@ def test_one_interrupt_is_not_enough_for_a_claim() -> None:
         guest.go_on()
     assert complained == ""
     summary = " ".join(said.partition("whole run")[2].split())
-    assert "too few to tell whether IPIs without exit are missing" in summary
-    assert "took none of 1 interrupt seen; 299 would show that it is less than 1 %" in summary
+    assert "too few to decide whether IPIs without exit are missing" in summary
+    assert "accepted none of 1 interrupt seen; 299 would show that it is less than 1 %" in summary
     assert "take exits" not in summary
     assert ">=1 " in summary
 

@@ -101,7 +101,7 @@ def test_other_backends(captured: Captured) -> None:
     assert other["APICv/AVIC"].status == "unknown"
     assert kvm(replace(fingerprint, kvm_backend=None), files)["KVM"].status == "unknown"
     nested = kvm(replace(fingerprint, virtualised=True), files)
-    assert (nested["KVM"].status, "guest itself" in nested["KVM"].says) == ("warn", True)
+    assert (nested["KVM"].status, "itself a guest" in nested["KVM"].says) == ("warn", True)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_what_is_not_known_is_not_ok(captured: Captured, make_files: Make) -> No
     odd = Discovery((VM,), 0, None, odd=(OddProcess(7, "x", 9, ("it holds too much",)),))
     load = by_name(check_load(odd, VM, 4, make_files({})))
     assert load["VMs"].status == load["overcommit"].status == load["pinning"].status == "unknown"
-    assert "1 process may hold more" in load["VMs"].says
+    assert "1 process may have more VMs" in load["VMs"].says
     # Neither tracefs nor processes can be looked into.
     assert load["tracers"].status != "ok"  # others' BPF programs are a warning
 

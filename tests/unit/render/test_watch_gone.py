@@ -31,19 +31,19 @@ def test_the_largest_are_kept_and_the_others_are_a_sum() -> None:
 def test_a_thread_is_gone_watched_or_waited_for() -> None:
     living = {(7, 70), (8, 80)}
     strangers = Strangers(living.__contains__)
-    seen = strangers.look({(7, 70): 5, (8, 80): 3, (9, 90): 100, (9, 91): 0}, lambda: ())
+    seen = strangers.update({(7, 70): 5, (8, 80): 3, (9, 90): 100, (9, 91): 0}, lambda: ())
     assert seen == Unseen(Count(108, 108), Count(2, 2), Count(100, 100), Count(0, 0))
     living.remove((7, 70))
-    assert strangers.look({}, lambda: {80}) == Unseen(Count(0, 108), Count(1, 3), Count(5, 105))
+    assert strangers.update({}, lambda: {80}) == Unseen(Count(0, 108), Count(1, 3), Count(5, 105))
     living.clear()  # the other was watched by then, so nothing of it is lost
-    assert strangers.look({}, lambda: ()) == Unseen(Count(0, 108), Count(0, 3), Count(0, 105))
+    assert strangers.update({}, lambda: ()) == Unseen(Count(0, 108), Count(0, 3), Count(0, 105))
     assert strangers.whole() == Unseen(Count(108, 108), Count(3, 3), Count(105, 105))
 
 
 def test_threads_without_an_end_take_bounded_memory() -> None:
     strangers = Strangers(lambda _thread: True)
     for i in range(3):
-        strangers.look({(1, i * MOST_STRANGERS + n): 1 for n in range(MOST_STRANGERS)}, set)
+        strangers.update({(1, i * MOST_STRANGERS + n): 1 for n in range(MOST_STRANGERS)}, set)
     assert len(strangers._waiting) == MOST_STRANGERS
     assert strangers.whole().sends.total == 3 * MOST_STRANGERS
     assert strangers.whole().overflows.total == 3
@@ -53,23 +53,23 @@ def test_more_threads_than_can_be_followed_are_reported() -> None:
     """Those that end at once are counted all the same, and what has been followed still is."""
     living = {(1, n): 1 for n in range(MOST_STRANGERS - 1)}
     strangers = Strangers(living.__contains__)
-    seen = strangers.look(living, set)
+    seen = strangers.update(living, set)
     assert seen.overflows == Count(0, 0)
     short = {(2, 0): 7, (3, 0): 9}
-    seen = strangers.look(short, set)
+    seen = strangers.update(short, set)
     assert (seen.threads, seen.gone_sends) == (Count(2, 2), Count(16, 16))
     assert seen.overflows == Count(0, 0)
     living |= short
-    seen = strangers.look(short, set)
+    seen = strangers.update(short, set)
     assert (seen.threads, seen.overflows) == (Count(0, 2), Count(1, 1))
     living.clear()
-    seen = strangers.look({}, set)
+    seen = strangers.update({}, set)
     assert seen.threads == Count(MOST_STRANGERS, MOST_STRANGERS + 2)
     assert seen.overflows == Count(0, 1)
 
 
 def test_a_full_table_of_the_kernel_is_reported() -> None:
-    seen = Strangers(lambda _thread: False).look({(n, n): 0 for n in range(MOST_STRANGERS)}, set)
+    seen = Strangers(lambda _thread: False).update({(n, n): 0 for n in range(MOST_STRANGERS)}, set)
     assert (seen.threads.total, seen.overflows.total) == (MOST_STRANGERS, 1)
 
 

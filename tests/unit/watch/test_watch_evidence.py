@@ -62,10 +62,13 @@ def test_the_bound_is_that_of_clopper_and_pearson(n: int) -> None:
 
 def test_the_evidence_and_its_bound_are_told() -> None:
     said = judged(299).why
-    assert "took none of 299 interrupts seen, so at most 1.00 % of all (95 % confidence)" in said
+    assert (
+        "accepted none of 299 interrupts seen, therefore at most 1.00 % of all (95 % confidence)"
+        in said
+    )
     assert "at most 0.01 % of all" in judged(10**9).why, "never less than it is"
     said = judged(1).why
-    assert "too few to tell" in said
+    assert "too few to decide" in said
     assert "none of 1 interrupt seen; 299 would show that it is less than 1 %" in said
 
 
