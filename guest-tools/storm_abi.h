@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The storm: what a guest is asked to do and what it hands back. The only
- * definition, used by every guest side (the micro-guest, the Linux module) and
+ * The storm: the request to a guest and the records it returns. This is the only
+ * definition, used by both guests (the micro-guest, the Linux module) and
  * mirrored by ipitrace/abi/storm.py; tests/contract compares the two.
  *
  * One vCPU, the sender, sends `warmup` IPIs and then `count` more, waiting for
- * the acknowledgement of each before it sends the next; in a ring every vCPU is
- * such a sender. All stamps are the guest's TSC. The words (send, deliver, round
- * trip) are those of the README.
+ * the acknowledgement of each before it sends the next. In a ring every vCPU is a
+ * sender. All stamps are the guest's TSC. docs/terms.md defines send, deliver and
+ * round trip.
  */
 #ifndef IPITRACE_STORM_ABI_H
 #define IPITRACE_STORM_ABI_H
@@ -22,15 +22,15 @@
 enum storm_pattern {
 	STORM_UNICAST = 0, /* to vCPU `target` */
 	STORM_SELF = 1, /* to the sender itself */
-	STORM_BROADCAST = 2, /* one send to all vCPUs but the sender */
-	STORM_RING = 3, /* each vCPU to the next, all at once */
+	STORM_BROADCAST = 2, /* one send to all vCPUs except the sender */
+	STORM_RING = 3, /* each vCPU to the next one, all at once */
 };
 
 enum storm_target_state {
 	STORM_RUNNING_USER = 0, /* spins in guest user mode */
 	STORM_RUNNING_KERNEL = 1, /* spins in guest kernel mode */
 	STORM_HALTED = 2, /* in HLT */
-	STORM_MASKED = 3, /* interrupts off until the IPI has been sent */
+	STORM_MASKED = 3, /* interrupts disabled until the IPI has been sent */
 	STORM_PREEMPTED = 4, /* spins in guest user mode; its thread has no CPU until then */
 };
 
@@ -42,7 +42,7 @@ enum storm_send_method {
 	STORM_SMP_CALL = 4, /* the guest kernel's smp_call_function */
 };
 
-/* Faults made on purpose, in the middle of the storm, to prove they are told. */
+/* Faults injected in the middle of the storm, to test that they are reported. */
 enum storm_inject {
 	STORM_INJECT_NONE = 0,
 	STORM_INJECT_LOST_IPI = 1, /* one IPI is recorded and never sent */
@@ -56,7 +56,7 @@ enum storm_state {
 	STORM_MEASURING = 2,
 	STORM_DONE = 3,
 	STORM_GAVE_UP = 4, /* more than max_incomplete IPIs timed out */
-	STORM_FAULTED = 5, /* an exception nobody expected */
+	STORM_FAULTED = 5, /* an unexpected exception */
 };
 
 /* Written by the host before the guest starts; 88 bytes. */
@@ -72,9 +72,9 @@ struct storm_params {
 	unsigned long long warmup;
 	unsigned long long count;
 	unsigned long long pace_cycles; /* from one acknowledgement to the next send */
-	unsigned long long timeout_cycles; /* after which an IPI counts as incomplete */
+	unsigned long long timeout_cycles; /* then the IPI counts as incomplete */
 	unsigned long long sends; /* guest address of struct storm_send[warmup + count] */
-	unsigned long long handler_burn_cycles; /* wasted in each handler after its stamp */
+	unsigned long long handler_burn_cycles; /* spent in each handler after its stamp */
 	unsigned int sender; /* vCPU index; the micro-guest's is always 0 */
 	unsigned int reserved;
 };
@@ -88,8 +88,8 @@ struct storm_status {
 	unsigned int fault_vcpu;
 	unsigned long long fault_rip;
 	unsigned long long fault_error;
-	unsigned long long spurious; /* interrupts on the spurious vector, or none of the storm's */
-	unsigned long long as_asked; /* handler entries that found their vCPU in target_state */
+	unsigned long long spurious; /* interrupts on the spurious vector, or not of the storm */
+	unsigned long long as_asked; /* handler entries with their vCPU in target_state */
 	unsigned long long reserved;
 };
 
@@ -105,13 +105,13 @@ struct storm_send {
 
 /* One handler entry, in the log of the vCPU that handled it; 24 bytes. */
 struct storm_receipt {
-	unsigned long long handler_tsc; /* our handler's first instruction */
+	unsigned long long handler_tsc; /* the handler's first instruction */
 	unsigned long long eoi_tsc; /* after its EOI; 0: ended before handler_tsc, time unknown */
 	unsigned long long seq; /* 0 for the vCPU's first, counted by the handler */
 };
 
 /*
- * What a Linux guest hands back, little-endian: this header of 192 bytes;
+ * The file that a Linux guest returns, little-endian: this header of 192 bytes;
  * n_sends of struct storm_send by (sender, seq), warm-up included; then
  * unsigned long long n_receipts[n_vcpus]; then each vCPU's struct storm_receipt
  * in the order of the vCPUs. A vCPU's index is its CPU number in the guest.
@@ -121,8 +121,8 @@ struct storm_file {
 	unsigned int abi_version;
 	unsigned int header_bytes; /* of this struct */
 	unsigned int n_vcpus;
-	unsigned int vector; /* that the IPIs were sent with */
-	unsigned long long tsc_khz; /* 0: the guest does not know */
+	unsigned int vector; /* of the IPIs */
+	unsigned long long tsc_khz; /* 0: not known */
 	unsigned long long n_sends;
 	struct storm_params params;
 	struct storm_status status;

@@ -2,8 +2,8 @@
 /*
  * /dev/ipitrace_storm: IPI storms inside a Linux guest, for ipitrace.
  *
- * ioctl(IPITRACE_STORM_RUN) runs one storm and returns when it is over; read() then
- * gives its records as the storm file of storm_abi.h. Each open file has the
+ * ioctl(IPITRACE_STORM_RUN) runs one storm and returns when it has ended; read() then
+ * returns its records as the storm file of storm_abi.h. Each open file has the
  * records of its own last storm. An open file keeps the module loaded.
  */
 #include <linux/capability.h>
@@ -21,7 +21,7 @@
 
 struct open_file {
 	struct mutex lock;
-	struct storm *storm; /* the last one that was run */
+	struct storm *storm; /* the last storm of this file */
 };
 
 static int ipitrace_storm_open(struct inode *inode, struct file *file)
@@ -101,7 +101,7 @@ static long ipitrace_storm_ioctl(struct file *file, unsigned int command, unsign
 	return error;
 }
 
-/* Out of one part a call; the next call goes on behind it. */
+/* One call reads from one part only; the next call continues after it. */
 static ssize_t read_storm(const struct storm *storm, char __user *to, size_t size, loff_t *at)
 {
 	loff_t start = 0, offset;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * ipitrace-storm: runs storms through /dev/ipitrace_storm. One static program, so that a
- * minimal guest needs nothing else.
+ * ipitrace-storm: runs storms through /dev/ipitrace_storm. It is one static program:
+ * a minimal guest needs nothing else.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +13,7 @@
 
 #include "helper.h"
 
-/* One line for the user, and the end. */
+/* Prints one line for the user and exits. */
 void fail(int code, const char *why, ...)
 {
 	va_list arguments;
@@ -26,7 +26,7 @@ void fail(int code, const char *why, ...)
 	exit(code);
 }
 
-/* The text of a small file without its line end; false when there is none. */
+/* Reads the text of a small file without its line end; false if it cannot be read. */
 bool read_text(const char *path, char *text, unsigned long size)
 {
 	const int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -43,7 +43,7 @@ bool read_text(const char *path, char *text, unsigned long size)
 	return true;
 }
 
-/* Marks the CPUs of a list such as 0-3,8; answers how many there are. */
+/* Marks the CPUs of a list like 0-3,8; returns their number. */
 unsigned int read_cpus(const char *path, bool cpus[MAX_CPUS])
 {
 	char text[4096], *at = text;
@@ -61,7 +61,7 @@ unsigned int read_cpus(const char *path, bool cpus[MAX_CPUS])
 		for (; first <= last && first < MAX_CPUS; first++, n++)
 			cpus[first] = true;
 		if (*at && *at++ != ',')
-			fail(EXIT_ENVIRONMENT, "%s is no list of CPUs", path);
+			fail(EXIT_ENVIRONMENT, "%s is not a list of CPUs", path);
 	}
 	return n;
 }
@@ -88,5 +88,5 @@ int main(int n_words, char **words)
 		puts(IPITRACE_STORM_VERSION);
 		return 0;
 	}
-	fail(EXIT_USAGE, "say status or run; see ipitrace-storm --help");
+	fail(EXIT_USAGE, "the command is missing: status or run; see ipitrace-storm --help");
 }

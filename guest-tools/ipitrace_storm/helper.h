@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the helper's files share. */
+/* Shared by the helper's files. */
 #ifndef IPITRACE_STORM_HELPER_H
 #define IPITRACE_STORM_HELPER_H
 

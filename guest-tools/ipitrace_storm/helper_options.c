@@ -18,7 +18,7 @@ const struct name patterns[] = {
 	{},
 };
 
-/* Blocked is halted for long: the pace makes the difference. */
+/* A blocked target is halted for longer: only the pace differs. */
 const struct name states[] = {
 	{"running", STORM_RUNNING_USER},
 	{"running-kernel", STORM_RUNNING_KERNEL},
@@ -49,7 +49,7 @@ static unsigned long long parse_number(const char *option, const char *given)
 	errno = 0;
 	number = strtoull(given, &end, 10);
 	if (*given < '0' || *given > '9' || *end || errno)
-		fail(EXIT_USAGE, "--%s: %s is no number", option, given);
+		fail(EXIT_USAGE, "--%s: %s is not a number", option, given);
 	return number;
 }
 
@@ -110,7 +110,7 @@ struct options parse(int n_words, char **words)
 
 		if (which == '?' || which == ':')
 			fail(EXIT_USAGE, "%s %s; see ipitrace-storm --help", words[optind - 1],
-			     which == ':' ? "needs a value" : "is no option of run");
+			     which == ':' ? "needs a value" : "is not an option of run");
 		seen |= 1ull << which;
 		switch (which) {
 		case PATTERN:
@@ -177,21 +177,21 @@ static void print_names(const char *option, const struct name *names)
 
 int help(void)
 {
-	puts("ipitrace-storm status    one line of JSON: the guest, and what it cannot do\n"
+	puts("ipitrace-storm status    one line of JSON: the guest, and what it does not support\n"
 	     "ipitrace-storm run ...   runs a storm and writes its storm file to stdout");
 	print_names("pattern", patterns);
 	print_names("state", states);
 	print_names("method", methods);
-	puts("  --sender CPU           that sends; every CPU does in a ring (0)\n"
-	     "  --target CPU           of a unicast\n"
+	puts("  --sender CPU           CPU that sends; in a ring every CPU sends (0)\n"
+	     "  --target CPU           target of a unicast\n"
 	     "  --count N              IPIs to measure\n"
 	     "  --warmup N             IPIs before them (0)\n"
-	     "  --pace-cycles N        from an acknowledgement to the next send (0)\n"
-	     "  --timeout-cycles N     for each acknowledgement\n"
-	     "  --max-incomplete N     give up after more IPIs than this timed out (3)\n"
-	     "  --burn-cycles N        waste cycles in each handler (0)\n"
-	     "  --lose-one             leave out one IPI, to see that it is missed\n"
-	     "  --check                only say whether it could be run\n"
-	     "Exit codes: 0 done, 2 usage, 3 this guest cannot do it, 4 the storm failed.");
+	     "  --pace-cycles N        cycles from an acknowledgement to the next send (0)\n"
+	     "  --timeout-cycles N     time limit of each acknowledgement\n"
+	     "  --max-incomplete N     stop after more than N time-outs (3)\n"
+	     "  --burn-cycles N        use cycles in each handler (0)\n"
+	     "  --lose-one             do not send one IPI, to test its detection\n"
+	     "  --check                only check whether the storm can be run\n"
+	     "Exit codes: 0 done, 2 usage, 3 not supported by this guest, 4 the storm failed.");
 	return 0;
 }

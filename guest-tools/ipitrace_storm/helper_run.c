@@ -2,8 +2,8 @@
 /*
  * ipitrace-storm run: a storm, and its storm file on stdout.
  *
- * The module keeps the CPUs that send, and those that wait in kernel mode or in
- * HLT. Targets that run user code are this program's children.
+ * The module occupies the CPUs that send, and those that wait in kernel mode or in
+ * HLT. Targets that run user code are children of this program.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,7 +23,7 @@
 
 #define SPIN_UP_SECONDS 10
 
-/* A child that does nothing but use `cpu` in user mode, for as long as this process lives. */
+/* A child that spins on `cpu` in user mode until this process ends. */
 static pid_t spin_on(unsigned int cpu, volatile bool *ready)
 {
 	const pid_t parent = getpid(), child = fork();
@@ -66,7 +66,7 @@ static void stop_spinning(void)
 		}
 }
 
-/* Keeps every target busy in user mode; the module keeps those that also send. */
+/* Keeps every target busy in user mode; the module occupies those that also send. */
 static void spin(const struct storm_params *params)
 {
 	static bool online[MAX_CPUS];
@@ -92,7 +92,8 @@ static void spin(const struct storm_params *params)
 	for (unsigned int cpu = 0; cpu < MAX_CPUS; cpu++)
 		while (spinners[cpu].pid && !spinners[cpu].ready) {
 			if (now_s() > give_up_s || waitpid(-1, NULL, WNOHANG) > 0)
-				fail(EXIT_ENVIRONMENT, "no user task can be kept on CPU %u", cpu);
+				fail(EXIT_ENVIRONMENT, "a user task cannot be bound to CPU %u",
+				     cpu);
 			usleep(1000);
 		}
 }
@@ -116,7 +117,7 @@ static void read_all(int device, void *to, size_t size)
 		const ssize_t n = read(device, (char *)to + done, size - done);
 
 		if (n <= 0)
-			fail(EXIT_STORM, "the module's records end early");
+			fail(EXIT_STORM, "the module's records are truncated");
 		done += n;
 	}
 }
@@ -150,7 +151,7 @@ static void copy_records(int device)
 		fail(EXIT_STORM, "cannot read the module's records: %s", strerror(errno));
 }
 
-/* Runs the storm, or only asks the module about it; answers the exit code. */
+/* Runs the storm, or only checks it with the module; returns the exit code. */
 int run(const struct options *options)
 {
 	struct ipitrace_storm_request request = {.params = options->params};

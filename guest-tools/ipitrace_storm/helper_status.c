@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* ipitrace-storm status: the guest, and what it cannot do, as one line of JSON. */
+/* ipitrace-storm status: the guest, and what it does not support, as one line of JSON. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 #define MODULE "/sys/module/" IPITRACE_STORM_DEVICE "/"
 #define PRESENT "/sys/devices/system/cpu/present"
 
-/* What the module has against a request, or NULL. */
+/* Why the module refuses a request, or NULL. */
 static const char *refusal(int device, struct ipitrace_storm_request *request)
 {
 	if (!ioctl(device, IPITRACE_STORM_CHECK, request))
@@ -58,7 +58,7 @@ static void print_cpus(const bool cpus[MAX_CPUS])
 	putchar(']');
 }
 
-/* A request that asks for nothing special: what is refused is the one thing changed in it. */
+/* A plain request: if a change of one field is refused, the reason is that field. */
 static struct ipitrace_storm_request plain_request(const bool online[MAX_CPUS], bool x2apic)
 {
 	struct ipitrace_storm_request request = {
@@ -82,7 +82,7 @@ static struct ipitrace_storm_request plain_request(const bool online[MAX_CPUS], 
 	return request;
 }
 
-/* Asks the module about each name, put into `field` of an otherwise plain request. */
+/* Checks each name with the module, in `field` of an otherwise plain request. */
 static const char *print_refusals(int device, const struct ipitrace_storm_request *plain,
 				  const struct name *names, size_t field, const char *comma)
 {
@@ -127,8 +127,7 @@ int status(void)
 	if (loaded && device < 0)
 		fail(EXIT_ENVIRONMENT, "cannot open " DEVICE ": %s", strerror(errno));
 	if (device >= 0 && ioctl(device, IPITRACE_STORM_GET_GUEST, &guest))
-		fail(EXIT_ENVIRONMENT, DEVICE " is not what this helper expects: %s",
-		     strerror(errno));
+		fail(EXIT_ENVIRONMENT, DEVICE " does not match this helper: %s", strerror(errno));
 	uname(&name);
 	read_cpus(ONLINE, online);
 	printf("{\"abi_version\": %u, \"helper_version\": \"%s\"", STORM_ABI_VERSION,

@@ -13,16 +13,16 @@
 #undef pr_fmt
 #define pr_fmt(fmt) "ipitrace_storm: " fmt
 
-#define STORM_MAX_SECONDS 600 /* of a storm, whatever it does */
+#define STORM_MAX_SECONDS 600 /* limit of a storm */
 
 struct storm;
 
-/* How one sender's IPIs leave it; only what the method needs is filled in. */
+/* How a sender sends its IPIs; only the fields of the method are filled in. */
 struct storm_route {
 	u32 icr_low;
-	u32 icr_high; /* as the ICR of the APIC's mode wants it */
+	u32 icr_high; /* in the format of the APIC's mode */
 	u32 msr;
-	unsigned long pv_low, pv_high, pv_min; /* bitmap of APIC ids from pv_min on */
+	unsigned long pv_low, pv_high, pv_min; /* bitmap of APIC ids, starting at pv_min */
 	const struct cpumask *cpus;
 	unsigned int cpu; /* the only one in `cpus`, or nr_cpu_ids */
 };
@@ -31,21 +31,21 @@ struct storm_route {
 struct storm_cpu {
 	u64 handled; /* handler entries so far: the acknowledgement */
 
-	/* Touched by this CPU alone. */
+	/* Accessed only by this CPU. */
 	struct storm *storm ____cacheline_aligned_in_smp;
 	unsigned int cpu;
-	bool sends; /* in a ring, every CPU */
-	bool halting; /* in HLT, or an instruction before or after it */
-	struct task_struct *worker; /* none on a CPU that a user task keeps busy */
+	bool sends; /* in a ring, every CPU sends */
+	bool halting; /* in HLT, or one instruction before or after it */
+	struct task_struct *worker; /* NULL on a CPU that a user task keeps busy */
 	struct storm_receipt *receipts;
-	u64 capacity; /* of `receipts`; entries beyond it are only counted */
+	u64 capacity; /* of `receipts`; further entries are only counted */
 	u64 as_asked;
 
-	/* Touched by who sends to this CPU alone. */
+	/* Accessed only by senders to this CPU. */
 	u64 handled_before ____cacheline_aligned_in_smp;
-	u64 *descriptor; /* to post to, if that is how IPIs are sent */
+	u64 *descriptor; /* for posting, if the method uses it */
 
-	/* Touched by this CPU alone, as a sender. */
+	/* Accessed only by this CPU, as a sender. */
 	struct storm_route route ____cacheline_aligned_in_smp; /* of the IPIs this CPU sends */
 	cpumask_var_t targets; /* of the IPIs this CPU sends */
 	struct storm_send *sends_log;
@@ -55,7 +55,7 @@ struct storm_cpu {
 struct storm {
 	struct storm_file file;
 	u64 total; /* sends of each sender, warm-up included */
-	cpumask_var_t cpus; /* all that send or are sent to */
+	cpumask_var_t cpus; /* all senders and targets */
 	cpumask_var_t senders;
 	unsigned int n_workers;
 	struct storm_cpu **cpu; /* [nr_cpu_ids]; NULL for CPUs outside */
@@ -66,7 +66,7 @@ struct storm {
 	atomic_t senders_left;
 	bool gave_up;
 	bool over; /* every worker leaves its loop */
-	int error; /* why it is over early: -EINTR, -ENODEV, -ETIME, or 0 */
+	int error; /* why it ended early: -EINTR, -ENODEV, -ETIME, or 0 */
 	int lost_cpu; /* for -ENODEV */
 	wait_queue_head_t wait; /* for `over` */
 };
@@ -130,7 +130,7 @@ static __always_inline void write_msr(u32 msr, u32 low, u32 high)
 	asm volatile("wrmsr" ::"c"(msr), "a"(low), "d"(high) : "memory");
 }
 
-/* LFENCE on both sides: nothing of the measured code before it, nothing of it after. */
+/* LFENCE on both sides: RDTSC is not reordered with the code before or after it. */
 static __always_inline u64 stamp_before(void)
 {
 	u32 low, high;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Passthrough IPI: sending through the target's posted-interrupt descriptor, where the
- * guest's kernel does so itself. Descriptor and MSRs: lab/kernel/patches in ipitrace's
+ * Passthrough IPI: sending through the target's posted-interrupt descriptor, if the
+ * guest's kernel itself does this. Descriptor and MSRs: lab/kernel/patches in ipitrace's
  * sources, Documentation/virt/kvm/x86/passthrough-ipi.rst.
  */
 #include <linux/atomic.h>
@@ -22,8 +22,8 @@
 #define PI_ON_OR_SN 3
 
 /*
- * Whether the kernel sends in this way. Then the ICR is the host's, and what would be
- * written to it as the guest's means something else.
+ * Whether the kernel uses Passthrough IPI. The ICR is then the host's, and the guest's
+ * values for it have another meaning.
  */
 bool post_enabled(void)
 {
@@ -48,8 +48,8 @@ void post_forget(struct storm_cpu *target)
 }
 
 /*
- * What a CPU does that virtualises IPIs itself (SDM vol. 3C, 31.1.6). Interrupts must be
- * off: who is interrupted between setting ON and writing the ICR delays other senders'.
+ * The operation of a CPU that virtualises IPIs (SDM vol. 3C, 31.1.6). Interrupts must be
+ * off: an interrupt between setting ON and writing the ICR delays other senders.
  */
 void post(u64 *descriptor)
 {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The receiving end: a handler of our own on X86_PLATFORM_IPI_VECTOR.
+ * The receiving side: a handler on X86_PLATFORM_IPI_VECTOR.
  *
- * The kernel has an entry for that vector whether or not anybody uses it (only
- * SGI UV does). It ends the interrupt and passes the tracepoint
- * irq_vectors:x86_platform_ipi_entry, and a module may attach to a tracepoint:
- * so the IDT stays as it is. What the kernel does before the tracepoint lies
- * before our stamp, the EOI included.
+ * The kernel always has an entry for this vector, which only SGI UV uses. The
+ * entry ends the interrupt and fires the tracepoint
+ * irq_vectors:x86_platform_ipi_entry. The module attaches to this tracepoint and
+ * does not change the IDT. The kernel's code before the tracepoint, including
+ * the EOI, runs before the handler's stamp.
  */
 #include <linux/cpu.h>
 #include <linux/percpu.h>
@@ -26,8 +26,8 @@ static struct tracepoint *tracepoint;
 static atomic64_t strays = ATOMIC64_INIT(0);
 
 /*
- * Did this interrupt find its CPU as the storm asked? Not every entry leaves
- * the interrupted registers where get_irq_regs() looks; then the task decides.
+ * Whether the interrupt found its CPU in the requested state. Not every entry
+ * sets the registers for get_irq_regs(); the current task then decides.
  */
 static bool as_asked(const struct storm_cpu *here)
 {
@@ -71,7 +71,7 @@ static void notrace receive_ipi(void *unused, int vector)
 	receive(now, false);
 }
 
-/* What smp_call_function_*() calls. */
+/* The function that smp_call_function_*() calls. */
 void notrace receive_smp_call(void *unused)
 {
 	const u64 now = stamp();
@@ -79,13 +79,13 @@ void notrace receive_smp_call(void *unused)
 	receive(now, true);
 }
 
-/* IPIs that came to a CPU that takes part in no storm, since the module was loaded. */
+/* IPIs to CPUs that take part in no storm, since the module was loaded. */
 u64 receive_strays(void)
 {
 	return atomic64_read(&strays);
 }
 
-/* From now on the storm's CPUs log what comes in. */
+/* From now on the storm's CPUs log their interrupts. */
 void receive_attach(struct storm *storm)
 {
 	unsigned int cpu;
@@ -100,8 +100,8 @@ static void detach_here(void *unused)
 }
 
 /*
- * No CPU logs any more. A CPU works off its interrupts one after the other, so
- * when it has run detach_here() no earlier one of ours is under way.
+ * After this, no CPU logs. A CPU handles its interrupts one after another: once
+ * it has run detach_here(), no earlier interrupt of the storm is being handled.
  */
 void receive_detach(void)
 {
@@ -109,7 +109,7 @@ void receive_detach(void)
 
 	cpus_read_lock();
 	on_each_cpu(detach_here, NULL, 1);
-	for_each_possible_cpu(cpu) /* those that went offline */
+	for_each_possible_cpu(cpu) /* includes CPUs that went offline */
 		per_cpu(storm_here, cpu) = NULL;
 	cpus_read_unlock();
 }

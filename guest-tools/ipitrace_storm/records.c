@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A storm's records: their memory, and the file that they make. */
+/* A storm's records: their memory and their file. */
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/topology.h>
@@ -47,7 +47,7 @@ static struct storm_cpu *make_cpu(struct storm *storm, unsigned int cpu)
 
 	if (!here)
 		return NULL;
-	storm->cpu[cpu] = here; /* storm_free() takes it from here */
+	storm->cpu[cpu] = here; /* storm_free() frees it from here */
 	here->storm = storm;
 	here->cpu = cpu;
 	here->sends = cpumask_test_cpu(cpu, storm->senders);
@@ -112,7 +112,7 @@ void storm_free(struct storm *storm)
 	kfree(storm);
 }
 
-/* Puts the counts where storm_part() shows them. */
+/* Stores the counts for storm_part(). */
 void records_finish(struct storm *storm)
 {
 	struct storm_file *file = &storm->file;
@@ -138,7 +138,7 @@ void records_finish(struct storm *storm)
 	}
 }
 
-/* The parts of a storm's file, one after the other; NULL behind the last. */
+/* The parts of a storm's file in order; NULL after the last. */
 const void *records_part(const struct storm *storm, unsigned int part, size_t *size)
 {
 	unsigned int cpu;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A request to the module: what it may ask for, and which CPUs it means. What
- * is refused is refused here, with the reason in words.
+ * A request to the module: checks of its parameters, and its CPUs. All requests
+ * are accepted or refused here; a refusal has its reason as text.
  */
 #include <linux/cpu.h>
 #include <linux/math64.h>
@@ -16,7 +16,7 @@
 #define MAX_INCOMPLETE 1000
 #define MAX_BURN_CYCLES 1000000 /* interrupts are off in the handler */
 
-/* Puts the reason, printf-like, into the request; answers `error`. */
+/* Formats the reason into the request; returns `error`. */
 int refuse(struct ipitrace_storm_request *request, int error, const char *why, ...)
 {
 	va_list arguments;
@@ -38,13 +38,12 @@ static int check_numbers(struct ipitrace_storm_request *request)
 	const u64 total = params->warmup + params->count;
 
 	if (params->abi_version != STORM_ABI_VERSION)
-		return refuse(request, -EINVAL,
-			      "the module speaks version %u of storm_abi.h, not %u",
+		return refuse(request, -EINVAL, "the module has version %u of storm_abi.h, not %u",
 			      STORM_ABI_VERSION, params->abi_version);
 	if (params->pattern > STORM_RING)
 		return refuse(request, -EINVAL, "there is no pattern %u", params->pattern);
 	if (params->target_state > STORM_HALTED)
-		return refuse(request, -EINVAL, "this module knows no target state %u",
+		return refuse(request, -EINVAL, "this module has no target state %u",
 			      params->target_state);
 	if (params->send_method > STORM_SMP_CALL)
 		return refuse(request, -EINVAL, "there is no send method %u", params->send_method);
@@ -82,7 +81,7 @@ static int check_cpu(struct ipitrace_storm_request *request, const char *role, u
 	return 0;
 }
 
-/* Which CPUs take part. Under cpus_read_lock(), since it depends on who is online. */
+/* Chooses the CPUs. Needs cpus_read_lock(), because it depends on the online CPUs. */
 static int choose_cpus(struct ipitrace_storm_request *request, struct storm *storm)
 {
 	const struct storm_params *params = &request->params;
@@ -158,7 +157,7 @@ static struct storm *make_storm(const struct storm_params *params)
 	return NULL;
 }
 
-/* The storm that is asked for, without its records yet; or an error, and why. */
+/* Creates the requested storm, without its records; or an error and its reason. */
 int request_accept(struct ipitrace_storm_request *request, struct storm **result)
 {
 	struct storm *storm;
@@ -182,7 +181,7 @@ int request_accept(struct ipitrace_storm_request *request, struct storm **result
 	return error;
 }
 
-/* Would this storm be run? Else says why not. */
+/* Checks whether the storm can be run; if not, gives the reason. */
 int request_check(struct ipitrace_storm_request *request)
 {
 	struct storm *storm;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The sending end: each method's send between its two stamps, and what a method
- * needs. ICR fields: Intel SDM vol. 3A, 11.6.1 and 11.12.9; the hypercall:
+ * The sending side: each method's send between its two stamps, and the method's
+ * requirements. ICR fields: Intel SDM vol. 3A, 11.6.1 and 11.12.9; the hypercall:
  * Documentation/virt/kvm/x86/hypercalls.rst, KVM_HC_SEND_IPI.
  */
 #include <linux/bitops.h>
@@ -46,20 +46,20 @@ static int apic_id_of(unsigned int cpu, u32 *id)
 	return smp_call_function_single(cpu, read_apic_id, id, 1);
 }
 
-/* The vector that the storm's IPIs have on the wire. */
+/* The vector of the storm's IPIs. */
 unsigned int send_vector(const struct storm *storm)
 {
 	const struct storm_params *params = &storm->file.params;
 
 	if (params->send_method != STORM_SMP_CALL)
 		return X86_PLATFORM_IPI_VECTOR;
-	/* smp_call_function_many() with one CPU to call does what _single() does. */
+	/* smp_call_function_many() with one CPU does the same as _single(). */
 	return params->pattern == STORM_BROADCAST && cpumask_weight(storm->cpus) > 2
 		       ? CALL_FUNCTION_VECTOR
 		       : CALL_FUNCTION_SINGLE_VECTOR;
 }
 
-/* kvm_para_has_feature() is not for modules; Documentation/virt/kvm/x86/cpuid.rst. */
+/* kvm_para_has_feature() is not exported to modules; Documentation/virt/kvm/x86/cpuid.rst. */
 bool kvm_feature(unsigned int bit)
 {
 	u32 leaf, features, ignored, signature[3];
@@ -76,7 +76,7 @@ bool kvm_feature(unsigned int bit)
 	return false;
 }
 
-/* Fills in `why` and answers -EOPNOTSUPP when IPIs of these params cannot be sent here. */
+/* Sets `why` and returns -EOPNOTSUPP if this guest cannot send IPIs of these params. */
 int send_check(const struct storm_params *params, char *why, size_t size)
 {
 	const bool x2apic = send_in_x2apic_mode();
@@ -190,8 +190,8 @@ static int prepare_posts(struct storm_cpu *sender)
 }
 
 /*
- * Finds out where the sender's IPIs go. Answers -ENXIO when a target went
- * offline, -ERANGE when one hypercall cannot name all of them, -ENOMEM.
+ * Determines the route of the sender's IPIs. Returns -ENXIO if a target went
+ * offline, -ERANGE if one hypercall cannot address all of them, or -ENOMEM.
  */
 int send_prepare(struct storm_cpu *sender)
 {

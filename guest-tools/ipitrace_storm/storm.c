@@ -2,10 +2,10 @@
 /*
  * One storm, from the request to its records.
  *
- * The workers (worker.c) send and wait; the thread that asked for the storm
- * waits for its end: all was sent, too many IPIs were lost, the time is up, the
- * asking thread was killed, or one of the CPUs is about to go offline (then the
- * CPU waits until the storm has ended, not the other way round).
+ * The workers (worker.c) send and wait. The thread that requested the storm
+ * waits for its end: everything was sent, too many IPIs were lost, the time is
+ * over, the requesting thread was killed, or a CPU is about to go offline (the
+ * CPU then waits until the storm has ended).
  */
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
@@ -18,7 +18,7 @@
 
 static DEFINE_MUTEX(one_storm_at_a_time);
 static DEFINE_SPINLOCK(active_lock);
-static struct storm *active; /* whose CPUs must not go offline under it */
+static struct storm *active; /* its CPUs must not go offline while it runs */
 static DECLARE_WAIT_QUEUE_HEAD(active_ended);
 static enum cpuhp_state hotplug_state;
 
@@ -78,7 +78,7 @@ static int run_attached(struct ipitrace_storm_request *request, struct storm *st
 		if (error == -ERANGE)
 			return refuse(
 				request, -EOPNOTSUPP,
-				"one hypercall cannot name CPUs whose APIC ids lie so far apart");
+				"one hypercall cannot address CPUs whose APIC ids differ so much");
 		if (error == -ENOMEM)
 			return refuse(request, error, "cannot map a posted-interrupt descriptor");
 		if (error)
@@ -87,7 +87,7 @@ static int run_attached(struct ipitrace_storm_request *request, struct storm *st
 	error = workers_start(storm);
 	if (error)
 		storm_end(storm, error);
-	/* Here and not in the senders, whom other tasks may keep from running. */
+	/* Here and not in the senders, because other tasks may delay those. */
 	left = wait_event_killable_timeout(storm->wait, storm_over(storm), STORM_MAX_SECONDS * HZ);
 	if (left <= 0)
 		storm_end(storm, left ? -EINTR : -ETIME);
@@ -105,7 +105,7 @@ static int run(struct ipitrace_storm_request *request, struct storm *storm)
 		return error;
 	atomic_set(&storm->senders_left, cpumask_weight(storm->senders));
 
-	/* Still those that were chosen? From here on a CPU that leaves ends the storm. */
+	/* Check the chosen CPUs again. From here on, a CPU that goes offline ends the storm. */
 	cpus_read_lock();
 	if (!cpumask_subset(storm->cpus, cpu_online_mask)) {
 		cpus_read_unlock();
@@ -126,9 +126,9 @@ static int run(struct ipitrace_storm_request *request, struct storm *storm)
 }
 
 /*
- * Runs a storm and hands over its records, storm_free() them. Errors: what
- * request_check() says; -EBUSY another storm runs; -EINTR killed; -ENODEV a CPU
- * went offline; -ETIME took too long. request->reason says so in words.
+ * Runs a storm and returns its records; free them with storm_free(). Errors: those
+ * of request_check(); -EBUSY another storm runs; -EINTR killed; -ENODEV a CPU went
+ * offline; -ETIME took too long. request->reason has the reason as text.
  */
 int storm_run(struct ipitrace_storm_request *request, struct storm **result)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What happens on the CPUs of a storm: a kernel thread bound to each sends,
- * spins or halts there. Every loop ends when storm->over is set.
+ * The workers of a storm: a kernel thread bound to each CPU sends, spins or
+ * halts there. Every loop ends when storm->over is set.
  */
 #include <linux/err.h>
 #include <linux/irqflags.h>
@@ -11,7 +11,7 @@
 
 #include "ipitrace_storm.h"
 
-/* The first error is the one that counts. */
+/* Only the first error is kept. */
 void storm_end(struct storm *storm, int error)
 {
 	if (error)
@@ -38,7 +38,7 @@ static bool acknowledged(const struct storm_cpu *sender)
 	return true;
 }
 
-/* The TSC when every acknowledgement had been seen, or 0 if that was too late. */
+/* The TSC when every acknowledgement was seen, or 0 after a time-out. */
 static u64 wait_for_acknowledgement(const struct storm_cpu *sender, u64 deadline)
 {
 	while (!acknowledged(sender)) {
@@ -46,7 +46,7 @@ static u64 wait_for_acknowledgement(const struct storm_cpu *sender, u64 deadline
 			return 0;
 		cpu_relax();
 	}
-	return stamp_after(); /* not before the load that saw it: the handler's stamp is older */
+	return stamp_after(); /* after the load that saw it: the handler's stamp is older */
 }
 
 static void wait_for_pace(const struct storm *storm)
@@ -173,12 +173,12 @@ static void nothing(void *unused)
 {
 }
 
-/* Returns when every worker has ended. */
+/* Waits until every worker has ended. */
 void workers_stop(struct storm *storm)
 {
 	unsigned int cpu;
 
-	on_each_cpu(nothing, NULL, 1); /* out of HLT */
+	on_each_cpu(nothing, NULL, 1); /* wakes CPUs in HLT */
 	for_each_cpu(cpu, storm->cpus)
 		if (storm->cpu[cpu]->worker)
 			kthread_stop(storm->cpu[cpu]->worker);

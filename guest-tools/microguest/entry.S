@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The micro-guest's way in, its interrupt handlers and its waiting loops.
+ * The micro-guest's entry point, its interrupt handlers and its waiting loops.
  *
- * Plain x86-64, correct on any KVM backend. What runs in user mode (CPL 3)
- * holds no instruction that is sensitive but does not trap there.
+ * Plain x86-64, correct on any KVM backend. Code for user mode (CPL 3) contains
+ * no sensitive instruction that does not trap there.
  *
- * Both sender and targets live in user mode. Kernel mode is entered for what
- * needs it alone: the sender's service, a dozen instructions around the send,
- * and the handlers. On VMX and SVM that makes no difference to what is timed;
- * where guest kernel mode is emulated it keeps the emulator out of the numbers.
+ * Both sender and targets run in user mode. They enter kernel mode only if
+ * necessary: for the sender's service, a dozen instructions around the send, and
+ * for the handlers. On VMX and SVM this does not change the measured times. If
+ * guest kernel mode is emulated, it keeps the emulator out of the figures.
  *
- * Registers: r15 is this vCPU's struct mg_vcpu for good. A target keeps
- * nothing in any other register while it waits, so its handler's very first
- * instruction can be the RDTSC that is its stamp. The sender is C code with
- * live registers; r8-r11 are kept out of its hands (-ffixed-*) for its handler.
+ * Registers: r15 always points to this vCPU's struct mg_vcpu. A target uses no
+ * other register while it waits: the first instruction of its handler can
+ * therefore be the RDTSC of its stamp. The sender is C code with live registers;
+ * -ffixed-* reserves r8-r11 for its handler.
  */
 #include "../storm_abi.h"
 #include "microguest.h"
@@ -42,14 +42,14 @@ boot:
 	call	mg_main
 1:	jmp	1b
 
-/* rdtsc into rax; rdx is lost */
+/* rdtsc into rax; clobbers rdx */
 .macro READ_TSC
 	rdtsc
 	shl	$32, %rdx
 	or	%rdx, %rax
 .endm
 
-/* Tells the local APIC the interrupt is over; rax, rcx and rdx are lost. */
+/* Sends the EOI to the local APIC; clobbers rax, rcx and rdx. */
 .macro END_OF_INTERRUPT
 	cmpq	$0, MG_VCPU_XAPIC(%r15)
 	jne	2f
@@ -65,12 +65,11 @@ boot:
 
 /*
  * The body of both handlers. In: rax is the stamp of the first instruction.
- * EOI comes before the acknowledgement, as in Linux's handlers, so that the
- * next IPI never finds this one still in service. All of rax, rcx, rdx and r11
- * are lost.
+ * EOI comes before the acknowledgement, as in Linux's handlers: when the next
+ * IPI arrives, this one is never in service. Clobbers rax, rcx, rdx and r11.
  *
- * With `burn` it wastes handler_burn_cycles before it acknowledges: R grows by
- * them, S and D do not. It has entries of its own, so that the others hold no
+ * With `burn` it spends handler_burn_cycles before the acknowledgement: R grows
+ * by them, S and D do not. It has separate entries: the others contain no
  * instruction for it.
  */
 .macro HANDLE burn=0
@@ -136,8 +135,8 @@ spurious_entry:
 	iretq
 
 /*
- * Exceptions but INT3: vector, then an error code (0 where the CPU pushes none), then
- * the CPU's frame.
+ * Exceptions except INT3: vector, error code (0 if the CPU pushes none), then the
+ * CPU's frame.
  */
 	.balign 16
 exception_entries:
@@ -159,7 +158,7 @@ exception:
 	call	mg_exception
 1:	jmp	1b
 
-/* void mg_wait_halted(void): one HLT a time, interrupts on */
+/* void mg_wait_halted(void): one HLT after another, interrupts enabled */
 	.globl	mg_wait_halted
 mg_wait_halted:
 	movq	$MG_READY, MG_VCPU_READY(%r15)
@@ -175,7 +174,7 @@ mg_wait_kernel:
 1:	pause
 	jmp	1b
 
-/* void mg_open_window(u64 sent): interrupts on until the sender counts more; handlers keep rdi */
+/* void mg_open_window(u64 sent): interrupts on until the sender counts more; rdi is preserved */
 	.globl	mg_open_window
 mg_open_window:
 	sti
@@ -185,7 +184,7 @@ mg_open_window:
 	cli
 	ret
 
-/* void mg_wait_user(void): spins in user mode; interrupts come in through TSS.RSP0 */
+/* void mg_wait_user(void): spins in user mode; interrupts use TSS.RSP0 */
 	.globl	mg_wait_user
 mg_wait_user:
 	mov	%rsp, %rax
@@ -200,7 +199,7 @@ mg_wait_user:
 2:	pause
 	jmp	2b
 
-/* void mg_sender_in_user_mode(void): goes on in mg_sender(), interrupts on */
+/* void mg_sender_in_user_mode(void): continues in mg_sender(), interrupts enabled */
 	.globl	mg_sender_in_user_mode
 mg_sender_in_user_mode:
 	mov	%rsp, %rax
@@ -213,18 +212,18 @@ mg_sender_in_user_mode:
 	iretq
 
 /*
- * The sender's service, by INT3: every KVM backend delivers that (KVM's
- * instruction emulator, which runs guest kernel mode on some, knows no INT n in
- * long mode). Its gate leaves interrupts on, so that an IPI to itself is taken
- * as soon as it can be.
+ * The sender's service, by INT3, which every KVM backend delivers. (On some
+ * backends KVM's instruction emulator runs guest kernel mode, and it does not
+ * support INT n in long mode.) The gate leaves interrupts enabled: an IPI to the
+ * sender itself is delivered as soon as possible.
  *
  * In:  eax which service; rbx the xAPIC's ICR, ecx the MSR, esi and edi what to
  *      write into the ICR's halves; or esi the state to report; or see mg_post
  * Out: r13:r12 and edx:eax, the TSC before and after a send (high:low halves)
  *
- * LFENCE on either side of RDTSC keeps the stamp between what comes before and
- * after it (SDM vol. 2B, RDTSC); the one behind WRMSR is needed because x2APIC
- * writes do not serialise (SDM vol. 3A, 11.12.3).
+ * LFENCE on both sides of RDTSC orders the stamp with the code before and after
+ * it (SDM vol. 2B, RDTSC). The one after WRMSR is needed because x2APIC writes do
+ * not serialise (SDM vol. 3A, 11.12.3).
  */
 	.balign 64
 service_entry:
@@ -261,7 +260,7 @@ service_entry:
 	out	%al, %dx
 	iretq
 
-/* An exception with an IDT of no entries */
+/* An exception with an empty IDT */
 mg_triple_fault:
 	push	$0
 	push	$0

@@ -2,9 +2,9 @@
 /*
  * The micro-guest: the smallest x86-64 guest that sends IPIs and stamps them.
  *
- * The VMM starts every vCPU at the payload's first byte in long mode, memory
- * mapped one to one, GDT, IDT and TSS in place. vCPU 0 is the sender, all
- * others are targets.
+ * The VMM starts every vCPU at the payload's first byte in long mode, with
+ * identity-mapped memory, GDT, IDT and TSS. vCPU 0 is the sender, all others are
+ * targets.
  */
 #include "../storm_abi.h"
 #include "microguest.h"
@@ -62,7 +62,7 @@ static inline u64 rdtsc(void)
 	return (u64)high << 32 | low;
 }
 
-/* Not before what was read is there: else a stamp may be older than what it stands for. */
+/* Not before earlier loads are complete: else the stamp may be older than its event. */
 static inline u64 rdtsc_after(void)
 {
 	u32 low, high;
@@ -86,7 +86,7 @@ static inline volatile u32 *xapic(u32 offset)
 	return (volatile u32 *)(u64)(MG_XAPIC_BASE + offset);
 }
 
-/* The VMM sees the OUT, takes its snapshots and goes on. Kernel mode only. */
+/* The VMM handles the OUT, reads its counters and continues. Kernel mode only. */
 static void out_state(enum storm_state state)
 {
 	status->state = state;
@@ -116,14 +116,14 @@ static void enable_apic(void)
 	}
 }
 
-/* So that no page is touched for the first time while it is measured. */
+/* Touches all pages: none is accessed for the first time during a measurement. */
 static void touch(u64 from, u64 to)
 {
 	for (u64 at = from; at < to; at += 4096)
 		*(volatile u64 *)at = 0;
 }
 
-/* Asks kernel mode to send; service_entry in entry.S takes the two stamps. */
+/* Sends from kernel mode; service_entry in entry.S reads the two stamps. */
 static inline void timed_send(volatile struct storm_send *record, u32 msr, u32 low, u32 high)
 {
 	register u64 before_low asm("r12");
@@ -138,7 +138,7 @@ static inline void timed_send(volatile struct storm_send *record, u32 msr, u32 l
 	record->sent_tsc = (u64)edx << 32 | eax;
 }
 
-/* The same, to `count` vCPUs through their posted-interrupt descriptors; see mg_post. */
+/* The same for `count` vCPUs through their posted-interrupt descriptors; see mg_post. */
 static inline void timed_post(volatile struct storm_send *record, u32 vector, u32 first, u32 count)
 {
 	register u64 before_low asm("r12");
@@ -162,14 +162,14 @@ static inline void ask(u32 service, u32 operand)
 	asm volatile("int3" : "+a"(eax) : "S"(operand) : "rdx", "memory", "cc");
 }
 
-/* Tells the VMM, from user mode. */
+/* Reports a state to the VMM from user mode. */
 static void report(enum storm_state state)
 {
 	status->state = state;
 	ask(MG_SERVICE_REPORT, state);
 }
 
-/* Sends one IPI as params say and stamps it. */
+/* Sends one IPI as described by params, and stamps it. */
 static void send(volatile struct storm_send *record)
 {
 	const int xapic_mode = params->send_method == STORM_XAPIC;
@@ -214,7 +214,7 @@ static void inject(volatile struct storm_send *record)
 	}
 }
 
-/* What the sender waits for: every target's count moving on from `before`. */
+/* Whether every target's count has advanced from `before`: the sender waits for this. */
 struct wait {
 	u64 deadline;
 	u32 first, last;
@@ -229,7 +229,7 @@ static int acknowledged(const struct wait *wait)
 	return 1;
 }
 
-/* The TSC when every acknowledgement had been seen, or 0 if that was too late. */
+/* The TSC when every acknowledgement was seen, or 0 after a time-out. */
 static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
 {
 	while (!acknowledged(wait)) {
@@ -240,7 +240,7 @@ static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
 	return rdtsc_after();
 }
 
-/* Sends `count` IPIs from number `seq` on; false when too many timed out. */
+/* Sends `count` IPIs, starting at number `seq`; false if too many timed out. */
 static int storm(u64 seq, u64 count, int injecting)
 {
 	const u64 inject_at = seq + count / 2, end = seq + count;
@@ -257,7 +257,7 @@ static int storm(u64 seq, u64 count, int injecting)
 		u64 start;
 
 		while (vcpus[params->target].ready != ready)
-			pause(); /* not masked, or not preempted, again yet */
+			pause(); /* not yet masked, or preempted, again */
 		start = rdtsc() + params->pace_cycles;
 		while (rdtsc() < start)
 			pause();
@@ -278,7 +278,7 @@ static int storm(u64 seq, u64 count, int injecting)
 	return 1;
 }
 
-/* The sender's life, all in user mode. */
+/* The sender's main function, in user mode. */
 void mg_sender(void)
 {
 	for (u32 i = 1; i < params->n_vcpus; i++)
@@ -296,9 +296,9 @@ void mg_sender(void)
 }
 
 /*
- * A target with interrupts off, as in a guest's critical section. It turns them on when
- * the sender has sent, and off again when the sender has done with that IPI, handled or
- * lost. `ready` tells the sender that they are off, so every IPI finds them so.
+ * A target with interrupts disabled, as in a guest's critical section. It enables them
+ * after the send, and disables them again when the sender is done with that IPI, handled
+ * or lost. `ready` tells the sender that they are disabled: every IPI is sent only then.
  */
 static void wait_masked(volatile struct mg_vcpu *self)
 {

@@ -15,24 +15,24 @@
 #define MG_VCPU_SIZE 128
 #define MG_MAX_VCPUS 64
 
-/* What struct mg_vcpu's `ready` says of a target. */
-#define MG_READY 1 /* it waits for the IPI */
-#define MG_READY_PREEMPTED 2 /* it does, and the VMM keeps its thread off the CPU */
+/* Values of `ready` in struct mg_vcpu of a target. */
+#define MG_READY 1 /* the target waits for the IPI */
+#define MG_READY_PREEMPTED 2 /* the same, and the VMM keeps its thread off the CPU */
 
 #define MG_VECTOR_TARGET 0xf0 /* to a vCPU that only waits */
 #define MG_VECTOR_SELF 0xf1 /* to the sender, whose registers are live */
 #define MG_VECTOR_SPURIOUS 0xff
 
-/* Selectors of the GDT the VMM builds. */
+/* Selectors of the GDT that the VMM builds. */
 #define MG_KERNEL_CS 0x08
 #define MG_KERNEL_DS 0x10
 #define MG_USER_DS 0x1b
 #define MG_USER_CS 0x23
 
-/* An OUT of an enum storm_state to this port tells the VMM that it was reached. */
+/* An OUT of an enum storm_state to this port reports the state to the VMM. */
 #define MG_PORT 0x501
 
-/* What the sender asks of kernel mode; see service_entry. */
+/* Kernel-mode services for the sender; see service_entry. */
 #define MG_SERVICE_SEND_X2APIC 0
 #define MG_SERVICE_SEND_XAPIC 1
 #define MG_SERVICE_REPORT 2
@@ -41,7 +41,7 @@
 
 #define MG_XAPIC_BASE 0xfee00000
 
-/* Where posted-interrupt descriptors are mapped, for STORM_PASSTHROUGH. */
+/* Address of the posted-interrupt descriptors, for STORM_PASSTHROUGH. */
 #define MG_DESCRIPTORS 0xfe000000
 
 /* Offsets in struct mg_vcpu, for the assembly; checked in microguest.c. */
@@ -52,7 +52,7 @@
 #define MG_VCPU_XAPIC 80
 #define MG_VCPU_STACK 88
 
-/* Likewise in struct mg_start. */
+/* Offsets in struct mg_start, checked in the same way. */
 #define MG_START_GDT 0
 #define MG_START_IDT 16
 #define MG_START_CR0 32
@@ -60,26 +60,26 @@
 #define MG_START_CR4 48
 #define MG_START_EFER 56
 
-#define MG_PARAMS_BURN 72 /* handler_burn_cycles in struct storm_params, likewise */
+#define MG_PARAMS_BURN 72 /* handler_burn_cycles in struct storm_params, checked in the same way */
 
 #ifndef __ASSEMBLER__
 /*
- * One per vCPU at MG_VCPUS. The first cache line is what the sender polls;
- * the second is touched by its own vCPU alone.
+ * One per vCPU at MG_VCPUS. The sender polls the first cache line; only the
+ * vCPU itself accesses the second one.
  */
 struct mg_vcpu {
 	unsigned long long handled; /* handler entries so far: the acknowledgement */
 	unsigned long long ready; /* 0, or one of MG_READY* */
 	unsigned long long pad1[6];
 	unsigned long long next_receipt; /* address of the next free struct storm_receipt */
-	unsigned long long end_receipt; /* past the last; entries beyond it are only counted */
+	unsigned long long end_receipt; /* end of the log; further entries are only counted */
 	unsigned long long xapic; /* EOI through memory instead of an MSR */
 	unsigned long long stack; /* its stack pointer when it starts */
 	unsigned long long descriptors; /* address of vCPU 0's, once enabled */
 	unsigned long long pad2[3];
 };
 
-/* What vCPU 0 leaves for those it starts by SIPI; tables as SGDT and SIDT store them. */
+/* Data of vCPU 0 for vCPUs that it starts by SIPI; tables in the format of SGDT and SIDT. */
 struct mg_start {
 	unsigned char gdt[10];
 	unsigned char pad1[6];
@@ -91,7 +91,7 @@ struct mg_start {
 	unsigned long long efer;
 };
 
-/* Writes to the ICR before a passthrough storm; none unless the VMM asks for them. */
+/* Writes to the ICR before a passthrough storm; none unless the VMM requests them. */
 struct mg_foreign {
 	unsigned int icr_low;
 	unsigned int apic_id;
@@ -99,7 +99,7 @@ struct mg_foreign {
 	unsigned int emulated; /* 0: the physical ICR; 1: the guest's own, by the other MSR */
 };
 
-/* At the payload's start, behind the jump; offsets are from MG_LOAD. */
+/* At the payload's start, after the jump; offsets are from MG_LOAD. */
 struct mg_header {
 	unsigned char jump[8];
 	unsigned char magic[8]; /* "ipitrace" */
@@ -109,7 +109,7 @@ struct mg_header {
 	unsigned int spurious_entry;
 	unsigned int service_entry; /* INT3, open to user mode, interrupts left on */
 	unsigned int exception_entries; /* 32 of them, 16 bytes apart */
-	unsigned int burning_target_entry; /* these two waste handler_burn_cycles */
+	unsigned int burning_target_entry; /* these two spend handler_burn_cycles */
 	unsigned int burning_self_entry;
 	unsigned int size;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Passthrough IPI: finding and enabling it, and what goes through the other MSR.
+ * Passthrough IPI: detecting and enabling it, and writes through the other MSR.
  */
 #include "../storm_abi.h"
 #include "microguest.h"
@@ -73,7 +73,7 @@ static void start_others(u32 n_vcpus)
 	}
 }
 
-/* The sender's; no other vCPU needs to enable anything in order to be sent to. */
+/* For the sender only: a target does not need to enable anything. */
 void mg_enable_passthrough(volatile struct mg_vcpu *vcpus, u32 n_vcpus)
 {
 	volatile struct mg_foreign *foreign = (void *)MG_FOREIGN;
@@ -85,7 +85,7 @@ void mg_enable_passthrough(volatile struct mg_vcpu *vcpus, u32 n_vcpus)
 	vcpus[0].descriptors = rdmsr(MSR_KVM_PASSTHROUGH_IPI) & ~0xfffull;
 	start_others(n_vcpus);
 
-	/* For the lab: an ICR, written as the VMM says. */
+	/* For the lab: an ICR write requested by the VMM. */
 	for (u32 i = 1; foreign->count && i < n_vcpus; i++)
 		while (!vcpus[i].ready)
 			asm volatile("pause");

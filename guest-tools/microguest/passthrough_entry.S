@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Passthrough IPI: sending through the target's posted-interrupt descriptor, and
- * where the other vCPUs start when vCPU 0 wakes them by INIT and SIPI.
+ * the entry point of the other vCPUs when vCPU 0 starts them by INIT and SIPI.
  *
  * Descriptors and MSRs: lab/kernel/patches, Documentation/virt/kvm/x86/passthrough-ipi.rst.
  */
@@ -23,15 +23,15 @@
 /*
  * The sender's service MG_SERVICE_POST, one IPI to each of edi targets.
  *
- * In:  rbx the first target's descriptor, esi the vector, edi how many targets; the
- *      others' descriptors follow
- * Out: r13:r12 and edx:eax as in service_entry; rbx and edi are lost
+ * In:  rbx the first target's descriptor, esi the vector, edi the number of targets;
+ *      the other descriptors follow
+ * Out: r13:r12 and edx:eax as in service_entry; clobbers rbx and edi
  *
- * What a CPU does that virtualises IPIs itself (SDM vol. 3C, 31.1.6): set the bit; then,
- * unless a notification is outstanding or suppressed, make it outstanding and send it
- * to where the very word says that was exchanged. A bit that was set already is a
- * coalesced IPI. The locked instructions make the bit visible before the ICR is
- * written; LFENCE keeps WRMSR behind them.
+ * The operation of a CPU that virtualises IPIs (SDM vol. 3C, 31.1.6): set the bit; then,
+ * unless a notification is outstanding or suppressed, make it outstanding and send it to
+ * the destination in the exchanged word. A bit that was already set is a coalesced IPI.
+ * The locked instructions make the bit visible before the ICR is written; LFENCE keeps
+ * WRMSR after them.
  */
 	.balign 64
 	.globl mg_post
@@ -65,8 +65,8 @@ mg_post:
 	iretq
 
 /*
- * An INIT and a SIPI make a vCPU start here, in real mode. It takes on vCPU 0's tables
- * and control registers, from struct mg_start.
+ * After INIT and SIPI a vCPU starts here, in real mode. It loads vCPU 0's tables and
+ * control registers from struct mg_start.
  */
 	.balign 4096
 	.globl mg_started

@@ -10,10 +10,10 @@ from lab.common.commands import run
 from lab.common.session import Parts
 
 _PACKAGE = "qemu-system-x86"
-# On a busy machine no emulated timer interrupt may come while Linux looks
-# for one, and it panics; under KVM it does not look either (arch/x86/kernel/kvm.c).
+# On a busy machine the emulated timer interrupt may be late when Linux checks the timer, and
+# Linux panics. Under KVM Linux does not check it either (arch/x86/kernel/kvm.c).
 _PARAMETER = "no_timer_check"
-_TIMEOUT_S = 2700  # five times what the longest takes where nothing else runs
+_TIMEOUT_S = 2700  # five times the longest duration on an idle machine
 
 
 def boot(parts: Parts) -> None:

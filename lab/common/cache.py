@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab has built: folders named by a hash of what they were made from."""
+"""The products of the lab: folders named by a hash of their inputs."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ _KEY_DIGITS = 12
 
 
 def cache_dir() -> Path:
-    """The folder of all products; made when missing."""
+    """The folder of all products; it is created if missing."""
     own = os.environ.get("IPITRACE_LAB_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(own) if own else Path(base) / "ipitrace-lab"
@@ -26,14 +26,14 @@ def cache_dir() -> Path:
 
 
 def product(name: str, inputs: object, build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills, made unless there is one of the same inputs.
+    """The folder that `build` fills; it is built only if none with the same inputs exists.
 
     Args:
-        name: of the product and of its step.
-        inputs: anything that json can write; with the text of `build` it makes the key.
-            The name of an input product's folder stands for what is in it.
-        build: fills the empty folder it is given. The folder is renamed when `build` is
-            done, so it must not contain its own path.
+        name: the name of the product and of its step.
+        inputs: anything that json can write; the key is made of it and the text of `build`.
+            The name of an input product's folder represents its contents.
+        build: fills the given empty folder. The folder is renamed after `build`, and must not
+            contain its own path.
 
     Raises:
         LabError: `build` failed.
@@ -47,7 +47,7 @@ def product(name: str, inputs: object, build: Callable[[Path], None]) -> Path:
         if finished.is_dir():
             say(f"{name}: reused")
             return finished
-        # of a build that was killed
+        # left by a build that was killed
         for abandoned in cache_dir().glob(f"{unfinished_prefix}*"):
             shutil.rmtree(abandoned)
         with step(name):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running commands inside a root file system.
 
-Each runs in mount and process namespaces of its own: when it ends, or this program
-is killed, its mounts and children are gone.
+Each command has its own mount and process namespaces: its mounts and children disappear
+when it ends or this program is killed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from lab.common.commands import run
 
 SHARED = "/lab"
-"""Where a root file system shows the folders it is lent; an empty folder in itself."""
+"""The folder of a root file system below which lent folders are mounted."""
 
 _ENTER = """
 root=$1; shift
@@ -37,8 +37,8 @@ def chroot_command(
 
     Args:
         root: a root file system of `rootfs`.
-        command: as seen from inside.
-        lent: folders of this machine, by the name they have below SHARED inside.
+        command: the command, with paths as seen from inside.
+        lent: folders of this machine, by their names below SHARED inside.
     """
     binds = [word for name, path in (lent or {}).items() for word in (name, str(path))]
     script = ["sh", "-eu", "-c", _ENTER, "sh", str(root), *binds, "--", *command]
@@ -54,9 +54,9 @@ def chroot_command(
 
 
 def chroot(root: Path, command: Sequence[str], lent: Mapping[str, Path] | None = None) -> str:
-    """Run `command` inside `root`; answer what it wrote to stdout.
+    """Run `command` inside `root`; return its stdout.
 
     Raises:
-        LabError: it failed.
+        LabError: the command failed.
     """
     return run(chroot_command(root, command, lent), name=command[0])

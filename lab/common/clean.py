@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lab.common.clean`: remove all that the lab has built."""
+"""`python -m lab.common.clean`: remove all products of the lab."""
 
 import shutil
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line that both hosts share."""
+"""The command line of both emulated hosts."""
 
 import argparse
 import os
@@ -16,11 +16,11 @@ FAILED = 3
 
 
 def main(host: str, boot: Callable[[Parts], None]) -> int:
-    """Run ipitrace on an emulated host; print what it printed. Answer the exit code."""
+    """Run ipitrace on an emulated host; print its output. Return the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m lab.{host}", description=__doc__)
     parser.add_argument("--suite", default=rootfs.SUITE, help="Debian suite of the kernel")
-    parser.add_argument("--parameter", action="append", default=[], help="for the kernel")
-    parser.add_argument("--wheel", type=Path, help="built from the checkout unless given")
+    parser.add_argument("--parameter", action="append", default=[], help="kernel parameter")
+    parser.add_argument("--wheel", type=Path, help="default: built from the checkout")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     parser.add_argument("--count", default="600", help="IPIs measured per scenario")
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
@@ -39,6 +39,8 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
 
 
 def require_root() -> None:
-    """See that this is root, or raise LabError."""
+    """Check that this is root; otherwise raise LabError."""
     if os.geteuid() != 0:
-        raise LabError("the lab makes root file systems and mounts: run it as root")
+        raise LabError(
+            "the lab needs root to create file systems and to mount them: run it as root"
+        )

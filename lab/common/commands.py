@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running other programs."""
+"""Runs other programs."""
 
 import subprocess
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ _TAIL_LINES = 15
 
 
 def run(command: Sequence[str | Path], *, name: str | None = None) -> str:
-    """Run a command that dies with this process; answer what it wrote to stdout.
+    """Run a command that is killed with this process; return its stdout.
 
-    Programs are found through no folder that others may write.
+    Programs are not searched in folders that other users can write.
 
     Args:
         command: the program and its arguments.
-        name: what a failure is called; the program unless given.
+        name: the name in an error; default: the program.
 
     Raises:
-        LabError: it failed; with the end of what it wrote.
+        LabError: the command failed; the message has the end of its output.
     """
     done = subprocess.run(
         ["setpriv", "--pdeathsig", "KILL", *command],

@@ -15,11 +15,11 @@ JOB_LABEL = "lab-job"
 _MIB = 1 << 20
 _ROOT_SPARE_MIB = 128
 _JOB_MIB = 256
-_EPOCH = 1735689600  # the time that all files get, as SOURCE_DATE_EPOCH
+_EPOCH = 1735689600  # the time of all files, as SOURCE_DATE_EPOCH
 
 
 def root_image() -> Path:
-    """The disk with the emulated host's root file system. It is never written."""
+    """The disk with the emulated host's root file system. It is read-only."""
     source = rootfs.host()
 
     def build(directory: Path) -> None:
@@ -31,7 +31,7 @@ def root_image() -> Path:
 
 
 def job_disk(tree: Path, disk: Path) -> None:
-    """Make the disk that carries the job in and its result out.
+    """Make the disk that contains the job and receives its result.
 
     Raises:
         LabError: the tree does not fit.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job of an emulated host: the wheel under test and what to run with it."""
+"""The job of an emulated host: the wheel under test and the command to run."""
 
 import shlex
 import shutil
@@ -15,7 +15,7 @@ from lab.common.steps import step
 
 CHECKOUT = Path(__file__).parents[2]
 RESULT = "/result"
-"""The folder of the job disk that comes back; /job/result while the host runs."""
+"""The job disk's folder of results; /job/result while the host runs."""
 
 _RUN = """#!/bin/sh
 # What an emulated host does; its exit status comes back as result/status.

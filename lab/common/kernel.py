@@ -26,7 +26,7 @@ class Kernel:
 
 
 def fetch(suite: str = rootfs.SUITE) -> Kernel:
-    """The kernel that `linux-image-amd64` of a suite (also backports, sid) stands for.
+    """The kernel to which `linux-image-amd64` of a suite (also backports, sid) refers.
 
     Raises:
         LabError: the suite has none.

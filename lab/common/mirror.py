@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this machine takes Debian's packages from."""
+"""The Debian mirror of this machine."""
 
 import os
 
@@ -10,11 +10,11 @@ from lab.common.steps import LabError
 def debian_mirror() -> str:
     """The URI of the Debian mirror in the machine's apt configuration.
 
-    apt itself is asked, so one-line and deb822 files count alike. Security and other
-    overlays are no whole mirrors: their suite has a dash.
+    apt reports it, for one-line and deb822 files alike. Security and other overlays are not
+    complete mirrors: their suite has a dash.
 
     Raises:
-        LabError: there is none.
+        LabError: apt has no Debian mirror.
     """
     own = os.environ.get("IPITRACE_LAB_MIRROR")
     if own:
@@ -28,4 +28,4 @@ def debian_mirror() -> str:
         origin, suite, component, site = line.split(" ", 3)
         if origin == "Debian" and component == "main" and "-" not in suite:
             return site
-    raise LabError("apt's configuration names no Debian mirror: name one in IPITRACE_LAB_MIRROR")
+    raise LabError("apt's configuration has no Debian mirror: set IPITRACE_LAB_MIRROR to one")

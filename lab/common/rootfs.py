@@ -37,7 +37,7 @@ def base() -> Path:
 
     def build(directory: Path) -> None:
         if shutil.which("debootstrap") is None:
-            raise LabError("debootstrap is missing: apt-get install debootstrap")
+            raise LabError("debootstrap is not installed: run apt-get install debootstrap")
         more = ["--include=ca-certificates"] if mirror.startswith("https:") else []
         root = directory / "root"
         namespace = ["unshare", "--mount", "--propagation", "private"]
@@ -49,7 +49,7 @@ def base() -> Path:
 
 @cache
 def tools(*packages: str) -> Path:
-    """A root file system of programs to build and boot with: TOOLS and `packages`."""
+    """A root file system with the programs to build and boot: TOOLS and `packages`."""
     plain = base()
     wanted = sorted({*TOOLS, *packages})
 
@@ -61,7 +61,7 @@ def tools(*packages: str) -> Path:
 
 @cache
 def host() -> Path:
-    """What an emulated host runs: the distribution's Python and bcc, without ipitrace."""
+    """The root file system of an emulated host: Debian's Python and bcc, without ipitrace."""
     plain = base()
 
     def build(directory: Path) -> None:

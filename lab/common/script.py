@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products that a shell script makes inside a tools' root file system."""
+"""Products that a shell script builds inside a tools' root file system."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ def made_by(
     packages: Sequence[str] = (),
     beside: Sequence[Path] = (),
 ) -> Path:
-    """The product that `script` leaves in the folder that is its first argument.
+    """The product that `script` builds in the folder given as its first argument.
 
     Args:
-        script: of sh.
-        name: of the product.
-        arguments: what the script is given after the folder.
-        packages: of rootfs.SUITE that it needs beyond rootfs.TOOLS.
-        beside: files and folders of files that lie in that folder when it starts.
+        script: a script for sh.
+        name: the name of the product.
+        arguments: the script's arguments after the folder.
+        packages: packages of rootfs.SUITE that it needs in addition to rootfs.TOOLS.
+        beside: files and folders of files to copy into that folder first.
 
     Raises:
         LabError: it failed.
@@ -57,7 +57,7 @@ def fetched_by(
     """The same for a script that takes packages of `suite` from the mirror, by apt.sh.
 
     Raises:
-        LabError: it failed; say, the suite has no such package.
+        LabError: the script failed, for example because the suite lacks a package.
     """
     arguments = [debian_mirror(), suite]
     return made_by(script, name, arguments, packages=packages, beside=[_APT, *beside])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From nothing to a recording made on an emulated host: every step in its order."""
+"""All steps from the checkout to a recording made on an emulated host."""
 
 import shutil
 import tempfile
@@ -26,7 +26,7 @@ BASE_COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Parts:
-    """What an emulator boots.
+    """The parts that an emulator boots.
 
     Attributes:
         kernel: the kernel and its modules.
@@ -51,7 +51,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Request:
-    """What to do on an emulated host.
+    """A job for an emulated host.
 
     Attributes:
         suite: of Debian, whose kernel is booted unless `kernel` is given.
@@ -81,7 +81,7 @@ class Request:
 
 
 def run_on(boot: Callable[[Parts], None], request: Request) -> None:
-    """Make what is missing, boot it, bring the result out.
+    """Build missing products, boot the host, collect the result.
 
     `request.output` has `console.log` and what the job left, also after a failure.
 
@@ -113,7 +113,7 @@ def run_on(boot: Callable[[Parts], None], request: Request) -> None:
                 boot(parts)
             except LabError as error:
                 with suppress(LabError):
-                    read_from_disk(disk, RESULT, output)  # as far as it was written
-                raise LabError(f"{error}; console: {console}") from error
+                    read_from_disk(disk, RESULT, output)  # the part that was written
+                raise LabError(f"{error}; see the console: {console}") from error
         collect(disk, console, output)
     say(f"wrote {output}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saying what is done, how long it took, and which step failed."""
+"""Reports each step, its duration, and whether it failed."""
 
 import sys
 import time
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 
 
 class LabError(Exception):
-    """A step failed, for a reason that the user is told."""
+    """A step failed; the message is for the user."""
 
 
 def say(text: str) -> None:
-    """A line for the user, on stderr: stdout is for what ipitrace printed inside."""
+    """Print a line for the user on stderr; stdout is for the output of ipitrace."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Announce a step; say how long it took, or that it was the one that failed.
+    """Announce a step; print its duration, or raise an error with its name.
 
     Raises:
-        LabError: what the body raised, with the step's name before it.
+        LabError: the error of the body, with the step's name as prefix.
     """
     say(f"{name} ...")
     started_s = time.monotonic()

@@ -8,7 +8,7 @@ from lab.guest.module import SUITES, build_module
 
 
 def main() -> int:
-    """Answer the exit code."""
+    """Return the exit code."""
     failed = False
     for suite in SUITES:
         try:

@@ -20,18 +20,18 @@ _INIT = Path(__file__).with_name("init")
 _SETS = ("disk=virtio_pci,virtio_blk,ext4",)
 _PACKAGE = "qemu-system-x86"
 _TIMEOUT_S = 900
-# The emulated CPUs share one TSC but show no flag that says so.
+# The emulated CPUs share one TSC, but have no CPU flag for it.
 _COMMAND_LINE = (
     "console=ttyS0,115200 panic=-1 oops=panic mitigations=off tsc=reliable no_timer_check"
 )
-# Without remapping of interrupts Linux keeps the APICs in xAPIC mode.
+# Without interrupt remapping, Linux keeps the APICs in xAPIC mode.
 _X2APIC = ("-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,eim=on")
 _XAPIC = ("-machine", "pc")
 
 
 @dataclass(frozen=True)
 class Guest:
-    """What to boot.
+    """The guest to boot.
 
     Attributes:
         suite: of Debian, whose kernel it is.
@@ -50,7 +50,7 @@ class Guest:
 
 
 def boot_guest(guest: Guest, output: Path) -> None:
-    """Make what is missing, boot, bring the script's results to `output`.
+    """Build missing products, boot the guest, copy the script's results to `output`.
 
     `output` has `console.log`, `dmesg.txt`, `stdout.txt`, `stderr.txt` and `status`, too.
 
@@ -60,7 +60,7 @@ def boot_guest(guest: Guest, output: Path) -> None:
     module = build_module(guest.suite)
     chosen = kernel.fetch(guest.suite)
     if module.release != chosen.release:
-        raise LabError(f"headers of {module.release}, kernel {chosen.release}")
+        raise LabError(f"the headers are for {module.release}, the kernel is {chosen.release}")
     initramfs = build_initramfs(chosen, _INIT, _SETS)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root file system of emulated hosts that start a guest: QEMU and an ssh client, too."""
+"""The root file system of emulated hosts that start a guest: with QEMU and an ssh client."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _SPARE_MIB = 256
 
 
 def root_image() -> Path:
-    """The host's disk. It is never written."""
+    """The host's disk. It is read-only."""
     source = rootfs.tools(*rootfs.HOST, *_MORE)
 
     def build(directory: Path) -> None:

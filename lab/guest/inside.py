@@ -36,7 +36,7 @@ def guest_files(
     words = qemu_command(
         image="/job/vmlinuz",
         initramfs="/job/initramfs",
-        disk="/tmp/disk",  # noqa: S108 - inside, where nobody else is
+        disk="/tmp/disk",  # noqa: S108 - inside the host, which has one user
         agent="/tmp/agent",  # noqa: S108
         console="/tmp/console",  # noqa: S108
         ssh=ssh,

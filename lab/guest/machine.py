@@ -40,7 +40,7 @@ _BOOT_S = 300
 
 @dataclass(frozen=True)
 class Running:
-    """A guest that is up.
+    """A running guest.
 
     Attributes:
         port: of this machine's loopback, where its sshd answers.
@@ -59,7 +59,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Ssh:
-    """A way into a guest.
+    """A transport into a guest.
 
     Attributes:
         port: of the loopback.
@@ -76,7 +76,7 @@ def _root() -> Path:
 
 
 def guest_disk() -> Path:
-    """The guest's disk, which is never written."""
+    """The guest's disk, which is read-only."""
     source = _root()
 
     def build(directory: Path) -> None:
@@ -108,7 +108,7 @@ def qemu_command(
     ssh: Ssh | None = None,
     parameters: Sequence[str] = (),
 ) -> list[str]:
-    """QEMU's command line but for the accelerator; the places as QEMU sees them.
+    """QEMU's command line without the accelerator; paths as QEMU sees them.
 
     Args:
         image: the kernel.
@@ -148,14 +148,14 @@ def make_key(directory: Path) -> tuple[Path, str]:
 
 
 def host_key() -> str:
-    """What the guest's sshd shows, "TYPE BASE64"."""
+    """The host key of the guest's sshd, "TYPE BASE64"."""
     text = (_root() / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
     return " ".join(text.split()[:2])
 
 
 @contextmanager
 def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
-    """Boot the guest; end it at the end.
+    """Boot the guest, and stop it on exit.
 
     Raises:
         LabError: a step failed, or it does not come up in five minutes.
@@ -198,12 +198,12 @@ def running_guest(cpus: int = 3, more: Sequence[str] = ()) -> Iterator[Running]:
                 _wait_until_ready(process, console)
             yield Running(port, directory / "agent", key, host_key(), console)
         finally:
-            process.kill()  # unshare holds SIGTERM back; --kill-child takes QEMU along
+            process.kill()  # unshare blocks SIGTERM; --kill-child kills QEMU, too
             process.wait()
 
 
 def _tsc_rate() -> tuple[str, ...]:
-    """What the emulated TSC's rate is: TCG's is the real one.
+    """The rate of the emulated TSC: with TCG it is that of the real one.
 
     Linux would measure it against a timer, and on a busy machine be wrong by a factor of ten.
     """
@@ -212,7 +212,7 @@ def _tsc_rate() -> tuple[str, ...]:
 
 
 def ssh_settings(port: int, *, key: str, known_hosts: str) -> str:
-    """The text of an ssh_config that knows the guest under its name."""
+    """The text of an ssh_config with the guest's name."""
     return (
         f"Host {NAME}\n HostName 127.0.0.1\n Port {port}\n User root\n"
         f" IdentityFile {key}\n IdentitiesOnly yes\n UserKnownHostsFile {known_hosts}\n"
@@ -220,7 +220,7 @@ def ssh_settings(port: int, *, key: str, known_hosts: str) -> str:
 
 
 def ssh_folder(guest: Running, directory: Path) -> Path:
-    """A folder for PATH with an `ssh` that knows the guest under its name.
+    """A folder for PATH with an `ssh` that accepts the guest's name.
 
     ssh takes its own settings from the user's home and from no variable, so it needs
     telling by an option.
@@ -246,7 +246,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", console: Path) -> None
             break
         time.sleep(0.5)
     tail = "\n".join(said.splitlines()[-15:])
-    raise LabError(f"the guest did not come up:\n{tail}")
+    raise LabError(f"the guest did not start; the end of its console:\n{tail}")
 
 
 def _free_port() -> int:

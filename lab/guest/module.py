@@ -23,7 +23,7 @@ _SOURCES = CHECKOUT / "guest-tools"
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What a suite's kernel is built with.
+    """The build environment of a suite's kernel.
 
     Attributes:
         compiler: the nearest to the kernel's own that the builder's suite has.
@@ -36,7 +36,7 @@ class Toolchain:
     dkms: bool = False
 
 
-# The mirror's oldest to its newest; only sid's sparse knows 7.x' __typeof_unqual__.
+# From the mirror's oldest to its newest; only sid's sparse supports __typeof_unqual__ of 7.x.
 SUITES = {
     "bullseye": Toolchain("gcc-12"),
     "bookworm": Toolchain("gcc-12"),
@@ -70,7 +70,7 @@ def build_module(suite: str) -> Build:
 
 
 def build_module_for(kernel: Kernel) -> Build:
-    """Build it for a kernel that was built here.
+    """Build the module for a kernel that the lab built.
 
     Raises:
         LabError: the build fails.

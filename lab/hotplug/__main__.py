@@ -16,7 +16,7 @@ _JOB = Path(__file__).with_name("job.sh")
 
 
 def main() -> int:
-    """Answer the exit code; what the run did comes back as files."""
+    """Return the exit code; the results of the run are files."""
     parser = argparse.ArgumentParser(prog="python -m lab.hotplug", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     asked = parser.parse_args()

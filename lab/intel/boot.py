@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Booting the Intel host: Bochs, which emulates VMX with APICv and posted interrupts.
 
-The kernel comes from a CD, since Bochs has no loader of its own; GRUB starts it.
-Bochs runs both CPUs in one thread, in turns, and with no clock but its own tick
+The kernel is on a CD, because Bochs has no loader of its own; GRUB starts it.
+Bochs runs both CPUs in turn in one thread, and its only clock is its own tick
 counter: the same disks give the same run.
 """
 
@@ -17,14 +17,14 @@ from lab.intel.emulator import build_emulator
 
 _PACKAGES = ("bochsbios", "grub-pc-bin", "vgabios", "xorriso")
 _FOLDER = Path(__file__).parent
-_TIMEOUT_S = 3600  # ten times what it takes where nothing else runs
+_TIMEOUT_S = 3600  # ten times the duration on an idle machine
 _COMMAND_LINE = (
-    # Pause-loop exits come when an emulated CPU spins as spinning CPUs do; they say nothing.
+    # Pause-loop exits occur when an emulated CPU spins. They have no significance here.
     "kvm_intel.ple_gap=0",
     # A CPU that idles in MWAIT wakes up late in Bochs, often only at its next timer tick:
     # loading ext4 takes 3 to 16 s of the host's time instead of 0.4 s.
     "idle=halt",
-    # How a kernel that panics restarts. Bochs is told to end at that, not to boot once more.
+    # How a kernel restarts after a panic. Bochs then ends instead of booting again.
     "reboot=triple",
 )
 _MORE_DISK = (

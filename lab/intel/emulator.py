@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulator of the Intel host: Bochs, built from Debian's source with our patches.
+"""The emulator of the Intel host: Bochs, built from Debian's source with the lab's patches.
 
 Debian's own binaries do not serve: they have the defects that patches/ describes.
 """
@@ -15,7 +15,7 @@ _COMPILERS = ("g++", "make", "patch", "xz-utils")
 
 
 def build_emulator() -> Path:
-    """The program; it runs inside the tools' root that it was built in.
+    """The program; it runs inside the tools' root in which it was built.
 
     Raises:
         LabError: the suite has no source of it, a patch does not fit, or it does not compile.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lab.kernel`: build the lab's kernel and say where it is."""
+"""`python -m lab.kernel`: build the lab's kernel and print its path."""
 
 import sys
 

@@ -23,7 +23,7 @@ _PORT = 2222  # of the emulated host's loopback
 
 
 def main() -> int:
-    """Answer the exit code."""
+    """Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.nested", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     parser.add_argument("more", nargs="*", help="options of `ipitrace run`, after --")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passthrough IPI on the emulated Intel host: off against on, and its risk."""
+"""Passthrough IPI on the emulated Intel host: off compared with on, and its risk."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lab.passthrough`: Passthrough IPI off against on, on the emulated Intel host.
+"""`python -m lab.passthrough`: compare Passthrough IPI off and on, on the emulated Intel host.
 
-The same kernel and the same guest, kvm_intel.passthrough_ipi off and then on; then what
-`ipitrace compare` makes of the two recordings. Whatever the host's kernel complains of
-is a failure.
+The same kernel and guest run with kvm_intel.passthrough_ipi off and then on, and
+`ipitrace compare` compares the two recordings. Any warning of the host's kernel is a
+failure.
 """
 
 import argparse
@@ -69,16 +69,20 @@ class Run:
 
 
 def main() -> int:
-    """Boot, run, compare. Answer the exit code."""
+    """Boot, run, compare. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.passthrough", description=__doc__)
     parser.add_argument("--count", type=int, default=320, help="IPIs per scenario, traced")
     parser.add_argument("--many", type=int, metavar="N", help="N IPIs per scenario, not traced")
     parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
-    parser.add_argument("--linux", type=int, metavar="N", help="N IPIs a scenario in a Linux guest")
+    parser.add_argument(
+        "--linux", type=int, metavar="N", help="N IPIs per scenario in a Linux guest"
+    )
     parser.add_argument("--debug", action="store_true", help="the same under lockdep and KASAN")
-    parser.add_argument("--debug-guest", action="store_true", help="a Linux guest under them, too")
+    parser.add_argument("--debug-guest", action="store_true", help="a Linux guest under both, too")
     parser.add_argument("--risk", action="store_true", help="write to foreign CPUs, too")
-    parser.add_argument("--only", action="store_true", help="only these, not off against on")
+    parser.add_argument(
+        "--only", action="store_true", help="only these, without comparing off and on"
+    )
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     asked = parser.parse_args()
     output = (asked.output or cache_dir() / "results" / "passthrough").resolve()
@@ -155,7 +159,9 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
         lines = console.read_text(errors="replace").splitlines()
         complaints = [line.strip() for line in lines if _COMPLAINT.search(line)]
         if complaints and not run.may_complain:
-            raise LabError(f"{run.name}: the kernel complains: {complaints[0]}; console: {console}")
+            raise LabError(
+                f"{run.name}: kernel warning: {complaints[0]}; see the console: {console}"
+            )
 
 
 def _compare(off: Path, on: Path, paired: Sequence[tuple[str, str]]) -> int:

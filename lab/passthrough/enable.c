@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Gives a VM Passthrough IPI, for a QEMU that does not know it: preloaded, it enables the
- * capability once there is an irqchip and sets the bit in each vCPU's CPUID.
+ * Enables Passthrough IPI for a VM of a QEMU that does not support it. The preloaded library
+ * enables the capability once there is an irqchip, and sets the bit in each vCPU's CPUID.
  * Interface: lab/kernel/patches, Documentation/virt/kvm/x86/passthrough-ipi.rst.
  */
 #define _GNU_SOURCE
@@ -16,7 +16,7 @@
 #define CPUID_FEATURES 0x40000001
 #define FEATURE_PASSTHROUGH_IPI 30
 
-/* Where QEMU's pc has nothing: between the HPET and the local APICs. */
+/* An unused range of QEMU's pc, between the HPET and the local APICs. */
 #define DESCRIPTORS 0xfed80000
 #define VCPU_IDS 64
 

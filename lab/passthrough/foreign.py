@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs on the emulated host: what a guest's own writes to the physical ICR do there.
+"""Runs on the emulated host: the effects of a guest's writes to the physical ICR.
 
 A VM on CPUs 0 and 1 writes vectors and messages of its choice to the last CPU, and to all.
-Then it runs a short storm of its own. What /proc/interrupts counted on the CPUs that never
-ran the VM is printed, beside what the same VM does without such writes.
+Then it runs a short storm of its own. The script prints the counts of /proc/interrupts on the
+CPUs that never ran the VM, and for comparison those of the same VM without these writes.
 
-With the argument `forever`, such VMs follow each other until this is killed, and nothing is
-printed: for others to notice.
+With the argument `forever`, it starts one VM after another until it is killed and prints
+nothing, as a source of interrupts for other programs to detect.
 """
 
 import os
@@ -68,7 +68,7 @@ def apic_id(cpu: int) -> int:
 
 
 def attempt(icr_low: int, destination: int, writes: int) -> tuple[int, int]:
-    """One fresh VM; answer its own IPIs, sent and delivered."""
+    """Run one fresh VM; return the numbers of its own IPIs, sent and delivered."""
     logs = LogSizes(sends=IPIS, receipts_per_vcpu=IPIS)
     method = StormSendMethod.PASSTHROUGH
     with Machine(load_payload(), len(VM_CPUS), logs, method) as machine:
@@ -88,13 +88,13 @@ def attempt(icr_low: int, destination: int, writes: int) -> tuple[int, int]:
 
 
 def annoy(cpu: int) -> None:
-    """Send notifications to it, from one VM after the other."""
+    """Send notifications to the CPU, from one VM after another."""
     while True:
         attempt(NOTIFICATION, apic_id(cpu), WRITES)
 
 
 def try_all(others: list[int]) -> None:
-    """Try them all; every line is on disk before the next is tried."""
+    """Try all writes; each line is on disk before the next write."""
     last = others[-1]
     print(f"{WRITES} writes each; rows of /proc/interrupts that grew on CPUs {others}")
     for to, destination in ((f"CPU {last}", apic_id(last)), ("all CPUs", EVERYONE)):
@@ -107,14 +107,14 @@ def try_all(others: list[int]) -> None:
                 for row in after
                 if any(after[row][cpu] != before[row][cpu] for cpu in others)
             }
-            told = " ".join(f"{row}+{'/'.join(map(str, by))}" for row, by in grown.items())
-            print(f"{name} to {to}: {told or 'none'}; its own IPIs: {delivered} of {sent}")
+            rows = " ".join(f"{row}+{'/'.join(map(str, by))}" for row, by in grown.items())
+            print(f"{name} to {to}: {rows or 'none'}; its own IPIs: {delivered} of {sent}")
             sys.stdout.flush()
             os.fsync(sys.stdout.fileno())
 
 
 def main() -> None:
-    """As the argument says."""
+    """Run once, or forever if the argument requests it."""
     others = sorted(os.sched_getaffinity(0) - set(VM_CPUS))
     os.sched_setaffinity(0, set(VM_CPUS))
     if sys.argv[1:] == ["forever"]:

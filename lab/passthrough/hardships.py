@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs on the emulated host: what could make Passthrough IPI lose an interrupt, done to it.
+"""Runs on the emulated host: conditions under which Passthrough IPI could lose an interrupt.
 
-Each case is one fresh VM whose vCPU 0 sends to another by its descriptor. A line of JSON
-a case tells how many arrived, what they cost the sender, and how often it was disturbed.
+Each case is one fresh VM whose vCPU 0 sends to another one through its descriptor. For each
+case a line of JSON has the number of delivered IPIs, their cost for the sender, and the number
+of disturbances.
 """
 
 import fcntl
@@ -31,14 +32,14 @@ NMI = 0x400
 SET_GUEST_DEBUG = 0x4048AE9B
 GUESTDBG_ENABLE = 1
 GUESTDBG_BLOCKIRQ = 0x00100000
-"""A vCPU debugged in this way inhibits APICv for its VM (APICV_INHIBIT_REASON_BLOCKIRQ)."""
+"""A vCPU with this debug flag inhibits APICv for its VM (APICV_INHIBIT_REASON_BLOCKIRQ)."""
 
 
 class Undisturbed(Machine):
-    """The plain case; the others disturb it.
+    """The case without a disturbance; the others add one.
 
     Attributes:
-        disturbed: how often.
+        disturbed: the number of disturbances.
         tids: the vCPUs' threads, once known.
     """
 
@@ -46,7 +47,7 @@ class Undisturbed(Machine):
     tids: Sequence[int] = ()
 
     def threads_known(self, tids: Sequence[int]) -> None:
-        """Keep them."""
+        """Store the thread ids."""
         self.tids = tids
 
     def tick(self, sent: int) -> None:
@@ -54,12 +55,12 @@ class Undisturbed(Machine):
 
 
 class TargetMoves(Undisturbed):
-    """The target's thread goes from CPU to CPU."""
+    """The target's thread is moved from CPU to CPU."""
 
     vcpu = 1
 
     def tick(self, sent: int) -> None:
-        """Send it to the next."""
+        """Move it to the next CPU."""
         if sent:
             self.disturbed += 1
             cpu = self.disturbed % (os.cpu_count() or 1)
@@ -67,18 +68,18 @@ class TargetMoves(Undisturbed):
 
 
 class SenderMoves(TargetMoves):
-    """The sender's thread goes from CPU to CPU."""
+    """The sender's thread is moved from CPU to CPU."""
 
     vcpu = 0
 
 
 class Inhibited(Undisturbed):
-    """The last vCPU, which takes no part, inhibits APICv all the time."""
+    """The last vCPU, which is not part of the storm, inhibits APICv all the time."""
 
     _ident = 0
 
     def run_vcpu(self, index: int) -> None:
-        """The last one inhibits, or no longer does, each time its thread is interrupted."""
+        """The last vCPU switches the inhibit on or off each time its thread is interrupted."""
         if index != len(self._vcpus) - 1:
             super().run_vcpu(index)
             return
@@ -89,7 +90,7 @@ class Inhibited(Undisturbed):
             fcntl.ioctl(vcpu.fd, SET_GUEST_DEBUG, struct.pack("<II64x", control, 0))
             try:
                 vcpu.run()
-            except BlockingIOError:  # a SIPI came
+            except BlockingIOError:  # a SIPI arrived
                 continue
             except InterruptedError:
                 if not self._stopping:
@@ -98,7 +99,7 @@ class Inhibited(Undisturbed):
 
 
 class InhibitedNowAndThen(Inhibited):
-    """The same, but its thread is interrupted to change its mind."""
+    """The same, but its thread is interrupted to switch the inhibit."""
 
     def tick(self, sent: int) -> None:
         """Interrupt it."""
@@ -109,7 +110,7 @@ class InhibitedNowAndThen(Inhibited):
 
 
 class PluggedIn(Undisturbed):
-    """The target is created while the sender already waits for it."""
+    """The target is created while the sender already waits for it (hotplug)."""
 
     index = 2
 
@@ -118,7 +119,7 @@ class PluggedIn(Undisturbed):
             super()._add_vcpu(index, method)
 
     def tick(self, _sent: int) -> None:
-        """Plug it in, once."""
+        """Create the vCPU, once."""
         if self.disturbed or StormState.MEASURING not in self._marks:
             return
         self.disturbed = 1
@@ -133,7 +134,7 @@ class PluggedIn(Undisturbed):
 
 
 def run(case: type[Undisturbed], *, n_vcpus: int = 2, target: int = 1, **state: int) -> None:
-    """One VM, one storm; tell how it went."""
+    """Run one storm in one VM; print the result."""
     logs = LogSizes(sends=IPIS, receipts_per_vcpu=IPIS)
     with case(load_payload(), n_vcpus, logs, METHOD) as machine:
         fields = {
@@ -179,7 +180,7 @@ def nmi_by_the_other_msr() -> None:
 
 
 def tell(**facts: object) -> None:
-    """A line, on disk before the next case begins."""
+    """Print a line; it is on disk before the next case begins."""
     print(json.dumps(facts))
     sys.stdout.flush()
     os.fsync(sys.stdout.fileno())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs inside the emulated host."""
+"""The jobs that run inside the emulated host."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PAIRS: Sequence[tuple[str, str]] = (
     ("self", "self-passthrough"),
     ("broadcast", "broadcast-passthrough"),
 )
-"""What is compared: a scenario with the parameter off, the same through descriptors with it on."""
+"""Compared scenarios: with the parameter off, and through descriptors with it on."""
 
 LINUX_PAIRS: Sequence[tuple[str, str]] = (
     ("unicast-running", "unicast-running-passthrough"),
@@ -23,12 +23,12 @@ LINUX_PAIRS: Sequence[tuple[str, str]] = (
     ("unicast-running-smp-call", "unicast-running-smp-call"),
     ("unicast-halted-smp-call", "unicast-halted-smp-call"),
 )
-"""The same for a Linux guest. What its kernel sends is sent by other means; the last two."""
+"""The same for a Linux guest. In the last two, its kernel sends by its own means."""
 
 LINUX_REPETITIONS = 2
 
 LINUX_DEBUG = 20
-"""IPIs of each scenario in a Linux guest that looks for its own mistakes, all of it emulated."""
+"""IPIs of each scenario in a Linux guest with a debug kernel, in emulation."""
 
 MANY = (
     "unicast-running-passthrough",
@@ -36,12 +36,12 @@ MANY = (
     "self-passthrough",
     "broadcast-passthrough",
     "broadcast-halted-passthrough",
-    "unicast-blocked-passthrough",  # the last, since the host no longer polls then
+    "unicast-blocked-passthrough",  # last, because the host no longer polls after it
 )
-"""What many_job() runs."""
+"""The scenarios of many_job()."""
 
 REPETITIONS = 8
-"""Of each scenario in each mode; with six, 29 headline metrics are too many to decide."""
+"""Repetitions of each scenario in each mode; 6 are too few to decide 29 headline metrics."""
 
 HARDSHIPS = 50_000
 """IPIs of each case of hardships.py."""
@@ -49,7 +49,7 @@ HARDSHIPS = 50_000
 _FOLDER = Path(__file__).parent
 _NO_POLLING = "echo 0 >/sys/module/kvm/parameters/halt_poll_ns"
 _ASLEEP_CYCLES = 20_000
-"""After so many a target's thread sleeps, if the host does not poll for it."""
+"""After this pace a target's thread sleeps, if the host does not poll for it."""
 
 
 def tables_job(name: str, count: int) -> str:
@@ -71,7 +71,7 @@ def many_job(count: int) -> str:
 
 
 def many_preempted_job(count: int) -> str:
-    """The same to preempted targets: the rival takes a hundred times as long as all the rest."""
+    """The same with preempted targets: preemption takes 100 times as long as all other parts."""
     return _many("unicast-preempted-passthrough", count, n_vcpus=2)
 
 
@@ -82,7 +82,7 @@ def _many(name: str, count: int, *, n_vcpus: int, pace_cycles: int = 0) -> str:
 
 
 def linux_job(name: str, count: int) -> str:
-    """A Linux guest whose kernel sends as it is told to, measured: "off" or "on"."""
+    """Measure a Linux guest; `name` is "off" or "on", for its kernel's use of Passthrough IPI."""
     which = ("off", "on").index(name)
     options = ["--count", str(count), "--repeat", str(LINUX_REPETITIONS), "--seed", "1"]
     scenarios = [word for pair in LINUX_PAIRS for word in ("--scenario", pair[which])]
@@ -97,7 +97,7 @@ def hardships_job(count: int) -> str:
 def risk_job() -> str:
     """A guest that writes foreign CPUs and vectors to the physical ICR.
 
-    Then such guests again, and what `watch` and a `run` beside them notice.
+    Then the same guests run again, while `watch` and a `run` show what they detect.
     """
     watch = ipitrace_command(["watch", "--interval", "0.5", "--duration", "2", "--json"])
     options = ["--scenario", "unicast-running", "--count", "60", "--repeat", "2"]

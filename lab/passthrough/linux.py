@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Linux guest that uses Passthrough IPI: Debian's user space on the lab's own kernel.
 
-QEMU knows nothing of it; enable.c, preloaded, asks for it in QEMU's place.
+QEMU does not support it. enable.c, which is preloaded, enables it instead of QEMU.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ from lab.kernel.build import PACKAGES as COMPILERS
 
 _FOLDER = Path(__file__).parent
 _PRELOAD = "LD_PRELOAD=/job/enable.so"
-# SeaBIOS' CPUs pass a lock on between two instructions without a branch in between, and Bochs
-# lets no other CPU run there: they would wait for ever.
+# In SeaBIOS, CPUs pass a lock on between two instructions without a branch in between. Bochs
+# does not run another CPU there: the CPUs would wait forever.
 _FIRMWARE = ("-bios", "qboot.rom")
 
 
 def linux_files(scratch: Path, kernel: Kernel, *, on: bool) -> dict[str, Path]:
-    """What jobs.linux_job() finds in /job.
+    """The files for jobs.linux_job() in /job.
 
     Args:
         scratch: an empty folder, kept until the job's disk is made.

@@ -196,7 +196,7 @@ def test_the_kernel_sees_an_interrupt_for_each_receipt(guest: GuestResult) -> No
         ("bad-self", 2, "both CPU 0"),
         ("bad-cpu", 2, "target: there is no CPU 4000"),
         ("bad-sender", 2, "sender: there is no CPU 4000"),
-        ("bad-number", 2, "is no number"),
+        ("bad-number", 2, "is not a number"),
         ("bad-option", 2, "there is no asleep"),
         ("no-memory", 3, "half of the memory"),
         ("user", 3, "Operation not permitted"),

@@ -90,5 +90,5 @@ def test_a_host_that_dies_is_told_and_its_console_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lab.amd", *options]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "failed: collect: the host did not finish its job" in done.stderr
+    assert "failed: collect: the host did not complete its job" in done.stderr
     assert "Kernel panic" in (tmp_path / "console.log").read_text()
