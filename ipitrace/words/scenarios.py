@@ -35,6 +35,10 @@ class TargetState(StrEnum):
     MASKED = "masked"
 
 
+MICRO_GUEST_ONLY = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
+"""States that ipitrace_storm, the kernel module of Linux guests, does not know."""
+
+
 class SendMethod(StrEnum):
     """How the sender sends the IPI; `smp-call` is the guest kernel's own function call."""
 

@@ -16,6 +16,7 @@ from ipitrace.abi import storm as abi
 from ipitrace.base.resources import guest_tools_dir
 from ipitrace.storm.micro import image, kvm
 from ipitrace.storm.micro.passthrough import FOREIGN
+from ipitrace.words.scenarios import MICRO_GUEST_ONLY, Pattern, SendMethod, TargetState
 
 HEADERS = ("storm_abi.h", "microguest/microguest.h")
 
@@ -277,3 +278,18 @@ def test_kvm_structures(struct: str, said_by_linux: dict[str, int]) -> None:
 @pytest.mark.parametrize("what", KVM_NUMBERS)
 def test_kvm_numbers(what: str, said_by_linux: dict[str, int]) -> None:
     assert said_by_linux[what] == KVM_NUMBERS[what]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("patterns", set(Pattern)),
+        ("states", set(TargetState) - MICRO_GUEST_ONLY),
+        ("methods", set(SendMethod)),
+    ],
+)
+def test_the_helper_of_linux_guests_knows_the_words(table: str, words: set[str]) -> None:
+    source = (guest_tools_dir() / "ipitrace_storm/helper_options.c").read_text()
+    body = re.search(rf"const struct name {table}\[\] = {{(.*?)\n}};", source, re.DOTALL)
+    assert body is not None
+    assert set(re.findall(r'{"([\w-]+)", STORM_', body[1])) == words

@@ -27,9 +27,8 @@ from ipitrace.storm.linux.helper import (
 from ipitrace.storm.linux.storm_file import Asked, StormFile
 from ipitrace.storm.transport.shell import Finished, Shell
 from ipitrace.vm import VirtualMachine, still_there
-from ipitrace.words.scenarios import Pattern, Scenario, TargetState
+from ipitrace.words.scenarios import MICRO_GUEST_ONLY, Pattern, Scenario
 
-_UNSUPPORTED: Final = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
 _SENDER: Final = 0
 _TARGET: Final = 1
 _MAX_COUNT: Final = 1_000_000
@@ -148,7 +147,7 @@ class LinuxGuest:
                 return self.status.unsupported[part]
         if scenario.pattern == Pattern.RING:
             return "ipitrace cannot yet distinguish the IPIs of several senders"
-        if not _UNSUPPORTED.isdisjoint(parts):
+        if scenario.target_state in MICRO_GUEST_ONLY:
             return f"{MODULE} does not do it"
         return None
 

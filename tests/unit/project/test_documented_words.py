@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from ipitrace.recording import writer
-from ipitrace.storm.linux import driver
 from ipitrace.tracer.events import EVENTS
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import PATH_RANKS, IpiPath
-from ipitrace.words.scenarios import SCENARIOS, Pattern, SendMethod, TargetState
+from ipitrace.words.scenarios import MICRO_GUEST_ONLY, SCENARIOS, Pattern, SendMethod, TargetState
 from ipitrace.words.stages import STAGES
 
 CHECKOUT = Path(__file__).parents[3]
@@ -91,7 +90,7 @@ def test_how_a_linux_guest_sends() -> None:
 
 def test_words_of_scenarios_in_a_linux_guest() -> None:
     names = set(table("ipitrace_storm.md", "word").first_names())
-    states = {state for state in TargetState if state not in driver._UNSUPPORTED}
+    states = set(TargetState) - MICRO_GUEST_ONLY
     assert names >= states
     assert names <= states | set(Pattern)
 
