@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipitrace.recording import writer
+from ipitrace.storm.transport.registry import TRANSPORTS
 from ipitrace.tracer.events import EVENTS
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.events import HOST_EVENTS
@@ -93,6 +94,13 @@ def test_words_of_scenarios_in_a_linux_guest() -> None:
     states = set(TargetState) - MICRO_GUEST_ONLY
     assert names >= states
     assert names <= states | set(Pattern)
+
+
+def test_transports() -> None:
+    names = table("guests.md", "`--via`", "connection").first_names()
+    assert [name for name in names if "://" in name] == [
+        known.form for known in TRANSPORTS if known.scheme
+    ]
 
 
 def test_files_of_a_recording() -> None:

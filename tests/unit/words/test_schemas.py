@@ -12,6 +12,7 @@ from ipitrace.compare.model import GateKind, GateState, Verdict
 from ipitrace.recording.writer import TABLES
 from ipitrace.storm.transport.agent import LibvirtAgent, SocketAgent
 from ipitrace.storm.transport.local import LocalShell
+from ipitrace.storm.transport.registry import TRANSPORTS
 from ipitrace.storm.transport.ssh import SshShell
 from ipitrace.vm.model import ApicMode, Evidence
 from ipitrace.watch.traffic import MODES
@@ -31,7 +32,7 @@ WORDS: dict[str, dict[str, list[str | None]]] = {
     "run": {
         "guest/0/kind": ["micro"],
         "guest/1/kind": ["linux", "native"],
-        "guest/1/via": [way.via for way in (SshShell, SocketAgent, LibvirtAgent, LocalShell)],
+        "guest/1/via": [known.scheme or known.form for known in TRANSPORTS],
         "guest/1/apic_mode/0": [mode for mode in get_args(ApicMode) if mode != "off"],
         "tables/propertyNames": [*TABLES],
         "scenario/pattern": [*Pattern],
@@ -88,6 +89,11 @@ def test_schemas_enumerate_the_words_that_there_are(name: str) -> None:
     found = list(enumerations(json.loads(path.read_text())))
     assert dict(found) == WORDS[name]
     assert len(found) == len(WORDS[name])
+
+
+@pytest.mark.parametrize("way", [SshShell, SocketAgent, LibvirtAgent, LocalShell])
+def test_a_run_names_its_transport_as_via_does(way: type) -> None:
+    assert way.via in {known.scheme or known.form for known in TRANSPORTS}  # type: ignore[attr-defined]
 
 
 def test_every_schema_is_checked() -> None:
