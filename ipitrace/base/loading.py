@@ -5,10 +5,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 _hints = functools.cache(get_type_hints)
+
+LATER: Final = {"later": True}
+"""Metadata of a field that a format got later: files may lack it, and it is left out where None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ def unload(value: object) -> Any:  # noqa: ANN401 - JSON's values
     if isinstance(value, OpenObject):
         return value.to_dict()
     if is_dataclass(value):
-        return {field.name: unload(getattr(value, field.name)) for field in fields(value)}
+        kept = {f.name: (getattr(value, f.name), "later" in f.metadata) for f in fields(value)}
+        return {k: unload(v) for k, (v, is_later) in kept.items() if not (is_later and v is None)}
     if isinstance(value, Mapping):
         return {key: unload(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

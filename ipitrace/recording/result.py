@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ipitrace.base.loading import load, unload
+from ipitrace.base.loading import LATER, load, unload
 from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
 from ipitrace.recording.row import ScenarioResult
 
 SCHEMA_VERSION = 1
-_LATER_KEYS = {"disturbances", "limits"}  # also of version 1; not written where they are None
 
 
 @dataclass(frozen=True)
@@ -218,8 +217,8 @@ class RunResult:
     scenarios: tuple[ScenarioResult, ...]
     tables: Mapping[str, TableInfo] = field(default_factory=dict)
     seed: int | None = None
-    disturbances: tuple[Disturbance, ...] | None = None
-    limits: RunLimits | None = None
+    disturbances: tuple[Disturbance, ...] | None = field(default=None, metadata=LATER)
+    limits: RunLimits | None = field(default=None, metadata=LATER)
 
     @property
     def emulator(self) -> str | None:
@@ -234,8 +233,7 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json has it; an older recording does not get newer keys."""
-        plain = {"schema_version": SCHEMA_VERSION, **unload(self)}
-        return {k: v for k, v in plain.items() if v is not None or k not in _LATER_KEYS}
+        return {"schema_version": SCHEMA_VERSION, **unload(self)}
 
     def to_json(self) -> str:
         """run.json's text; the same run gives the same text."""
