@@ -72,8 +72,8 @@ class SenderSide:
         self.exit = _at(exits.tsc, at, ABSENT)
         self.entry = _entry_that_ends(exits.tsc, at, entries, guest.until)
         self.first_event = earliest(seen, self.exit)
-        told_first = np.where((seen == ABSENT) | (self.exit <= seen), self.exit, ABSENT)
-        self.began = earliest(self.ipi, hypercall, incomplete, told_first)
+        exit_first = np.where((seen == ABSENT) | (self.exit <= seen), self.exit, ABSENT)
+        self.began = earliest(self.ipi, hypercall, incomplete, exit_first)
         self.exits = count_in(exits.tsc, low, guest.until)
         fastpath = first_in(events.stamps(vcpu, _FASTPATHS), seen, done)
         provable = exits.tsc[exit_path != IpiPath.UNKNOWN]

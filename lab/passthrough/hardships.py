@@ -173,10 +173,10 @@ def nmi_by_the_other_msr() -> None:
         machine.memory.write_foreign(NMI, 1, 1, emulated=True)
         try:
             machine.run(None, Hooks(), warmup=0, silence_s=SILENCE_S)
-            told = "nothing"
+            reported = "nothing"
         except MeasurementError as error:
-            told = str(error)
-    tell(case="NMI by the other MSR", guest_said=told)
+            reported = str(error)
+    tell(case="NMI by the other MSR", guest_said=reported)
 
 
 def tell(**facts: object) -> None:
