@@ -124,6 +124,6 @@ def test_a_limit_that_is_too_small_is_told(place: Place, limit_mib: int) -> None
     with place.starts(*a_large_run, through=("prlimit", f"--as={limit_mib * MIB}")) as program:
         program.finish()
     assert_told(program, ExitCode.ENVIRONMENT)
-    # The latter where it is known beforehand.
-    assert any(said in program.complained for said in ("memory", "address space"))
+    # The second where it is known beforehand, the third where threads get no stack.
+    assert any(said in program.complained for said in ("memory", "address space", "ulimit -v"))
     assert place.names() == set()

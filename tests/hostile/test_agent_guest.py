@@ -264,7 +264,7 @@ MODES: Final = (
     records("handled long ago", "when send 100", "receipts", handler_tsc=np.arange(1, 121)),
     records("handled all at once", "", "receipts", handler_tsc=1),
     records("stamps of 2^64", "a ack_tsc is", "sends", ack_tsc=(1 << 64) - 1),
-    records("R of years", "send 101 came -", "sends", ack_tsc=1 << 62),
+    records("R of years", "send 101 began -", "sends", ack_tsc=1 << 62),
     # Putting it there, and taking it away.
     Mode("nothing of itself", words=INSTALL, files={"look": b""}, said="is not valid"),
     Mode("two lines of itself", words=REMOVE, files={"look": b"6.12\ndebian\n"}),

@@ -206,7 +206,7 @@ def test_what_is_missing_to_preempt_is_named(name: str, everybodys: Path) -> Non
     words = (*PREEMPT, "--no-trace", "-o", str(everybodys / "r"))
     done = run(*words, capabilities=without(("sys_nice", "sys_admin"), name))
     assert done.returncode == 3
-    assert f"takes CAP_{name.upper()}." in " ".join(done.stderr.split())
+    assert f"needs CAP_{name.upper()}." in " ".join(done.stderr.split())
 
 
 def test_without_the_device_nothing_runs(everybodys: Path) -> None:
