@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -12,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from ipitrace.base.loading import OpenObject, keys_of
-from ipitrace.recording.result import RunResult
+from ipitrace.base.loading import OpenObject, keys_of, load
+from ipitrace.recording.guest import GuestResult
+from ipitrace.recording.host import HostResult
+from ipitrace.recording.result import ClockResult, RunResult
+from ipitrace.recording.row import ScenarioResult
 from ipitrace.recording.writer import RecordingWriter
 
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
@@ -164,3 +168,19 @@ def make_recording(
 def read_table(directory: Path, name: str, **choice: Any) -> pa.Table:
     """A whole table of a recording that a test trusts."""
     return pq.read_table(directory / f"{name}.parquet", **choice)
+
+
+def some_run(**changes: Any) -> RunResult:
+    """As little as can be printed."""
+    row = replace(plain_value(ScenarioResult), name="unicast", status="measured")
+    plain = {
+        "one_line": "a processor",
+        "fingerprint": {},
+        "neighbours": {},
+        "pinning": {"overcommitted": False, "why": "two cores"},
+    }
+    host = load(HostResult, plain)
+    guest = load(GuestResult, {"kind": "micro", "n_vcpus": 2, "pinned_cpus": [0, 1]})
+    clock = replace(plain_value(ClockResult), tsc_hz=2e9)
+    run = replace(empty_run(), host=host, guest=guest, clock=clock, scenarios=(row,))
+    return replace(run, **changes)

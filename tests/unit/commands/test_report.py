@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,40 +14,20 @@ from recordings import (
     EVENT_MEANINGS,
     SPAN_MEANINGS,
     STEP_TSC,
-    empty_run,
     events,
     make_recording,
     plain_value,
+    some_run,
     spans,
 )
 
 from ipitrace.base.errors import ExitCode, IpitraceError, UsageError
-from ipitrace.base.loading import load
 from ipitrace.base.resources import example_dir
 from ipitrace.commands.report import report
-from ipitrace.recording.guest import GuestResult
-from ipitrace.recording.host import HostResult
 from ipitrace.recording.reader import read_run
-from ipitrace.recording.result import ClockResult, RunResult
-from ipitrace.recording.row import ScenarioResult
+from ipitrace.recording.result import ClockResult
 from ipitrace.recording.writer import RUN_FILE, RecordingWriter
 from ipitrace.render.run.tables import render_run
-
-
-def some_run(**changes: Any) -> RunResult:
-    """As little as can be printed."""
-    row = replace(plain_value(ScenarioResult), name="unicast", status="measured")
-    plain = {
-        "one_line": "a processor",
-        "fingerprint": {},
-        "neighbours": {},
-        "pinning": {"overcommitted": False, "why": "two cores"},
-    }
-    host = load(HostResult, plain)
-    guest = load(GuestResult, {"kind": "micro", "n_vcpus": 2, "pinned_cpus": [0, 1]})
-    clock = replace(plain_value(ClockResult), tsc_hz=2e9)
-    run = replace(empty_run(), host=host, guest=guest, clock=clock, scenarios=(row,))
-    return replace(run, **changes)
 
 
 def invoke(*words: object) -> Result:
