@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of scenarios: every kind of IPI that ipitrace can measure by name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -35,10 +35,6 @@ class TargetState(StrEnum):
     MASKED = "masked"
 
 
-MICRO_GUEST_ONLY = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
-"""States that ipitrace_storm, the kernel module of Linux guests, does not know."""
-
-
 class SendMethod(StrEnum):
     """How the sender sends the IPI; `smp-call` is the guest kernel's own function call."""
 
@@ -47,6 +43,17 @@ class SendMethod(StrEnum):
     PV_HYPERCALL = "pv-hypercall"
     PASSTHROUGH = "passthrough"
     SMP_CALL = "smp-call"
+
+
+LINUX_GUEST_ONLY: Mapping[str, str] = {
+    Pattern.RING: "the micro-guest has one sender",
+    SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
+    SendMethod.SMP_CALL: "the micro-guest has no kernel",
+}
+"""Words that the micro-guest does not know, and why."""
+
+MICRO_GUEST_ONLY: frozenset[str] = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
+"""Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class LinuxGuest:
                 return self.status.unsupported[part]
         if scenario.pattern == Pattern.RING:
             return "ipitrace cannot yet distinguish the IPIs of several senders"
-        if scenario.target_state in MICRO_GUEST_ONLY:
+        if not MICRO_GUEST_ONLY.isdisjoint(parts):
             return f"{MODULE} does not do it"
         return None
 

@@ -27,7 +27,7 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.words.scenarios import Pattern, Scenario, SendMethod, TargetState
+from ipitrace.words.scenarios import LINUX_GUEST_ONLY, Pattern, Scenario, SendMethod, TargetState
 
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
@@ -46,11 +46,6 @@ _STATES = {
     for state in TargetState
 }
 _METHODS = {method: StormSendMethod[method.name] for method in SendMethod}
-_UNSUPPORTED: dict[Pattern | TargetState | SendMethod, str] = {
-    Pattern.RING: "the micro-guest has one sender",
-    SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
-    SendMethod.SMP_CALL: "the micro-guest has no kernel",
-}
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ def unsupported(scenario: Scenario) -> str | None:
         return reason
     if scenario.target_state == TargetState.PREEMPTED and (reason := preemptor.why_not()):
         return reason
-    return next((_UNSUPPORTED[part] for part in parts if part in _UNSUPPORTED), None)
+    return next((LINUX_GUEST_ONLY[part] for part in parts if part in LINUX_GUEST_ONLY), None)
 
 
 def max_count(n_vcpus: int) -> int:
