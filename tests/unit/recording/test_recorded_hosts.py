@@ -78,7 +78,8 @@ def test_the_same_events_give_the_same_spans(name: str) -> None:
         counts = ("sender_exits", "target_exits")
         apart = [abs(a - b) for key in counts for a, b in _pairs(made.pop(key), recorded.pop(key))]
         assert max(apart) <= 1
-    assert made == recorded
+    # A stage that was added since has a column that the recording does not have.
+    assert {column: made[column] for column in recorded} == recorded
 
 
 def test_kernels_as_they_are_hide_no_switch() -> None:
