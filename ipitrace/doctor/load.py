@@ -89,10 +89,10 @@ def _other_vms(found: Discovery, vm: VirtualMachine | None) -> Check:
 
 def _hidden(found: Discovery) -> str:
     """The processes that could not be checked."""
-    takes = f" (that takes {' and '.join(found.missing)})" if found.missing else ""
+    needs = f" (this needs {' and '.join(found.missing)})" if found.missing else ""
     n = found.unreadable_processes
     words = [found.unlisted] if found.unlisted else []
-    words += [f"{processes(n)} may not be looked into{takes}"] if n else []
+    words += [f"{processes(n)} cannot be inspected{needs}"] if n else []
     words += (
         [f"{processes(len(found.odd))} may have more VMs than could be read"] if found.odd else []
     )
@@ -136,7 +136,7 @@ def _tracers(files: HostFiles) -> Check:
     unknown = [f"{named[item]}: {why}" for item, why in around.unknown.items() if item in named]
     if around.unreadable_processes:
         hidden = processes(around.unreadable_processes)
-        unknown.append(f"perf events: {hidden} may not be looked into")
+        unknown.append(f"perf events: {hidden} cannot be inspected")
     if found:
         all_found = [*found, *(f"not known: {what}" for what in unknown)]
         return Check("tracers", "warn", "; ".join(all_found), "; ".join(todo))

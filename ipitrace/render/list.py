@@ -156,7 +156,7 @@ def _shared_names(vms: Sequence[VirtualMachine]) -> Iterator[str]:
                 for vm in vms
                 if alias in vm.aliases
             )
-            yield f"{n} VMs answer to '{alias}'; use another of their names: {whose}"
+            yield f"{n} VMs have the name '{alias}'; use another of their names: {whose}"
 
 
 def _unseen(found: Discovery) -> Iterator[str]:
@@ -168,9 +168,9 @@ def _unseen(found: Discovery) -> Iterator[str]:
     if found.unreadable_processes:
         more = ", although no capability is missing"
         if found.missing:
-            takes = " and ".join(found.missing)
-            more = f" (that takes {takes}); to see their VMs: sudo ipitrace list"
-        yield f"{processes(found.unreadable_processes)} may not be looked into{more}"
+            needs = " and ".join(found.missing)
+            more = f" (this needs {needs}); to see their VMs: sudo ipitrace list"
+        yield f"{processes(found.unreadable_processes)} cannot be inspected{more}"
     if found.unlisted is not None:
         yield f"{found.unlisted}; to see their VMs: sudo ipitrace list"
 

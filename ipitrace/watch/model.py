@@ -219,7 +219,7 @@ class Sight:
     """What the last scan of all processes could not see.
 
     Attributes:
-        unreadable_processes: processes that may not be looked into, and may have VMs.
+        unreadable_processes: processes that cannot be inspected, and may have VMs.
         unlisted: why /proc does not list all processes; None if it does.
         missing: the capabilities that ipitrace lacks to look into any process.
         odd: processes that cannot be read or are malformed, with the reason.

@@ -121,7 +121,7 @@ def test_another_user_s_vm_of_the_same_name_is_told(good: Guest, tmp_path: Path)
         assert done.returncode == 2
         assert f"pid:{mine.pid} (user 0)" in done.stderr
         assert f"pid:{theirs.pid} (user {NOBODY})" in done.stderr
-        assert "2 VMs answer to 'guest1'" in run_as(["list"]).stdout
+        assert "2 VMs have the name 'guest1'" in run_as(["list"]).stdout
 
 
 MANY_THREADS = """

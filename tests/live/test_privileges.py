@@ -50,8 +50,8 @@ def test_list_sees_others_vms_with_these(guest: Guest) -> None:
 @pytest.mark.parametrize("name", LOOK)
 def test_what_is_missing_to_look_is_named(guest: Guest, name: str, words: tuple[str]) -> None:
     said = " ".join(run(*words, capabilities=without(LOOK, name)).stdout.split())
-    assert re.search("process(es)? may not be looked into", said)
-    assert f"(that takes CAP_{name.upper()})" in said
+    assert re.search("process(es)? cannot be inspected", said)
+    assert f"(this needs CAP_{name.upper()})" in said
     assert f"pid:{guest.pid}" not in said
 
 
@@ -129,7 +129,7 @@ def test_watch_says_that_it_may_overlook_vms(name: str, everybodys: Path) -> Non
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert re.search(
-        rf"process(es)? may not be looked into \(that takes CAP_{name.upper()}\)", said
+        rf"process(es)? cannot be inspected \(this needs CAP_{name.upper()}\)", said
     )
     file = everybodys / "x.prom"
     words = ("watch", "--duration", "1", "--json", "--openmetrics", str(file))

@@ -403,7 +403,7 @@ def _neighbours(run: RunResult) -> Iterator[str]:
     hidden = around.unreadable_processes
     if hidden:
         yield (
-            f"note   {processes(hidden)} could not be looked into (docs/privileges.md): there may "
+            f"note   {processes(hidden)} could not be inspected (docs/privileges.md): there may "
             "have been more VMs"
         )
 

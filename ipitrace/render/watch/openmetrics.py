@@ -114,9 +114,9 @@ _FAILURES: Final = "ipitrace_watch_write_failures"
 _OWN: Final = {
     "ipitrace_watch_cpu_share": "share of one CPU that ipitrace used in the last interval",
     "ipitrace_watch_resident_bytes": "memory of the watching process",
-    "ipitrace_watch_unreadable_processes": "processes that may not be looked into; their VMs "
+    "ipitrace_watch_unreadable_processes": "processes that cannot be inspected; their VMs "
     "are not watched",
-    "ipitrace_watch_sight_complete": "1 when all processes could be looked into",
+    "ipitrace_watch_sight_complete": "1 when all processes could be inspected",
     "ipitrace_watch_odd_processes": "processes that cannot be read completely, or are malformed",
 }
 

@@ -56,9 +56,9 @@ def _sight(sight: Sight, width: int) -> list[str]:
     """Processes that were not examined; a low terminal does not cut these lines off."""
     words = []
     if sight.unreadable_processes:
-        takes = f" (that takes {' and '.join(sight.missing)})" if sight.missing else ""
+        needs = f" (this needs {' and '.join(sight.missing)})" if sight.missing else ""
         words.append(
-            f"{processes(sight.unreadable_processes)} may not be looked into{takes}: their VMs "
+            f"{processes(sight.unreadable_processes)} cannot be inspected{needs}: their VMs "
             "are not watched"
         )
     if sight.unlisted is not None:

@@ -40,7 +40,7 @@ def test_large_and_strange_vms_fit_80_columns() -> None:
     assert "KVM backend: kvm_amd" in text
     assert "pid:4194303: memory not known, its command line does not say" in text
     assert "pid:4194303: some threads not known, it has not run yet" in text
-    assert "3 processes may not be looked into" in text
+    assert "3 processes cannot be inspected" in text
 
 
 def test_a_row_says_what_is_known() -> None:

@@ -210,7 +210,7 @@ def test_what_cannot_be_seen_is_always_said() -> None:
     for vms in ((), (vm(),)):
         hidden = replace(interval(*vms), sight=sight)
         text = " ".join(render_interval(hidden, width=80, height=24).split())
-        assert "75 processes may not be looked into (that takes CAP_SYS_PTRACE)" in text
+        assert "75 processes cannot be inspected (this needs CAP_SYS_PTRACE)" in text
         assert "odd: pid 7 (x, user 9)" in text
         metrics = render_openmetrics(hidden)
         assert "ipitrace_watch_unreadable_processes 75\n" in metrics

@@ -116,7 +116,7 @@ def test_of_whom_the_vms_of_one_name_are(make_files: Make) -> None:
     with pytest.raises(UsageError) as raised:
         pick(found, "guest1")
     assert "pid:700 (user 107), pid:900 (user 1001)" in raised.value.hint
-    assert "2 VMs answer to 'guest1'" in render_list(found)
+    assert "2 VMs have the name 'guest1'" in render_list(found)
 
 
 @pytest.mark.parametrize(
