@@ -128,9 +128,7 @@ def test_watch_says_that_it_may_overlook_vms(name: str, everybodys: Path) -> Non
     done = run("watch", "--duration", "1", capabilities=capabilities)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert re.search(
-        rf"process(es)? cannot be inspected \(this needs CAP_{name.upper()}\)", said
-    )
+    assert re.search(rf"process(es)? cannot be inspected \(this needs CAP_{name.upper()}\)", said)
     file = everybodys / "x.prom"
     words = ("watch", "--duration", "1", "--json", "--openmetrics", str(file))
     last = json.loads(run(*words, capabilities=capabilities).stdout.splitlines()[-1])
