@@ -274,7 +274,7 @@ def test_a_scenario_that_cannot_run_here(tmp_path: Path) -> None:
         done,
         ExitCode.ENVIRONMENT,
         "'ring' cannot run here",
-        "These can: unicast-running, unicast-halted, ",
+        "These scenarios can run: unicast-running, unicast-halted, ",
         "ipitrace scenarios",
     )
 
