@@ -235,7 +235,7 @@ USAGE = {
     "negative count": (("--count", "-5"), ("--count -5 is out of range",)),
     "too many in all": (
         ("--scenario", "all", "--repeat", "1000"),
-        ("and a recording holds 4000",),
+        ("and a recording holds at most 4000",),
     ),
     "huge count": (("--count", str(10**12)), (f"--count {10**12} is out of range",)),
     "count beyond any integer": (("--count", str(10**40)), ("is out of range",)),
