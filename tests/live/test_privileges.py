@@ -272,7 +272,7 @@ def test_a_recording_that_may_not_be_looked_at() -> None:
                 for words in (("report", str(given)), ("compare", str(given), str(given))):
                     done = run(*words, capabilities=())
                     assert done.returncode == 2, (words, done.stderr)
-                    assert re.search("may not be looked at: Perm|is not readable", done.stderr)
+                    assert re.search("cannot be accessed: Perm|is not readable", done.stderr)
 
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"

@@ -557,7 +557,7 @@ def test_tables_of_two_recordings_do_not_mix(whole: Path, tmp_path: Path) -> Non
     ("changes", "message"),
     [
         ({"schema_version": SCHEMA_VERSION + 1, "surprise": 1}, "made by a newer ipitrace"),
-        ({"schema_version": "1"}, "is something else"),
+        ({"schema_version": "1"}, "has no valid schema_version"),
         ({"surprise": 1}, "the key surprise is not known"),
         ({"command": "run"}, "command is str, not an array"),
     ],
