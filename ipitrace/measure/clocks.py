@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The readings of the host's clocks that a run takes, and what its guests say of their TSC."""
+"""A run's readings of the host's clocks, and the TSC figures that its guests report."""
 
 import time
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from ipitrace.measure.trust import clock_result
 from ipitrace.recording.result import ClockResult
 
 _RATE_S: Final = 0.02
-_EARLIER: Final = 32  # readings of the clocks that the next repetition's map starts from
+_EARLIER: Final = 32  # readings of the clocks with which the next repetition's map starts
 
 
 def open_clock() -> Clock | None:
-    """This host's clocks; None where they cannot be read."""
+    """This host's clocks; None if they cannot be read."""
     try:
         return Clock(stamp_resolution_ns(read_fingerprint().clocksource))
     except OSError:
@@ -24,7 +24,7 @@ def open_clock() -> Clock | None:
 
 
 def tsc_hz_of_host() -> float | None:
-    """This host's TSC against CLOCK_MONOTONIC, over some 20 ms; None where it cannot be read."""
+    """This host's TSC rate, measured in 20 ms against CLOCK_MONOTONIC; None if it is unreadable."""
     clock = open_clock()
     if clock is None:
         return None
@@ -35,10 +35,10 @@ def tsc_hz_of_host() -> float | None:
 
 
 class ClockReadings:
-    """Collects, over the repetitions of a run, what its clock result is computed from."""
+    """Collects the data of a run's clock result over its repetitions."""
 
     def __init__(self, clock: Clock | None) -> None:
-        """Take the first reading: the farther readings are apart, the better the rate."""
+        """Take the first reading now: a longer time between readings gives a more exact rate."""
         self._sandwiches: list[Sandwich] = [clock.sandwich()] if clock else []
         self._tsc_khz: int | None = None
         self._tsc_offset: int | None = None
@@ -47,11 +47,11 @@ class ClockReadings:
         self._violations: dict[str, int] = {}
 
     def latest(self) -> list[Sandwich]:
-        """The last few readings, for a repetition that alone may be too short."""
+        """The last few readings. A repetition alone may be too short for exact rates."""
         return self._sandwiches[-_EARLIER:]
 
     def tsc_hz(self, recorded: Recorded) -> float | None:
-        """The guest TSC's rate as it is known with a repetition that is not added yet."""
+        """The guest TSC's rate from all readings, including those of `recorded` (not added yet)."""
         if recorded.storm.tsc_khz is not None:
             return recorded.storm.tsc_khz * 1000.0
         measured = measure_frequency([*self._sandwiches, *recorded.sandwiches])
@@ -76,7 +76,7 @@ class ClockReadings:
 
         Args:
             shares_tsc: the guest's TSC follows from this host's by an offset and a ratio.
-            stated_by: who states the guest TSC's rate.
+            stated_by: the source of the guest TSC's rate.
             violations: effects before their causes that were counted elsewhere, by kind.
         """
         return clock_result(

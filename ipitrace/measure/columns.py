@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repetition as columns of the recording's tables, and a description of each column."""
+"""Converts a repetition to columns of the recording's tables, and describes each column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,16 +36,16 @@ class RepetitionKey:
 
 _PLACE = {
     "scenario": "the scenario's name",
-    "repetition": "which fresh guest, counted over the whole recording",
+    "repetition": "number of the repetition, counted over the whole recording",
 }
 
 HOST_EVENT_MEANINGS = {
     **_PLACE,
     "ts_ns": "CLOCK_MONOTONIC of the event",
-    "tsc": "the same moment as guest TSC",
-    "vcpu": "the vCPU in whose thread it happened",
-    "cpu": "the host CPU it happened on",
-    "kind": "the tracepoint or function",
+    "tsc": "the same point in time on the guest's TSC",
+    "vcpu": "the vCPU in whose thread the event happened",
+    "cpu": "the host CPU on which the event happened",
+    "kind": "the tracepoint or the probed function",
     "arg": "see bpf/ipitrace_events.h",
     "word": "see bpf/ipitrace_events.h",
     "detail": "see bpf/ipitrace_events.h",
@@ -56,7 +56,7 @@ _KIND_NAMES = np.array([event.name for event in HOST_EVENTS], dtype=object)
 
 
 def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
-    """One row for each host event of a recorded repetition, in the order of time."""
+    """One row for each host event of a recorded repetition, in order of time."""
     order = np.argsort(trace.event_tsc, kind="stable")
     events = trace.events[order]
     return {
@@ -76,12 +76,12 @@ def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
 
 GUEST_IPI_MEANINGS = {
     **_PLACE,
-    "mode": "what watched it: off, counting or full",
+    "mode": "the mode of the repetition: off, counting or full",
     "seq": "number of the send in its repetition, warm-up included",
     "sender": "the vCPU that sent",
-    "target": "the vCPU that it was for",
+    "target": "the vCPU to which the IPI was sent",
     "send_tsc": "guest TSC before the send",
-    "sent_tsc": "guest TSC after it",
+    "sent_tsc": "guest TSC after the send",
     "handler_tsc": "guest TSC of the handler's first instruction",
     "eoi_tsc": "guest TSC after the handler's EOI",
     "ack_tsc": "guest TSC when the sender had seen every acknowledgement",
@@ -117,17 +117,17 @@ def guest_ipi_columns(
 
 
 SPAN_MEANINGS = {
-    "ipi": "number of the delivery in the recording; `ipitrace report --ipi` takes it",
+    "ipi": "number of the delivery in the recording, for `ipitrace report --ipi`",
     **_PLACE,
     "seq": "number of the send in its repetition, warm-up included",
     "sender": "the vCPU that sent",
-    "target": "the vCPU that it was for",
-    "path": "how it travelled",
-    "sequence": "the stages on its way, in order",
-    "sender_exits": "VM exits of the sender from this send to the next; null where no kvm_exit "
+    "target": "the vCPU to which the IPI was sent",
+    "path": "the mechanism by which the IPI left its sender",
+    "sequence": "the stages from the send to the handler, in order of time",
+    "sender_exits": "VM exits of the sender from this send to the next; null if kvm_exit never "
     "fires",
-    "target_exits": "VM exits of the target likewise",
-    "suspect": "the guest's TSC offset changed around it",
+    "target_exits": "VM exits of the target in the same time; null if kvm_exit never fires",
+    "suspect": "the guest's TSC offset changed around this delivery",
     **{f"{spec.name}_tsc": f"guest TSC: {spec.meaning}" for spec in STAGES},
 }
 
@@ -154,7 +154,7 @@ def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int
 
 
 def _sequences(spans: Spans) -> NDArray[Any]:
-    """Each span's critical stages in the order of time, as one text; few texts differ."""
+    """Each span's critical stages in order of time, as one text; few texts differ."""
     tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, NEVER)
     tsc[:, Stage.SEND] = ABSENT
     handled = spans.tsc[:, Stage.HANDLER] != ABSENT

@@ -24,25 +24,25 @@ from ipitrace.words.scenarios import Scenario
 MICRO: Final = "micro"
 _DEFAULT_VCPUS: Final = 2
 _OTHERS_TO_RUN: Final = (
-    f"The built-in guest is --vm {MICRO}; with --via and --no-trace a guest is measured without "
-    "its host's side."
+    f"Use --vm {MICRO} for the built-in guest. With --via and --no-trace, ipitrace measures a "
+    "guest without tracing its host."
 )
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest, and what the host's side needs to know about it.
+    """A guest, and what tracing on the host needs to know about it.
 
     Attributes:
         driver: runs storms in it.
         pinning: where its vCPUs run.
-        pid: the process to trace; None where this host has none.
-        untraced: why there is none.
+        pid: the process to trace; None if this host has none.
+        untraced: the reason why there is none.
         own_pids: the processes of the measurement, which are not neighbours.
         shares_tsc: the guest's TSC follows from this host's by an offset and a ratio.
-        tsc_stated_by: what states the rate of the guest's TSC.
-        ours: it is the built-in guest, which nobody else uses.
-        odd: what cannot be read, or is malformed, in its VM's process; may quote it.
+        tsc_stated_by: the source of the guest TSC's rate.
+        ours: it is the built-in guest, which only ipitrace uses.
+        odd: what cannot be read, or is malformed, in its VM's process; may quote the process.
     """
 
     driver: Driver
@@ -63,7 +63,7 @@ def open_guest(vm: str, via: str | None, *, trace: bool) -> Iterator[Guest]:
     Args:
         vm: `micro`, `micro:N`, `local`, or the name of a VM on this host.
         via: see storm.transport; None for the first two, and for a VM with a guest agent.
-        trace: the host's side will be traced, so the VM must be on this host.
+        trace: the host will be traced, so the VM must be on this host.
 
     Raises:
         UsageError: no such guest, or no such transport.
@@ -93,7 +93,8 @@ class Way:
 
     Attributes:
         url: as --via has it.
-        open: opens it; raises as open_shell(), and where the transport is not the VM's own.
+        open: opens it. It raises what open_shell() raises, and an error if the transport does
+            not belong to the VM.
     """
 
     url: str
@@ -102,10 +103,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A guest that is not ours, before ipitrace connects to it.
+    """A guest other than the built-in one, before ipitrace connects to it.
 
     Attributes:
-        machine: its VM; None where none is needed and none was found.
+        machine: its VM; None if none is needed and none was found.
         way: the transport into it.
         odd: what cannot be read, or is malformed, in the VM's process, see vm.OddProcess.
     """
@@ -116,7 +117,7 @@ class Foreign:
 
 
 def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
-    """What open_guest() would open, without opening it.
+    """The guest that open_guest() would open, without opening it.
 
     Raises:
         UsageError: no such guest, or its VM shows no transport.
@@ -130,7 +131,9 @@ def find_foreign(vm: str, via: str | None, *, trace: bool) -> Foreign:
 
 
 def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shell]:
-    """Open the transport into a guest that is not ours; the VM is searched only without `via`.
+    """Open the transport into a guest other than the built-in one.
+
+    The VM is searched for only without `via`.
 
     Raises:
         UsageError: no such transport.
@@ -140,15 +143,16 @@ def open_way(vm: str, via: str | None) -> contextlib.AbstractContextManager[Shel
     check_names(vm, via)
     machine = None
     if not via:
-        otherwise = "With --via its VM need not be on this host."
+        otherwise = "With --via, the VM need not be on this host."
         machine = _machine(vm, discover(), must_be_there=True, otherwise=otherwise)
     return _way(machine, vm, via).open()
 
 
 def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str, str]:
-    """The names of the scenarios that a guest cannot run, and why; may quote the guest.
+    """The names of the scenarios that a guest cannot run, and the reasons; may quote the guest.
 
-    The built-in guest needs neither KVM nor root for this, and another one just its transport.
+    The built-in guest needs neither KVM nor root for this. Any other guest needs only its
+    transport.
 
     Raises:
         UsageError, HostError: see open_guest().
@@ -169,25 +173,25 @@ def check_names(vm: str, via: str | None) -> None:
     """Check that `vm` and `via` can be combined.
 
     Raises:
-        UsageError: they do not.
+        UsageError: they cannot.
     """
     if via is None and vm.partition(":")[0] != MICRO:
         return
     if vm.partition(":")[0] == MICRO or LOCAL in {vm, via}:
         if via is None:
             raise UsageError(
-                f"--vm {vm} is the built-in guest, which has no system to put a module into.",
-                f"Any other guest is --vm NAME; '--vm {LOCAL}' is this machine itself.",
+                f"--vm {vm} is the built-in guest, which has no kernel that could load a module.",
+                f"Use --vm NAME for another guest, or '--vm {LOCAL}' for this machine itself.",
             )
         raise UsageError(
-            f"--vm {vm} does not go with --via {via}.",
-            f"The built-in guest ({MICRO}) needs no --via; '--vm {LOCAL}' is this machine itself; "
-            "any other guest is --vm NAME --via URL.",
+            f"--vm {vm} cannot be combined with --via {via}.",
+            f"The built-in guest ({MICRO}) and this machine itself ('--vm {LOCAL}') need no --via. "
+            "Use --vm NAME --via URL for any other guest.",
         )
 
 
 def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
-    """The transport of --via, otherwise the one that the VM itself shows.
+    """The transport of --via, otherwise the one that the VM's process shows.
 
     Raises:
         UsageError: there is none.
@@ -203,8 +207,8 @@ def _way(machine: VirtualMachine | None, vm: str, via: str | None) -> Way:
             url = f"qga+libvirt://{quote(found.domain, safe='')}"
             return Way(url, partial(open_shell, url))
     raise UsageError(
-        f"No transport into the guest '{vm}' is known: its VM shows no guest agent.",
-        f"Name one with --via: {FORMS}. `ipitrace watch --vm {vm}` needs none.",
+        f"No transport into the guest '{vm}' was found: its VM shows no guest agent.",
+        f"Specify one with --via: {FORMS}. `ipitrace watch --vm {vm}` needs none.",
     )
 
 
@@ -248,29 +252,31 @@ def _checked_vcpus(n_vcpus: int) -> int:
     if not MIN_VCPUS <= n_vcpus <= MAX_VCPUS:
         raise UsageError(
             f"The micro-guest cannot have {n_vcpus} vCPUs.",
-            f"Ask for {MIN_VCPUS} to {MAX_VCPUS}, for instance --vm {MICRO}:4.",
+            f"Use {MIN_VCPUS} to {MAX_VCPUS} vCPUs, for example --vm {MICRO}:4.",
         )
     return n_vcpus
 
 
 def vcpus_of(vm: str) -> int:
-    """The micro-guest's vCPUs from `micro` or `micro:N`.
+    """The number of the micro-guest's vCPUs, from `micro` or `micro:N`.
 
     Raises:
         UsageError: it is neither.
     """
     match = re.fullmatch(rf"{MICRO}(?::(\d{{1,6}}))?", vm)
     if match is None:
-        raise UsageError(f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N.")
+        raise UsageError(
+            f"There is no guest '{vm}'.", f"Use --vm {MICRO}, or --vm {MICRO}:N for N vCPUs."
+        )
     return int(match[1]) if match[1] else _DEFAULT_VCPUS
 
 
 def _machine(
     name: str, found: Discovery, *, must_be_there: bool, otherwise: str
 ) -> VirtualMachine | None:
-    """The VM of this name on this host; None where it is not needed and was not found.
+    """The VM of this name on this host; None if it is not needed and was not found.
 
-    `otherwise` is the end of the hint: what the running command can do without the VM.
+    `otherwise` ends the hint. It describes what the command can do without the VM.
     """
     try:
         return pick(found, name)
@@ -281,12 +287,12 @@ def _machine(
 
 
 def _here(driver: LinuxGuest) -> Guest:
-    where = "no hypervisor" if driver.cpus.native else "ipitrace runs inside the guest"
+    where = "this machine has no hypervisor" if driver.cpus.native else "ipitrace runs in the guest"
     return Guest(
         driver,
-        Pinning(None, overcommitted=False, why=f"{where}: each storm's thread keeps to its CPU"),
+        Pinning(None, overcommitted=False, why=f"{where}; each storm's thread stays on its CPU"),
         None,
-        f"there is no host's side here: {where}",
+        f"there is no host to trace here: {where}",
         frozenset({os.getpid()}),
     )
 
@@ -294,19 +300,21 @@ def _here(driver: LinuxGuest) -> Guest:
 def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) -> Guest:
     if machine is None:
         absent = f"this host's KVM has no VM '{name}'"
-        pinning = Pinning(None, overcommitted=False, why=f"not known: {absent}")
+        pinning = Pinning(None, overcommitted=False, why=f"unknown: {absent}")
         return Guest(driver, pinning, None, absent, frozenset({os.getpid()}), shares_tsc=False)
     own = frozenset({os.getpid(), machine.pid})
     return Guest(driver, _pinning(driver, machine), machine.pid, None, own)
 
 
 def _pinning(driver: LinuxGuest, machine: VirtualMachine) -> Pinning:
-    """Where the VM's vCPUs may run; its owner chose that."""
+    """Where the VM's vCPUs may run, as the VM's owner chose."""
     cpus = driver.pinned_cpus
     room = {cpu for vcpu in machine.vcpus for cpu in vcpu.cpus}
     crowded = 0 < len(room) < len(machine.vcpus)
     shared = cpus is not None and len(set(cpus)) < len(cpus)
-    why = "pinned by its owner" if cpus is not None else "not pinned: its vCPUs may move"
+    why = "pinned by the VM's owner" if cpus is not None else "not pinned: the vCPUs may move"
     if crowded or shared:
-        why = f"{len(machine.vcpus)} vCPUs on {len(room)} CPUs: they would measure the scheduler"
+        why = (
+            f"{len(machine.vcpus)} vCPUs on {len(room)} CPUs: the storm would measure the scheduler"
+        )
     return Pinning(cpus, overcommitted=crowded or shared, why=why)

@@ -25,13 +25,13 @@ class _OfScenario:
     bound_cycles: int = 0
 
     def all_notes(self) -> Iterator[str]:
-        """What a reader should know before trusting the scenario's row."""
+        """Notes that a reader needs before trusting the scenario's row."""
         yield from sorted(self.notes)
         if unseen := self.switches.unseen:
             happened = self.switches.seen + unseen
             yield (
-                f"{unseen} of {happened} switches of the vCPUs' threads were not seen; an IPI may "
-                "lack sched_in"
+                f"{unseen} of {happened} context switches of the vCPUs' threads were not recorded; "
+                "some IPIs may lack the stage sched_in"
             )
 
 
@@ -74,7 +74,7 @@ class KeptRepetitions:
     def finished(self, n_modes: int, *, kvm_exit_fires: bool) -> list[Measured]:
         """The scenarios with at least one repetition in all modes.
 
-        Repetitions of a block whose other modes did not run are not in the answer.
+        Repetitions of a block in which not all modes ran are not included.
         """
         found = []
         for kept in self._by_name.values():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limits of a run's rate and time; a VM that is not ours has them by default.
+"""The limits of a run's rate and time; every guest but the built-in one has them by default.
 
 docs/guests.md gives the reasons for the figures.
 """
@@ -15,7 +15,7 @@ from ipitrace.recording.result import RunLimits
 DEFAULT_RATE_HZ: Final = 10_000.0
 DEFAULT_TIME_S: Final = 60.0
 GRACE_S: Final = 5.0
-"""Time for reaching the guest and coming back, which is not part of a storm."""
+"""Time for connecting to the guest and returning, which is not part of a storm."""
 
 
 def chosen_limits(
@@ -24,7 +24,7 @@ def chosen_limits(
     """The limits that apply to a run.
 
     Args:
-        max_rate_hz: sends per second as asked for; 0 is no limit, None means not asked for.
+        max_rate_hz: requested sends per second; 0 is no limit, None means not requested.
         max_time_s: seconds of storms, with the same meaning of 0 and None.
         ours: the guest is the built-in one, which has no limits by default.
     """
@@ -38,7 +38,7 @@ def chosen_limits(
 
 
 def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> int:
-    """The pace, made longer where it would exceed the rate's limit.
+    """The pace, made longer if it would exceed the limit of the rate.
 
     The pace is the time from an acknowledgement to the next send. The IPIs' own time is added to
     it, so the rate stays below the limit.
@@ -49,7 +49,7 @@ def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> i
 
 
 def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_hz: float) -> None:
-    """Check before the first storm that all storms can end in time.
+    """Check before the first storm that all storms can end within the time limit.
 
     Args:
         storms: sends (warm-up included) and pace in cycles of each.
@@ -64,8 +64,8 @@ def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_
         raise UsageError(
             f"The storms would take {least_s:.0f} s or more, and --max-time is "
             f"{limits.max_time_s:g} s.",
-            "Ask for less (--count, --repeat, --scenario), or for more time with --max-time; "
-            "--max-rate, too, makes storms longer.",
+            "Reduce --count, --repeat or the scenarios (--scenario), or increase --max-time. "
+            "A low --max-rate also makes storms longer.",
         )
 
 
@@ -83,7 +83,7 @@ class Budget:
         self._began_s = time.monotonic()
 
     def begin(self) -> None:
-        """A storm begins.
+        """Start the time of a storm.
 
         Raises:
             MeasurementError: no time is left for it.
@@ -93,7 +93,7 @@ class Budget:
             raise _time_is_up(self._limit_s)
 
     def check(self) -> None:
-        """A storm is running.
+        """Check the time of the running storm.
 
         Raises:
             MeasurementError: it has run for too long.
@@ -103,7 +103,7 @@ class Budget:
             raise _time_is_up(self._limit_s)
 
     def end(self, storm_s: float | None) -> None:
-        """A storm has ended; `storm_s` is its time by the guest's clock, None where unknown."""
+        """End the time of a storm; `storm_s` is its duration by the guest's clock, or None."""
         taken_s = time.monotonic() - self._began_s
         self._spent_s += taken_s if storm_s is None else min(storm_s, taken_s)
 
@@ -111,5 +111,5 @@ class Budget:
 def _time_is_up(limit_s: float) -> MeasurementError:
     return MeasurementError(
         f"The storms took longer than --max-time, {limit_s:g} s.",
-        "Ask for less, or for more time with --max-time.",
+        "Reduce --count, --repeat or the scenarios (--scenario), or increase --max-time.",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks after each repetition what changed on the host and what else started."""
+"""After each repetition, checks what changed on the host and which neighbours started or ended."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipitrace.host.conditions import Conditions
 
 _MOST_NOTED: Final = (
-    20_000  # in a run of many repetitions; what makes numbers worthless is always noted
+    20_000  # limits run.json; disturbances that make numbers worthless are always recorded
 )
 
 
@@ -26,7 +26,7 @@ class Lookout:
     """Collects what disturbed a run.
 
     Attributes:
-        disturbances: in the order seen.
+        disturbances: in the order in which they were found.
     """
 
     def __init__(self, guest: Guest, neighbours: Neighbours) -> None:
@@ -34,7 +34,7 @@ class Lookout:
 
         Args:
             guest: the guest that is measured.
-            neighbours: the state before ipitrace loaded its BPF programs.
+            neighbours: the neighbours before ipitrace loaded its BPF programs.
         """
         self._guest = guest
         self._cpus = frozenset(guest.driver.pinned_cpus or ())
@@ -49,7 +49,7 @@ class Lookout:
     def after(
         self, request: StormRequest, recorded: Recorded, repetition: int, tsc_hz: float | None
     ) -> None:
-        """Check the host, and compare the samples of the repetition; takes some ms."""
+        """Check the host, and compare the repetition's samples. This takes some ms."""
         found: list[Disturbance] = []
         start, end = recorded.looks.start, recorded.looks.end
         if start is not None and end is not None:
@@ -91,6 +91,6 @@ class Lookout:
     def _shares(self, pid: int, cpus: Collection[int]) -> str:
         who = f"another ipitrace run (pid {pid})"
         if not cpus or not self._cpus:
-            return f"{who} was in progress, and may have used the same CPUs"
+            return f"{who} was active, and may have used the same CPUs"
         same = self._cpus & set(cpus)
-        return f"{who} used {cpus_of(same)}, too" if same else f"{who} used {cpus_of(cpus)}"
+        return f"{who} also used {cpus_of(same)}" if same else f"{who} used {cpus_of(cpus)}"

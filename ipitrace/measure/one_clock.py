@@ -37,14 +37,14 @@ _CAUSES: Final = {
 
 @dataclass(frozen=True)
 class HostRecord:
-    """What the host recorded of one storm.
+    """The data that the host recorded about one storm.
 
     Attributes:
         events: host events, in any order (dtype abi.HOST_EVENT).
         complete: no event was lost.
-        during: a time that contains the storm; None where no clock was read.
-        sandwiches: readings of both host clocks, those before the storm included.
-        resolution_ns: of the events' stamps.
+        during: a time that contains the storm; None if no clock was read.
+        sandwiches: readings of both host clocks, including those before the storm.
+        resolution_ns: the resolution of the events' stamps.
     """
 
     events: NDArray[np.void]
@@ -59,11 +59,11 @@ def on_one_clock(
 ) -> StormTrace:
     """Put the host events of the measured window on the guest's clock.
 
-    The driver states the window where it took a snapshot at both edges. Otherwise the window
+    If the driver took a snapshot at both edges, these define the window. Otherwise the window
     lasts from the first measured send to the guest's last stamp, by the guest's own stamps.
 
     Raises:
-        MeasurementError: that is not possible; the message gives the reason.
+        MeasurementError: this is not possible; the message gives the reason.
     """
     events = host.events
     host_map = HostClockMap.build(host.sandwiches, host.resolution_ns)
@@ -113,10 +113,10 @@ def on_one_clock(
 
 
 def _guest_tsc(storm: Storm, host_hz: float) -> GuestTsc:
-    """How the guest's TSC follows from the host's.
+    """The conversion from the host's TSC to the guest's.
 
     Raises:
-        MeasurementError: that is not known.
+        MeasurementError: it is unknown.
     """
     if storm.tsc_offset is not None and storm.tsc_ratio is not None:
         return GuestTsc(storm.tsc_offset, *storm.tsc_ratio)
@@ -127,7 +127,7 @@ def _guest_tsc(storm: Storm, host_hz: float) -> GuestTsc:
 
 
 def _edges(storm: Storm) -> tuple[int, int]:
-    """The first measured send, and the last stamp the guest took of the storm."""
+    """The first measured send, and the guest's last stamp of the storm."""
     stamps = [storm.sends["sent_tsc"], storm.sends["ack_tsc"]]
     stamps += [receipts[name] for receipts in storm.receipts for name in ("handler_tsc", "eoi_tsc")]
     last = max(int(s.astype(np.int64).max()) for s in stamps if len(s))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the CPUs that vCPUs are pinned to stay online."""
+"""Checks whether the CPUs to which vCPUs are pinned stay online."""
 
 import time
 from typing import Final
@@ -15,10 +15,10 @@ _EVERY_S: Final = 1.0  # a check takes 0.1 ms of the controller's time
 def gone_offline(
     pinned: tuple[int, ...] | None, files: HostFiles = HOST
 ) -> MeasurementError | None:
-    """The error of a run in which a vCPU's CPU went offline; None where none did.
+    """The error of a run in which a vCPU's CPU went offline; None if none did.
 
-    The vCPU's thread then shares another vCPU's CPU, and each IPI takes the scheduler's time
-    slices. A storm fails, or its numbers are worthless.
+    The vCPU's thread then shares another vCPU's CPU, and each IPI takes as long as the
+    scheduler's time slices. The storm fails, or its numbers are worthless.
     """
     online = read_conditions((), (), files).online
     gone = set(pinned or ()) - set(online) if online is not None else set()
@@ -26,7 +26,7 @@ def gone_offline(
         return None
     return MeasurementError(
         f"{cpus_of(gone)} went offline during the run.",
-        "Keep the CPUs online during the run.",
+        "Keep the vCPUs' CPUs online during the run.",
     )
 
 
@@ -38,7 +38,7 @@ class OnlineCheck:
         self._next_s = 0.0
 
     def check(self) -> None:
-        """Check, if the last check is a second ago.
+        """Check if the last check was a second ago or more.
 
         Raises:
             MeasurementError: a vCPU's CPU went offline.

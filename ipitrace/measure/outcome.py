@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a run's result, made from what the run collected."""
+"""Makes the parts of a run's result from what the run collected."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -17,15 +17,16 @@ from ipitrace.tracer.session import Tracer
 from ipitrace.words.scenarios import Mode, Scenario
 
 _METHOD: Final = (
-    "repetitions in turn: off, counting, full; full, counting, off; and so on; the scenarios "
-    "take turns, too, in an order shuffled by the run's seed and mirrored"
+    "the repetitions alternate between the modes (off, counting, full; full, counting, off; and so "
+    "on) and between the scenarios; the order of the scenarios is shuffled by the run's seed, and "
+    "mirrored in every second block"
 )
 
 
 def rows_of(
     scenarios: Iterable[Scenario], driver: Driver, measured: Iterable[Measured]
 ) -> tuple[ScenarioResult, ...]:
-    """A row for each scenario that was measured or that the guest cannot run, as asked for."""
+    """A row for each scenario that was measured or that the guest cannot run, as requested."""
     rows = {m.scenario.name: summarise_scenario(m) for m in measured}
     found = []
     for scenario in scenarios:
@@ -49,7 +50,7 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
 
 
 def losses_of(tracer: Tracer | None, measured: Sequence[Measured], incomplete: int) -> Losses:
-    """What was lost; `incomplete` counts the IPIs that were not acknowledged in time."""
+    """The losses; `incomplete` is the number of IPIs that were not acknowledged in time."""
     unpaired = sum(r.cycles.unpaired for m in measured for r in m.repetitions)
     if tracer is None:
         return Losses(0, {}, {}, incomplete, unpaired)
@@ -64,7 +65,7 @@ def losses_of(tracer: Tracer | None, measured: Sequence[Measured], incomplete: i
 
 
 def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
-    """What tracing cost."""
+    """The observer cost."""
     repetitions = min((len(m.of(Mode.OFF)) for m in measured), default=0)
     return Observer(
         method=_METHOD,
@@ -79,7 +80,7 @@ def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
 
 
 def host_of(pinning: Pinning, neighbours: Neighbours) -> HostResult:
-    """The host as run.json shows it."""
+    """The host, as run.json has it."""
     fingerprint = read_fingerprint()
     return HostResult(
         one_line=one_line(fingerprint),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Performs the turns of a plan, one storm after the other, and keeps what each one gave."""
+"""Runs the storms of a plan one after the other and keeps the results of each."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -46,8 +46,8 @@ class Context:
     """What does not change during a run.
 
     Attributes:
-        tracer: None where nothing is traced.
-        clock: None where this host's clocks cannot be read.
+        tracer: None if nothing is traced.
+        clock: None if this host's clocks cannot be read.
     """
 
     request: RunRequest
@@ -60,7 +60,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a run collects; each part collects for one purpose."""
+    """The data that a run collects, one object for each purpose."""
 
     clocks: ClockReadings
     kept: KeptRepetitions
@@ -69,13 +69,14 @@ class Gathered:
 
 
 def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
-    """Perform all turns; the answer is the error that ended them early, if one did.
+    """Run all storms. Returns the error that ended the run early, or None.
 
     Completed repetitions are kept when a later one fails.
 
     Raises:
-        InterruptedRunError: no scenario had a repetition in each mode when it came.
-        IpitraceError: likewise, and the failure is not the guest's.
+        InterruptedRunError: the run was interrupted before any scenario had a repetition in
+            each mode.
+        IpitraceError: the run failed before that, and the error is not a MeasurementError.
     """
     try:
         with _detached_at_end(context.tracer):
@@ -83,7 +84,7 @@ def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
         finish_undisturbed()
     except KeyboardInterrupt:
         finish_undisturbed()
-        if not finished(context, gathered):  # an empty recording is useless, and may replace one
+        if not finished(context, gathered):  # an empty recording could replace a complete one
             raise InterruptedRunError("Interrupted.", NOTHING_WRITTEN) from None
         return InterruptedRunError("Interrupted.", _KEPT)
     except IpitraceError as raised:
@@ -97,7 +98,7 @@ def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
 
 
 def finished(context: Context, gathered: Gathered) -> list[Measured]:
-    """The scenarios with at least one repetition in all modes; call it before tracing ends."""
+    """The scenarios with at least one repetition in all modes. Call this before tracing ends."""
     tracer = context.tracer
     fires = tracer is not None and bool(tracer.seen()[Kind.KVM_EXIT].any())
     return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires)
@@ -152,7 +153,7 @@ def _storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
 
 
 def _storm_s(recorded: Recorded, tsc_hz: float | None) -> float | None:
-    """How long the storm took by the guest's stamps, the warm-up in proportion."""
+    """The storm's duration by the guest's stamps; the warm-up's time is estimated from it."""
     measured = len(recorded.storm.sends)
     if tsc_hz is None or not measured:
         return None
@@ -170,7 +171,7 @@ def _set_mode(tracer: Tracer | None, mode: Mode) -> None:
 
 @contextlib.contextmanager
 def _detached_at_end(tracer: Tracer | None) -> Iterator[None]:
-    """No probe stays attached, whatever happens inside."""
+    """Detach all probes at the end, also after an exception."""
     try:
         yield
     finally:

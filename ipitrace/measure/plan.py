@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will do: scenarios, modes, paces and turns, known before the first storm."""
+"""The plan of a run: scenarios, modes, paces and turns. It exists before the first storm."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,12 +32,12 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        scenarios: those of the request that the guest can run, in the order asked for.
-        modes: in which each of them runs.
+        scenarios: the requested ones that the guest can run, in the requested order.
+        modes: the modes in which each of them runs.
         sends: measured sends of each repetition of a scenario and mode.
-        paces: scenario name to cycles from an acknowledgement to the next send; the rate's
-            limit is already in them.
-        limits: of rate and time; None where there are none.
+        paces: scenario name to cycles from an acknowledgement to the next send. The limit of
+            the rate is already applied.
+        limits: the limits of rate and time; None if there are none.
         tsc_hz: the guest TSC's rate that the paces are computed with.
     """
 
@@ -53,7 +53,7 @@ class Plan:
         return plan_turns(self.scenarios, sends=self.sends, modes=self.modes, seed=seed)
 
     def storms(self) -> Iterator[tuple[int, int]]:
-        """Sends with warm-up, and pace in cycles, of the storms of each scenario and block."""
+        """Yield sends (warm-up included) and pace of the storms of each scenario and block."""
         for scenario in self.scenarios:
             for sends in self.sends:
                 yield len(self.modes) * (sends + WARMUP), self.paces[scenario.name]
@@ -81,8 +81,8 @@ def make_plan(
     """The plan for the scenarios that the guest can run.
 
     Args:
-        request: of the run.
-        able: those of its scenarios that the guest can run.
+        request: the request of the run.
+        able: the requested scenarios that the guest can run.
         traced: BPF programs will be attached.
         ours: the guest is the built-in one.
         tsc_hz: the guest TSC's rate.
@@ -104,12 +104,12 @@ def make_plan(
 
 
 def known_tsc_hz(guest_khz: int | None) -> float:
-    """The guest TSC's rate: the stated one, else this host's, else the fastest there is."""
+    """The guest TSC's rate: as stated, otherwise this host's rate, otherwise FASTEST_TSC_HZ."""
     return guest_khz * 1000.0 if guest_khz else tsc_hz_of_host() or FASTEST_TSC_HZ
 
 
 def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
-    """The pace asked for, else the pace that brings the target into its state.
+    """The requested pace, otherwise the pace that lets the target reach its state.
 
     A blocked target must stay in HLT for longer than the host polls for it
     (kvm.halt_poll_ns, 200 us by default). `tsc_hz` is the guest TSC's rate. It is rounded here:
@@ -125,15 +125,15 @@ def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
 
 
 def _rounded(tsc_hz: float) -> float:
-    """The rate in steps of 100 MHz; as it is where it is below the first step."""
+    """The rate rounded to steps of 100 MHz; unchanged below the first step."""
     return math.ceil((tsc_hz - _STEP_EDGE_HZ) / _STEP_HZ) * _STEP_HZ or tsc_hz
 
 
 def _nothing_can_run(request: RunRequest, driver: Driver) -> HostError:
     first = request.scenarios[0]
     able = [s.name for s in SCENARIOS if driver.unsupported(s) is None]
-    can = f"These can: {', '.join(able)}." if able else "None can."
+    can = f"These scenarios can run: {', '.join(able)}." if able else "No scenario can run."
     return HostError(
         f"The scenario '{first.name}' cannot run here: {driver.unsupported(first)}.",
-        f"{can} 'ipitrace scenarios' with the same --vm and --via prints why others cannot.",
+        f"{can} 'ipitrace scenarios' with the same --vm and --via prints the reasons.",
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would attach, send, load and write. Nothing of that is done here.
+"""Finds what a run would attach, send, load and write, without doing it.
 
-ipitrace does not connect to the guest, since every transport leaves traces in it.
+This does not connect to the guest, because every transport runs programs there.
 """
 
 import os
@@ -23,14 +23,14 @@ from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
 from ipitrace.words.scenarios import Pattern, Scenario, TargetState
 
 _LOADING: Final = (
-    "the kernel accepts or refuses each of them only when it is loaded; refused ones are left out "
-    "and reported"
+    "the kernel checks each program only when it is loaded; the run reports the programs that the "
+    "kernel refuses, and continues without them"
 )
 
 
 @dataclass(frozen=True)
 class PreviewedGuest:
-    """The guest that would be measured; `threads` are those of its vCPUs, if they exist already."""
+    """The guest that would be measured; `threads` are its vCPUs' threads, if they exist already."""
 
     kind: str
     what: str
@@ -41,7 +41,7 @@ class PreviewedGuest:
 
 @dataclass(frozen=True)
 class Attaching:
-    """BPF programs: event to its hook, and left-out event to the reason."""
+    """BPF programs: event to its hook; and the reason for each event that is not traced."""
 
     why_nothing: str | None
     programs: Mapping[str, str]
@@ -54,9 +54,9 @@ class PreviewedStorms:
     """One scenario's storms.
 
     Attributes:
-        targets: the number of vCPUs that each send is for; None where that is not known.
-        sends: of all storms, warm-up included.
-        most_per_s: sends per second, if the IPIs themselves took no time.
+        targets: the number of vCPUs to which each send goes; None if unknown.
+        sends: the sends of all storms, warm-up included.
+        most_per_s: sends per second if the IPIs themselves took no time.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Sending:
 
 @dataclass(frozen=True)
 class Right:
-    """Something that this process must be allowed to do; `lacking` is why it is not."""
+    """A right that the run needs; `lacking` is the reason why this process does not have it."""
 
     what: str
     lacking: str | None
@@ -105,7 +105,7 @@ class Preview:
 
 
 def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> Preview:
-    """What the run would do, as far as this host alone shows it.
+    """Find what the run would do, as far as this host shows it without the guest.
 
     Raises:
         UsageError: no such guest, or the request cannot be carried out.
@@ -168,15 +168,17 @@ def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) ->
 
 def _micro(n_vcpus: int, cpus: Iterable[int] | None) -> PreviewedGuest:
     where = "not pinned" if cpus is None else f"pinned to CPUs {', '.join(map(str, cpus))}"
-    what = f"the built-in one, {n_vcpus} vCPUs, {where}: a fresh VM for each storm"
+    what = f"the built-in guest, {n_vcpus} vCPUs, {where}; each storm has a fresh VM"
     return PreviewedGuest(MICRO, what, os.getpid(), n_vcpus, ())
 
 
 def _foreign(name: str, foreign: Foreign) -> PreviewedGuest:
     machine, way = foreign.machine, foreign.way.url
     if machine is None:
-        return PreviewedGuest("linux", f"{name}, no VM of this host, by {way}", None, None, ())
-    what = f"{machine.name} ({machine.vmm}), {len(machine.vcpus)} vCPUs, by {way}"
+        return PreviewedGuest(
+            "linux", f"{name}, not a VM of this host, through {way}", None, None, ()
+        )
+    what = f"{machine.name} ({machine.vmm}), {len(machine.vcpus)} vCPUs, through {way}"
     what = "; odd: ".join([what, *foreign.odd])
     return PreviewedGuest("linux", what, machine.pid, len(machine.vcpus), machine.tids)
 
@@ -194,15 +196,16 @@ def _targets(scenario: Scenario, n_vcpus: int | None) -> int | None:
 def _limits_words(limits: RunLimits | None) -> str:
     if limits is None:
         return "none"
-    rate = "any rate" if limits.max_rate_hz is None else f"{limits.max_rate_hz:g} sends a second"
-    time = "any time" if limits.max_time_s is None else f"{limits.max_time_s:g} s of storms"
-    default = " (defaults for a guest that is not ours)" if limits.by_default else ""
+    rate_hz, time_s = limits.max_rate_hz, limits.max_time_s
+    rate = "any rate" if rate_hz is None else f"at most {rate_hz:g} sends per second"
+    time = "any duration" if time_s is None else f"at most {time_s:g} s of storms"
+    default = " (defaults for a guest that ipitrace did not start)" if limits.by_default else ""
     return f"{rate}, {time}{default}"
 
 
 def _attaching(request: RunRequest, guest: PreviewedGuest) -> Attaching:
     if not _traced(request, guest):
-        why = "--no-trace" if not request.trace else "the guest is no VM of this host"
+        why = "--no-trace" if not request.trace else "the guest is not a VM of this host"
         return Attaching(why, {}, {}, "")
     planned = plan_for_this_kernel(chosen_events(None), mount=False)
     programs = {probe.event.name: str(probe.hook) for probe in planned.probes}
@@ -213,46 +216,49 @@ def _inside(
     request: RunRequest, guest: PreviewedGuest, way: str | None, scenarios: Sequence[Scenario]
 ) -> Iterator[str]:
     if guest.kind == MICRO:
-        yield "a VM by /dev/kvm in this process, one thread for each vCPU, and its payload"
+        yield "a VM, made with /dev/kvm in this process: one thread for each vCPU, and the payload"
         if any(s.target_state == TargetState.PREEMPTED for s in scenarios):
-            yield "a process of real-time priority on the target's CPU, while it is kept preempted"
+            yield "a process with real-time priority that preempts the target on the target's CPU"
         return
     if (way or "").startswith("qga"):
-        yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for what programs print; removed at the end"
+        yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for the output of programs; removed at the end"
     yield f"PATH={INSTALLED}:$PATH; command -v {HELPER}"
-    yield f"{HELPER} status; it must be of this version, and the kernel module {MODULE} loaded"
+    yield (
+        f"{HELPER} status; the helper must have this version, and the kernel module {MODULE} must "
+        "be loaded"
+    )
     yield "cat /proc/cpuinfo"
     for s in scenarios:
         yield (
             f"{HELPER} run --pattern {s.pattern} --state {s.target_state} --method "
-            f"{s.send_method} ..., for each of its storms, if the guest can"
+            f"{s.send_method} ..., for each storm of {s.name}, if the guest can run it"
         )
-    yield "nothing is loaded or installed: see 'ipitrace guest install'"
+    yield "the run loads and installs nothing there; 'ipitrace guest install' does"
     if _traced(request, guest):
-        yield "on the host, debugfs is read for the vCPUs' TSC offsets"
+        yield "on the host, the vCPUs' TSC offsets are read from debugfs"
 
 
 def _writing(directory: Path) -> str:
     there = directory.exists() and any(directory.iterdir()) if directory.is_dir() else False
-    replaced = "; what is there must be a recording, and is replaced only with --force"
+    replaced = "; the files there must be a recording, which is replaced only with --force"
     return (
-        f"{directory.absolute()}: run.json, SHA256SUMS and Parquet tables, first as "
+        f"{directory.absolute()}: run.json, SHA256SUMS and Parquet tables, written first to "
         f".{directory.name}.partial-PID beside it{replaced if there else ''}"
     )
 
 
 def _rights(request: RunRequest, guest: PreviewedGuest, way: str | None) -> Iterator[Right]:
     if guest.kind == MICRO:
-        yield _right("/dev/kvm, to read and write", require_kvm)
+        yield _right("read and write /dev/kvm", require_kvm)
     if _traced(request, guest):
         what = "CAP_BPF and CAP_PERFMON (or root), outside of user and pid namespaces"
         yield _right(what, require_trace_privilege, require_initial_pid_namespace)
     if way is not None and way.startswith("ssh:"):
-        yield Right(f"a key for {way} (not tried)", None)
+        yield Right(f"a key for {way} (not checked)", None)
     elif way == LOCAL:
-        yield Right("root", None if os.geteuid() == 0 else "it is another user")
+        yield Right("root", None if os.geteuid() == 0 else "it runs as another user")
     elif way is not None:
-        yield Right(f"the guest agent's channel {way} (not tried)", None)
+        yield Right(f"the guest agent's channel {way} (not checked)", None)
 
 
 def _right(what: str, *checks: Any) -> Right:  # noqa: ANN401 - functions that raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One repetition: one storm, traced as its mode says, with all stamps on one clock."""
+"""One repetition: one storm, traced in one mode, with all stamps on one clock."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,25 +24,26 @@ from ipitrace.tracer.session import Tracer
 from ipitrace.words.events import NR_KINDS
 from ipitrace.words.scenarios import Mode
 
-# Host events kept of one repetition. 2 to 17 per IPI were seen (tests/data/recordings). A guest
-# can cause any number of others, and must not use up this host's memory with them.
+# Limits of the host events that are kept of one repetition. The recordings in
+# tests/data/recordings have 2 to 17 per IPI. A guest can cause any number of other events; the
+# limit protects this host's memory.
 _EVENTS_PER_IPI: Final = 64
 _OTHER_EVENTS: Final = 1_000_000
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A storm and what was recorded of it.
+    """A storm and the data recorded about it.
 
     Attributes:
         watched: None unless the mode was FULL and all stamps could be put on one clock.
-        trace: what `watched` was made from, for the recording.
+        trace: the data from which `watched` was made, for the recording.
         no_trace_reason: why `watched` is None although the mode was FULL.
         violations: effects before their causes, by kind.
         sandwiches: readings of both host clocks during the repetition.
         seen: host events per kind and vCPU from the first measured send to the last
-            acknowledgement, shape (kinds, n_vcpus); None where that is not known.
-        switches: of the vCPUs' threads, in what was recorded.
+            acknowledgement, shape (kinds, n_vcpus); None if unknown.
+        switches: recorded context switches of the vCPUs' threads.
         looks: host state before and after the storm.
     """
 
@@ -72,16 +73,16 @@ def run_repetition(
 
     Args:
         request: the storm.
-        guest: where it runs.
+        guest: the driver of the guest in which it runs.
         tracer: None traces nothing.
-        mode: what of the tracer is attached.
-        clock: this host's clocks; None where they cannot be read.
-        told: receives the number of sends at each tick; what it raises ends the storm.
-        earlier: the latest readings of the clocks before the storm, which alone may be too
-            short for exact rates.
+        mode: which of the tracer's programs are attached.
+        clock: this host's clocks; None if they cannot be read.
+        told: called at each tick with the number of sends; an exception from it ends the storm.
+        earlier: the latest readings of the clocks before the storm. The storm alone may be
+            too short for exact rates.
 
     Raises:
-        HostError, MeasurementError: as run_plausible().
+        HostError, MeasurementError: see run_plausible().
     """
     traced = None if mode == Mode.OFF else tracer
     reader = ClockReader(clock)
@@ -141,7 +142,7 @@ def _with_trace(
     events: NDArray[np.void],
     interrupts: InterruptDelta | None,
 ) -> Recorded:
-    """The same repetition with what its host events, on the guest's clock, show."""
+    """The same repetition with the results of its host events, on the guest's clock."""
     spans = correlate(trace)
     return replace(
         counted,
@@ -154,7 +155,7 @@ def _with_trace(
 
 
 def _seen(events: NDArray[np.void], storm: Storm) -> NDArray[np.int64]:
-    """Events of the window by kind and vCPU: as counted, otherwise the recorded ones."""
+    """Events of the measured window by kind and vCPU, from the counters if they were read."""
     if storm.counted is not None:
         return storm.counted
     seen = np.zeros((NR_KINDS, len(storm.receipts)), np.int64)
@@ -163,7 +164,7 @@ def _seen(events: NDArray[np.void], storm: Storm) -> NDArray[np.int64]:
 
 
 def _events_lost(tracer: Tracer) -> int:
-    """How many events were lost so far, without misses that the kernel does not count."""
+    """The number of events lost so far, without misses that the kernel does not count."""
     losses = tracer.losses()
     misses = sum(n or 0 for n in losses.recursion_misses.values())
     return sum(losses.ring_overruns.values()) + misses

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ipitrace run` was asked for, and the checks of its numbers."""
+"""The request of `ipitrace run`, and the checks of its numbers."""
 
 import math
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ from ipitrace.storm.driver import Driver
 from ipitrace.words.scenarios import Scenario
 
 WARMUP: Final = 100
-REPETITIONS: Final = 6  # the least whose extremes enclose the median with 95 % confidence
+REPETITIONS: Final = 6  # the fewest whose extremes enclose the median with 95 % confidence
 MAX_REPETITIONS: Final = 1000
-MAX_OF_ALL_SCENARIOS: Final = 4000  # run.json holds as many (recording.writer.MOST_RUN_BYTES)
-_MOST_SENDS: Final = 250_000  # of one repetition: bounds the memory that its events take
+MAX_OF_ALL_SCENARIOS: Final = 4000  # limited by recording.writer.MOST_RUN_BYTES
+_MOST_SENDS: Final = 250_000  # of one repetition: limits the memory for its events
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `ipitrace run` was asked for.
+    """The request of `ipitrace run`.
 
     Attributes:
         scenarios: in the order to run.
         count: measured sends of each scenario.
         pace_cycles: cycles from one acknowledgement to the next send; None means that the
-            scenario chooses.
+            scenario decides.
         trace: attach BPF programs and measure their cost; False attaches none.
-        command: the command line, for the record.
+        command: the command line, for the recording.
         inject: a deliberate fault. Tests use it to prove that ipitrace reports the fault.
-        repeat: fresh guests of each scenario and mode; `count` is divided among them.
+        repeat: repetitions of each scenario and mode; `count` is divided among them.
         seed: of the order in which scenarios take turns.
         handler_burn_cycles: cycles that each handler wastes. Tests use it to prove that
-            ipitrace finds them.
+            ipitrace measures them.
         max_rate_hz: the limit of sends per second; 0 is no limit, None is the default of the
             guest's kind.
         max_time_s: the limit of the storms' seconds, with the same meaning of 0 and None.
@@ -55,7 +55,7 @@ class RunRequest:
 
 
 def check_request(request: RunRequest) -> None:
-    """Check the request's numbers, as far as no guest is needed for it.
+    """Check the request's numbers, except those that depend on the guest.
 
     Raises:
         UsageError: a number is out of its range.
@@ -63,29 +63,29 @@ def check_request(request: RunRequest) -> None:
     if not 1 <= request.repeat <= MAX_REPETITIONS:
         raise UsageError(
             f"--repeat {request.repeat} is out of range.",
-            f"Ask for 1 to {MAX_REPETITIONS} repetitions.",
+            f"Use 1 to {MAX_REPETITIONS} repetitions.",
         )
     in_all = len(request.scenarios) * request.repeat
     if in_all > MAX_OF_ALL_SCENARIOS:
         raise UsageError(
             f"--repeat {request.repeat} of {len(request.scenarios)} scenarios is {in_all} "
-            f"repetitions, and a recording holds {MAX_OF_ALL_SCENARIOS}.",
-            "Ask for fewer, or for fewer scenarios at a time.",
+            f"repetitions, and a recording holds at most {MAX_OF_ALL_SCENARIOS}.",
+            "Reduce --repeat, or run fewer scenarios at a time.",
         )
     if request.pace_cycles is not None and not 0 <= request.pace_cycles <= NS_PER_S:
         raise UsageError(
             f"--pace {request.pace_cycles} is out of range.",
-            f"Ask for 0 to {NS_PER_S:,} cycles.",
+            f"Use 0 to {NS_PER_S:,} cycles.",
         )
     for option, limit in (("--max-rate", request.max_rate_hz), ("--max-time", request.max_time_s)):
         if limit is not None and not 0 <= limit < math.inf:
             raise UsageError(
-                f"{option} {limit:g} is out of range.", "Give a number above 0, or 'unlimited'."
+                f"{option} {limit:g} is out of range.", "Use a number above 0, or 'unlimited'."
             )
 
 
 def check_count(request: RunRequest, guest: Driver) -> None:
-    """Check that the guest can log as many IPIs as were asked for.
+    """Check that the guest can log the requested number of IPIs.
 
     Raises:
         UsageError: it cannot.
@@ -94,7 +94,7 @@ def check_count(request: RunRequest, guest: Driver) -> None:
     if not 1 <= request.count <= most:
         raise UsageError(
             f"--count {request.count} is out of range.",
-            f"Ask for 1 to {most:,} IPIs (what the logs of {guest.n_vcpus} vCPUs hold).",
+            f"Use 1 to {most:,} IPIs; the logs of {guest.n_vcpus} vCPUs hold no more.",
         )
 
 

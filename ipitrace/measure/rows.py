@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a recording's tables, written repetition by repetition."""
+"""Writes the rows of a recording's tables, one repetition at a time."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -33,13 +33,13 @@ def run(
     progress: Progress,
     opened: Callable[[], None] = lambda: None,
 ) -> tuple[RunResult, IpitraceError | None]:
-    """Measure; the answer is the result, and the error that ended the run early if one did.
+    """Measure. Returns the result, and the error that ended the run early or None.
 
-    `opened` is called when the BPF programs are loaded, before the first storm.
+    `opened` is called after the BPF programs are loaded and before the first storm.
 
     Raises:
-        UsageError, HostError: nothing could be measured at all.
-        InterruptedRunError: nothing was completed when the interruption came.
+        UsageError, HostError: nothing could be measured.
+        InterruptedRunError: the run was interrupted before anything was completed.
     """
     check_request(request)
     driver = guest.driver

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run by one call, for programs: `ipitrace.run()`."""
+"""A complete run with one call, for programs: `ipitrace.run()`."""
 
 import contextlib
 import secrets
@@ -18,12 +18,12 @@ from ipitrace.words.scenarios import DEFAULT_SCENARIOS, select_scenarios
 
 
 class _Discard:
-    """A sink for rows that nobody wants."""
+    """A sink that discards all rows."""
 
     def append(
         self, table: str, columns: Mapping[str, NDArray[Any]], meanings: Mapping[str, str]
     ) -> None:
-        """Drop the rows."""
+        """Discard the rows."""
 
 
 def run(
@@ -43,26 +43,27 @@ def run(
 ) -> RunResult:
     """Measure what IPIs cost in a guest, as `ipitrace run` does.
 
-    A run that fails after some repetitions returns what was completed: `complete` is then False
-    and `failure` says why. `untrustworthy` lists the reasons not to rely on the numbers.
+    A run that fails after some repetitions returns what was completed. `complete` is then False
+    and `failure` is the reason. `untrustworthy` lists the reasons not to rely on the numbers.
 
     Args:
         vm: `micro`, `micro:N` for N vCPUs, `local`, or the name of a VM of this host.
         via: the transport into a running VM, as --via has it; None chooses its guest agent.
         scenarios: names of scenarios, or `all`.
-        count: measured sends of each scenario, shared out among its repetitions.
+        count: measured sends of each scenario, divided among its repetitions.
         repeat: repetitions of each scenario and mode.
         pace_cycles: TSC cycles from an acknowledgement to the next send; None: by scenario.
-        trace: attach BPF programs; needs root. Without, only the guest's stamps are measured.
+        trace: attach BPF programs; needs root. If False, only the guest's stamps are
+            measured.
         seed: of the order in which scenarios take turns; None chooses one.
         max_rate_hz: sends per second at most; 0 is no limit, None is the default of the VM's kind.
-        max_time_s: seconds of storms at most; likewise.
-        directory: where the recording is written; None writes none.
-        force: replace a recording that is there.
+        max_time_s: seconds of storms at most, with the same meaning of 0 and None.
+        directory: where to write the recording; None writes none.
+        force: replace a recording in `directory`.
 
     Raises:
         UsageError: there is no such VM or scenario, or a number is out of its range.
-        HostError: the host or the guest cannot do it.
+        HostError: the host or the guest cannot run the measurement.
         MeasurementError: nothing could be measured.
     """
     request = RunRequest(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a storm ran under its intended conditions: host state before and after, compared.
+"""Checks whether a storm ran under its intended conditions, from host state before and after it.
 
-Pure: samples come in as data, and differences go out as Disturbances. docs/measuring.md
-explains the limits.
+These functions are pure: they get the samples as arguments and return Disturbances.
+docs/measuring.md explains the limits.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ from ipitrace.words.scenarios import Scenario, TargetState
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for this long, without waiting for a CPU, was stopped."""
 STOPPED_SHARE: Final = 0.1
-"""A stop for this share of a storm, without its waits for CPUs, makes the storm worthless."""
+"""A stop for this share of a storm (without its waits for CPUs) makes the storm worthless."""
 WAITED_SHARE: Final = 0.1
-"""The share of a storm's time spent waiting for a CPU from which it is reported."""
+"""Waiting for a CPU is reported from this share of the storm's time."""
 STOLEN_SHARE: Final = 0.05
 LATE_S: Final = 0.5
-"""The delay of a tick of 20 ms from which it is reported."""
+"""The time between two ticks from which it is reported; ticks are due every 20 ms."""
 FREQUENCY_SHARE: Final = 0.1
 SUSPENDED_NS: Final = 10_000_000
 """Far more than the time between two clock readings, and far less than a suspension."""
@@ -37,7 +37,7 @@ class Looks:
     """The samples around and during one storm.
 
     Attributes:
-        start: host state before any vCPU ran; None where it was not sampled.
+        start: host state before any vCPU ran; None if it was not sampled.
         end: host state after the storm, while the threads still existed.
         longest_tick_s: the longest time between two of ipitrace's own ticks.
         seen_on: by vCPU, CPU to number of host events; empty unless events were recorded.
@@ -59,12 +59,13 @@ class Setting:
     Attributes:
         scenario: the one that ran.
         targets: its targets; vCPU 0 sends.
-        pinned: the CPU that each vCPU is pinned to; None where they may move.
+        pinned: the CPU that each vCPU is pinned to; None if the vCPUs may move.
         ours: ipitrace pinned them, and nothing else should move them.
-        first: the run's first sample. Unless the guest is ours, its threads are the same
+        first: the run's first sample. A guest that ipitrace did not start keeps its threads
             during the whole run.
-        before: the sample before this storm's last one; may be of the repetition before.
-        tsc_hz: the guest TSC's rate; None where it is not known.
+        before: the sample before this storm's last one. It may belong to the previous
+            repetition.
+        tsc_hz: the guest TSC's rate; None if it is unknown.
         warmup: sends that are not in the storm's log.
     """
 
@@ -79,7 +80,7 @@ class Setting:
 
 
 def compare(looks: Looks, storm: Storm, setting: Setting) -> Iterator[Disturbance]:
-    """The differences from the intended conditions; none where all was as intended."""
+    """Yield the differences from the intended conditions."""
     if looks.start is None or looks.end is None:
         return
     yield from _moved(looks, looks.start, looks.end, setting)
@@ -87,7 +88,7 @@ def compare(looks: Looks, storm: Storm, setting: Setting) -> Iterator[Disturbanc
     if looks.longest_tick_s >= LATE_S:
         yield Disturbance(
             DisturbanceKind.LATE,
-            f"ipitrace itself did not run for {looks.longest_tick_s:.1f} s in mid-storm",
+            f"ipitrace itself did not run for {looks.longest_tick_s:.1f} s during the storm",
             worthless=False,
         )
     yield from _stolen(looks.start, looks.end)
@@ -123,27 +124,27 @@ def _elsewhere(
     wanted: tuple[int, ...] | None,
     seen_on: Mapping[int, int],
 ) -> str | None:
-    """What shows that a thread ran elsewhere; None where nothing does."""
+    """How a thread is known to have run on other CPUs; None if nothing shows it."""
     if wanted is None:
         return None
-    where = f"vCPU {vcpu}'s thread, which belongs on {cpus_of(wanted)},"
+    where = f"vCPU {vcpu}'s thread, which should run on {cpus_of(wanted)},"
     for look in (late, early):
         if look.allowed_cpus is not None and look.allowed_cpus != wanted:
             return f"{where} was moved to {cpus_of(look.allowed_cpus)}"
     strange = sorted(set(seen_on) - set(wanted))
     if strange:
-        return f"{where} was seen on {cpus_of(strange)}"
+        return f"{where} ran on {cpus_of(strange)} according to its host events"
     if late.last_cpu is not None and late.last_cpu not in wanted:
-        return f"{where} was on CPU {late.last_cpu}"
+        return f"{where} last ran on CPU {late.last_cpu}"
     if len(wanted) == 1 and None not in {early.migrations, late.migrations}:
         times = (late.migrations or 0) - (early.migrations or 0)
         if times > 0:
-            return f"{where} changed its CPU {times} times"
+            return f"{where} was migrated {times} time{'s' if times != 1 else ''}"
     return None
 
 
 def _crowded(threads: Sequence[ThreadLook], involved: Collection[int]) -> bool:
-    """The vCPUs that take part have fewer CPUs than they are."""
+    """The vCPUs that take part outnumber the CPUs that they may use."""
     places = [threads[i].allowed_cpus for i in involved if i < len(threads)]
     known = [set(place) for place in places if place is not None]
     return bool(known) and len(set().union(*known)) < len(known)
@@ -152,7 +153,7 @@ def _crowded(threads: Sequence[ThreadLook], involved: Collection[int]) -> bool:
 def _lost(
     start: Conditions, end: Conditions, storm: Storm, setting: Setting
 ) -> Iterator[Disturbance]:
-    """Time in which vCPUs did not run: they were stopped, suspended, or waited for a CPU."""
+    """Time in which vCPUs did not run: they were stopped, were suspended, or waited for a CPU."""
     suspended_ns = end.suspended_ns - start.suspended_ns
     if suspended_ns >= SUSPENDED_NS:
         yield Disturbance(
@@ -175,7 +176,7 @@ def _lost(
             worthless=share >= STOPPED_SHARE,
             share=share,
         )
-    # The thread waits during the warm-up, too.
+    # The thread also waits during the warm-up.
     whole_s = storm_s * (len(storm.sends) + setting.warmup) / max(len(storm.sends), 1)
     meant = setting.targets if setting.scenario.target_state == TargetState.PREEMPTED else ()
     for vcpu, wait_s in enumerate(waits):
@@ -183,8 +184,9 @@ def _lost(
         if share >= WAITED_SHARE and vcpu not in meant:
             yield Disturbance(
                 DisturbanceKind.WAITED,
-                f"vCPU {vcpu}'s thread waited {1000 * (wait_s or 0):.0f} ms for a CPU that others "
-                f"used, in a storm of {1000 * whole_s:.0f} ms",
+                f"vCPU {vcpu}'s thread waited {1000 * (wait_s or 0):.0f} ms for a CPU that other "
+                "threads used, measured between the host samples before and after a storm of "
+                f"{1000 * whole_s:.0f} ms",
                 worthless=False,
                 share=share,
             )
@@ -198,7 +200,7 @@ def _idle_s(
     *,
     ours: bool,
 ) -> float:
-    """How much of a silence can be a stop: time in which the sender neither ran nor could run.
+    """The part of a silence that can be a stop: the sender neither ran nor waited for a CPU.
 
     In the built-in guest the sender never sleeps. In another guest it sleeps before and after
     the storm. There the silence is assumed to contain all time that threads waited for a CPU.
@@ -210,10 +212,10 @@ def _idle_s(
 
 
 def silence(storm: Storm, tsc_hz: float) -> tuple[float, float]:
-    """The storm's time, and how much longer than usual the longest time between two sends was.
+    """The storm's duration, and by how much the longest time between two sends exceeds the median.
 
-    Both are in seconds and of the measured sends. The time after an IPI that timed out does not
-    count, since that wait is reported as an incomplete IPI.
+    Both are in seconds and cover the measured sends. The time after an IPI that timed out does
+    not count, because that wait is reported as an incomplete IPI.
     """
     sends = storm.sends
     stamps = sends["send_tsc"].astype(np.int64)
@@ -239,7 +241,7 @@ def _delay_s(early: ThreadLook, late: ThreadLook) -> float | None:
 
 
 def _stolen(start: Conditions, end: Conditions) -> Iterator[Disturbance]:
-    """CPU time that this host's own hypervisor took."""
+    """CPU time that a hypervisor below this host took (steal time)."""
     for early, late in zip(start.cpus, end.cpus, strict=True):
         if early.stolen_s is None or late.stolen_s is None or end.at_ns <= start.at_ns:
             continue
@@ -247,8 +249,8 @@ def _stolen(start: Conditions, end: Conditions) -> Iterator[Disturbance]:
         if share >= STOLEN_SHARE:
             yield Disturbance(
                 DisturbanceKind.STOLEN,
-                f"CPU {late.cpu} was taken from this host by its own hypervisor for {share:.0%} "
-                "of the time",
+                f"the hypervisor below this host took {share:.0%} of CPU {late.cpu}'s time "
+                "(steal time)",
                 worthless=False,
                 share=min(share, 1.0),
             )
@@ -273,7 +275,7 @@ def _speed(before: Conditions, after: Conditions) -> Iterator[Disturbance]:
         if late.throttled is not None and late.throttled > (early.throttled or 0):
             yield Disturbance(
                 DisturbanceKind.THROTTLED,
-                f"CPU {late.cpu} was too hot and slowed down",
+                f"CPU {late.cpu} was throttled because of heat",
                 worthless=False,
             )
 
@@ -282,7 +284,7 @@ def _frequency(early: CpuLook, late: CpuLook) -> Iterator[Disturbance]:
     if early.khz and late.khz and abs(late.khz - early.khz) > FREQUENCY_SHARE * early.khz:
         yield Disturbance(
             DisturbanceKind.FREQUENCY,
-            f"CPU {late.cpu}'s frequency went from {early.khz / 1000:.0f} to "
+            f"CPU {late.cpu}'s frequency changed from {early.khz / 1000:.0f} to "
             f"{late.khz / 1000:.0f} MHz",
             worthless=False,
         )
@@ -300,7 +302,9 @@ def _hotplug(setting: Setting, after: Conditions) -> Iterator[Disturbance]:
     if gone:
         yield Disturbance(DisturbanceKind.HOTPLUG, f"{cpus_of(gone)} went offline", worthless=True)
     if before.online != after.online and not gone:
-        yield _changed("the CPUs online", before.online, after.online, kind=DisturbanceKind.HOTPLUG)
+        yield _changed(
+            "the set of online CPUs", before.online, after.online, kind=DisturbanceKind.HOTPLUG
+        )
 
 
 def _changed(
@@ -314,7 +318,7 @@ def _changed(
 
 
 def cpus_of(cpus: Iterable[int]) -> str:
-    """CPUs in words, eight at most."""
+    """A text that names the CPUs, at most eight of them."""
     numbers = sorted(cpus)
     few = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")  # noqa: PLR2004
     return f"CPU{'s' if len(numbers) != 1 else ''} {few or 'unknown'}"

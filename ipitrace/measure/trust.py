@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run's numbers may be trusted: its clocks, its losses and its contradictions."""
+"""Decides whether a run's numbers can be trusted: clocks, losses and contradictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,14 +25,14 @@ def clock_result(
     """The result of the run's readings of both host clocks.
 
     Args:
-        sandwiches: in the order read; none where the guest's TSC does not follow from this
+        sandwiches: in the order read; empty if the guest's TSC does not follow from this
             host's.
         tsc_khz: the guest TSC's rate as KVM, or the guest, states it.
         tsc_offset: the guest TSC's offset as KVM states it.
         bound_cycles: the largest error bound of a host event on the guest's clock, or 0.
         violations: effects before their causes, by kind.
         scale: guest cycles per host cycle.
-        stated_by: who stated tsc_khz.
+        stated_by: the source of tsc_khz.
     """
     frequency = measure_frequency(sandwiches)
     hz = frequency.hz * scale if frequency else tsc_khz and tsc_khz * 1000.0
@@ -76,14 +76,14 @@ def _source(hz: float | None, stated_by: str, *, measured: bool) -> str | None:
 def doubts(
     losses: Losses, clock: ClockResult, *, all_sends: int, recorded_sends: int
 ) -> Iterator[str]:
-    """Why the numbers should not be relied on; empty where they may be.
+    """Yield the reasons not to rely on the numbers.
 
     Args:
         losses: of the whole run.
         clock: of the whole run.
         all_sends: of all repetitions, warm-up included. Any of them may be incomplete.
-        recorded_sends: of the repetitions that the rows are made of. The clocks may
-            contradict these.
+        recorded_sends: of the repetitions from which the rows are made. Contradictions of the
+            clocks are compared with this number.
     """
     if losses.events_lost > LOSS_LIMIT * max(losses.events_seen, 1):
         yield f"{losses.events_lost} of {losses.events_seen} host events were lost"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ipitrace itself samples around and during one storm: host state and clocks."""
+"""Samples host state before and after a storm, and both clocks during it."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ _ON_ITS_CPU: Final = (Kind.KVM_ENTRY, Kind.KVM_EXIT, Kind.SCHED_SWITCH)
 
 
 class Onlooker:
-    """Samples the host before the vCPUs run and after the storm; notes when ticks come."""
+    """Samples the host before the vCPUs run and after the storm; times ipitrace's own ticks."""
 
     def __init__(self, cpus: Collection[int]) -> None:
         self._cpus = cpus
@@ -29,30 +29,30 @@ class Onlooker:
         self._longest_tick_s = 0.0
 
     def threads_known(self, tids: Sequence[int]) -> None:
-        """The vCPUs' threads are there, and none has run yet."""
+        """Sample the host: the vCPUs' threads exist, and none has run yet."""
         self._tids = tuple(tids)
         self._start = read_conditions(self._tids, self._cpus)
         self._last_tick_s = time.monotonic()
 
     def tick(self) -> None:
-        """A tick came."""
+        """Record the time of a tick."""
         now_s = time.monotonic()
         if self._last_tick_s is not None:
             self._longest_tick_s = max(self._longest_tick_s, now_s - self._last_tick_s)
         self._last_tick_s = now_s
 
     def over(self) -> None:
-        """The storm has ended, and the vCPUs' threads are still there."""
+        """Sample the host: the storm has ended, and the vCPUs' threads still exist."""
         self.tick()
         self._end = read_conditions(self._tids, self._cpus)
 
     def looks(self, events: NDArray[np.void] | None = None) -> Looks:
-        """What was sampled; with recorded events, also where each vCPU was seen."""
+        """The samples; with recorded events, also the CPUs on which each vCPU ran."""
         return Looks(self._start, self._end, self._longest_tick_s, _seen_on(events))
 
 
 def _seen_on(events: NDArray[np.void] | None) -> dict[int, dict[int, int]]:
-    """CPU to events, by vCPU. Only events count that happen where the vCPU's thread is."""
+    """CPU to events, by vCPU. Counts only events that happen on the CPU of the vCPU's thread."""
     if events is None:
         return {}
     own = events[np.isin(events["kind"], _ON_ITS_CPU)]
@@ -74,7 +74,7 @@ class ClockReader:
         self.sandwiches: list[Sandwich] = []
 
     def read(self, *, now: bool = False) -> None:
-        """Read, if the last reading is 20 ms ago or `now` is set."""
+        """Read if the last reading is at least 20 ms old, or if `now` is set."""
         if self._clock is None or (not now and time.monotonic() < self._next_s):
             return
         self.sandwiches.append(self._clock.sandwich())

@@ -3,10 +3,11 @@
 
 The decoder is a large program in C++ and C, and a file's footer does not limit what its pages
 hold: a page of some bytes may claim to hold 2 GiB, and a changed count may make the decoder wait
-for ever. The footer's figures are checked first. The kernel limits the rest: memory (RLIMIT_AS),
+forever. The footer's figures are checked first. The kernel limits the rest: memory (RLIMIT_AS),
 time (RLIMIT_CPU), files and rights.
 
-This process gets the file as stdin and the query as an argument. It writes JSON to stdout.
+This process reads the file from stdin and gets the query as an argument. It writes JSON to
+stdout.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ from ipitrace.recording.schema import (
 _MAGIC: Final = b"PAR1"
 _TAIL_BYTES: Final = 8  # the footer's length and the magic number, parquet-format's README
 _BATCH_ROWS: Final = 1 << 16
-_GROUP_ROWS: Final = 1 << 20  # recording.ROW_GROUP_ROWS, which needs no process like this one
+_GROUP_ROWS: Final = 1 << 20  # as writer.ROW_GROUP_ROWS, which this process does not import
 _SMALL_COLUMN_BYTES: Final = MIB  # dictionaries and page headers
 _CODECS: Final = frozenset({"ZSTD", "SNAPPY", "UNCOMPRESSED"})
 _MEMORY_BYTES: Final = 256 * MIB
@@ -55,7 +56,7 @@ class Question:
 
     Attributes:
         table: one of recording.TABLES.
-        rows: the table's number of rows by run.json.
+        rows: the table's number of rows according to run.json.
         columns: the columns to return; None is all.
         between: integer column to the least and the greatest value to return.
         equal: text column to the only value to return.
@@ -68,12 +69,12 @@ class Question:
     equal: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The query as main() accepts it."""
+        """The query as text for main()."""
         return json.dumps(asdict(self))
 
 
 def decode(file: IO[bytes], question: Question) -> Iterator[dict[str, Any]]:
-    """The rows of the query's answer.
+    """Yield the rows that match the query.
 
     Raises:
         ValueError: the file is not what docs/recording.md describes.
@@ -89,12 +90,12 @@ def decode(file: IO[bytes], question: Question) -> Iterator[dict[str, Any]]:
             rows = _wanted(batch, question)
             found += rows.num_rows
             if found > MOST_ROWS_READ:
-                raise ValueError(f"more than {MOST_ROWS_READ} rows fit the question")
+                raise ValueError(f"more than {MOST_ROWS_READ} rows match the query")
             yield from _plain_rows(rows, question.columns or list(kinds))
 
 
 def open_checked(file: IO[bytes], question: Question) -> tuple[pq.ParquetFile, dict[str, Holds]]:
-    """The file, found to be what docs/recording.md describes, and the columns to decode.
+    """Check that the file is what docs/recording.md describes; return it and the columns to decode.
 
     Raises:
         ValueError: it is not.
@@ -104,14 +105,14 @@ def open_checked(file: IO[bytes], question: Question) -> tuple[pq.ParquetFile, d
     _check_footer(file, size)
     limits = {
         "pre_buffer": False,
-        "buffer_size": 1 << 16,  # or each column of a row group is read whole
+        "buffer_size": 1 << 16,  # otherwise each column of a row group is read as a whole
         "thrift_string_size_limit": MIB,
         "thrift_container_size_limit": 1 << 16,
     }
     parquet = pq.ParquetFile(file, **limits)
     _check_sizes(parquet.metadata, size, question.rows)
     kinds = _check_columns(parquet.schema_arrow, question)
-    # With a dictionary, memory holds each text once, in whatever way the file was written.
+    # With a dictionary, memory holds each text once, however the file was written.
     texts = [name for name, kind in kinds.items() if kind == Holds.TEXT]
     parquet = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=texts, **limits)
     return parquet, kinds
@@ -130,12 +131,12 @@ def _check_footer(file: IO[bytes], size: int) -> None:
 def _check_sizes(metadata: pq.FileMetaData, size: int, rows: int) -> None:
     """Check that the footer's figures are consistent and fit into the file."""
     if metadata.num_rows != rows:
-        raise ValueError(f"it has {metadata.num_rows} rows, run.json says {rows}")
+        raise ValueError(f"it has {metadata.num_rows} rows, but run.json states {rows}")
     if metadata.num_row_groups > MOST_GROUPS or metadata.num_columns > MOST_COLUMNS:
         raise ValueError("it has too many columns or row groups")
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != rows:
-        raise ValueError("its row groups do not add up")
+        raise ValueError("the rows of its row groups do not add up to its number of rows")
     for group in groups:
         if not 0 <= group.num_rows <= _GROUP_ROWS or group.num_columns != metadata.num_columns:
             raise ValueError(f"it has a row group of {group.num_rows} rows")
@@ -154,16 +155,16 @@ def _check_column(column: pq.ColumnChunkMetaData, rows: int, size: int) -> None:
     if not 0 <= unpacked <= MOST_VALUE_BYTES * rows + _SMALL_COLUMN_BYTES:
         raise ValueError(f"its column {name!r} is too large when decompressed")
     if column.num_values != rows:
-        raise ValueError(f"its column {name!r} has another number of values than of rows")
+        raise ValueError(f"the number of values in its column {name!r} is not the number of rows")
     if column.compression not in _CODECS:
-        raise ValueError(f"its column {name!r} is compressed in an unknown way")
+        raise ValueError(f"the compression of its column {name!r} is unknown")
 
 
 def _check_columns(schema: pa.Schema, question: Question) -> dict[str, Holds]:
     """The columns to decode, after a check that they have the format's types."""
     names = schema.names
     if len(set(names)) < len(names):
-        raise ValueError("it has a column twice")
+        raise ValueError("two of its columns have the same name")
     wanted = names if question.columns is None else question.columns
     kinds: dict[str, Holds] = {}
     for name in dict.fromkeys([*wanted, *question.between, *question.equal]):
@@ -242,7 +243,7 @@ def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[dict[
 
 
 def restrict(cpu_s: int) -> None:
-    """Give up permanently all that decoding does not need."""
+    """Drop permanently all rights that decoding does not need, and limit resources."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -273,7 +274,7 @@ def main(words: Sequence[str]) -> None:
         with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
             answer = {"rows": list(decode(file, question))}
     except (ValueError, OSError, MemoryError, pa.ArrowException) as error:
-        said = str(error).splitlines() or ["it needs too much memory"]
+        said = str(error).splitlines() or ["decoding it needs too much memory"]
         answer = {"why": said[0][:200]}
     sys.stdout.write(json.dumps(answer))
 

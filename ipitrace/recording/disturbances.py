@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What disturbed a run, as sentences."""
+"""Describes the disturbances of a run in sentences."""
 
 from collections.abc import Collection, Iterable, Iterator
 
@@ -7,7 +7,10 @@ from ipitrace.recording.result import Disturbance
 
 
 def describe_disturbances(disturbances: Iterable[Disturbance], *, worthless: bool) -> Iterator[str]:
-    """The disturbances of one weight as sentences: of each kind the worst, and how many more."""
+    """Yield a sentence for each kind of disturbance: the worst one, and the number of others.
+
+    Only disturbances whose `worthless` has the given value are included.
+    """
     groups: dict[tuple[str, str], list[Disturbance]] = {}
     for one in disturbances:
         if one.worthless == worthless:
@@ -22,5 +25,5 @@ def _where(worst: Disturbance, repetitions: Collection[int | None]) -> str:
     if worst.repetition is None:
         return ""
     others = len(repetitions) - 1
-    more = f"; so in {others} more" if others else ""
+    more = f"; also in {others} other repetition{'s' if others > 1 else ''}" if others else ""
     return f" (repetition {worst.repetition}: {worst.scenario}, {worst.mode}{more})"

@@ -23,7 +23,7 @@ class Recording:
 
     Attributes:
         directory: where it is.
-        run: all that run.json holds.
+        run: the content of run.json.
     """
 
     directory: Path
@@ -35,7 +35,7 @@ class Recording:
         return tuple(self.run.tables)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One table, decoded whole into memory.
+        """One complete table, decoded into memory.
 
         The file's checksum, columns, types and sizes are checked first. Unlike `ipitrace report`,
         which decodes in a process without privileges, this decodes in the calling process: use it
@@ -92,7 +92,7 @@ class Recording:
         return pa.Table.from_pylist(rows, pa.schema(list(zip(columns, types, strict=True))))
 
     def _with_nulls(self, spans: pa.Table) -> pa.Table:
-        """Spans whose exits are null where they are not known; early recordings have 0 there."""
+        """The spans, with null for exits that are unknown; early recordings have 0 there."""
         scenarios = pa.array(sorted(uncounted(self.run)), pa.string())
         for name in EXIT_COUNTS:
             if name in spans.column_names:
@@ -113,7 +113,7 @@ def open_recording(path: str | Path) -> Recording:
     """Open a recording: its directory, or the run.json in it.
 
     Raises:
-        UsageError: it is not a whole recording, is damaged, or is newer than this ipitrace.
+        UsageError: it is incomplete or damaged, or is newer than this ipitrace.
     """
     directory = recording_of(Path(path))
     return Recording(directory, read_run(directory))

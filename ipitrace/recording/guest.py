@@ -32,18 +32,18 @@ class GuestResult(OpenObject):
         kind: `micro` for the built-in guest, `linux`, or `native` for a machine without a
             hypervisor below it.
         n_vcpus: vCPUs, or CPUs of a native machine.
-        pinned_cpus: the host CPU of each vCPU; None where they may move.
-        payload_sha256: names the built-in guest's code. Only `micro` has this key; all keys
-            below are those of the other kinds.
+        pinned_cpus: the host CPU of each vCPU; None if they may move.
+        payload_sha256: identifies the built-in guest's code. Only `micro` has this key. Only
+            the other kinds have the keys below.
         via: the transport, without its address.
         kernel: the guest's kernel release.
-        emulated: the program that emulates the guest's CPUs; then cycles are not real time.
+        emulated: the program that emulates the guest's CPUs. Cycles are then not real time.
         apic_mode: `x2apic` or `xapic`.
-        module_version: of the kernel module ipistorm.
+        module_version: of the kernel module ipitrace_storm.
         module_srcversion: a hash of the module's sources.
-        helper_version: of the program ipistorm.
-        apic_ids: each CPU's; None where the CPUs' numbers were used as KVM's vCPU ids.
-        vm: the VM on this host; None where none was looked for or found.
+        helper_version: of the program ipitrace-storm.
+        apic_ids: each CPU's; None if the CPU numbers were used as KVM's vCPU ids.
+        vm: the VM on this host; None if none was searched for, or none was found.
     """
 
     kind: str
@@ -83,7 +83,7 @@ def linux_guest(
     apic_ids: tuple[int, ...] | None,
     vm: VmResult | None,
 ) -> GuestResult:
-    """A Linux guest, or with `native` a Linux machine that is none."""
+    """A Linux guest, or with `native` a Linux machine that is not a guest."""
     return GuestResult(
         "native" if native else "linux",
         n_vcpus,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host of a run, as run.json has it. A key that could not be read is null."""
+"""The host of a run, as run.json has it. The value of a key is null if it could not be read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,17 +38,17 @@ class HostFingerprint(OpenObject):
     """"driver/governor": how deep a blocked target's CPU sleeps decides its wake-up."""
     clocksource: str | None = None
     tsc_flags: tuple[str, ...] | None = None
-    """Those CPU flags that say how far the TSC can be trusted as a clock."""
+    """The CPU flags that state how far the TSC can be trusted as a clock."""
     x2apic: bool | None = None
     virtualised: bool | None = None
     """The CPU's hypervisor flag: this host is itself a guest."""
     emulated: str | None = None
-    """The program that interprets this host's instructions, so that no cycle is real time."""
+    """The program that interprets this host's instructions. Cycles are then not real time."""
     numa_nodes: int | None = None
     isolated_cpus: str | None = None
-    """List format ("2-5"); "" is known to be none."""
+    """List format ("2-5"); "" means that there are none."""
     nohz_full_cpus: str | None = None
-    """List format; "" is known to be none."""
+    """List format; "" means that there are none."""
     memory_bytes: int | None = None
 
 
@@ -64,7 +64,7 @@ class KvmProcess(OpenObject):
 
 @dataclass(frozen=True)
 class NeighboursResult(OpenObject):
-    """What else was alive on the host; host.neighbours.Neighbours explains the keys."""
+    """The neighbours of a run; host.neighbours.Neighbours explains the keys."""
 
     kvm_processes: tuple[KvmProcess, ...] | None = None
     perf_event_pids: tuple[int, ...] | None = None
@@ -82,7 +82,7 @@ class PinningResult(OpenObject):
 
     Attributes:
         overcommitted: there were more vCPUs than CPUs for them.
-        why: cores, caches and NUMA nodes of the CPUs, or why none was chosen, in words.
+        why: cores, caches and NUMA nodes of the CPUs, or the reason why none was chosen.
     """
 
     overcommitted: bool
@@ -94,9 +94,9 @@ class HostResult(OpenObject):
     """The host of a run.
 
     Attributes:
-        one_line: the host in one line for people.
-        fingerprint: everything known to change what IPIs cost.
-        neighbours: what else was alive before the run.
+        one_line: a description of the host in one line.
+        fingerprint: everything that is known to change the cost of IPIs.
+        neighbours: the neighbours before the run.
         pinning: where the guest's vCPUs ran.
     """
 

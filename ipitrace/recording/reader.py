@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a recording from disk. Its author is not trusted: it may come with a pull request.
+"""Reads a recording from disk. It is not trusted, because it may come with a pull request.
 
 Everything is checked against a limit before it is read or decoded; docs/recording.md lists the
 limits.
@@ -34,7 +34,7 @@ _MOST_SCENARIOS: Final = 1000
 _LEAST_CPU_S: Final = 10
 _BYTES_A_SECOND: Final = 4 * MIB
 _WALL_FACTOR: Final = 6  # on a busy machine
-# Isolated from the environment and the current folder; found where this ipitrace was.
+# Isolated from the environment and the current directory; imports from where this ipitrace is.
 _DECODER: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from ipitrace.recording.decoder import main; main(sys.argv[1:])"
@@ -44,7 +44,7 @@ _DECODER: Final = (
 def recording_of(path: Path) -> Path:
     """The recording that `path` names: its directory, or its run.json.
 
-    For a run.json without the rest of its recording, and for anything else, the answer is `path`.
+    Returns `path` for a run.json without the rest of its recording, and for anything else.
 
     Raises:
         UsageError: this user may not read it.
@@ -54,10 +54,10 @@ def recording_of(path: Path) -> Path:
             place.stat()
         except PermissionError as error:
             raise UsageError(
-                f"{path} may not be looked at: {error.strerror}.",
-                "Run it as a user who may read it.",
+                f"{path} cannot be accessed: {error.strerror}.",
+                "Run ipitrace as a user who may read it.",
             ) from error
-        except (OSError, ValueError):  # the reader reports what is wrong with it
+        except (OSError, ValueError):  # the reader reports the error
             break
     whole = path.name == RUN_FILE and not path.is_dir() and (path.parent / CHECKSUM_FILE).exists()
     return path.parent if whole else path
@@ -74,7 +74,7 @@ def read_run(path: Path) -> RunResult:
 
 
 def read_run_text(path: Path) -> str:
-    """run.json's own text, of a known version; its checksum is checked where there is one.
+    """The text of run.json, of a known version; its checksum is checked if there is one.
 
     Raises:
         UsageError: see read_run().
@@ -91,10 +91,10 @@ def read_rows(
     between: Mapping[str, tuple[int, int]] | None = None,
     equal: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Some rows of one table in its order, after a check of its checksum.
+    """Some rows of one table in the table's order, after a check of the file's checksum.
 
-    A process of its own decodes the file, see recording.decoder. Memory does not grow with the
-    table.
+    A separate process decodes the file, see recording.decoder. Memory use does not grow with
+    the table.
 
     Args:
         directory: the recording, or its run.json.
@@ -117,20 +117,20 @@ def read_rows(
 
 @contextlib.contextmanager
 def open_table(directory: Path, run: RunResult, table: str) -> Iterator[IO[bytes]]:
-    """One table's file, found to be undamaged.
+    """Open the file of one table after a check of its checksum.
 
     Args:
         directory: the recording, or its run.json.
-        run: what read_run() answered.
+        run: the result of read_run().
         table: one of TABLES.
 
     Raises:
-        UsageError: the table is not there, or is damaged; also where the caller's code inside
-            raises what a decoder raises.
+        UsageError: the table does not exist, or is damaged; or the code in the `with` block
+            raised an OSError or a ValueError, as a decoder does.
     """
     if table not in run.tables:
         raise UsageError(
-            f"{directory} has no table '{table}': nothing was traced, or nothing happened.",
+            f"{directory} has no table '{table}': nothing was traced, or there were no rows.",
             "Record again with 'ipitrace run', not with 'ipitrace run --no-trace'.",
         )
     directory = recording_of(directory)
@@ -148,7 +148,7 @@ def open_table(directory: Path, run: RunResult, table: str) -> Iterator[IO[bytes
 
 
 def uncounted(run: RunResult) -> set[str]:
-    """The scenarios whose exits were not counted by kvm_exit."""
+    """The scenarios whose exits do not come from kvm_exit."""
     return {
         row.name
         for row in run.scenarios
@@ -157,17 +157,17 @@ def uncounted(run: RunResult) -> set[str]:
 
 
 def _known(row: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
-    """The span with null for unknown counts: older spans have 0 where kvm_exit never fired."""
+    """The span with null for unknown counts; older spans have 0 if kvm_exit never fired."""
     unknown = {name: None for name in EXIT_COUNTS if row.get(name) == 0}
     return row | unknown if row.get("scenario") in uncounted else row
 
 
 @contextlib.contextmanager
 def computing_with(path: Path) -> Iterator[None]:
-    """Inside, only a recording's values can make a computation fail.
+    """Report an error of a computation in the `with` block as damage of the recording.
 
     Raises:
-        UsageError: it failed.
+        UsageError: the computation failed.
     """
     try:
         yield
@@ -190,8 +190,8 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
     cpu_s = _LEAST_CPU_S + size // _BYTES_A_SECOND
     place = str(import_folder())
     command = [sys.executable, "-I", "-c", _DECODER, place, str(cpu_s), question.to_json()]
-    # Not by host/child.py, which passes on this process's variables and feeds a pipe. The decoder
-    # must seek in its file, gets these variables only, and restricts its own rights and life.
+    # host/child.py is not used: it passes on this process's variables and feeds a pipe. The decoder
+    # must seek in its file, gets only these variables, and restricts its own rights and lifetime.
     with subprocess.Popen(
         command,
         stdin=file,
@@ -208,7 +208,7 @@ def _ask_decoder(file: Any, question: Question) -> bytes:  # noqa: ANN401 - a ra
             answer = b"" if output is None else output.read(_MOST_ANSWER_BYTES + 1)
         finally:
             late.cancel()
-            process.kill()  # a decoder that has answered has nothing left to do
+            process.kill()  # after its answer the decoder is not needed
     if not answer or len(answer) > _MOST_ANSWER_BYTES:
         raise ValueError("it cannot be decoded in bounded time and memory")
     return answer
@@ -240,20 +240,25 @@ def _read_checked(directory: Path) -> tuple[str, Any]:
             f"{directory} is not a recording: its {RUN_FILE} cannot be parsed: {_why(error)}.", hint
         ) from error
     _check_version(
-        data, str(directory), f"is not a recording: its {RUN_FILE} is something else", hint
+        data,
+        str(directory),
+        f"is not a recording: its {RUN_FILE} has no valid schema_version",
+        hint,
     )
     return content.decode(), data
 
 
 def _read_alone(path: Path) -> tuple[str, Any]:
-    """The same for a run.json without the rest."""
+    """The same for a run.json without the rest of its recording."""
     hint = "Give a recording's directory, or a run.json that 'ipitrace run' wrote."
     try:
         content = read_bounded(path, MOST_RUN_BYTES)
         data = parse_json(content)
     except (OSError, ValueError) as error:
         raise UsageError(f"The file {path} is not a run.json: {_why(error)}.", hint) from error
-    _check_version(data, f"The file {path}", "is not a run.json", hint)
+    _check_version(
+        data, f"The file {path}", "is not a run.json: it has no valid schema_version", hint
+    )
     if _is_unfinished(data):
         raise _not_whole(path.parent, content)
     return content.decode(), data
@@ -266,8 +271,8 @@ def _check_version(data: Any, what: str, nothing: str, hint: str) -> None:  # no
     if version > SCHEMA_VERSION:
         by = str(data.get("ipitrace_version"))[:40]
         raise UsageError(
-            f"{what} was made by a newer ipitrace ({by}; format {version}, this one knows "
-            f"{SCHEMA_VERSION}).",
+            f"{what} was made by a newer ipitrace (version {by}, format {version}; this version "
+            f"reads format {SCHEMA_VERSION}).",
             "Upgrade ipitrace to read it.",
         )
 
@@ -280,7 +285,7 @@ def _run_of(path: Path, data: Any) -> RunResult:  # noqa: ANN401 - JSON
     except ValueError as error:
         raise UsageError(
             f"{path} does not follow version {SCHEMA_VERSION} of its format: {error}.",
-            "See docs/recording.md for what it should hold.",
+            "docs/recording.md describes the format.",
         ) from error
     return run
 
@@ -296,7 +301,7 @@ def _check_counts(run: RunResult) -> None:
 
 
 def _check_names(run: RunResult) -> None:
-    """Check that every exit reason and path has a name: "" would be read as the sum of all."""
+    """Check that every exit reason and path has a name: "" would mean the sum of all."""
     for row in run.scenarios:
         for figures in row.repetition_figures:
             exits = figures.exits
@@ -314,13 +319,13 @@ def _not_whole(directory: Path, content: bytes) -> UsageError:
         return UsageError(
             f"{directory} is an unfinished recording: the run that wrote it was killed, or is "
             "still running.",
-            "If it was killed, the next run beside it removes what it left.",
+            "If it was killed, the next run into the same directory removes this recording.",
         )
     return UsageError(f"{directory} is an incomplete recording: it has no {CHECKSUM_FILE}.", _AGAIN)
 
 
 def _is_unfinished(data: Any) -> bool:  # noqa: ANN401 - JSON
-    """It is the header that a run writes at its start."""
+    """Whether `data` is the header that a run writes at its start."""
     head = {"schema_version", "ipitrace_version", "complete"}
     return isinstance(data, dict) and data.keys() == head
 
@@ -335,8 +340,8 @@ def _expected_checksum(directory: Path, name: str) -> str | None:
 
 def _damaged(path: Path) -> NoReturn:
     raise UsageError(
-        f"{path} is damaged, or was changed after it was made: {CHECKSUM_FILE} has another "
-        "checksum.",
+        f"{path} is damaged, or was changed after it was made: its checksum differs from the one "
+        f"in {CHECKSUM_FILE}.",
         _AGAIN,
     )
 

@@ -31,14 +31,14 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class ObserverCost:
-    """How far tracing moved one metric's median.
+    """The change of one metric's median that tracing caused.
 
     Attributes:
         off_p50: the median of the repetitions' medians with all probes detached, in cycles.
         counting_p50: with all probes attached and counting only.
         full_p50: with all probes attached, counting and recording.
         counting: counting minus off, repetition by repetition.
-        full: recording minus off, likewise.
+        full: counting and recording minus off, repetition by repetition.
     """
 
     off_p50: int
@@ -55,12 +55,12 @@ class Observer:
     Attributes:
         method: how the repetitions alternate.
         repetitions: of each scenario in each mode.
-        confidence: of the intervals; exact, since they come from order statistics.
+        confidence: of the intervals; exact, because they come from order statistics.
         costs: scenario name to metric (send, deliver, round_trip) to cost.
         setup_seconds: the time to load all programs.
         attach_seconds: the time to attach them all once.
         hooks: tracepoint to how it is hooked.
-        left_out: tracepoint to why it was not traced.
+        left_out: tracepoint to the reason why it was not traced.
     """
 
     method: str
@@ -78,18 +78,18 @@ class ClockResult:
     """The run's clocks.
 
     Attributes:
-        tsc_hz: the TSC's measured rate, or KVM's figure where it could not be measured.
-        tsc_error_hz: the measurement's error bound; None where the rate was not measured.
-        source: where tsc_hz comes from.
+        tsc_hz: the TSC's measured rate, or KVM's figure if it could not be measured.
+        tsc_error_hz: the measurement's error bound; None if the rate was not measured.
+        source: the source of tsc_hz.
         kvm_tsc_khz: the guest TSC's rate as KVM states it.
         guest_tsc_offset: guest minus host TSC as KVM states it.
         sandwiches: the number of readings of both clocks.
-        sandwiches_rejected: those not used, because something interrupted them.
+        sandwiches_rejected: readings that were not used because they were interrupted.
         half_width_cycles: the largest error bound of a used reading, also in ns.
         bound_cycles: the largest error bound of a host event's place on the guest's clock,
-            also in ns; None where no event was put there.
+            also in ns; None if no event was put on it.
         drift_ppm: the largest change of one clock's rate against the other's.
-        drift_noise_ppm: the part of it that the readings' own errors can explain.
+        drift_noise_ppm: the part of drift_ppm that the readings' errors can explain.
         causality_violations: effects before their causes by more than the bound, by kind.
     """
 
@@ -111,13 +111,13 @@ class ClockResult:
 
 @dataclass(frozen=True)
 class Losses:
-    """Everything that happened and was not recorded.
+    """The events and IPIs that were not recorded.
 
     Attributes:
         events_seen: host events that passed the filter, over the whole run.
         ring_overruns: tracepoint to events lost because user space did not read them in time.
         recursion_misses: tracepoint to how often the kernel skipped the program because
-            it was already running on that CPU; None where the kernel does not count that.
+            it was already running on that CPU; None if the kernel does not count that.
         incomplete_ipis: IPIs not acknowledged in time.
         unpaired_receipts: handler entries that belong to no send.
     """
@@ -142,10 +142,10 @@ class Disturbance:
     Attributes:
         kind: `moved`, `stopped`, `suspended`, `waited`, `late`, `stolen`, `frequency`,
             `throttled`, `hotplug`, `neighbour` or `run`.
-        says: what was seen, in words.
+        says: a description in one sentence.
         worthless: it makes the numbers worthless; otherwise it only makes them doubtful.
-        share: its share of the storm's time; None where it took no time.
-        scenario: of the repetition after which it was seen; None before the first one.
+        share: its share of the storm's time; None if it took no time.
+        scenario: of the repetition after which it was found; None before the first one.
         repetition: that repetition, as `order` in the figures and `repetition` in the tables.
         mode: of that repetition.
     """
@@ -166,7 +166,8 @@ class RunLimits:
     Attributes:
         max_rate_hz: sends per second, in any storm.
         max_time_s: seconds of all storms together.
-        by_default: neither was asked for: they are the defaults for a VM that is not ours.
+        by_default: the user set neither; these are the defaults for a guest that ipitrace did
+            not start.
     """
 
     max_rate_hz: float | None
@@ -191,14 +192,14 @@ class RunResult:
     """One run of `ipitrace run`.
 
     Attributes:
-        complete: every scenario asked for was completed.
-        failure: what ended the run early; None where nothing did.
-        untrustworthy: why the numbers should not be relied on; empty where they may be.
+        complete: every requested scenario was completed.
+        failure: the error that ended the run early, or None.
+        untrustworthy: the reasons not to rely on the numbers; empty if there are none.
         tables: the Parquet tables beside run.json, by name.
         seed: of the shuffled order of the scenarios.
         disturbances: what was found by the checks after each repetition; None in recordings
             of versions without such checks.
-        limits: of rate and time; None where there were none.
+        limits: of rate and time; None if there were none.
     """
 
     ipitrace_version: str
@@ -222,13 +223,13 @@ class RunResult:
 
     @property
     def emulator(self) -> str | None:
-        """The program that emulates the run's host or guest; None where both are real."""
+        """The program that emulates the run's host or guest; None if neither is emulated."""
         fingerprint = self.host.fingerprint
         return (None if fingerprint is None else fingerprint.emulated) or self.guest.emulated
 
     @property
     def kernel_release(self) -> str | None:
-        """The host's."""
+        """The kernel release of the host."""
         return None if self.host.fingerprint is None else self.host.fingerprint.kernel_release
 
     def to_dict(self) -> dict[str, Any]:
@@ -236,12 +237,12 @@ class RunResult:
         return {"schema_version": SCHEMA_VERSION, **unload(self)}
 
     def to_json(self) -> str:
-        """run.json's text; the same run gives the same text."""
+        """The text of run.json; the same run gives the same text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The run of which `data` is the to_dict() or the run.json.
+        """The run from its to_dict() or its parsed run.json.
 
         Raises:
             ValueError: a key is unknown or missing, or a value has the wrong type.

@@ -22,7 +22,7 @@ class ExitsPerIpi:
     """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
 
     Attributes:
-        source: where the counts come from; None where nothing could count them.
+        source: the source of the counts; None if nothing could count them.
         sender: reason to exits per send.
         target: reason to exits per delivery, over all targets; None for self IPIs,
             whose sender is the target.
@@ -35,7 +35,7 @@ class ExitsPerIpi:
 
 @dataclass(frozen=True)
 class PerSide:
-    """A count per IPI, the sender's per send and the targets' per delivery."""
+    """A count per IPI: the sender's per send, and the targets' per delivery."""
 
     sender: float
     target: float
@@ -47,13 +47,13 @@ class StageStep:
 
     Attributes:
         side: the side on whose vCPU it happens, `sender` or `target`.
-        spans: the number of those IPIs that have it.
+        spans: the number of these IPIs that have it.
         since_send_cycles: median from the send.
-        step_cycles: median from the previous stage on the interrupt's way; None for stages
-            that are not on that way.
+        step_cycles: median from the previous stage on the way from the send to the handler;
+            None for stages that are not on that way.
         share_of_deliver: the share of all D spent in this step; None for the same stages.
-        resolved: False where the step is shorter than the clock's error bound; its length
-            is then not known.
+        resolved: False if the step is shorter than the clock's error bound; its length is
+            then unknown.
     """
 
     stage: str
@@ -75,13 +75,13 @@ class StageSequence:
 
 @dataclass(frozen=True)
 class StageBreakdown:
-    """What D consists of.
+    """The stages of which D consists.
 
     Attributes:
         spans: the number of deliveries broken down.
         bound_cycles: the error bound of a host event's place on the guest's clock.
         sequences: the most frequent ones, at most three, the dominant one first.
-        steps: those of the dominant sequence, in the order of their medians.
+        steps: the steps of the dominant sequence, in the order of their medians.
     """
 
     spans: int
@@ -92,12 +92,12 @@ class StageBreakdown:
 
 @dataclass(frozen=True)
 class ExitTime:
-    """How long exits of one reason took on one side.
+    """The duration of the exits of one reason on one side.
 
     Attributes:
         exits: their number.
         unpaired: the number of exits that no kvm_entry ended.
-        p50_cycles: from kvm_exit to kvm_entry; None where all are unpaired.
+        p50_cycles: from kvm_exit to kvm_entry; None if all exits are unpaired.
         share_of_deliver: the share of all D that they cover.
     """
 
@@ -128,12 +128,12 @@ class RepetitionFigures:
     """The figures of one repetition; comparisons use these.
 
     Attributes:
-        order: the number of its guest in the run, as `repetition` in the tables.
+        order: the number of the repetition in the run, as `repetition` in the tables.
         mode: off, counting or full.
         sent: measured sends.
-        send_cycles: S; None where no IPI has it.
-        deliver_cycles: D, likewise.
-        round_trip_cycles: R, likewise.
+        send_cycles: S; None if no IPI has it.
+        deliver_cycles: D; None if no IPI has it.
+        round_trip_cycles: R; None if no IPI has it.
         exits: per IPI, by reason.
         paths: the share of IPIs that took each path; None unless the mode was full.
     """
@@ -153,17 +153,17 @@ class ScenarioResult:
     """One scenario's row.
 
     Attributes:
-        status: `measured`; or `unsupported`, and `reason` is why.
-        sent: sends made (a broadcast is one).
+        status: `measured`, or `unsupported` for the reason in `reason`.
+        sent: the number of sends (a broadcast is one).
         delivered: handler entries, counted by the handlers themselves.
         coalesced: requested deliveries that no handler saw and that did not time out.
         incomplete: sends not acknowledged in time.
         send_cycles: S; deliver_cycles: D; round_trip_cycles: R.
         kvm_stats: KVM's other counters per IPI, by name.
         events_per_ipi: host tracepoints per IPI, by name.
-        paths: the share of IPIs that took each path, by its name.
-        stages: what D consists of.
-        exit_times: how long exits took, by side and reason.
+        paths: the share of IPIs that took each path, by the path's name.
+        stages: the stages of which D consists.
+        exit_times: the duration of exits, by side and reason.
         late_posts: posted-interrupt notifications that reached a CPU outside guest mode,
             by their row in /proc/interrupts, over all CPUs and the recorded repetitions.
         host_interrupts: rows of /proc/interrupts (posted, reschedule and call-function
@@ -171,9 +171,9 @@ class ScenarioResult:
         unmatched_ipis: deliveries for which no host event was found.
         unmatched_events: events with the IPIs' vector that belong to no IPI, by tracepoint.
         suspect_spans: deliveries around which the guest's TSC offset changed.
-        repetition_figures: those of each repetition in every mode, in the order run.
+        repetition_figures: the figures of each repetition in every mode, in the order run.
         absent: the reason for each field that is null.
-        notes: what a reader should know before trusting the row.
+        notes: notes that a reader needs before trusting the row.
     """
 
     name: str

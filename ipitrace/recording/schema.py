@@ -24,7 +24,7 @@ MOST_FOOTER_BYTES: Final = 16 * MIB
 MOST_GROUPS: Final = 4096
 MOST_COLUMNS: Final = 64
 MOST_VALUE_BYTES: Final = 16
-"""Of one decompressed value in a column, on average; the widest type has 8."""
+"""The average size of a column's decompressed values may not exceed this; the widest type has 8."""
 LONGEST_TEXT: Final = 4096
 MOST_ROWS_READ: Final = 50_000
 """Rows that one query may find; an IPI has some tens of events."""
@@ -56,12 +56,12 @@ _MAY_LACK: Final = frozenset({"vcpu", "detail", "sender_exits", "target_exits"})
 
 
 def holds(table: str, column: str) -> Holds | None:
-    """The type of a column of a table of this version; None where there is no such column."""
+    """The type of a table's column in this version; None if there is no such column."""
     if column in _COLUMNS[table]:
         return _COLUMNS[table][column]
     return Holds.INTEGER if table != "host_events" and _STAMP.fullmatch(column) else None
 
 
 def may_lack_values(column: str) -> bool:
-    """Whether a value may be null, which means unknown; all stamps but the send's may."""
+    """Whether a value may be null (unknown). All stamps except the send's may be null."""
     return column in _MAY_LACK or (column.endswith("_tsc") and column != "send_tsc")

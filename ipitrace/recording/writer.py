@@ -35,13 +35,13 @@ CHECKSUM_FILE: Final = "SHA256SUMS"
 TABLES: Final[tuple[str, ...]] = ("host_events", "guest_ipis", "spans")
 ROW_GROUP_ROWS: Final = 1 << 20
 MOST_RUN_BYTES: Final = 16 * MIB
-"""Of run.json: a repetition takes 650 bytes in each mode, so this holds 8,000 of them."""
+"""The limit for run.json. A repetition takes 650 bytes in each mode: 8,000 repetitions fit."""
 
 _UNITS = {"_ns": "ns", "_tsc": "TSC cycles", "_cycles": "TSC cycles"}
 _ELSEWHERE = "Choose another directory with -o."
 
 Column: TypeAlias = NDArray[Any] | pa.Array
-"""Integers, floats or booleans, masked where a value is absent; or strings."""
+"""Integers, floats or booleans, masked if a value is absent; or strings."""
 
 
 _OURS: Final = frozenset({RUN_FILE, CHECKSUM_FILE, *(f"{table}.parquet" for table in TABLES)})
@@ -51,8 +51,8 @@ class RecordingWriter:
     """Writes one recording; a context manager that leaves a complete recording or nothing.
 
     Raises:
-        UsageError: `directory` holds a recording and `force` is not set, or it holds something
-            else, or it cannot be a recording's place.
+        UsageError: `directory` holds a recording and `force` is not set, or it holds other
+            files, or it cannot be replaced by a recording.
         HostError: nothing can be written there.
     """
 
@@ -102,7 +102,7 @@ class RecordingWriter:
             self._held.close()
 
     def _clean_up(self) -> None:
-        """Remove all that was made; none of it was moved into its place."""
+        """Remove all files that this writer made; none of them was moved into its place."""
         for table in self._tables.values():
             table.abandon()
         if self._unfinished is not None:
@@ -134,10 +134,10 @@ class RecordingWriter:
             self._tables[table].append(columns)
 
     def finish(self, result: RunResult) -> RunResult:
-        """Move the recording into its place; the answer is the run as readers will see it.
+        """Move the recording into its place. Returns the run as readers will see it.
 
         Raises:
-            HostError: it cannot be written; the place has what it had before.
+            HostError: it cannot be written. The place is unchanged.
         """
         if self._unfinished is None or self._place is None:
             raise ValueError("finish() outside of the writer's context")
@@ -153,7 +153,7 @@ class RecordingWriter:
             for name in (*names, CHECKSUM_FILE, "."):
                 _sync(unfinished.path / name)
             unfinished.hand_over()
-        self._unfinished = None  # from here on it is kept
+        self._unfinished = None  # an error from here on does not remove it
         try:
             self._check(self._place)
             self._move_into_place(self._place, unfinished.place)
@@ -161,7 +161,7 @@ class RecordingWriter:
             why = error.strerror if isinstance(error, OSError) else error.message
             raise HostError(
                 f"The recording cannot be moved to {self._given}: {why}",
-                f"It is whole, and is kept as {self._given.parent / unfinished.place.name}.",
+                f"It is complete, and is kept as {self._given.parent / unfinished.place.name}.",
             ) from error
         return RunResult.from_dict(json.loads(result.to_json()))
 
@@ -182,7 +182,7 @@ class RecordingWriter:
         names = place.entries()
         if names and not (_looks_like_ours(place.path) and names <= _OURS):
             raise UsageError(
-                f"{given} holds files that are not a recording's; they would be deleted.",
+                f"{given} contains files that are not part of a recording; they would be deleted.",
                 _ELSEWHERE,
             )
         if names and not self._force:
@@ -251,7 +251,7 @@ class _TableWriter:
             self._flush()
 
     def close(self) -> TableInfo | None:
-        """The table's description; None where it has no row."""
+        """The table's description; None if the table has no row."""
         self._flush()
         if self._writer is None or self._schema is None:
             return None
@@ -297,7 +297,7 @@ class _TableWriter:
 
 
 def unit_of(column: str) -> str | None:
-    """The unit at the end of a column's name; None where it is a plain number or a word."""
+    """The unit at the end of a column's name; None if the column is a plain number or text."""
     return next((unit for end, unit in _UNITS.items() if column.endswith(end)), None)
 
 
@@ -307,7 +307,7 @@ def file_of(table: str) -> str:
 
 
 def _to_arrow(column: Column) -> pa.Array:
-    """As a type that every reader of Parquet knows: number, boolean or dictionary of strings."""
+    """Convert to a type that all Parquet readers know: number, boolean, dictionary of strings."""
     array = column if isinstance(column, pa.Array) else pa.array(column)
     kind = array.type
     if pa.types.is_dictionary(kind):

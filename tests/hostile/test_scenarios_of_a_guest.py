@@ -69,7 +69,7 @@ def test_run_names_those_that_can(way: Callable[..., Outcome]) -> None:
     assert first == (
         "ipitrace: The scenario 'unicast-running' cannot run here: the APICs are in xAPIC mode."
     )
-    told = second.partition("These can: ")[2].partition(".")[0].split(", ")
+    told = second.partition("These scenarios can run: ")[2].partition(".")[0].split(", ")
     assert set(told) >= ABLE
     assert "unicast-running" not in told
     assert "'ipitrace scenarios' with the same --vm and --via" in second

@@ -105,7 +105,7 @@ def test_a_dry_run_does_not_connect_to_the_guest(tmp_path: Path) -> None:
         assert set(said["guest"]["threads"]) <= set(guest.tids)
         assert way in said["guest"]["what"]
         assert any("ipitrace-storm run --pattern unicast" in step for step in said["inside"])
-        assert "defaults for a guest that is not ours" in said["sending"]["limits"]
+        assert "defaults for a guest that ipitrace did not start" in said["sending"]["limits"]
         assert all(s["most_per_s"] <= 10_000 for s in said["sending"]["scenarios"])
         refused = ipi(
             *("run", "--dry-run", "--vm", f"pid:{guest.pid}", "--via", way, "--count", "1000000"),

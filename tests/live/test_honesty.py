@@ -345,7 +345,8 @@ def test_arrivals_that_no_program_saw_are_told(
     result, failure = run_pipeline(request, micro_guest(2), Sink(), lambda _what, _share: None)
     assert failure is None
     assert result.losses.events_lost == 0
-    told = [re.match(r"(\d+) of (\d+) switches of", note) for note in result.scenarios[0].notes]
+    notes = result.scenarios[0].notes
+    told = [re.match(r"(\d+) of (\d+) context switches of", note) for note in notes]
     unseen, all_of_them = next(map(int, found.groups()) for found in told if found)
     # each IPI finds its target asleep: it leaves its CPU and comes to it again
     assert all_of_them > 2 * 400

@@ -102,7 +102,7 @@ def test_the_hint_about_a_vm_is_of_the_command_that_runs(tmp_path: Path) -> None
         assert "There is no VM 'no-such-vm'" in done.stderr
         assert lacks not in done.stderr
     done = ipi("run", "--vm", "no-such-vm", cwd=tmp_path)
-    assert "with --via and --no-trace" in " ".join(done.stderr.split())
+    assert "With --via and --no-trace" in " ".join(done.stderr.split())
 
 
 def test_hidden_processes_are_told(guest: Guest) -> None:
@@ -270,7 +270,7 @@ def test_a_recording_that_may_not_be_looked_at() -> None:
                 for words in (("report", str(given)), ("compare", str(given), str(given))):
                     done = run(*words, capabilities=())
                     assert done.returncode == 2, (words, done.stderr)
-                    assert re.search("may not be looked at: Perm|is not readable", done.stderr)
+                    assert re.search("cannot be accessed: Perm|is not readable", done.stderr)
 
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"

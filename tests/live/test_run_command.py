@@ -235,7 +235,7 @@ USAGE = {
     "negative count": (("--count", "-5"), ("--count -5 is out of range",)),
     "too many in all": (
         ("--scenario", "all", "--repeat", "1000"),
-        ("and a recording holds 4000",),
+        ("and a recording holds at most 4000",),
     ),
     "huge count": (("--count", str(10**12)), (f"--count {10**12} is out of range",)),
     "count beyond any integer": (("--count", str(10**40)), ("is out of range",)),
@@ -274,7 +274,7 @@ def test_a_scenario_that_cannot_run_here(tmp_path: Path) -> None:
         done,
         ExitCode.ENVIRONMENT,
         "'ring' cannot run here",
-        "These can: unicast-running, unicast-halted, ",
+        "These scenarios can run: unicast-running, unicast-halted, ",
         "ipitrace scenarios",
     )
 

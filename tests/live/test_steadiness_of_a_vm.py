@@ -103,5 +103,5 @@ def test_an_owner_who_moves_vcpus_in_mid_storm(
     found = [d for d in compare(Looks(start, end), storm, setting) if d.kind == "moved"]
     assert [d.worthless for d in found] == [worthless] * len(moved)
     for vcpu, disturbance in zip(moved, found, strict=True):
-        assert disturbance.says.startswith(f"vCPU {vcpu}'s thread, which belongs on CPU")
+        assert disturbance.says.startswith(f"vCPU {vcpu}'s thread, which should run on CPU")
         assert disturbance.says.endswith(f"was moved to CPU {cpu}")

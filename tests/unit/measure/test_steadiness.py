@@ -102,21 +102,22 @@ def test_nothing_happened() -> None:
     [
         ({"allowed_cpus": (2,)}, "was moved to CPU 2"),
         ({"allowed_cpus": (0, 1, 2, 3)}, "was moved to CPUs 0, 1, 2, 3"),
-        ({"last_cpu": 0}, "was on CPU 0"),
-        ({"migrations": 3}, "changed its CPU 2 times"),
+        ({"last_cpu": 0}, "last ran on CPU 0"),
+        ({"migrations": 2}, "was migrated 1 time"),
+        ({"migrations": 3}, "was migrated 2 times"),
     ],
 )
 def test_a_thread_of_ours_that_is_elsewhere(changes: dict[str, Any], words: str) -> None:
     (only,) = found(moved(1, **changes))
     assert (only.kind, only.worthless) == ("moved", True)
-    assert only.says == f"vCPU 1's thread, which belongs on CPU 3, {words}"
+    assert only.says == f"vCPU 1's thread, which should run on CPU 3, {words}"
 
 
 def test_events_on_a_cpu_that_the_vcpu_has_no_business_on() -> None:
     assert found(seen_on={1: {3: 500}}) == []
     (only,) = found(seen_on={1: {3: 500, 2: 1}})
     assert only.worthless
-    assert "was seen on CPU 2" in only.says
+    assert "ran on CPU 2 according to its host events" in only.says
 
 
 def test_threads_that_may_move_do() -> None:
@@ -167,7 +168,12 @@ def test_an_ipi_that_timed_out_is_no_stop() -> None:
 
 def test_a_target_that_is_kept_preempted_is_meant_to_wait() -> None:
     waiting = moved(1, run_delay_ns=8 * S)
-    assert [d.kind for d in found(waiting)] == ["waited"]
+    (only,) = found(waiting)
+    assert only.kind == "waited"
+    assert only.says == (
+        "vCPU 1's thread waited 8000 ms for a CPU that other threads used, measured between the "
+        "host samples before and after a storm of 10000 ms"
+    )
     preempted = replace(SETTING.scenario, target_state=TargetState.PREEMPTED)
     assert found(waiting, setting=replace(SETTING, scenario=preempted)) == []
 
@@ -177,14 +183,14 @@ def test_a_target_that_is_kept_preempted_is_meant_to_wait() -> None:
     [
         (replace(END, suspended_ns=S), "suspended", True, "suspended for 1.0 s"),
         (replace(END, online=(0, 1, 2)), "hotplug", True, "CPU 3 went offline"),
-        (replace(END, online=(1, 2, 3)), "hotplug", False, "the CPUs online changed"),
+        (replace(END, online=(1, 2, 3)), "hotplug", False, "the set of online CPUs changed"),
         (replace(END, smt="on"), "hotplug", False, "SMT changed from off to on"),
         (replace(END, turbo=False), "frequency", False, "turbo changed from True to False"),
         (with_cpu(2, governor="powersave"), "frequency", False, "CPU 2's governor changed"),
         (with_cpu(2, limits_khz=(1, 2)), "frequency", False, "CPU 2's frequency limits"),
-        (with_cpu(3, khz=1_500_000), "frequency", False, "went from 2500 to 1500 MHz"),
-        (with_cpu(3, throttled=1), "throttled", False, "CPU 3 was too hot"),
-        (with_cpu(3, stolen_s=2.0), "stolen", False, "for 20% of the time"),
+        (with_cpu(3, khz=1_500_000), "frequency", False, "changed from 2500 to 1500 MHz"),
+        (with_cpu(3, throttled=1), "throttled", False, "CPU 3 was throttled because of heat"),
+        (with_cpu(3, stolen_s=2.0), "stolen", False, "took 20% of CPU 3's time"),
     ],
 )
 def test_what_the_host_did(end: Conditions, kind: str, worthless: bool, words: str) -> None:  # noqa: FBT001
@@ -233,7 +239,7 @@ def test_of_one_kind_the_worst_is_told_and_how_many() -> None:
         "it moved (repetition 3: self, off)"
     ]
     assert list(describe_disturbances(said, worthless=False)) == [
-        "0.6 (repetition 4: self, full; so in 1 more)",
+        "0.6 (repetition 4: self, full; also in 1 other repetition)",
         "a VM came (repetition 4: self, full)",
         "another run",
     ]

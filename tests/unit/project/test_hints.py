@@ -138,7 +138,7 @@ def test_hints_are_found() -> None:
     assert len(HINTS) > 150
     for text in (
         "sudo usermod -aG {} $USER",  # a function of another module answers it
-        "'ipitrace scenarios' with the same --vm and --via prints why others cannot.",
+        "'ipitrace scenarios' with the same --vm and --via prints the reasons.",
         "--no-trace measures without tracing the host",
         "modprobe msr",
         "ipitrace guest install",

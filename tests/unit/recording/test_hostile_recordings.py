@@ -266,7 +266,7 @@ def test_a_column_that_is_not_there(recording: Path, name: str) -> None:
 
 def test_run_json_and_the_table_must_agree(recording: Path) -> None:
     change_run(recording, lambda run: run["tables"]["spans"].update(rows=31))
-    assert "it has 30 rows, run.json says 31" in said_here("report", "--ipi", 3, recording)
+    assert "it has 30 rows, but run.json states 31" in said_here("report", "--ipi", 3, recording)
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400, -1])
