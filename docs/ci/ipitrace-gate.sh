@@ -1,50 +1,51 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Compare two configurations of this host in turn (A B B A ...), keep the recordings and the
-# reports, and exit as 'ipitrace compare' does. Any CI can run it, as root, on bare metal.
+# Measure two configurations of this host in turn (A B B A ...), compare them, and keep the
+# recordings and the reports. The exit code is that of 'ipitrace compare'. Any CI can run it, as
+# root, on bare metal.
 #
 # Usage: ipitrace-gate.sh [--self-test]
 #
-#   IPITRACE    how to call it                       (ipitrace, else this checkout's .venv/bin/ipitrace)
-#   OUT         where recordings and reports go      (ipitrace-gate)
+#   IPITRACE    the program, with its options        (ipitrace, else this checkout's .venv/bin/ipitrace)
+#   OUT         directory of recordings and reports  (ipitrace-gate)
 #   SET_UP_A    shell command that sets up the base  (true)
-#   SET_UP_B    and the one to be judged             (true)
+#   SET_UP_B    the same for the other side          (true)
 #   RUN         options of 'ipitrace run'            (--scenario unicast-running)
 #   COMPARE     options of 'ipitrace compare'        (--strict)
 #   ROUNDS      how often each is measured           (10)
 #
 # RUN comes after --repeat 1 --count 1000, which 'ipitrace ab' gives each measurement: one fresh
-# guest, one value, in seconds. More ROUNDS tell more than a larger --count (docs/statistics.md).
-# COMPARE may hold gates. Worse by 5 % at most: --fail-on deliver.p50:+5%. Better by 30 % at
-# least: --require deliver.p50:-30%. Both from a file: --gates FILE. With --strict what could not
-# be decided fails, too.
+# guest, one value, in seconds. More ROUNDS give more information than a larger --count
+# (docs/statistics.md). COMPARE may contain gates. Worse by 5 % at most: --fail-on deliver.p50:+5%.
+# Better by 30 % at least: --require deliver.p50:-30%. Both from a file: --gates FILE. With
+# --strict, an undecided result also fails.
 #
-# Each round, the time left, and where everything goes are told on standard error.
+# Each round, the time left, and the place of the results are printed on standard error.
 #
-# --self-test measures a known truth instead of SET_UP_A and SET_UP_B: nothing against nothing
-# must be the same, and handlers that burn BURN cycles (200000) must be worse in the round
-# trip by about as much, and in the round trip alone.
-set -euf # no * of RUN or COMPARE is taken for a file's name
+# --self-test measures two known cases instead of SET_UP_A and SET_UP_B: identical configurations
+# must be the same, and handlers that waste BURN cycles (200000) must be worse in the round trip
+# by about as many cycles, and only in the round trip.
+set -euf # a * in RUN or COMPARE is not expanded to file names
 
 : "${OUT:=ipitrace-gate}" "${ROUNDS:=10}" "${BURN:=200000}"
 : "${SET_UP_A:=true}" "${SET_UP_B:=true}"
 : "${RUN=--scenario unicast-running}" "${COMPARE=--strict}"
 
-# Without ipitrace nothing is measured: no verdict, and exit code 3 as ipitrace has it.
+# Without ipitrace nothing can be measured: exit code 3, as ipitrace uses it.
 find_ipitrace() {
 	program=
 	if [ -n "${IPITRACE-}" ]; then
 		command -v "${IPITRACE%% *}" >/dev/null && return
 	else
 		program=$(command -v ipitrace) || program=
-		# What a relative entry of PATH leads to is anybody's.
+		# A relative entry of PATH may lead to a program of any user.
 		case $program in /*) return ;; esac
 		program=$(dirname "$(readlink -f "$0")")/../../.venv/bin/ipitrace
 		[ ! -x "$program" ] || return 0
 	fi
 	program=${IPITRACE-ipitrace}
 	echo "$0: There is no program ${program%% *}." >&2
-	echo "Install it in a checkout of ipitrace (sudo make install), or say in IPITRACE how to call it." >&2
+	echo "Install it in a checkout of ipitrace (sudo make install), or name it in IPITRACE." >&2
 	exit 3
 }
 
@@ -70,7 +71,7 @@ fail() {
 	exit 1
 }
 
-# verdict FILE METRIC: what the report says of it
+# verdict FILE METRIC: its verdict in the report
 verdict() {
 	python3 -I - "$1" "$2" <<'EOF'
 import json, sys
@@ -89,7 +90,7 @@ print(round(row["patched"]["median"] - row["base"]["median"]))
 EOF
 }
 
-# measured WHERE STATUS [WORD ...]: an 'ab' that ends with this exit code
+# measured WHERE STATUS [WORD ...]: run 'ab', which must end with this exit code
 measured() {
 	where=$1 wanted=$2 status=0
 	shift 2
@@ -99,9 +100,9 @@ measured() {
 
 self_test() {
 	SET_UP_A=true
-	# A busy machine is noisy: what is proved here is much larger than this. It disturbs one
-	# storm or the other: a visit counts by the median of five. It starves a guest now and
-	# then, so that the run says that it is not to be trusted: that visit is made again.
+	# A busy machine is noisy: the minimum effect is large, and the known change is much larger.
+	# It disturbs single storms: the value of a measurement is the median of five. Sometimes a
+	# guest gets no CPU, and the run is not trustworthy: that measurement is repeated.
 	COMPARE='--min-effect 40% --min-effect exits:0.5 --allow other_vms --retries 3'
 	RUN="$RUN --repeat 5 --count 2000"
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module for each command, without logic of its own."""
+"""One module for each command, and the code that commands share."""

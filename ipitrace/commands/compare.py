@@ -45,9 +45,9 @@ def compare(
     configuration. With several recordings, differences from run to run are part of every
     interval (docs/statistics.md).
 
-    Exit codes: 0 nothing got worse; 1 something got worse, or a gate of --fail-on or --require
-    broke; 3 the runs are not comparable; 4 a run is not trustworthy, or --strict is given and a
-    metric could not be decided.
+    Exit codes with gates (--fail-on, --require): 1 a gate is broken, otherwise 0. Without gates:
+    1 a headline metric got worse, otherwise 0. In both cases: 3 the runs are not comparable; 4 a
+    run is incomplete or not trustworthy, or --strict is given and the result is undecided.
     """
     from ipitrace.commands.comparing import compare_and_tell, settings_from  # noqa: PLC0415 - late
     from ipitrace.compare.reading import read_side  # noqa: PLC0415

@@ -54,8 +54,9 @@ _OPTIONS = (
         "--fail-on",
         multiple=True,
         metavar="GATE",
-        help="Exit 1 when a metric gets worse by more than LIMIT: [SCENARIO:]METRIC:LIMIT, for "
-        "instance deliver.p50:+5% or exits:+0.1. May be repeated. Without any gate, a worse "
+        help="Exit 1 when a metric gets worse by more than LIMIT. GATE is "
+        "[SCENARIO:]METRIC:LIMIT, for instance deliver.p50:+5% or exits:+0.1. May be repeated. "
+        "If there are gates, they alone decide the exit code. Without any gate, a worse "
         "headline metric gives exit code 1.",
     ),
     click.option(
@@ -63,7 +64,7 @@ _OPTIONS = (
         multiple=True,
         metavar="GATE",
         help="Exit 1 when a metric does not get better by at least LIMIT: deliver.p50:-30%, "
-        "exits.sender:-0.5 or path.exitless:+0.9. A metric that cannot be decided fails only "
+        "exits.sender:-0.5 or path.exitless:+0.9. A gate that cannot be decided fails only "
         "with --strict. May be repeated.",
     ),
     click.option(
@@ -73,7 +74,12 @@ _OPTIONS = (
         metavar="FILE",
         help="A TOML file with fail-on, require, allow and strict; an example is below.",
     ),
-    click.option("--strict", is_flag=True, help="Exit 4 when a metric could not be decided."),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Exit 4 when a gate could not be decided; without gates, when the verdict is "
+        "inconclusive.",
+    ),
     click.option(
         "--allow",
         multiple=True,

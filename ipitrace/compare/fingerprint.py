@@ -259,7 +259,8 @@ def _check_scenarios(base: Named, patched: Named) -> None:
     if lacking or not ours:
         raise HostError(
             f"The runs have different scenarios: {'; '.join(lacking) or 'none was measured'}.",
-            "Measure the same scenarios, or select one that both runs have with --scenario.",
+            "Measure the same scenarios, or select one that both runs have with --scenario. "
+            "'ipitrace compare --pair A=B' compares two different scenarios.",
         )
 
 

@@ -336,7 +336,10 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
         for sequence in stages.sequences[1:]
     ]
     if any(not step.resolved for step in stages.steps):
-        unknown = "shorter than the clock's error bound; its length and share are not known"
+        unknown = (
+            "shorter than the clock's error bound, or negative because the stage before is later; "
+            "its length and share are not known"
+        )
         remarks.append((f"  < {stages.bound_cycles}: ", unknown))
     return page.table(title, headers, lines, text=(0, 1), remarks=remarks)
 
