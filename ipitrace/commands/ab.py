@@ -68,7 +68,8 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
     "--recordings",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Directory for the recordings. Default: ipitrace-ab-<date>-<time> in the current one.",
+    help="Directory for the recordings. Default: ipitrace-ab-<date>-<time> in the current "
+    "directory.",
 )
 @click.option(
     "--retries",
@@ -76,8 +77,8 @@ _OF_A_VISIT = ("--repeat", "1", "--count", "1000")
     show_default=True,
     type=click.IntRange(0, 1000),
     metavar="N",
-    help="Repeat a measurement that is not trustworthy (exit code 4) up to N times. Each "
-    "repetition is reported on standard error.",
+    help="Repeat a measurement that is not trustworthy (exit code 4) up to N times. Each retry "
+    "is reported on standard error.",
 )
 @comparison_options
 @click.argument("run_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- RUN OPTIONS]")

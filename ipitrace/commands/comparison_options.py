@@ -110,7 +110,7 @@ _OPTIONS = (
         "--all",
         "every",
         is_flag=True,
-        help="Show every metric, not only the headline and those that changed.",
+        help="Show every metric, not only the headline metrics and those that changed.",
     ),
     click.option(
         "--anchors",

@@ -20,7 +20,7 @@ from ipitrace.storm.transport.registry import FORMS
 
 @click.group()
 def guest() -> None:
-    """Install the storm module in a running guest, check it, or remove it.
+    """Install the module for storms in a running Linux guest, check it, or remove it.
 
     Storms in a Linux guest need a kernel module and a helper program in the guest.
     """

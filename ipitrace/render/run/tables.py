@@ -231,9 +231,9 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
         "when they also record (full), in brackets the share of the off p50; "
     ) + (
         f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
-        "differences between adjacent repetitions"
+        "differences between repetitions that ran in turn"
         if certain
-        else "from one difference between adjacent repetitions, which has no interval"
+        else "from one difference between repetitions that ran in turn, which has no interval"
     )
     return page.table(title, headers, lines, text=(0, 1), keys=3, together=(4, 6))
 

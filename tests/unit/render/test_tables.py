@@ -47,7 +47,7 @@ def test_one_difference_has_no_interval() -> None:
     assert run.observer is not None
     once = replace(run, observer=replace(run.observer, repetitions=1, confidence=0.0))
     observer = rendered(once).partition("Observer cost")[2]
-    assert "from one difference between adjacent repetitions, which has no" in flat(observer)
+    assert "from one difference between repetitions that ran in turn, which" in flat(observer)
     assert line_of(observer, "unicast-running", "S")[2:] == [
         *("20", "+2 (+10.0%)", "-", "+5 (+25.0%)", "-"),
     ]
