@@ -22,11 +22,14 @@ FOREIGN: Final = struct.Struct("<4I")
 
 @cache
 def why_unsupported() -> str | None:
-    """Why this host offers a guest no descriptors for sending; None if it does."""
+    """Why no guest of this host can send by descriptors, as far as is known; None if one can."""
     try:
         fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return "the host offers no posted-interrupt descriptors for sending"
+    except OSError as error:
+        return (
+            "it is unknown whether the host offers posted-interrupt descriptors for sending: "
+            f"/dev/kvm cannot be opened ({error.strerror})"
+        )
     try:
         offered = fcntl.ioctl(fd, _CHECK_EXTENSION, CAP_X86_PASSTHROUGH_IPI) > 0
     except OSError:
