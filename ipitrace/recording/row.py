@@ -52,8 +52,8 @@ class StageStep:
         step_cycles: median from the previous stage on the way from the send to the handler;
             None for stages that are not on that way.
         share_of_deliver: the share of all D spent in this step; None for the same stages.
-        resolved: False if the step is shorter than the clock's error bound; its length is
-            then unknown.
+        resolved: False if one end of the step is a host event and the other a guest stamp, and
+            the step is shorter than the clock's error bound or negative; its length is unknown.
     """
 
     stage: str
