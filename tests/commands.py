@@ -4,7 +4,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,18 @@ ENVIRONMENT.pop("IPITRACE_TRACEBACK", None)
 
 
 def ipi(
-    *words: object, before: Callable[[], object] | None = None, **options: Any
+    *words: object,
+    through: Sequence[str] = (),
+    before: Callable[[], object] | None = None,
+    **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run it to its end; `before` is called in the process before it starts."""
+    """Run it to its end, started by the command `through`.
+
+    `before` is called in the process before it starts.
+    """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     options = {"stdin": subprocess.DEVNULL, "env": ENVIRONMENT, "timeout": 120} | options
-    command = [*IPITRACE, *map(str, words)]
+    command = [*through, *IPITRACE, *map(str, words)]
     return subprocess.run(command, check=False, preexec_fn=before, **options)
 
 

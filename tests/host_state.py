@@ -64,6 +64,17 @@ def held_bpf_ids() -> dict[str, frozenset[int]]:
     return {kind: frozenset(ids) for kind, ids in found.items()}
 
 
+def open_descriptors() -> dict[str, str]:
+    """What is open; the descriptor of the listing itself is gone by the time it is read."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+        except FileNotFoundError:
+            continue
+    return found
+
+
 def tracefs_state() -> str:
     """Instances, tracer and switched-on events of the kernel, seen by a process of its own."""
     done = subprocess.run(

@@ -18,7 +18,7 @@ from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
 from ipitrace.recording.result import ClockResult, RunResult
 from ipitrace.recording.row import ScenarioResult
-from ipitrace.recording.writer import RecordingWriter
+from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
 
 _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     str: st.text(max_size=8),
@@ -34,6 +34,8 @@ _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
         max_leaves=4,
     ),
 }
+
+FILES = (RUN_FILE, CHECKSUM_FILE, "spans.parquet", "host_events.parquet")
 
 
 def hints_of(cls: Any) -> dict[str, Any]:
@@ -184,3 +186,7 @@ def some_run(**changes: Any) -> RunResult:
     clock = replace(plain_value(ClockResult), tsc_hz=2e9)
     run = replace(empty_run(), host=host, guest=guest, clock=clock, scenarios=(row,))
     return replace(run, **changes)
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}

@@ -2,37 +2,20 @@
 """Repetitions of real storms, and handlers that are slow on purpose, compared."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checks import assert_sound
+from commands import ipi
 
-import ipitrace
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = pytest.mark.live("kvm")
-
-
-def ipi(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(ipitrace.__file__).parents[1]), *sys.path])
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "ipitrace", *map(str, words)],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def run_json(*words: object, cwd: Path) -> dict[str, Any]:

@@ -5,9 +5,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from checks import assert_sound
+from commands import ipi
 from guests import micro_guest
 from numpy.typing import NDArray
 
-import ipitrace
 from ipitrace.base.errors import ExitCode
 from ipitrace.host.cpus import Pinning
 from ipitrace.measure.guests import Guest
@@ -30,22 +28,7 @@ from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.words.scenarios import select_scenarios
 
-CHECKOUT = Path(ipitrace.__file__).parents[1]
 SELF = ("--scenario", "self", "--count", "60")
-
-
-def ipi(
-    *arguments: str, cwd: Path, through: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*through, sys.executable, "-m", "ipitrace", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def dry(*arguments: str, cwd: Path) -> dict[str, Any]:

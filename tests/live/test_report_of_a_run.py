@@ -1,35 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import os
 import resource
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from checks import assert_sound
+from commands import ipi
 from unknowns import unknowns_as_numbers
 
 from ipitrace.base.errors import ExitCode
 
 
-def ipitrace(
-    *words: object, before: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "ipitrace", *map(str, words)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, check=False, env=env, preexec_fn=before)
-
-
 @pytest.mark.live
 def test_report_prints_what_run_printed(tmp_path: Path) -> None:
     place = tmp_path / "r"
-    ran = ipitrace("run", "--count", 100, "-v", "-o", place)
-    assert ran.returncode in {0, 4}, ran.stderr.decode()  # 4: a busy host is told, not hidden
-    assert f"Wrote {place / 'run.json'}" in ran.stderr.decode()
+    ran = ipi("run", "--count", 100, "-v", "-o", place)
+    assert ran.returncode in {0, 4}, ran.stderr  # 4: a busy host is told, not hidden
+    assert f"Wrote {place / 'run.json'}" in ran.stderr
     assert ran.stdout
-    assert ipitrace("report", "-v", place).stdout == ran.stdout
+    assert ipi("report", "-v", place).stdout == ran.stdout
 
 
 @pytest.mark.live
@@ -37,8 +26,8 @@ def test_report_prints_what_run_printed(tmp_path: Path) -> None:
 def test_what_a_run_does_not_know_is_null(more: tuple[str, ...], tmp_path: Path) -> None:
     """In all columns of all tables, also where an IPI got lost."""
     place = tmp_path / "r"
-    ran = ipitrace("run", "--scenario", "self", "--count", 60, *more, "-o", place)
-    assert ran.returncode in {0, 4}, ran.stderr.decode()
+    ran = ipi("run", "--scenario", "self", "--count", 60, *more, "-o", place)
+    assert ran.returncode in {0, 4}, ran.stderr
     assert {path.suffix for path in place.iterdir()} >= {".parquet"}
     assert unknowns_as_numbers(place) == []
 
@@ -46,12 +35,8 @@ def test_what_a_run_does_not_know_is_null(more: tuple[str, ...], tmp_path: Path)
 @pytest.mark.live("kvm")
 def test_the_json_printed_is_the_json_kept(tmp_path: Path) -> None:
     place = tmp_path / "r"
-    ran = ipitrace("run", "--no-trace", "--count", 50, "--json", "-o", place)
-    assert (
-        ran.stdout
-        == (place / "run.json").read_bytes()
-        == ipitrace("report", "--json", place).stdout
-    )
+    ran = ipi("run", "--no-trace", "--count", 50, "--json", "-o", place)
+    assert ran.stdout == (place / "run.json").read_text() == ipi("report", "--json", place).stdout
     assert_sound(json.loads(ran.stdout))
 
 
@@ -60,9 +45,9 @@ def test_what_was_measured_is_printed_when_the_disk_is_full(tmp_path: Path) -> N
     def fill_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-    done = ipitrace("run", "--no-trace", "--count", 50, "-o", tmp_path / "r", before=fill_disk)
+    done = ipi("run", "--no-trace", "--count", 50, "-o", tmp_path / "r", before=fill_disk)
     assert done.returncode == ExitCode.ENVIRONMENT
-    assert b"Cycles per IPI" in done.stdout
-    assert b"cannot be written" in done.stderr
-    assert b"Wrote" not in done.stderr
+    assert "Cycles per IPI" in done.stdout
+    assert "cannot be written" in done.stderr
+    assert "Wrote" not in done.stderr
     assert list(tmp_path.iterdir()) == []

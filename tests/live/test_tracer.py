@@ -1,126 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracer on this kernel, watching this process's own threads in place of vCPUs."""
 
-import contextlib
 import ctypes
 import functools
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from host_state import open_descriptors
+from workers import Witness, Worker, nap
 
 from ipitrace.abi.events import HOST_EVENT
-from ipitrace.base import resources
-from ipitrace.base.errors import HostError, UsageError
+from ipitrace.base.errors import HostError
 from ipitrace.correlate.switches import Switches, count_switches
 from ipitrace.tracer import Tracer, attaching, kernel, session
 from ipitrace.tracer.btf import Arg
-from ipitrace.tracer.compiler import compile_programs, load_programs
-from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
-from ipitrace.tracer.formats import parse_format
-from ipitrace.tracer.program import HookPlan, KernelOffer, Probe, cflags, plan, source
-from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
+from ipitrace.tracer.events import EVENTS
+from ipitrace.tracer.program import KernelOffer, Probe
 from ipitrace.words.events import NR_KINDS, Kind
 
 pytestmark = pytest.mark.live("root", "bpf")
 
 TRACEFS = Path(__file__).parents[1] / "data" / "tracefs"
-
-
-class Worker:
-    """A thread that does what it is told, and otherwise sleeps."""
-
-    def __init__(self) -> None:
-        self._wake, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._job: Callable[[], None] | None = None
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-        self._done.acquire()
-        self.tid = self._thread.native_id or 0
-
-    def _loop(self) -> None:
-        self._done.release()
-        while True:
-            self._wake.acquire()
-            if self._job is None:
-                return
-            self._job()
-            self._done.release()
-
-    def do(self, job: Callable[[], None]) -> None:
-        self._job = job
-        self._wake.release()
-        self._done.acquire()
-
-    def stop(self) -> None:
-        self._job = None
-        self._wake.release()
-        self._thread.join()
-
-
-def nap(times: int) -> None:
-    """Leave the CPU and get one again, so many times."""
-    for _ in range(times):
-        time.sleep(0.0002)
-
-
-def context_switches(tid: int, pid: int | str = "self") -> int:
-    """How often the thread has left a CPU, says the scheduler."""
-    text = Path(f"/proc/{pid}/task/{tid}/status").read_text()
-    return sum(
-        int(line.split()[1]) for line in text.splitlines() if "voluntary_ctxt_switches" in line
-    )
-
-
-def wait_until_asleep(tid: int) -> None:
-    """Until the thread has left its CPU and does not come back."""
-    while True:
-        before = context_switches(tid)
-        time.sleep(0.005)
-        state = Path(f"/proc/self/task/{tid}/status").read_text()
-        if "S (sleeping)" in state and context_switches(tid) == before:
-            return
-
-
-def first_process() -> dict[str, int]:
-    """How often each thread of process 1 has left a CPU.
-
-    Some kernels for virtual machines run no BPF program, nor any other tracer, where the
-    current task is of process 1, and do not count that as a miss. Who comes after it on a
-    CPU is then not seen to come, at most once for each of these.
-    """
-    found = {}
-    for tid in os.listdir("/proc/1/task"):  # noqa: PTH208
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found[tid] = context_switches(int(tid), 1)
-    return found
-
-
-class Witness:
-    """What the scheduler counts of a thread that is asleep now, and each time it is asked."""
-
-    def __init__(self, tid: int) -> None:
-        wait_until_asleep(tid)
-        self._tid = tid
-        self._others, self._left = first_process(), context_switches(tid)
-
-    def left(self) -> int:
-        """How often the thread has left a CPU since: each time after it came to one."""
-        wait_until_asleep(self._tid)
-        return context_switches(self._tid) - self._left
-
-    def can_be_seen(self) -> range:
-        """How many switches, to and from a CPU, a tracer can have seen since."""
-        hidden = sum(n - self._others.get(tid, 0) for tid, n in first_process().items())
-        return range(2 * self.left() - hidden, 2 * self.left() + 1)
 
 
 @pytest.fixture
@@ -136,17 +42,6 @@ def whole() -> Iterator[Tracer]:
     """A tracer of everything this kernel offers."""
     with Tracer.load(pid=os.getpid(), n_vcpus=2) as tracer:
         yield tracer
-
-
-def open_descriptors() -> dict[str, str]:
-    """What is open; the descriptor of the listing itself is gone by the time it is read."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def test_every_event_is_loaded_or_left_out_for_a_reason(whole: Tracer) -> None:
@@ -566,145 +461,3 @@ def test_a_function_that_cannot_be_probed_is_left_out(
         pytest.raises(HostError, match="No event could be attached"),
     ):
         tracer.attach()
-
-
-def compile_and_load(a_plan: HookPlan) -> None:
-    """Have bcc compile the program and the verifier accept it; nothing is attached."""
-    directory = resources.bpf_dir()
-    flags = cflags(a_plan, directory, pid=os.getpid(), n_vcpus=2, slots_per_ring=64)
-    bpf = compile_programs(source(a_plan, directory), flags, directory)
-    try:
-        accepted, refused = load_programs(bpf, a_plan)
-        assert refused == {}
-        assert accepted == a_plan.probes
-    finally:
-        attaching.dispose(bpf)
-
-
-LAYOUTS = sorted(path for path in TRACEFS.iterdir() if path.is_dir())
-
-
-@pytest.mark.parametrize("directory", LAYOUTS, ids=lambda path: path.name)
-def test_the_program_of_every_layout_compiles_and_loads(directory: Path) -> None:
-    columns = {path.name: parse_format(path.read_text()) for path in directory.iterdir()}
-    a_plan = plan([EVENT_BY_NAME[name] for name in columns], KernelOffer(columns=columns))
-    assert a_plan.left_out == {}
-    assert {probe.hook for probe in a_plan.probes} == {"classic"}
-    compile_and_load(a_plan)
-
-
-def test_a_program_without_isa_or_info1_compiles_and_loads() -> None:
-    columns = parse_format((TRACEFS / "6.18/kvm_exit").read_text())
-    del columns["isa"], columns["info1"]
-    a_plan = plan(
-        [EVENT_BY_NAME["kvm_exit"]], KernelOffer(columns={"kvm_exit": columns}, host_isa=2)
-    )
-    assert [probe.hook for probe in a_plan.probes] == ["classic"]
-    compile_and_load(a_plan)
-
-
-@pytest.mark.parametrize("btf", [True, False])
-def test_the_program_of_every_function_compiles_and_loads(btf: bool) -> None:  # noqa: FBT001
-    functions = [event for event in EVENTS if event.symbol]
-    args = {
-        "vmx_deliver_interrupt": tuple(Arg(n, "s32") for n in ("apic", "dm", "tm", "vector")),
-        "vmx_deliver_posted_interrupt": (Arg("vcpu", "*kvm_vcpu"), Arg("vector", "s32")),
-    }
-    offer = KernelOffer(
-        args=args if btf else {}, functions=frozenset(event.symbol for event in functions)
-    )
-    a_plan = plan(functions, offer)
-    assert a_plan.left_out == {}
-    compile_and_load(a_plan)
-
-
-def test_an_event_that_is_only_counted_can_be_watched_alone() -> None:
-    with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["kvm_emulate_insn"]) as tracer:
-        tracer.attach()
-        tracer.drain()
-        assert len(tracer.take()) == 0
-        assert tracer.losses().ring_overruns == {}
-
-
-def test_bad_requests() -> None:
-    with pytest.raises(UsageError, match="kvm_ext") as raised:
-        Tracer.load(pid=1, n_vcpus=1, only=["kvm_ext"])
-    assert "kvm_exit" in raised.value.hint
-    with pytest.raises(ValueError, match="power of two"):
-        Tracer.load(pid=1, n_vcpus=1, slots_per_ring=1000)
-
-
-def test_a_program_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/usr/src/mine")
-    before = open_descriptors()
-    with pytest.raises(HostError, match="do not compile") as raised:
-        compile_programs("int broken(void) { return absent; }\n", [], resources.bpf_dir())
-    assert "undeclared identifier 'absent'" in raised.value.hint
-    assert os.environ["BCC_KERNEL_SOURCE"] == "/usr/src/mine"
-    assert open_descriptors() == before
-
-
-def test_a_program_the_verifier_refuses() -> None:
-    text = "int probe_kvm_eoi(struct bpf_raw_tracepoint_args *ctx) { return ctx->args[99]; }\n"
-    offer = KernelOffer(args={"kvm_eoi": (Arg("vector", "s32"),)})
-    bpf = compile_programs(text, [], resources.bpf_dir())
-    try:
-        with pytest.raises(HostError, match="refused every BPF program") as raised:
-            load_programs(bpf, plan([EVENT_BY_NAME["kvm_eoi"]], offer))
-        assert "invalid" in raised.value.hint
-    finally:
-        bpf.cleanup()
-
-
-def test_maps_that_do_not_fit() -> None:
-    with pytest.raises(HostError, match="refused to create the maps"):
-        Tracer.load(pid=1, n_vcpus=1000, slots_per_ring=1 << 24, only=["kvm_eoi"])
-
-
-def test_this_kernels_btf() -> None:
-    offer = kernel.raw_offer(EVENTS)
-    assert offer.no_args is None
-    assert "*task_struct" in [arg.shape for arg in offer.args["sched_switch"]]
-    assert offer.task_pid_offset is not None
-    assert offer.task_pid_offset % 4 == 0
-
-
-PRIVATE_MOUNT = """
-import json, os
-from pathlib import Path
-from ipitrace.tracer.tracefs import ensure_tracefs
-def has_tracefs(pid):
-    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-    return "tracefs" in [line.split(" - ")[1].split()[0] for line in lines]
-path, why = ensure_tracefs()
-events = (Path(path) / "events/sched").is_dir()
-print(json.dumps([str(path), why, events, has_tracefs("self"), has_tracefs(os.getppid())]))
-"""
-
-
-def test_tracefs_is_mounted_for_the_process_alone() -> None:
-    # A stand-in for a host: a namespace without tracefs whose mounts would spread.
-    host = (
-        "umount -l /sys/kernel/tracing 2>/dev/null; umount -l /sys/kernel/debug 2>/dev/null;"
-        ' mount --make-rshared / && "$0" -c "$1"; exit $?'
-    )
-    answer = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", host, sys.executable, PRIVATE_MOUNT],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert json.loads(answer) == [str(MOUNT_POINTS[0]), None, True, True, False]
-
-
-def test_without_tracefs_raw_tracepoints_go_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(
-        "ipitrace.tracer.attaching.ensure_tracefs", lambda: (None, "tracefs is not mounted")
-    )
-    with Tracer.load(pid=1, n_vcpus=1, only=["sched_switch", "kvm_exit"]) as tracer:
-        assert "sched_switch" in tracer.hooks
-        if "kvm_exit" not in tracer.hooks:
-            assert "tracefs is not mounted" in tracer.left_out["kvm_exit"]
-    assert find_tracefs((tmp_path,)) is None

@@ -2,9 +2,10 @@
 from dataclasses import replace
 
 import numpy as np
+from host_models import Happening
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import SEEDS, Happening, Story, stories, tell
+from made_up import SEEDS, Story, stories, tell
 
 from ipitrace.correlate.exits import ExitTable, exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate

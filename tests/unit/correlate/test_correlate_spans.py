@@ -6,20 +6,10 @@ from random import Random
 
 import numpy as np
 import pytest
+from host_models import MODELS, VECTOR, Happening, cpu_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import (
-    MODELS,
-    SEEDS,
-    VECTOR,
-    Happening,
-    Story,
-    cpu_of,
-    differences,
-    same,
-    stories,
-    tell,
-)
+from made_up import SEEDS, Story, differences, same, stories, tell
 
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stamps import ABSENT
