@@ -14,7 +14,7 @@ from ipitrace.storm.driver import Driver
 from ipitrace.summary import Measured, observer_costs, summarise_scenario
 from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer.session import Tracer
-from ipitrace.words.scenarios import Mode, Scenario
+from ipitrace.words.scenarios import Mode, Scenario, ScenarioStatus
 
 _METHOD: Final = (
     "the repetitions alternate between the modes (off, counting, full; full, counting, off; and so "
@@ -44,7 +44,7 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
         pattern=scenario.pattern,
         target_state=scenario.target_state,
         send_method=scenario.send_method,
-        status="unsupported",
+        status=ScenarioStatus.UNSUPPORTED,
         reason=reason,
     )
 

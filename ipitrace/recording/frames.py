@@ -15,6 +15,7 @@ from ipitrace.recording.decoder import Question, open_checked
 from ipitrace.recording.reader import EXIT_COUNTS, open_table, read_run, recording_of, uncounted
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Percentiles, RepetitionFigures
+from ipitrace.words.metrics import PERCENTILES, TIMINGS
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,8 @@ def open_recording(path: str | Path) -> Recording:
 
 
 def _rows(scenario: str, figures: RepetitionFigures) -> Iterator[tuple[Any, ...]]:
-    metrics = {
-        "send": figures.send_cycles,
-        "deliver": figures.deliver_cycles,
-        "round_trip": figures.round_trip_cycles,
-    }
-    for metric, found in metrics.items():
-        for percentile, cycles in _percentiles(found):
-            yield scenario, figures.order, figures.mode, metric, percentile, cycles
-
-
-def _percentiles(found: Percentiles | None) -> Iterator[tuple[str, int]]:
-    if found is not None:
-        yield from (("p50", found.p50), ("p90", found.p90), ("p99", found.p99))
-        yield "p99.9", found.p999
+    for timing in TIMINGS:
+        found: Percentiles | None = getattr(figures, timing.field)
+        for percentile, field in PERCENTILES.items() if found is not None else ():
+            cycles = getattr(found, field)
+            yield scenario, figures.order, figures.mode, timing.name, percentile, cycles

@@ -12,11 +12,11 @@ class HostFingerprint(OpenObject):
     """A host as its kernel describes it. None means "could not be read", never a default."""
 
     cpu_model: str | None = None
-    """As the CPU names itself ("AMD EPYC 7502P 32-Core Processor")."""
+    """The CPU's brand string ("AMD EPYC 7502P 32-Core Processor")."""
     cpu_vendor: str | None = None
     """CPUID vendor ("GenuineIntel")."""
     cpu_signature: str | None = None
-    """Family-model-stepping in decimal ("6-142-10"): models can share one name."""
+    """Family-model-stepping in decimal ("6-142-10"): several models can share one name."""
     microcode: str | None = None
     cpus_online: int | None = None
     smt: str | None = None
@@ -32,18 +32,18 @@ class HostFingerprint(OpenObject):
     mitigations: Mapping[str, str] | None = None
     """/sys/devices/system/cpu/vulnerabilities, by name."""
     governor: str | None = None
-    """cpufreq governor; several, comma separated, when CPUs differ."""
+    """The cpufreq governor; several, separated by commas, if CPUs differ."""
     turbo: bool | None = None
     cpuidle: str | None = None
-    """"driver/governor": how deep a blocked target's CPU sleeps decides its wake-up."""
+    """"driver/governor": the idle state of a blocked target's CPU decides its wake-up time."""
     clocksource: str | None = None
     tsc_flags: tuple[str, ...] | None = None
-    """The CPU flags that state how far the TSC can be trusted as a clock."""
+    """The CPU flags that describe the quality of the TSC as a clock."""
     x2apic: bool | None = None
     virtualised: bool | None = None
     """The CPU's hypervisor flag: this host is itself a guest."""
     emulated: str | None = None
-    """The program that interprets this host's instructions. Cycles are then not real time."""
+    """The program that emulates this host's CPU. Cycles are then not real time."""
     numa_nodes: int | None = None
     isolated_cpus: str | None = None
     """List format ("2-5"); "" means that there are none."""

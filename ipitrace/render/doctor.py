@@ -11,7 +11,7 @@ from ipitrace.render.csv import csv_text
 from ipitrace.render.grid import fill
 from ipitrace.render.junit import Case, Outcome, Suite, junit_text
 from ipitrace.render.openmetrics import Family, openmetrics_text, states
-from ipitrace.render.page import MarkdownPage, document
+from ipitrace.render.page import MarkdownPage, Table, document
 
 _NAME_WIDTH: Final = 12
 _STATUS_WIDTH: Final = 8
@@ -43,7 +43,7 @@ def render_doctor_markdown(examination: Examination) -> str:
     return document(
         [
             page.heading("ipitrace doctor"),
-            page.table("", headers, rows, text=range(len(headers))),
+            page.table("", Table(headers, rows, text=range(len(headers)))),
             page.paragraph(_conclusion(plain_values(examination))),
         ]
     )

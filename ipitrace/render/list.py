@@ -10,7 +10,7 @@ from ipitrace.base.foreign import plain_values
 from ipitrace.base.units import MIB, processes
 from ipitrace.render.csv import csv_text
 from ipitrace.render.grid import TIE
-from ipitrace.render.page import MarkdownPage, Page, TextPage, document
+from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
 from ipitrace.vm import OWN_NAME, Discovery, Vcpu, VirtualMachine
 
 _MOST_ODD = 20
@@ -48,11 +48,11 @@ def _render(found: Discovery, page: Page) -> str:
     found = plain_values(found)
     sections = [page.heading("KVM VMs of this host")]
     if found.vms:
-        sections.append(page.table("", _HEADERS, [_row(vm) for vm in found.vms], text=_TEXT))
+        sections.append(page.table("", Table(_HEADERS, [_row(vm) for vm in found.vms], text=_TEXT)))
         threads = [(vm.name, _threads(vm)) for vm in found.vms]
         headers = ("name", "threads")
         title = "Threads by vCPU"
-        sections.append(page.table(title, headers, threads, text=(0, 1), headless=True))
+        sections.append(page.table(title, Table(headers, threads, text=(0, 1), headless=True)))
     else:
         sections.append(page.paragraph("No KVM VM was found."))
     sections.append(page.lines(("", remark) for remark in _remarks(found)))

@@ -16,6 +16,22 @@ Labelled = Iterable[tuple[str, str]]
 """Lines of text, each after a label. A label ends with the spaces that align the texts."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table; grid.table() describes the fields that it takes.
+
+    Attributes:
+        headless: a terminal shows no names of columns.
+    """
+
+    headers: Sequence[str]
+    rows: Rows
+    text: Collection[int] = ()
+    keys: int = 1
+    together: Collection[int] = ()
+    headless: bool = False
+
+
 class Page(Protocol):
     """Where a document goes. All parts are returned as text, "" where there is nothing."""
 
@@ -31,30 +47,8 @@ class Page(Protocol):
     def items(self, title: str, texts: Sequence[str]) -> str:
         """A list under its title; "" where the list is empty."""
 
-    def table(
-        self,
-        title: str,
-        headers: Sequence[str],
-        rows: Rows,
-        *,
-        text: Collection[int] = (),
-        keys: int = 1,
-        together: Collection[int] = (),
-        headless: bool = False,
-        remarks: Labelled = (),
-    ) -> str:
-        """A table under its title.
-
-        Args:
-            title: one paragraph; "" for none.
-            headers: the names of the columns.
-            rows: see grid.table(), as for the arguments below.
-            text: see grid.table().
-            keys: see grid.table().
-            together: see grid.table().
-            headless: a terminal shows no names of columns.
-            remarks: lines below the table.
-        """
+    def table(self, title: str, shown: Table, remarks: Labelled = ()) -> str:
+        """A table below its title, if that is not empty, and above lines with remarks."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +78,17 @@ class TextPage:
         filled = [fill(text, self.width, "  ", " " * 4) for text in texts]
         return "\n".join([self.paragraph(title), *filled]) if texts else ""
 
-    def table(
-        self,
-        title: str,
-        headers: Sequence[str],
-        rows: Rows,
-        *,
-        text: Collection[int] = (),
-        keys: int = 1,
-        together: Collection[int] = (),
-        headless: bool = False,
-        remarks: Labelled = (),
-    ) -> str:
+    def table(self, title: str, shown: Table, remarks: Labelled = ()) -> str:
         """See Page."""
-        shown = table(
-            () if headless else headers,
-            rows,
-            text=text,
-            keys=keys,
-            together=together,
+        laid_out = table(
+            () if shown.headless else shown.headers,
+            shown.rows,
+            text=shown.text,
+            keys=shown.keys,
+            together=shown.together,
             width=self.width,
         )
-        parts = (self.paragraph(title), shown, self.lines(remarks))
+        parts = (self.paragraph(title), laid_out, self.lines(remarks))
         return "\n".join(part for part in parts if part)
 
 
@@ -130,21 +113,10 @@ class MarkdownPage:
         listed = self.lines(("", text) for text in texts)
         return f"{self.paragraph(title)}\n\n{listed}" if texts else ""
 
-    def table(
-        self,
-        title: str,
-        headers: Sequence[str],
-        rows: Rows,
-        *,
-        text: Collection[int] = (),
-        keys: int = 1,  # noqa: ARG002 - a page has no width
-        together: Collection[int] = (),  # noqa: ARG002 - as above
-        headless: bool = False,  # noqa: ARG002 - GitHub knows no table without names
-        remarks: Labelled = (),
-    ) -> str:
+    def table(self, title: str, shown: Table, remarks: Labelled = ()) -> str:
         """See Page."""
-        shown = markdown_table(headers, rows, text)
-        parts = (self.paragraph(title), shown, self.lines(remarks))
+        marked_up = markdown_table(shown.headers, shown.rows, shown.text)
+        parts = (self.paragraph(title), marked_up, self.lines(remarks))
         return "\n\n".join(part for part in parts if part)
 
 

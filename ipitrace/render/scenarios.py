@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain_values
 from ipitrace.render.csv import csv_text
-from ipitrace.render.page import MarkdownPage, Page, TextPage, document
+from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS, Scenario
 
 
@@ -77,7 +77,7 @@ def _render(offers: Sequence[Offer], page: Page) -> str:
         for offer in plain_values(list(offers))
     ]
     headers = ("scenario", "runs", "about")
-    return document([page.table("", headers, rows, text=(0, 1, 2))])
+    return document([page.table("", Table(headers, rows, text=(0, 1, 2)))])
 
 
 def _runs(offer: Offer) -> str:

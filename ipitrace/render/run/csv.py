@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ipitrace.recording.result import RunResult
 from ipitrace.render.csv import csv_text
 from ipitrace.render.run.figures import figures_of
+from ipitrace.words.scenarios import ScenarioStatus
 
 _COLUMNS = ("scenario", "status", "metric", "value", "unit", "emulated", "problem")
 
@@ -23,7 +24,7 @@ def _rows(run: RunResult) -> Iterator[dict[str, str]]:
     doubts = "; ".join([*([run.failure] if run.failure else []), *run.untrustworthy])
     for row in run.scenarios:
         shared = {"scenario": row.name, "status": row.status, "emulated": run.emulator or ""}
-        if row.status != "measured":
+        if row.status != ScenarioStatus.MEASURED:
             yield {**shared, "problem": row.reason or ""}
         for figure in figures_of(row):
             yield {

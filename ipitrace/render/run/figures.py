@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipitrace.recording.row import ScenarioResult, Summary
-from ipitrace.words.metrics import exits_metric, path_metric
+from ipitrace.words.metrics import TIMINGS, exits_metric, path_metric
+from ipitrace.words.scenarios import ScenarioStatus
 
 _CYCLES = "cycles"
 
@@ -29,12 +30,11 @@ class Figure:
 
 def figures_of(row: ScenarioResult) -> Iterator[Figure]:
     """The counts, the distributions of S, D and R, exits by reason and shares of paths."""
-    if row.status != "measured":
+    if row.status != ScenarioStatus.MEASURED:
         return
     yield from _counts(row)
-    yield from _cycles("send", row.send_cycles)
-    yield from _cycles("deliver", row.deliver_cycles)
-    yield from _cycles("round_trip", row.round_trip_cycles)
+    for timing in TIMINGS:
+        yield from _cycles(timing.name, getattr(row, timing.field))
     for side in ("sender", "target"):
         exits = getattr(row.exits, side) if row.exits is not None else None
         for reason, per_ipi in (exits or {}).items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.render.junit import Case, Suite, junit_text
+from ipitrace.words.scenarios import ScenarioStatus
 
 _SUITE = "ipitrace.run"
 
@@ -34,7 +35,7 @@ def _cases(run: RunResult) -> Iterator[Case]:
 
 
 def _case(row: ScenarioResult, doubts: str) -> Case:
-    if row.status != "measured":
+    if row.status != ScenarioStatus.MEASURED:
         return Case(row.name, "skipped", row.reason or "")
     if doubts:
         return Case(row.name, "failure", f"the numbers are not trustworthy: {doubts}")

@@ -8,6 +8,7 @@ from typing import Final
 from ipitrace.recording.result import RunResult
 from ipitrace.render.openmetrics import Family, Point, openmetrics_text, states
 from ipitrace.render.run.figures import figures_of
+from ipitrace.words.scenarios import ScenarioStatus
 
 _FIGURES: Final = {
     "sends": ("sends", "sent: sends made; incomplete: those not acknowledged in time"),
@@ -20,7 +21,6 @@ _FIGURES: Final = {
     "path": ("path_share", "share of the IPIs that took the path"),
 }
 """For each family of figures the name of its metric, and what that means."""
-_STATUSES: Final = ("measured", "unsupported")
 
 
 def render_openmetrics(run: RunResult) -> str:
@@ -72,7 +72,7 @@ def render_openmetrics(run: RunResult) -> str:
 
 def _statuses(run: RunResult) -> Iterator[Point]:
     for row in run.scenarios:
-        yield from states({"scenario": row.name}, "status", _STATUSES, row.status)
+        yield from states({"scenario": row.name}, "status", list(ScenarioStatus), row.status)
 
 
 def _points(run: RunResult, family: str) -> Iterator[Point]:

@@ -15,7 +15,7 @@ from ipitrace.recording.result import (
     RunResult,
 )
 from ipitrace.recording.row import PerSide, ScenarioResult, StageBreakdown, Summary
-from ipitrace.render.page import MarkdownPage, Page, TextPage, document
+from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
@@ -141,7 +141,7 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
     if watched:
         title += "; watching: cycles that the probes add to the p50, see the observer cost below"
-    return page.table(title, headers, lines, text=(0, 1), keys=2)
+    return page.table(title, Table(headers, lines, text=(0, 1), keys=2))
 
 
 def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def _exits(rows: Sequence[ScenarioResult], page: Page) -> str:
         title += "; ".join(reasons)
     if not names:
         return "\n".join(map(page.paragraph, (title, "none were counted")))
-    return page.table(title, headers, lines, text=(0, 1), keys=2)
+    return page.table(title, Table(headers, lines, text=(0, 1), keys=2))
 
 
 def _events(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -201,7 +201,7 @@ def _events(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
         (name, *(_sides((row.events_per_ipi or {}).get(name)) for row in rows)) for name in names
     ]
     headers = ("tracepoint", *(row.name for row in rows))
-    return page.table(title, headers, lines, text=(0,))
+    return page.table(title, Table(headers, lines, text=(0,)))
 
 
 def _sides(side: PerSide | None) -> str:
@@ -235,7 +235,7 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
         if certain
         else "from one difference between repetitions that ran in turn, which has no interval"
     )
-    return page.table(title, headers, lines, text=(0, 1), keys=3, together=(4, 6))
+    return page.table(title, Table(headers, lines, text=(0, 1), keys=3, together=(4, 6)))
 
 
 def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
         "Cycles from exit to entry; share of D: the sum of the cycles of these exits between an "
         "IPI's send and its handler, divided by the sum of D of all IPIs (not by a p50)"
     )
-    return page.table(title, headers, lines, text=(0, 1, 2), keys=3)
+    return page.table(title, Table(headers, lines, text=(0, 1, 2), keys=3))
 
 
 def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -302,7 +302,7 @@ def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
     else:
         reasons = _ordered((row.absent or {}).get("late_posts", "") for row in traced)
         title += f" (late posts: not known, {', '.join(r for r in reasons if r)})"
-    return page.table(title, headers, lines, text=(0,))
+    return page.table(title, Table(headers, lines, text=(0,)))
 
 
 def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
@@ -341,7 +341,7 @@ def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
             "its length and share are not known"
         )
         remarks.append((f"  < {stages.bound_cycles}: ", unknown))
-    return page.table(title, headers, lines, text=(0, 1), remarks=remarks)
+    return page.table(title, Table(headers, lines, text=(0, 1)), remarks)
 
 
 def _not_measured(run: RunResult, page: Page) -> str:
