@@ -32,7 +32,8 @@ def _overcommit(found: Discovery, vm: VirtualMachine | None, n_cpus: int | None)
     n_vcpus = sum(len(vm.vcpus) for vm in found.vms)
     if n_cpus is None:
         return Check("overcommit", "unknown", "the number of CPUs cannot be read")
-    says = f"{n_vcpus} vCPUs in {len(found.vms)} VMs on {n_cpus} CPUs"
+    n_vms = len(found.vms)
+    says = f"{n_vcpus} vCPUs in {n_vms} VM{'' if n_vms == 1 else 's'} on {n_cpus} CPUs"
     if n_vcpus > n_cpus:
         return Check(
             "overcommit",

@@ -17,6 +17,8 @@ WARMUP: Final = 100
 REPETITIONS: Final = 6  # the fewest whose extremes enclose the median with 95 % confidence
 MAX_REPETITIONS: Final = 1000
 MAX_OF_ALL_SCENARIOS: Final = 4000  # limited by recording.writer.MOST_RUN_BYTES
+MOST_SEED: Final = (1 << 64) - 1  # the largest integer that readers of run.json accept
+_LEAST_RATE_HZ: Final = 0.001  # the pace must fit into the 64 bits that the guest has for it
 _MOST_SENDS: Final = 250_000  # of one repetition: limits the memory for its events
 
 
@@ -58,8 +60,12 @@ def check_request(request: RunRequest) -> None:
     """Check the request's numbers, except those that depend on the guest.
 
     Raises:
-        UsageError: a number is out of its range.
+        UsageError: a number is out of its range, or there is no scenario.
     """
+    if not request.scenarios:
+        raise UsageError("No scenario was requested.", "Name at least one scenario.")
+    if not 0 <= request.seed <= MOST_SEED:
+        raise UsageError(f"--seed {request.seed} is out of range.", f"Use 0 to {MOST_SEED}.")
     if not 1 <= request.repeat <= MAX_REPETITIONS:
         raise UsageError(
             f"--repeat {request.repeat} is out of range.",
@@ -82,6 +88,11 @@ def check_request(request: RunRequest) -> None:
             raise UsageError(
                 f"{option} {limit:g} is out of range.", "Use a number above 0, or 'unlimited'."
             )
+    if request.max_rate_hz and request.max_rate_hz < _LEAST_RATE_HZ:
+        raise UsageError(
+            f"--max-rate {request.max_rate_hz:g} is out of range.",
+            f"Use {_LEAST_RATE_HZ:g} sends per second or more, or 'unlimited'.",
+        )
 
 
 def check_count(request: RunRequest, guest: Driver) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording as Arrow tables and data frames, for notebooks and scripts."""
 
+import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ import pyarrow.compute as pc
 
 from ipitrace.base.errors import HostError
 from ipitrace.recording.decoder import Question, open_checked
-from ipitrace.recording.reader import EXIT_COUNTS, open_table, read_run, recording_of, uncounted
+from ipitrace.recording.reader import (
+    EXIT_COUNTS,
+    computing_with,
+    open_table,
+    read_run,
+    recording_of,
+    uncounted,
+)
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Percentiles, RepetitionFigures
 from ipitrace.words.metrics import PERCENTILES, TIMINGS
@@ -49,12 +57,20 @@ class Recording:
         Raises:
             UsageError: there is no such table or column, or the file is damaged.
         """
-        with open_table(self.directory, self.run, name) as file:
-            question = Question(name, self.run.tables[name].rows, columns)
-            parquet, kinds = open_checked(file, question)
-            wanted = list(kinds)
-            found = parquet.read([*wanted, *({"scenario"} - kinds.keys())])
-        return self._with_nulls(found).select(wanted) if name == "spans" else found.select(wanted)
+        with open_table(self.directory, self.run, name) as file, _decoding():
+            rows = self.run.tables[name].rows
+            nulled = name == "spans" and (
+                columns is None or not set(EXIT_COUNTS).isdisjoint(columns)
+            )
+            if columns is None:
+                columns = list(open_checked(file, Question(name, rows))[1])
+            # Exits are null by scenario, so that column is checked and read with them.
+            needed = [*columns, "scenario"] if nulled else columns
+            parquet, kinds = open_checked(file, Question(name, rows, needed))
+            # pandas would follow what the file's metadata says about indexes and types.
+            found = parquet.read(list(kinds)).replace_schema_metadata(None)
+        found = self._with_nulls(found) if nulled else found
+        return found.select(list(dict.fromkeys(columns)))
 
     def data_frame(self, name: str, columns: Sequence[str] | None = None) -> Any:  # noqa: ANN401 - pandas is optional
         """As table(), as a pandas.DataFrame; integers stay integers where values are missing.
@@ -81,6 +97,9 @@ class Recording:
 
         Columns: `scenario`; `repetition`, as in the other tables; `mode`; `metric` (`send`,
         `deliver` or `round_trip`); `percentile` (`p50`, `p90`, `p99` or `p99.9`); `cycles`.
+
+        Raises:
+            UsageError: a value is larger than any measurement.
         """
         columns = ("scenario", "repetition", "mode", "metric", "percentile", "cycles")
         rows = [
@@ -90,7 +109,8 @@ class Recording:
             for row in _rows(scenario.name, figures)
         ]
         types = (pa.string(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.int64())
-        return pa.Table.from_pylist(rows, pa.schema(list(zip(columns, types, strict=True))))
+        with computing_with(self.directory):
+            return pa.Table.from_pylist(rows, pa.schema(list(zip(columns, types, strict=True))))
 
     def _with_nulls(self, spans: pa.Table) -> pa.Table:
         """The spans, with null for exits that are unknown; early recordings have 0 there."""
@@ -100,7 +120,7 @@ class Recording:
                 counts = spans[name]
                 unknown = pc.and_(
                     pc.is_in(spans["scenario"].cast(pa.string()), value_set=scenarios),
-                    pc.equal(counts, 0),
+                    pc.equal(counts, pa.scalar(0, counts.type)),
                 )
                 nulls = pa.scalar(None, counts.type)
                 index = spans.column_names.index(name)
@@ -118,6 +138,15 @@ def open_recording(path: str | Path) -> Recording:
     """
     directory = recording_of(Path(path))
     return Recording(directory, read_run(directory))
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Raise every error of the decoder as the ValueError that open_table() expects."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError((str(error).splitlines() or ["it cannot be decoded"])[0]) from error
 
 
 def _rows(scenario: str, figures: RepetitionFigures) -> Iterator[tuple[Any, ...]]:

@@ -57,10 +57,10 @@ def unseen_words(unseen: Unseen) -> Iterator[str]:
             "no other number includes them"
         )
     if threads:
-        were = "thread came and went" if threads == 1 else "threads came and went"
+        which, were = ("thread", "was") if threads == 1 else ("threads", "were")
         yield (
-            f"{threads:,} vCPU {were} between two samples and never watched, with "
-            f"{unseen.gone_sends.total:,} of these sends; a shorter --interval may find more"
+            f"{threads:,} vCPU {which} came and went between two samples and {were} never watched, "
+            f"with {unseen.gone_sends.total:,} of these sends; a shorter --interval may find more"
         )
     if unseen.overflows.total:
         times = "once" if unseen.overflows.total == 1 else f"{unseen.overflows.total:,} times"

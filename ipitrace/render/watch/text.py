@@ -99,7 +99,7 @@ def _pairs(
     found.sort(key=lambda entry: (-entry[1].ipis.delta, -entry[1].ipis.total))
     listed = found if room is None else found[:room]
     if not listed:
-        return ["", "No IPI was seen."] if vms else []
+        return ["", "No IPI of these VMs was seen."] if vms else []
     rows = [
         (
             *((plain(vm.name, _NAME_CHARS),) if several else ()),

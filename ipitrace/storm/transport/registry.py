@@ -41,9 +41,10 @@ def _ssh(url: SplitResult) -> AbstractContextManager[Shell]:
 
 
 def _qga(url: SplitResult) -> AbstractContextManager[Shell] | None:
-    if url.netloc or len(url.path) <= 1:
+    path = unquote(url.path, errors="surrogateescape")  # the bytes of a path are any
+    if url.netloc or len(path) <= 1 or "\0" in path:  # connect(2) reads a path up to a NUL
         return None
-    return _open_agent(path=unquote(url.path))
+    return _open_agent(path=path)
 
 
 def _qga_libvirt(url: SplitResult) -> AbstractContextManager[Shell] | None:
@@ -77,10 +78,14 @@ def open_shell(via: str) -> AbstractContextManager[Shell]:
         url = urlsplit(via)
     except ValueError as error:
         raise UsageError(f"--via {via}: {error}", f"Use one of {FORMS}.") from error
-    for transport in TRANSPORTS:
+    # urlsplit() splits a name at ? and #, and drops tabs, line breaks and leading spaces: what is
+    # left may be the name of another guest.
+    altered = via.startswith(" ") or any(char in "?#" or char < " " for char in via)
+    for transport in () if altered and url.scheme != "ssh" else TRANSPORTS:
         if transport.scheme == url.scheme and (shell := transport.open(url)) is not None:
             return shell
-    raise UsageError(f"--via {via} is not a transport to a guest.", f"Use one of {FORMS}.")
+    escapes = " In a name, write ? as %3F and # as %23." if altered else ""
+    raise UsageError(f"--via {via} is not a transport to a guest.", f"Use one of {FORMS}.{escapes}")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.measure.lookout import _MOST_NOTED
 from ipitrace.measure.request import MAX_OF_ALL_SCENARIOS
+from ipitrace.recording.frames import open_recording
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import Disturbance
 from ipitrace.recording.writer import CHECKSUM_FILE, RUN_FILE, RecordingWriter
@@ -262,6 +263,67 @@ def test_columns_of_another_type(recording: Path, name: str, column: pa.Array, s
 def test_a_column_that_is_not_there(recording: Path, name: str) -> None:
     put_spans(recording, read_table(recording, "spans").drop_columns([name]))
     said_here("report", "--ipi", 3, recording)
+
+
+def scenarios_of(*values: object) -> Callable[[pa.Table], pa.Table]:
+    """Put other values into the column `scenario`."""
+    column = pa.array(list(values) * 30)
+    return lambda table: table.drop_columns(["scenario"]).append_column("scenario", column)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns(["scenario"]),
+        scenarios_of({"a": 1}),
+        scenarios_of([1]),
+        scenarios_of(b"\xff"),
+        scenarios_of(1),
+    ],
+)
+@pytest.mark.parametrize("columns", [None, ["sender_exits"]])
+def test_programs_get_no_exits_without_scenarios(
+    recording: Path, change: Callable[[pa.Table], pa.Table], columns: list[str] | None
+) -> None:
+    table = read_table(recording, "spans").append_column("sender_exits", pa.array([0] * 30))
+    put_spans(recording, change(table))
+    opened = open_recording(recording)
+    assert opened.table("spans", ["ipi"]).num_rows == 30
+    with pytest.raises(UsageError, match="scenario"):
+        opened.table("spans", columns)
+
+
+def test_programs_get_exits_of_any_integer_type(recording: Path) -> None:
+    counts = pa.array([(1 << 64) - 1, 0] * 15, pa.uint64())
+    table = read_table(recording, "spans")
+    put_spans(recording, table.append_column("sender_exits", counts))
+    assert open_recording(recording).table("spans", ["sender_exits"])[0][0].as_py() == (1 << 64) - 1
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"\xff", b"[]", b'{"index_columns": ["nope"]}'])
+def test_a_table_cannot_say_how_pandas_shows_it(recording: Path, metadata: bytes) -> None:
+    pytest.importorskip("pandas")
+    table = read_table(recording, "spans").replace_schema_metadata({b"pandas": metadata})
+    put_spans(recording, table)
+    frame = open_recording(recording).data_frame("spans")
+    assert list(frame.columns) == table.column_names
+
+
+@pytest.mark.parametrize("part", [("order",), ("send_cycles", "p50")])
+def test_figures_larger_than_their_column(tmp_path: Path, part: tuple[str, ...]) -> None:
+    recording = tmp_path / "r"
+    shutil.copytree(RECORDED, recording)
+
+    def enlarge(run: Any) -> None:
+        *outer, last = part
+        inner = run["scenarios"][0]["repetition_figures"][0]
+        for key in outer:
+            inner = inner[key]
+        inner[last] = 1 << 63
+
+    change_run(recording, enlarge)
+    with pytest.raises(UsageError, match="not consistent"):
+        open_recording(recording).figures()
 
 
 def test_run_json_and_the_table_must_agree(recording: Path) -> None:

@@ -282,6 +282,26 @@ def test_a_pace_out_of_range(pace: int) -> None:
     check_request(replace(request(1), pace_cycles=0))
 
 
+@pytest.mark.parametrize("rate", [1e-300, 1e-12, 0.0009])
+def test_a_rate_whose_pace_the_guest_cannot_hold(rate: float) -> None:
+    with pytest.raises(UsageError, match=r"--max-rate .* is out of range"):
+        check_request(replace(request(1), max_rate_hz=rate))
+    check_request(replace(request(1), max_rate_hz=0.001))
+    check_request(replace(request(1), max_rate_hz=0.0))
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_a_seed_that_no_reader_takes(seed: int) -> None:
+    with pytest.raises(UsageError, match="--seed"):
+        check_request(replace(request(1), seed=seed))
+    check_request(replace(request(1), seed=(1 << 64) - 1))
+
+
+def test_a_run_of_nothing() -> None:
+    with pytest.raises(UsageError, match="No scenario"):
+        check_request(replace(request(1), scenarios=()))
+
+
 def test_what_is_not_our_payload_is_refused(tmp_path: Path, payload: Payload) -> None:
     path = tmp_path / "microguest.bin"
     whole = payload.image

@@ -54,7 +54,21 @@ def test_no_password_is_taken_and_none_is_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    "via", ["", "telnet://x", "qga://", "qga://host/path", "qga+libvirt://", "http://[", "locale"]
+    "via",
+    [
+        *("", "telnet://x", "qga://", "qga://host/path", "qga+libvirt://", "http://[", "locale"),
+        # urlsplit() or connect(2) would make the name of another guest of these.
+        *("qga:///run/vm#1", "qga:///run/vm?1", "qga+libvirt://vm#1", "qga+libvirt://vm?1"),
+        *(
+            "qga:///run/vm%001",
+            "qga:///run/v\nm",
+            "qga:///\0",
+            "local#",
+            "local?",
+            " local",
+            "lo\tcal",
+        ),
+    ],
 )
 def test_what_is_no_way_says_which_there_are(via: str) -> None:
     with pytest.raises(UsageError) as raised:
