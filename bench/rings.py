@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from bench.report import PER_SECOND, Report, Series
 from ipitrace.abi.events import RING_EVENT, RING_HEAD
 from ipitrace.base import resources
 from ipitrace.tracer.attaching import dispose, mapped
 from ipitrace.tracer.compiler import compile_programs
+from ipitrace.tracer.kernel import n_tids
 from ipitrace.tracer.rings import RingReader
 
 _BURST = 8
@@ -147,18 +150,18 @@ class _Producer:
         directory = resources.bpf_dir()
         here = Path(__file__).parent / "ring_load.bpf.c"
         text = (directory / "ring.bpf.c").read_text() + here.read_text()
-        flags = [f"-I{directory}", f"-DTGID={self._pid}", "-DN_VCPUS=1", "-DN_ROWS=1"]
-        flags += ["-DN_RINGS=1", f"-DN_SLOTS={n_slots}", f"-DBURST={_BURST}", "-DHOST_ISA=0"]
+        flags = [f"-I{directory}", "-DN_VCPUS=1", "-DN_ROWS=1", "-DN_RINGS=1", "-DHOST_ISA=0"]
+        flags += [f"-DN_TIDS={n_tids()}", f"-DN_SLOTS={n_slots}", f"-DBURST={_BURST}"]
         with ExitStack() as stack:
             bpf = compile_programs(text, flags, directory)
             stack.callback(dispose, bpf)
             bpf.load_func(b"probe_ring_load", bpf.RAW_TRACEPOINT)
-            table = bpf[b"vcpu_of_tid"]
-            table[table.Key(self._pid)] = table.Leaf(0)
-            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots)
-            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, 1)
+            tids = mapped(bpf[b"vcpu_of_tid"].map_fd, np.dtype([("vcpu_plus_1", "u2")]), n_tids())
+            tids["vcpu_plus_1"][self._pid] = 1
+            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots).reshape(1, 1, n_slots)
+            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, 1).reshape(1, 1)
             bpf.attach_raw_tracepoint(tp=b"sys_enter", fn_name=b"probe_ring_load")
-            yield RingReader(slots.reshape(1, 1, n_slots), heads.reshape(1, 1))
+            yield RingReader(slots, heads)
             bpf.detach_raw_tracepoint(b"sys_enter")
 
 

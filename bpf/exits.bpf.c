@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Exits and entries of the guest, and the instructions that KVM emulates for it. */
 
-RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD(kvm_exit, exit_reason),
+RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD_OR(kvm_exit, exit_reason, ~0u),
        FIELD_OR(kvm_exit, isa, HOST_ISA))
 
 RECORD(kvm_entry, 0, 0, 0)

@@ -6,13 +6,16 @@
  *
  * A ring belongs to one (vCPU, kind). A program runs in the context of the
  * vCPU's thread, which is on one CPU at a time. Only an interrupt on that CPU
- * can run a program in between: `busy` rejects its event and `missed` counts it.
- * (Since Linux 6.1 the kernel itself prevents the nesting of a raw tracepoint's
- * program.) Every ring therefore has one writer and needs no atomics. The ring
+ * can run a program in between. Since Linux 6.1 the kernel prevents the nesting
+ * of a raw tracepoint's program (05b24ff9b2cf, "bpf: Prevent bpf program recursion
+ * for raw tracepoint probes"); before, `busy` rejects its event and `missed` counts
+ * it. Every ring therefore has one writer and needs no atomics. The ring
  * determines the vCPU and the kind of an event; the record does not store them.
  */
 #ifndef IPITRACE_EVENTS_H
 #define IPITRACE_EVENTS_H
+
+#define TIDS_PER_CELL 64 /* threads of one element of the map vcpu_of_tid */
 
 /* One host event; 24 bytes. Each kind below defines arg, word and detail. */
 struct ipitrace_event {
@@ -31,7 +34,7 @@ struct ipitrace_event {
 struct ipitrace_head {
 	__u64 written; /* records written to the ring; position of the next one */
 	__u64 counted; /* events without a record */
-	__u64 missed; /* events rejected while this ring was being written */
+	__u64 missed; /* events rejected while this ring was being written; with NEST_GUARD only */
 	__u64 busy;
 	__u64 elsewhere; /* vCPU 0 only: events in other threads of the process, no record */
 	__u64 count_only; /* set by user space: count only, write no records */
@@ -40,7 +43,8 @@ struct ipitrace_head {
 
 /* ICRs: the interrupt command registers and the self-IPI register. */
 enum ipitrace_kind {
-	IPITRACE_KVM_EXIT = 0, /* word: reason, arg: info1, detail: isa (1 VMX, 2 SVM, 0 unknown) */
+	/* word: reason, ~0 if not read; arg: info1; detail: isa (1 VMX, 2 SVM, 0 unknown) */
+	IPITRACE_KVM_EXIT = 0,
 	IPITRACE_KVM_ENTRY = 1,
 	IPITRACE_KVM_APIC_IPI = 2, /* word: icr_low, arg: dest_id */
 	IPITRACE_KVM_APIC_ACCEPT_IRQ = 3, /* word: apicid, arg: dm, detail: vec */

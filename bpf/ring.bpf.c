@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Rings and filters; every probe set follows this file in one translation unit.
- * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
- * two), HOST_ISA (the isa of kvm_exit if the record does not have it); and for
- * each attached event X: ROW_X, and the definitions that probe.h needs.
+ * User space sets by -D: N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of two), N_TIDS (a
+ * multiple of TIDS_PER_CELL), HOST_ISA (the isa of kvm_exit if the record does not have it);
+ * NEST_GUARD if the kernel lets a program interrupt itself; and for each attached event X:
+ * ROW_X, and the definitions that probe.h needs.
  *
- * Rows below N_RINGS have slots; the events of other rows are only counted.
+ * Rows below N_RINGS have a ring with slots; the events of other rows are only counted.
+ *
+ * The weight of these programs is part of what is measured. Maps are arrays, whose look-up the
+ * verifier inlines: of the thread's vCPU, of the ring's head, and of the slot.
  *
  * The end of this file has one macro for each kind of probe. A probe whose event is not
  * attached expands to nothing.
@@ -13,33 +17,40 @@
 #include "ipitrace_events.h"
 #include "probe.h"
 
-#define ALL_SLOTS (N_VCPUS * N_RINGS * N_SLOTS)
-#define ALL_HEADS (N_VCPUS * N_ROWS)
+/* vCPU plus one for each thread of the host, by its tid; 0: not a traced vCPU. */
+struct cell {
+	u16 vcpu_plus_1[TIDS_PER_CELL];
+};
 
-BPF_F_TABLE("array", u32, struct ipitrace_event, slots, ALL_SLOTS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct ipitrace_head, heads, ALL_HEADS, MMAPABLE);
-BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, N_VCPUS, 0);
+#define AT_LEAST_1(n) ((n) + !(n)) /* no map is empty */
+
+BPF_F_TABLE("array", u32, struct ipitrace_event, slots, AT_LEAST_1(N_VCPUS *N_RINGS *N_SLOTS),
+	    MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_VCPUS *N_ROWS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, vcpu_of_tid, N_TIDS / TIDS_PER_CELL, MMAPABLE);
+BPF_F_TABLE("array", u32, u32, process, 1, MMAPABLE);
 /* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 
 static __always_inline bool in_our_process(void)
 {
-	return bpf_get_current_pid_tgid() >> 32 == TGID;
+	u32 zero = 0, *tgid = process.lookup(&zero);
+
+	return tgid && bpf_get_current_pid_tgid() >> 32 == *tgid;
 }
 
+/* The vCPU of a thread, or -1 if it is not a traced vCPU's. */
 static __always_inline int vcpu_of(u32 tid)
 {
-	u32 *vcpu = vcpu_of_tid.lookup(&tid);
+	u32 at = tid / TIDS_PER_CELL;
+	struct cell *cell = vcpu_of_tid.lookup(&at);
 
-	return vcpu ? *vcpu : -1;
+	return cell ? cell->vcpu_plus_1[tid % TIDS_PER_CELL] - 1 : -1;
 }
 
-/* The vCPU whose thread is running, or -1 if it is not a traced vCPU. */
 static __always_inline int this_vcpu(void)
 {
-	u64 id = bpf_get_current_pid_tgid();
-
-	return id >> 32 == TGID ? vcpu_of(id) : -1;
+	return vcpu_of(bpf_get_current_pid_tgid());
 }
 
 static __always_inline struct ipitrace_head *head_of(u32 vcpu, u32 row)
@@ -82,6 +93,28 @@ static __always_inline void count_unattributed(u32 row)
 		(*n)++;
 }
 
+/* False if this runs inside a record of the same ring; where the kernel prevents that, always true. */
+static __always_inline bool enter(struct ipitrace_head *head)
+{
+#ifdef NEST_GUARD
+	if (head->busy) {
+		head->missed++;
+		return false;
+	}
+	head->busy = 1;
+	compiler_barrier();
+#endif
+	return true;
+}
+
+static __always_inline void leave(struct ipitrace_head *head)
+{
+#ifdef NEST_GUARD
+	compiler_barrier();
+	head->busy = 0;
+#endif
+}
+
 static __always_inline void write_slot(struct ipitrace_head *head, u32 ring, u64 arg, u32 word,
 				       u16 detail)
 {
@@ -103,20 +136,13 @@ static __always_inline void record(u32 vcpu, u32 row, u64 arg, u32 word, u16 det
 {
 	struct ipitrace_head *head = head_of(vcpu, row);
 
-	if (!head)
+	if (!head || !enter(head))
 		return;
-	if (head->busy) {
-		head->missed++;
-		return;
-	}
-	head->busy = 1;
-	compiler_barrier();
 	if (head->count_only)
 		head->counted++;
 	else
 		write_slot(head, vcpu * N_RINGS + row, arg, word, detail);
-	compiler_barrier();
-	head->busy = 0;
+	leave(head);
 }
 
 #define RECORDER(event, elsewhere, arg, word, detail) \

@@ -23,5 +23,9 @@ RING_HEAD: Final = np.dtype(
     ]
 )
 
+# Threads of one element of the map vcpu_of_tid.
+TIDS_PER_CELL: Final = 64
+
+
 # A record that was read from a ring, with the ring's vCPU and event kind.
 HOST_EVENT: Final = np.dtype([*RING_EVENT.descr, ("vcpu", "u2"), ("kind", "u1")], align=True)

@@ -4,6 +4,7 @@
 BPF stamps events with CLOCK_MONOTONIC (bpf_ktime_get_ns); guests stamp with the TSC. A
 sandwich reads TSC, CLOCK_MONOTONIC and TSC in a row. The true TSC at the reading of
 CLOCK_MONOTONIC is between the two TSC values, so half their distance bounds the error.
+Where the kernel's own line from TSC to ns is known, the two TSC values only confirm it.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipitrace.base.units import NS_PER_S
+from ipitrace.clock.kernel_line import KernelLines, find_kernel_lines
 
 _ATTEMPTS = 200
 
@@ -103,6 +105,7 @@ class Clock:
         )
         self._code = prototype(address)
         self._clock_gettime = ctypes.cast(libc.clock_gettime, ctypes.c_void_p)
+        self._lines = find_kernel_lines()
 
     def sandwich(self, attempts: int = _ATTEMPTS) -> Sandwich:
         """The narrowest of `attempts` sandwiches (about 0.1 us each)."""
@@ -110,8 +113,20 @@ class Clock:
         self._code(rows.ctypes.data, attempts, self._clock_gettime, time.CLOCK_MONOTONIC)
         widths = rows[:, 3] - rows[:, 0]
         before, seconds, ns, after = (int(v) for v in rows[int(np.argmin(widths))])
-        width = after - before
-        return Sandwich(before + width // 2, seconds * NS_PER_S + ns, width / 2)
+        return narrowed(before, seconds * NS_PER_S + ns, after, self._lines)
+
+
+def narrowed(before: int, ts_ns: int, after: int, lines: KernelLines | None = None) -> Sandwich:
+    """The sandwich of three readings; by the kernel's own line if that agrees with them.
+
+    A stamp is truncated to whole ns: by the line, the TSC was anywhere in this ns.
+    """
+    for line in lines.read() if lines else ():
+        first, beyond = line.first_tsc(ts_ns), line.first_tsc(ts_ns + 1)
+        if before < beyond and first <= after:
+            return Sandwich((first + beyond) // 2, ts_ns, (beyond - first) / 2)
+    width = after - before
+    return Sandwich(before + width // 2, ts_ns, width / 2)
 
 
 def measure_frequency(sandwiches: Sequence[Sandwich]) -> TscFrequency | None:

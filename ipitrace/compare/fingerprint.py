@@ -12,7 +12,7 @@ from ipitrace.compare.wording import tell_difference
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.metrics import TOTAL_EXITS
-from ipitrace.words.scenarios import Mode, ScenarioStatus, SendMethod
+from ipitrace.words.scenarios import PROVING, ScenarioStatus, SendMethod
 
 MOST_PASSTHROUGH_EXITS = 0.05
 """With more sender exits per IPI, a passthrough scenario did not pass interrupts through."""
@@ -296,7 +296,7 @@ def _conditions(row: ScenarioResult) -> dict[str, Any]:
     return {
         **{key: getattr(row, key) for key in _CONDITIONS},
         _SOURCE: row.exits.source if row.exits else None,
-        _TRACED: any(f.mode == Mode.FULL for f in row.repetition_figures),
+        _TRACED: any(f.mode in PROVING for f in row.repetition_figures),
     }
 
 

@@ -18,7 +18,7 @@ from ipitrace.words.metrics import (
     exits_metric,
     path_metric,
 )
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import PROVING, Mode
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
     repetitions, or from mode `off` if none was recorded.
     """
     unwatched = [r for r in row.repetition_figures if r.mode == Mode.OFF]
-    recorded = [r for r in row.repetition_figures if r.mode == Mode.FULL] or unwatched
+    recorded = [r for r in row.repetition_figures if r.mode in PROVING] or unwatched
     return {
         s.metric.name: s for s in (*_cycles(unwatched), *_exits(row, recorded), *_paths(recorded))
     }

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT, NEVER
-from ipitrace.words.stages import STAGES, Stage
+from ipitrace.words.stages import CRITICAL, STAGES, Stage
 
 _NAMED_SEQUENCES = 3
+_BESIDE_TARGET = np.isin(np.arange(len(Stage)), (Stage.APICV_ACCEPT, Stage.KICK))
 _BETWEEN = np.array(
     [s.stage for s in STAGES if s.critical and s.stage not in {Stage.SEND, Stage.HANDLER}]
 )
@@ -33,6 +34,8 @@ class Step:
         since_send_cycles: median of stage minus send, over the spans that have the stage.
         step_cycles: median of stage minus the critical stage before it; None for stages that
             are not critical and for the send itself.
+        step_low: the least of the parts' medians of the step; step_high: the largest. None for
+            the same stages, and for a single part.
         share_of_deliver: the sum of these steps divided by the sum of D; None as above.
         resolved: the step is not shorter than the clock's error bound, or both ends are guest
             stamps, or both are host stamps. Stamps of one clock have the same error.
@@ -44,6 +47,8 @@ class Step:
     step_cycles: int | None
     share_of_deliver: float | None
     resolved: bool
+    step_low: int | None = None
+    step_high: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,22 @@ def break_down(parts: Sequence[Spans], bound_cycles: int) -> Breakdown | None:
     """
     if not parts:
         return None
-    since = np.concatenate([_since_send(part) for part in parts])
+    of_parts = [_since_send(part) for part in parts]
+    since = np.concatenate(of_parts)
     if not len(since):
         return None
+    part_of = np.repeat(np.arange(len(of_parts)), [len(part) for part in of_parts])
     order = _in_order(since)
     _codes, first, inverse, counts = np.unique(
         _one_number_a_row(order), return_index=True, return_inverse=True, return_counts=True
     )
     by_count = np.argsort(-counts, kind="stable")[:_NAMED_SEQUENCES]
     sequences = tuple(Followed(_sequence(order[first[i]]), int(counts[i])) for i in by_count)
-    dominant = since[inverse == by_count[0]]
+    chosen = inverse.reshape(-1) == by_count[0]
     return Breakdown(
         spans=len(since),
         sequences=sequences,
-        steps=tuple(_steps(dominant, sequences[0].stages, bound_cycles)),
+        steps=tuple(_steps(since[chosen], part_of[chosen], sequences[0].stages, bound_cycles)),
     )
 
 
@@ -95,13 +102,24 @@ def _since_send(spans: Spans) -> NDArray[np.int64]:
     return np.where(tsc == ABSENT, NEVER, tsc - np.where(tsc == ABSENT, 0, send))
 
 
+def on_the_way(tsc: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which critical stages lead to the handler; shape (n, len(Stage)), as `tsc`.
+
+    After the notification, the sender's thread goes on beside its target: what it does after
+    the handler's begin is not part of D.
+    """
+    handler = tsc[:, Stage.HANDLER : Stage.HANDLER + 1]
+    late = (handler != ABSENT) & (tsc > handler)
+    return np.asarray(CRITICAL & ~(late & _BESIDE_TARGET))
+
+
 def _in_order(since: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each span its critical stages in order of time: places in _BETWEEN from 1, then zeros.
 
     The send and the handler are excluded: they are first and last, regardless of the clock's
     error.
     """
-    between = since[:, _BETWEEN]
+    between = np.where(on_the_way(since), since, NEVER)[:, _BETWEEN]
     order = np.argsort(between, axis=1, kind="stable")
     return np.where(np.take_along_axis(between, order, axis=1) == NEVER, 0, order + 1)
 
@@ -129,7 +147,12 @@ def _sequence(places: NDArray[np.int64]) -> tuple[Stage, ...]:
     return (Stage.SEND, *between, Stage.HANDLER)
 
 
-def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: int) -> list[Step]:
+def _steps(
+    since: NDArray[np.int64],
+    part_of: NDArray[np.int64],
+    sequence: tuple[Stage, ...],
+    bound_cycles: int,
+) -> list[Step]:
     """Steps of spans that all followed `sequence`, in order of their medians."""
     total = float(since[:, Stage.HANDLER].sum())
     before = dict(zip(sequence[1:], sequence[:-1], strict=True))
@@ -139,17 +162,29 @@ def _steps(since: NDArray[np.int64], sequence: tuple[Stage, ...], bound_cycles: 
         if not present.any():
             continue
         stamps = since[present, spec.stage]
-        step_cycles = share = None
+        step_cycles = share = low = high = None
         resolved = True
         if spec.stage in before:
             former = before[spec.stage]
             cycles = since[:, spec.stage] - since[:, former]
             step_cycles = _median(cycles)
+            medians = [_median(cycles[part_of == part]) for part in np.unique(part_of)]
+            if len(medians) > 1:
+                low, high = min(medians), max(medians)
             share = float(cycles.sum()) / total if total else None
             one_clock = spec.guest == STAGES[former].guest
             resolved = one_clock or step_cycles >= bound_cycles
         steps.append(
-            Step(spec.stage, int(present.sum()), _median(stamps), step_cycles, share, resolved)
+            Step(
+                spec.stage,
+                int(present.sum()),
+                _median(stamps),
+                step_cycles,
+                share,
+                resolved,
+                low,
+                high,
+            )
         )
     position = {stage: i for i, stage in enumerate(sequence)}
     return sorted(steps, key=lambda s: (s.since_send_cycles, position.get(s.stage, len(STAGES))))

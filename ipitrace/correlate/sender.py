@@ -77,6 +77,9 @@ class SenderSide:
         self.exits = count_in(exits.tsc, low, guest.until)
         fastpath = first_in(events.stamps(vcpu, _FASTPATHS), seen, done)
         provable = exits.tsc[exit_path != IpiPath.UNKNOWN]
+        if trace.stages_only:
+            self.path = np.full(len(low), IpiPath.UNKNOWN, np.int8)
+            return
         self.path = classify(
             exit_path=_at(exit_path, at, IpiPath.UNKNOWN),
             any_exit=first_in(provable, low, done) != ABSENT,

@@ -18,6 +18,7 @@ from ipitrace.correlate.sender import SenderSide, is_ipi_with
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.target import target_side
 from ipitrace.correlate.trace import GuestSide, StormTrace
+from ipitrace.correlate.weights import WEIGHED, programs_passed
 from ipitrace.words.events import Kind
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.stages import Stage
@@ -39,6 +40,8 @@ class Spans:
         target_exits: the same for the target's thread.
         suspect: the guest's TSC offset changed around the span.
         unmatched_events: events with the IPIs' vector that belong to no span, by tracepoint.
+        passed: the programs that ran between the send and each stage, by kind; shape (n,
+            len(Stage), len(WEIGHED)) where only the events of the stages were traced, else None.
     """
 
     seq: NDArray[np.int64]
@@ -49,6 +52,7 @@ class Spans:
     target_exits: NDArray[np.int64]
     suspect: NDArray[np.bool_]
     unmatched_events: dict[str, int]
+    passed: NDArray[np.uint8] | None = None
 
     @property
     def unmatched_ipis(self) -> int:
@@ -74,10 +78,13 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
     n, m = len(guest.send), len(trace.targets)
     tsc = np.empty((n, m, len(Stage)), np.int64)
     target_exits = np.empty((n, m), np.int64)
+    passed = np.zeros((n, m, len(Stage), len(WEIGHED)), np.uint8) if trace.stages_only else None
     for column in range(m):
         rows = target_side(trace, guest, sent, events, column)
         tsc[:, column] = rows.tsc
         target_exits[:, column] = rows.exits
+        if passed is not None:
+            passed[:, column] = programs_passed(trace, guest, events, rows.tsc, column)
     return Spans(
         seq=np.repeat(guest.seq, m),
         target=np.tile(np.array(list(trace.targets), np.int64), n),
@@ -87,6 +94,7 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
         target_exits=_counted(target_exits.reshape(n * m), trace),
         suspect=np.repeat(_suspect(guest.low, guest.until, trace.suspect), m),
         unmatched_events=_unmatched(trace, events, sent, tsc),
+        passed=None if passed is None else passed.reshape(n * m, len(Stage), len(WEIGHED)),
     )
 
 

@@ -33,6 +33,7 @@ class StormTrace:
         exits_fire: kvm_exit was seen at least once in this VM.
         suspect: intervals of TSC in which the guest's clock cannot be trusted.
         apic_ids: each vCPU's APIC id; None if it equals the vCPU's number.
+        stages_only: only the events of the stages were traced. They do not prove a path.
     """
 
     sends: NDArray[np.void]
@@ -48,6 +49,7 @@ class StormTrace:
     exits_fire: bool
     suspect: Sequence[tuple[int, int]] = ()
     apic_ids: Sequence[int] | None = None
+    stages_only: bool = False
 
     def apic_id(self, vcpu: int) -> int:
         """The APIC id of a vCPU in accept events."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from ipitrace.base.units import NS_PER_S
 from ipitrace.clock import Clock, GuestTsc, Sandwich, measure_frequency, stamp_resolution_ns
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.measure.repetition import Recorded
@@ -56,6 +57,11 @@ class ClockReadings:
             return recorded.storm.tsc_khz * 1000.0
         measured = measure_frequency([*self._sandwiches, *recorded.sandwiches])
         return None if measured is None else measured.hz * self._scale
+
+    def guest_cycles_per_ns(self) -> float | None:
+        """The guest TSC's rate from all readings; None if it was not measured."""
+        measured = measure_frequency(self._sandwiches)
+        return None if measured is None else measured.hz * self._scale / NS_PER_S
 
     def add(self, recorded: Recorded) -> None:
         """Add a repetition."""

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.correlate.breakdown import on_the_way
 from ipitrace.correlate.pairing import NONE, eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import CRITICAL, STAGES, Stage
+from ipitrace.words.stages import STAGES, Stage
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -76,7 +77,7 @@ def host_event_columns(place: RepetitionKey, trace: StormTrace) -> Columns:
 
 GUEST_IPI_MEANINGS = {
     **_PLACE,
-    "mode": "the mode of the repetition: off, counting or full",
+    "mode": "the mode of the repetition: off, stages or evidence",
     "seq": "number of the send in its repetition, warm-up included",
     "sender": "the vCPU that sent",
     "target": "the vCPU to which the IPI was sent",
@@ -155,7 +156,7 @@ def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int
 
 def _sequences(spans: Spans) -> NDArray[Any]:
     """Each span's critical stages in order of time, as one text; few texts differ."""
-    tsc = np.where(CRITICAL & (spans.tsc != ABSENT), spans.tsc, NEVER)
+    tsc = np.where(on_the_way(spans.tsc) & (spans.tsc != ABSENT), spans.tsc, NEVER)
     tsc[:, Stage.SEND] = ABSENT
     handled = spans.tsc[:, Stage.HANDLER] != ABSENT
     tsc[handled, Stage.HANDLER] = NEVER - 1  # last, whatever the clock's error

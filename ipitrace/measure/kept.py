@@ -61,6 +61,7 @@ class KeptRepetitions:
                 recorded.mode,
                 recorded.watched,
                 seen=recorded.seen,
+                twins=recorded.twins,
                 order=order,
             )
         )

@@ -45,6 +45,7 @@ class HostRecord:
         during: a time that contains the storm; None if no clock was read.
         sandwiches: readings of both host clocks, including those before the storm.
         resolution_ns: the resolution of the events' stamps.
+        stages_only: see StormTrace.
     """
 
     events: NDArray[np.void]
@@ -52,6 +53,7 @@ class HostRecord:
     during: Span | None
     sandwiches: Sequence[Sandwich]
     resolution_ns: int
+    stages_only: bool = False
 
 
 def on_one_clock(
@@ -109,6 +111,7 @@ def on_one_clock(
         exits_fire=bool((events["kind"] == Kind.KVM_EXIT).any()),
         suspect=[(int(low), int(high)) for low, high in (to_guest(np.array(c)) for c in changes)],
         apic_ids=guest.apic_ids,
+        stages_only=host.stages_only,
     )
 
 

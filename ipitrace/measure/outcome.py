@@ -7,27 +7,30 @@ from typing import Final
 from ipitrace.host.cpus import Pinning
 from ipitrace.host.fingerprint import one_line, read_fingerprint
 from ipitrace.host.neighbours import Neighbours
+from ipitrace.measure.tracers import Tracers
 from ipitrace.recording.host import HostResult, PinningResult
 from ipitrace.recording.result import Losses, Observer
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.driver import Driver
-from ipitrace.summary import Measured, observer_costs, summarise_scenario
+from ipitrace.summary import Measured, Weights, observer_costs, summarise_scenario
 from ipitrace.summary.stats import interval_confidence
-from ipitrace.tracer.session import Tracer
 from ipitrace.words.scenarios import Mode, Scenario, ScenarioStatus
 
 _METHOD: Final = (
-    "the repetitions alternate between the modes (off, counting, full; full, counting, off; and so "
-    "on) and between the scenarios; the order of the scenarios is shuffled by the run's seed, and "
-    "mirrored in every second block"
+    "the repetitions alternate between the modes (off, stages, evidence; evidence, stages, off; "
+    "and so on) and between the scenarios; the order of the scenarios is shuffled by the run's "
+    "seed, and mirrored in every second block"
 )
 
 
 def rows_of(
-    scenarios: Iterable[Scenario], driver: Driver, measured: Iterable[Measured]
+    scenarios: Iterable[Scenario],
+    driver: Driver,
+    measured: Iterable[Measured],
+    weights: Weights | None,
 ) -> tuple[ScenarioResult, ...]:
     """A row for each scenario that was measured or that the guest cannot run, as requested."""
-    rows = {m.scenario.name: summarise_scenario(m) for m in measured}
+    rows = {m.scenario.name: summarise_scenario(m, weights) for m in measured}
     found = []
     for scenario in scenarios:
         reason = driver.unsupported(scenario)
@@ -49,14 +52,14 @@ def _unsupported(scenario: Scenario, reason: str) -> ScenarioResult:
     )
 
 
-def losses_of(tracer: Tracer | None, measured: Sequence[Measured], incomplete: int) -> Losses:
+def losses_of(tracers: Tracers | None, measured: Sequence[Measured], incomplete: int) -> Losses:
     """The losses; `incomplete` is the number of IPIs that were not acknowledged in time."""
     unpaired = sum(r.cycles.unpaired for m in measured for r in m.repetitions)
-    if tracer is None:
+    if tracers is None:
         return Losses(0, {}, {}, incomplete, unpaired)
-    lost = tracer.losses()
+    lost = tracers.losses()
     return Losses(
-        int(tracer.seen().sum()),
+        tracers.n_seen(),
         {name: n for name, n in lost.ring_overruns.items() if n},
         {name: n for name, n in lost.recursion_misses.items() if n or n is None},
         incomplete,
@@ -64,7 +67,9 @@ def losses_of(tracer: Tracer | None, measured: Sequence[Measured], incomplete: i
     )
 
 
-def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
+def observer_of(
+    tracers: Tracers, measured: Sequence[Measured], weights: Weights | None
+) -> Observer:
     """The observer cost."""
     repetitions = min((len(m.of(Mode.OFF)) for m in measured), default=0)
     return Observer(
@@ -72,10 +77,12 @@ def observer_of(tracer: Tracer, measured: Sequence[Measured]) -> Observer:
         repetitions=repetitions,
         confidence=interval_confidence(repetitions),
         costs={m.scenario.name: observer_costs(m) for m in measured},
-        setup_seconds=round(tracer.load_s, 3),
-        attach_seconds=round(tracer.attach_s, 3),
-        hooks=dict(tracer.hooks),
-        left_out=dict(tracer.left_out),
+        setup_seconds=round(tracers.load_s, 3),
+        attach_seconds=round(tracers.attach_s, 3),
+        hooks=dict(tracers.evidence.hooks),
+        left_out=dict(tracers.evidence.left_out),
+        stage_hooks=dict(tracers.stages.hooks),
+        weights=None if weights is None else weights.result(),
     )
 
 

@@ -27,11 +27,10 @@ from ipitrace.measure.repetition import Recorded, run_repetition
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.measure.rows import RowWriter
 from ipitrace.measure.steadiness import silence
+from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.turns import Turn
 from ipitrace.storm.driver import StormRequest
 from ipitrace.summary import Measured
-from ipitrace.tracer.session import Tracer
-from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode, Scenario
 
 _KEPT = "Completed repetitions are kept."
@@ -46,14 +45,14 @@ class Context:
     """What does not change during a run.
 
     Attributes:
-        tracer: None if nothing is traced.
+        tracers: None if nothing is traced.
         clock: None if this host's clocks cannot be read.
     """
 
     request: RunRequest
     guest: Guest
     plan: Plan
-    tracer: Tracer | None
+    tracers: Tracers | None
     clock: Clock | None
     progress: Progress
 
@@ -79,7 +78,7 @@ def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
         IpitraceError: the run failed before that, and the error is not a MeasurementError.
     """
     try:
-        with _detached_at_end(context.tracer):
+        with _detached_at_end(context.tracers):
             _perform_turns(context, gathered)
         finish_undisturbed()
     except KeyboardInterrupt:
@@ -99,8 +98,7 @@ def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
 
 def finished(context: Context, gathered: Gathered) -> list[Measured]:
     """The scenarios with at least one repetition in all modes. Call this before tracing ends."""
-    tracer = context.tracer
-    fires = tracer is not None and bool(tracer.seen()[Kind.KVM_EXIT].any())
+    fires = context.tracers is not None and context.tracers.exits_fire()
     return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires)
 
 
@@ -118,12 +116,13 @@ def _perform_turns(context: Context, gathered: Gathered) -> None:
 
     for number, turn in enumerate(turns):
         request = _storm_request(context, turn)
-        _set_mode(context.tracer, turn.mode)
+        if context.tracers is not None:
+            context.tracers.set_mode(turn.mode)
         budget.begin()
         recorded = run_repetition(
             request,
             context.guest.driver,
-            tracer=context.tracer,
+            tracers=context.tracers,
             mode=turn.mode,
             clock=context.clock,
             told=partial(told, turn.scenario.name, done),
@@ -160,20 +159,11 @@ def _storm_s(recorded: Recorded, tsc_hz: float | None) -> float | None:
     return silence(recorded.storm, tsc_hz)[0] * (measured + WARMUP) / measured
 
 
-def _set_mode(tracer: Tracer | None, mode: Mode) -> None:
-    if tracer is None:
-        return
-    if mode == Mode.OFF:
-        tracer.detach()
-    else:
-        tracer.attach(counting_only=mode == Mode.COUNTING)
-
-
 @contextlib.contextmanager
-def _detached_at_end(tracer: Tracer | None) -> Iterator[None]:
+def _detached_at_end(tracers: Tracers | None) -> Iterator[None]:
     """Detach all probes at the end, also after an exception."""
     try:
         yield
     finally:
-        if tracer is not None:
-            tracer.detach()
+        if tracers is not None:
+            tracers.set_mode(Mode.OFF)

@@ -17,7 +17,7 @@ from ipitrace.measure.turns import Turn, plan_turns
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.limits import FASTEST_TSC_HZ
-from ipitrace.words.scenarios import SCENARIOS, Mode, Scenario, TargetState
+from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Scenario, TargetState
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
 _BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
@@ -93,7 +93,7 @@ def make_plan(
     limits = limits_of(request, ours=ours)
     plan = Plan(
         scenarios=tuple(able),
-        modes=tuple(Mode) if traced else (Mode.OFF,),
+        modes=MODES if traced else (Mode.OFF,),
         sends=sends_of(request),
         paces={s.name: limited_pace(pace_of(request, s, tsc_hz), limits, tsc_hz) for s in able},
         limits=limits,

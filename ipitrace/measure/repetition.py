@@ -13,15 +13,17 @@ from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
+from ipitrace.correlate.weights import TwinDistance, twin_distances
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
+from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.watching import ClockReader, Onlooker
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
-from ipitrace.words.events import NR_KINDS
+from ipitrace.words.events import NR_KINDS, Kind
 from ipitrace.words.scenarios import Mode
 
 # Limits of the host events that are kept of one repetition. The recordings in
@@ -36,9 +38,11 @@ class Recorded:
     """A storm and the data recorded about it.
 
     Attributes:
-        watched: None unless the mode was FULL and all stamps could be put on one clock.
+        watched: None if nothing was traced, or not all stamps could be put on one clock.
         trace: the data from which `watched` was made, for the recording.
-        no_trace_reason: why `watched` is None although the mode was FULL.
+        no_trace_reason: why `watched` is None although the repetition was traced.
+        twins: the distances of both tracers' stamps, by kind of event; empty unless the mode was
+            EVIDENCE.
         violations: effects before their causes, by kind.
         sandwiches: readings of both host clocks during the repetition.
         seen: host events per kind and vCPU from the first measured send to the last
@@ -56,6 +60,7 @@ class Recorded:
     sandwiches: tuple[Sandwich, ...] = ()
     seen: NDArray[np.int64] | None = None
     switches: Switches = NO_SWITCHES
+    twins: Mapping[Kind, TwinDistance] = field(default_factory=dict)
     looks: Looks = NO_LOOKS
 
 
@@ -63,19 +68,19 @@ def run_repetition(
     request: StormRequest,
     guest: Driver,
     *,
-    tracer: Tracer | None,
+    tracers: Tracers | None,
     mode: Mode,
     clock: Clock | None,
     told: Callable[[int], None],
     earlier: Sequence[Sandwich] = (),
 ) -> Recorded:
-    """Run one storm; with a tracer, in the given mode.
+    """Run one storm; with tracers, in the given mode.
 
     Args:
         request: the storm.
         guest: the driver of the guest in which it runs.
-        tracer: None traces nothing.
-        mode: which of the tracer's programs are attached.
+        tracers: None traces nothing.
+        mode: which of the tracers are attached. Their programs already are.
         clock: this host's clocks; None if they cannot be read.
         told: called at each tick with the number of sends; an exception from it ends the storm.
         earlier: the latest readings of the clocks before the storm. The storm alone may be
@@ -84,32 +89,34 @@ def run_repetition(
     Raises:
         HostError, MeasurementError: see run_plausible().
     """
-    traced = None if mode == Mode.OFF else tracer
+    attached = () if tracers is None else tracers.attached_in(mode)
     reader = ClockReader(clock)
     onlooker = Onlooker(guest.pinned_cpus or ())
 
     def known(tids: Sequence[int]) -> None:
-        if traced is not None:
-            traced.set_vcpu_threads(tids)
+        for tracer in attached:
+            tracer.set_vcpu_threads(tids)
         onlooker.threads_known(tids)
 
     def tick(sent: int) -> None:
         onlooker.tick()
         reader.read()
-        if traced is not None and mode == Mode.FULL:
-            traced.drain()
+        for tracer in attached:
+            tracer.drain()
         told(sent)
 
     hooks = Hooks(threads_known=known, tick=tick, over=onlooker.over)
     reader.read(now=True)
-    if traced is None:
+    if not attached:
         storm = run_plausible(guest, request, hooks)
         reader.read(now=True)
         sandwiches = tuple(reader.sandwiches)
         return Recorded(storm, mode, sandwiches=sandwiches, looks=onlooker.looks())
+    *lighter, traced = attached
     lost_before = _events_lost(traced)
     ipis = (request.warmup + request.count) * len(guest.targets(request.scenario))
-    traced.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
+    for tracer in attached:
+        tracer.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
     before = read_interrupts()
     storm = run_plausible(guest, request, replace(hooks, mark=traced.seen))
     after = read_interrupts()
@@ -117,16 +124,16 @@ def run_repetition(
     reader.read(now=True)
     sandwiches = tuple(reader.sandwiches)
     counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted)
-    if mode == Mode.COUNTING:
-        return replace(counted, looks=onlooker.looks())
-    traced.drain()
-    events = traced.take()
+    events = _rest(traced)
+    for tracer in lighter:
+        counted = replace(counted, twins=twin_distances(_rest(tracer), events))
     host = HostRecord(
         events=events,
         complete=_events_lost(traced) == lost_before,
         during=(sandwiches[0].ts_ns, sandwiches[-1].ts_ns) if sandwiches else None,
         sandwiches=[*earlier, *sandwiches],
         resolution_ns=1 if clock is None else clock.resolution_ns,
+        stages_only=mode == Mode.STAGES,
     )
     counted = replace(counted, looks=onlooker.looks(events))
     try:
@@ -134,6 +141,12 @@ def run_repetition(
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
     return _with_trace(counted, trace, events, interrupts)
+
+
+def _rest(tracer: Tracer) -> NDArray[np.void]:
+    """The events of the storm that is over."""
+    tracer.drain()
+    return tracer.take()
 
 
 def _with_trace(

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 from ipitrace.base.errors import IpitraceError
 from ipitrace.base.version import VERSION
-from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
 from ipitrace.host.neighbours import read_neighbours
 from ipitrace.host.runs import announced
 from ipitrace.measure.clocks import ClockReadings, open_clock
@@ -20,10 +19,11 @@ from ipitrace.measure.performing import Context, Gathered, Progress, finished, p
 from ipitrace.measure.plan import plan_for
 from ipitrace.measure.request import RunRequest, check_count, check_request
 from ipitrace.measure.rows import RowWriter, Sink
+from ipitrace.measure.tracers import open_tracers
 from ipitrace.measure.trust import doubts
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import RunResult
-from ipitrace.tracer.session import Tracer
+from ipitrace.summary import weigh
 
 
 def run(
@@ -51,19 +51,20 @@ def run(
     clock = open_clock()
     clocks, kept = ClockReadings(clock), KeptRepetitions()
     with contextlib.ExitStack() as stack:
-        tracer = None
+        tracers = None
         if request.trace and guest.pid is not None:
-            tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
+            tracers = stack.enter_context(open_tracers(guest.pid, driver.n_vcpus))
         opened()
         stack.enter_context(announced(driver.pinned_cpus or ()))
         lookout = Lookout(guest, neighbours)
-        context = Context(request, guest, plan, tracer, clock, progress)
+        context = Context(request, guest, plan, tracers, clock, progress)
         gathered = Gathered(clocks, kept, RowWriter(sink), lookout)
         failure = perform(context, gathered)
         measured = finished(context, gathered)
-        rows = rows_of(request.scenarios, driver, measured)
-        losses = losses_of(tracer, measured, kept.incomplete)
-        observer = None if tracer is None else observer_of(tracer, measured)
+        weights = None if tracers is None else weigh(measured, clocks.guest_cycles_per_ns())
+        rows = rows_of(request.scenarios, driver, measured, weights)
+        losses = losses_of(tracers, measured, kept.incomplete)
+        observer = None if tracers is None else observer_of(tracers, measured, weights)
     early = sum(r.cycles.early for m in measured for r in m.repetitions)
     clock_found = clocks.result(
         shares_tsc=guest.shares_tsc,
@@ -95,12 +96,6 @@ def run(
         limits=plan.limits,
     )
     return result, failure
-
-
-def _load_tracer(pid: int, n_vcpus: int) -> Tracer:
-    require_trace_privilege(otherwise=NO_TRACE)
-    require_initial_pid_namespace(otherwise=NO_TRACE)
-    return Tracer.load(pid=pid, n_vcpus=n_vcpus)
 
 
 def _why_untraced(guest: Guest) -> str:

@@ -5,6 +5,8 @@ schemas/run.schema.json describes that text, and tests validate against it.
 
 History of SCHEMA_VERSION:
     1  first version; `seed`, `disturbances` and `limits` were added later and may be absent.
+    2  the modes are off, stages and evidence instead of off, counting and full: the rows' timings
+       are of mode off, their stages of mode stages, and all else of mode evidence.
 """
 
 import json
@@ -17,7 +19,7 @@ from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
 from ipitrace.recording.row import ScenarioResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,41 @@ class ObserverCost:
 
     Attributes:
         off_p50: the median of the repetitions' medians with all probes detached, in cycles.
-        counting_p50: with all probes attached and counting only.
-        full_p50: with all probes attached, counting and recording.
-        counting: counting minus off, repetition by repetition.
-        full: counting and recording minus off, repetition by repetition.
+        stages_p50: with the probes of the stages.
+        evidence_p50: with all probes.
+        stages: this mode minus off, repetition by repetition.
+        evidence: likewise.
+        counting_p50, full_p50, counting, full: in recordings of version 1, which had other modes:
+            all probes attached, and only counting, or also recording.
     """
 
     off_p50: int
-    counting_p50: int
-    full_p50: int
-    counting: PairedDifference
-    full: PairedDifference
+    counting_p50: int | None = field(default=None, metadata=LATER)
+    full_p50: int | None = field(default=None, metadata=LATER)
+    counting: PairedDifference | None = field(default=None, metadata=LATER)
+    full: PairedDifference | None = field(default=None, metadata=LATER)
+    stages_p50: int | None = field(default=None, metadata=LATER)
+    evidence_p50: int | None = field(default=None, metadata=LATER)
+    stages: PairedDifference | None = field(default=None, metadata=LATER)
+    evidence: PairedDifference | None = field(default=None, metadata=LATER)
+
+
+@dataclass(frozen=True)
+class EventWeights:
+    """What one host event adds to an IPI, in guest cycles; docs/observer.md.
+
+    Attributes:
+        program_cycles: event to what ipitrace's program takes.
+        tracepoint_cycles: what the enabled tracepoint around it takes: the median of the estimates.
+        tracepoint_low: the lower quartile of the estimates; tracepoint_high: the upper one.
+        estimates: their number.
+    """
+
+    program_cycles: Mapping[str, float]
+    tracepoint_cycles: float
+    tracepoint_low: float
+    tracepoint_high: float
+    estimates: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,8 @@ class Observer:
         attach_seconds: the time to attach them all once.
         hooks: tracepoint to how it is hooked.
         left_out: tracepoint to the reason why it was not traced.
+        stage_hooks: as `hooks`, in the repetitions that record only the stages' events.
+        weights: of these events; None if they could not be measured.
     """
 
     method: str
@@ -71,6 +99,8 @@ class Observer:
     attach_seconds: float
     hooks: Mapping[str, str]
     left_out: Mapping[str, str]
+    stage_hooks: Mapping[str, str] | None = field(default=None, metadata=LATER)
+    weights: EventWeights | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -200,6 +230,7 @@ class RunResult:
         disturbances: what was found by the checks after each repetition; None in recordings
             of versions without such checks.
         limits: of rate and time; None if there were none.
+        schema_version: of the format in which it was recorded.
     """
 
     ipitrace_version: str
@@ -220,6 +251,7 @@ class RunResult:
     seed: int | None = None
     disturbances: tuple[Disturbance, ...] | None = field(default=None, metadata=LATER)
     limits: RunLimits | None = field(default=None, metadata=LATER)
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def emulator(self) -> str | None:
@@ -234,7 +266,7 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as run.json has it; an older recording does not get newer keys."""
-        return {"schema_version": SCHEMA_VERSION, **unload(self)}
+        return {"schema_version": self.schema_version, **unload(self)}
 
     def to_json(self) -> str:
         """The text of run.json; the same run gives the same text."""
@@ -247,4 +279,4 @@ class RunResult:
         Raises:
             ValueError: a key is unknown or missing, or a value has the wrong type.
         """
-        return load(cls, {key: value for key, value in data.items() if key != "schema_version"})
+        return load(cls, data)

@@ -2,7 +2,9 @@
 """One scenario's row of a run, and its parts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ipitrace.base.loading import LATER
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class StageStep:
         share_of_deliver: the share of all D spent in this step; None for the same stages.
         resolved: False if one end of the step is a host event and the other a guest stamp, and
             the step is shorter than the clock's error bound or negative; its length is unknown.
+        step_low: the least of the repetitions' medians of `step_cycles`; step_high: the largest.
+            None for the same stages, and for a single repetition.
     """
 
     stage: str
@@ -63,6 +67,8 @@ class StageStep:
     step_cycles: int | None
     share_of_deliver: float | None
     resolved: bool
+    step_low: int | None = field(default=None, metadata=LATER)
+    step_high: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -74,20 +80,45 @@ class StageSequence:
 
 
 @dataclass(frozen=True)
+class CorrectedStages:
+    """The stages of which the untraced D consists: without the weight of ipitrace's programs.
+
+    Attributes:
+        deliver_cycles: the median of D in the untraced repetitions.
+        sum_cycles: the sum of the steps.
+        unexplained: how far the sum is from this D, as a share of it.
+        limit: of `unexplained`.
+        holds: the sum is within the limit; otherwise the steps say little.
+        sequences: as in StageBreakdown.
+        steps: likewise. Their shares are of the untraced D.
+    """
+
+    deliver_cycles: int
+    sum_cycles: int
+    unexplained: float
+    limit: float
+    holds: bool
+    sequences: tuple[StageSequence, ...]
+    steps: tuple[StageStep, ...]
+
+
+@dataclass(frozen=True)
 class StageBreakdown:
-    """The stages of which D consists.
+    """The stages of which D consists, as recorded.
 
     Attributes:
         spans: the number of deliveries broken down.
         bound_cycles: the error bound of a host event's place on the guest's clock.
         sequences: the most frequent ones, at most three, the dominant one first.
         steps: the steps of the dominant sequence, in the order of their medians.
+        corrected: the same without the weight of ipitrace's programs; None if it is not known.
     """
 
     spans: int
     bound_cycles: int
     sequences: tuple[StageSequence, ...]
     steps: tuple[StageStep, ...]
+    corrected: CorrectedStages | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -129,13 +160,13 @@ class RepetitionFigures:
 
     Attributes:
         order: the number of the repetition in the run, as `repetition` in the tables.
-        mode: off, counting or full.
+        mode: off, stages or evidence; counting or full in recordings of version 1.
         sent: measured sends.
         send_cycles: S; None if no IPI has it.
         deliver_cycles: D; None if no IPI has it.
         round_trip_cycles: R; None if no IPI has it.
         exits: per IPI, by reason.
-        paths: the share of IPIs that took each path; None unless the mode was full.
+        paths: the share of IPIs that took each path; None unless all events were recorded.
     """
 
     order: int

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ipitrace.recording.row import PerSide
 from ipitrace.summary.interrupts import host_interrupts
-from ipitrace.summary.storms import HostSide, Repetition
+from ipitrace.summary.storms import HostSide, Measured, Repetition
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.metrics import DELIVER, TIMINGS
 from ipitrace.words.scenarios import Mode, Pattern, Scenario, TargetState
@@ -28,26 +28,26 @@ _OF_TRACED_ROWS = (
 
 
 def absent_figures(
-    storms: Sequence[Repetition],
-    watched: Sequence[HostSide],
-    stats: Mapping[str, PerSide] | None,
-    *,
-    kvm_exit_fires: bool,
+    measured: Measured, watched: Sequence[HostSide], stats: Mapping[str, PerSide] | None
 ) -> dict[str, str]:
     """The field name of each figure that is null, except exits, to the reason."""
     interrupts = host_interrupts(watched)
+    storms = measured.headline
     reasons = {t.field: _nothing_of(getattr(r.cycles, t.name) for r in storms) for t in TIMINGS}
     if stats is None:
         reasons["kvm_stats"] = storms[0].no_stats
-    traced = any(r.mode == Mode.FULL for r in storms)
+    traced = any(r.mode != Mode.OFF for r in measured.repetitions)
     why = _NO_CLOCK if traced else _UNTRACED
-    if all(r.seen is None for r in storms):
+    if all(r.seen is None for r in measured.proving):
         reasons["events_per_ipi"] = why
     if not watched:
         return _known(reasons) | dict.fromkeys(_OF_TRACED_ROWS, why)
-    reasons["stages"] = reasons[DELIVER.field]
+    staged = any(r.watched is not None for r in measured.of(Mode.STAGES))
+    reasons["stages"] = reasons[DELIVER.field] if staged else _NO_CLOCK
     if not any(len(table.reason) for w in watched for table in w.exits):
-        reasons["exit_times"] = "there was no exit" if kvm_exit_fires else "kvm_exit never fired"
+        reasons["exit_times"] = (
+            "there was no exit" if measured.kvm_exit_fires else "kvm_exit never fired"
+        )
     if interrupts is None:
         reasons["host_interrupts"] = "/proc/interrupts cannot be read"
     if not any(row in POSTED_ROWS for row in interrupts or {}):

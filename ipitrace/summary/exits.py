@@ -31,7 +31,7 @@ def exits_per_ipi(
     """
     absent: dict[str, str] = {}
     by_reason = _kvm_exits(measured, sides)
-    none = measured.kvm_exit_fires and all(r.watched is not None for r in measured.headline)
+    none = measured.kvm_exit_fires and all(r.watched is not None for r in measured.proving)
     source = KVM_EXIT_SOURCE if by_reason or none else None
     if source is None and stats is not None:  # a count of 0 is a result
         by_reason = {k: v for k, v in stats.items() if k.endswith(_EXIT_COUNTERS)}
@@ -58,7 +58,7 @@ def exits_per_ipi(
 def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTime, ...]:
     """The duration of exits by side and reason, the largest share of D first."""
     # D of the same repetitions: without a common clock, no exit can be placed in D.
-    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.headline if r.watched is not None)
+    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.proving if r.watched is not None)
     by_side: dict[tuple[str, str], list[ExitTable]] = {}
     for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
         side = "sender" if vcpu == SENDER else "target"
@@ -84,7 +84,7 @@ def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTim
 
 def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
     """kvm_exit events per vCPU as counted in the rings' heads; None where kvm_exit never fires."""
-    counted = [r.seen[Kind.KVM_EXIT] for r in measured.headline if r.seen is not None]
+    counted = [r.seen[Kind.KVM_EXIT] for r in measured.proving if r.seen is not None]
     total = np.asarray(np.sum(counted, axis=0, dtype=np.int64))
     return total if counted and (measured.kvm_exit_fires or total.any()) else None
 
@@ -92,7 +92,7 @@ def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
 def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:
     """(vCPU, reason name) to the exits of that reason, from every recorded repetition."""
     found: dict[tuple[int, str], list[ExitTable]] = {}
-    for repetition in measured.headline:
+    for repetition in measured.proving:
         for table in repetition.watched.exits if repetition.watched else ():
             pairs = np.unique(np.stack([table.isa.astype(np.int64), table.reason]), axis=1)
             for isa, reason in pairs.T:
@@ -111,7 +111,7 @@ def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:
 
 def _kvm_exits(measured: Measured, sides: Sides) -> dict[str, PerSide]:
     """Reason name to exits per IPI, most frequent first, after the total as `exits`."""
-    n_vcpus = measured.headline[0].n_vcpus
+    n_vcpus = measured.proving[0].n_vcpus
     counts: dict[str, NDArray[np.int64]] = {}
     for (vcpu, name), parts in _by_reason(measured).items():
         per_vcpu = counts.setdefault(name, np.zeros(n_vcpus, np.int64))

@@ -11,8 +11,10 @@ from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.pairing import pair_receipts, taken
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT
+from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Storm
+from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode, Scenario
 
 NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
@@ -84,6 +86,8 @@ class Repetition:
         order: the number of the repetition in the run.
         seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
         watched: host data; None if the repetition was not recorded.
+        twins: the distances of two copies' stamps of the same events, by kind; empty unless the
+            mode was EVIDENCE.
         stats: per vCPU, the increases of KVM's counters; None for the reason `no_stats`.
         as_asked: the share of handler entries that found their vCPU in the requested state;
             None if the guest does not check.
@@ -101,6 +105,7 @@ class Repetition:
     order: int = 0
     as_asked: float | None = None
     no_stats: str = NO_STATS_FD
+    twins: Mapping[Kind, TwinDistance] = field(default_factory=dict)
 
 
 def reduce_storm(
@@ -110,6 +115,7 @@ def reduce_storm(
     watched: HostSide | None = None,
     *,
     seen: NDArray[np.int64] | None = None,
+    twins: Mapping[Kind, TwinDistance] | None = None,
     order: int = 0,
 ) -> Repetition:
     """Reduce a storm to the data for its scenario's row."""
@@ -126,6 +132,7 @@ def reduce_storm(
         watched=watched,
         order=order,
         as_asked=storm.as_asked,
+        twins=twins or {},
     )
 
 
@@ -165,5 +172,10 @@ class Measured:
 
     @property
     def headline(self) -> tuple[Repetition, ...]:
-        """The repetitions for the row: the recorded ones, or all if none was recorded."""
-        return self.of(Mode.FULL) or self.repetitions
+        """The repetitions for the row's timings: the untraced ones, or all if there is none."""
+        return self.of(Mode.OFF) or self.repetitions
+
+    @property
+    def proving(self) -> tuple[Repetition, ...]:
+        """The repetitions in which all events were recorded, or all if there is none."""
+        return self.of(Mode.EVIDENCE) or self.repetitions

@@ -3,6 +3,7 @@
 
 import atexit
 import mmap
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,19 @@ from ipitrace.tracer.program import HookPlan, Probe, plan
 from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
 
-def chosen_events(only: Collection[str] | None) -> tuple[EventSpec, ...]:
-    """The events with these names, or all events; raises UsageError for unknown names."""
+def chosen_events(
+    only: Collection[str] | None, events: tuple[EventSpec, ...] = EVENTS
+) -> tuple[EventSpec, ...]:
+    """Those of `events` with these names, or all; raises UsageError for unknown names."""
     if only is None:
-        return EVENTS
+        return events
     unknown = sorted(set(only) - EVENT_BY_NAME.keys())
     if unknown:
         raise UsageError(
             f"There is no host event {', '.join(unknown)}.",
             f"Choose from {', '.join(EVENT_BY_NAME)}.",
         )
-    return tuple(event for event in EVENTS if event.name in only)
+    return tuple(event for event in events if event.name in only)
 
 
 def _tracefs(*, mount: bool) -> tuple[Path | None, str | None]:
@@ -66,6 +69,7 @@ def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -
         functions=functions,
         no_functions=no_functions,
         host_isa=kernel.host_isa(),
+        can_nest=kernel.programs_nest(os.uname().release),
     )
     raw = plan(events, offer)
     missing = [EVENT_BY_NAME[name] for name in raw.left_out if not EVENT_BY_NAME[name].symbol]

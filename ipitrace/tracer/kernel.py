@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from ipitrace.abi.events import TIDS_PER_CELL
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer.btf import Arg, Btf, BtfError, tracepoint_args
 from ipitrace.tracer.events import EventSpec
@@ -15,6 +16,8 @@ from ipitrace.tracer.program import KernelOffer
 BTF_DIR = Path("/sys/kernel/btf")
 # KVM's tracepoints are in kvm.ko; if it is built in, they are in vmlinux.
 _MODULES = ("kvm", "kvm_intel", "kvm_amd")
+_MOST_TIDS = 4 << 20  # PID_MAX_LIMIT, include/linux/threads.h
+_NO_NESTING_SINCE = (6, 1)
 
 
 def read_btf(directory: Path = BTF_DIR) -> list[Btf]:
@@ -31,6 +34,22 @@ def read_btf(directory: Path = BTF_DIR) -> list[Btf]:
         except (OSError, BtfError):
             continue
     return [*found, vmlinux]
+
+
+def n_tids(files: HostFiles = HOST) -> int:
+    """A limit of thread ids, rounded up for the map vcpu_of_tid; kernel.pid_max is at most 4 Mi."""
+    limit = files.number("/proc/sys/kernel/pid_max") or _MOST_TIDS
+    return -(-limit // TIDS_PER_CELL) * TIDS_PER_CELL
+
+
+def programs_nest(release: str) -> bool:
+    """Whether an interrupt can run a raw tracepoint's program that its CPU is already running.
+
+    Not since 05b24ff9b2cf, "bpf: Prevent bpf program recursion for raw tracepoint probes" (Linux
+    6.1). A release that cannot be parsed is taken to be old.
+    """
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is None or (int(found[1]), int(found[2])) < _NO_NESTING_SINCE
 
 
 def _args(btf: Btf, event: EventSpec) -> tuple[Arg, ...] | None:

@@ -39,7 +39,8 @@ class KernelOffer:
     `args` has the arguments of raw tracepoints and functions by event name. `no_args` and
     `no_columns` have the reason if nothing could be read, `no_functions` the reason by symbol.
     `host_isa` is the kind of this CPU's exits (1 VMX, 2 SVM, 0 unknown), for kernels whose
-    kvm_exit does not report it.
+    kvm_exit does not report it. `can_nest`: an interrupt can run a raw tracepoint's program on a
+    CPU that is already running it.
     """
 
     args: Mapping[str, tuple[Arg, ...]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class KernelOffer:
     functions: Collection[str] = ()
     no_functions: Mapping[str, str] = field(default_factory=dict)
     host_isa: int = 0
+    can_nest: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,27 @@ class HookPlan:
     left_out: Mapping[str, str]
     task_pid_offset: int | None
     host_isa: int
+    can_nest: bool = False
 
     @property
     def n_rings(self) -> int:
         """The number of rows that have a ring."""
         return sum(probe.event.recorded for probe in self.probes)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of a tracer's maps.
+
+    Attributes:
+        n_vcpus: of the traced VM.
+        slots_per_ring: records of one event of one vCPU between two drains; a power of two.
+        n_tids: thread ids are below this; a multiple of abi.events.TIDS_PER_CELL.
+    """
+
+    n_vcpus: int
+    slots_per_ring: int
+    n_tids: int
 
 
 def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] | None:
@@ -170,7 +188,7 @@ def plan(events: Collection[EventSpec], offer: KernelOffer) -> HookPlan:
         else:
             left_out[event.name] = hooked
     probes.sort(key=lambda probe: not probe.event.recorded)
-    return HookPlan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa)
+    return HookPlan(tuple(probes), left_out, offer.task_pid_offset, offer.host_isa, offer.can_nest)
 
 
 def _record_struct(probe: Probe) -> str:
@@ -194,19 +212,19 @@ def source(planned: HookPlan, directory: Path, files: Sequence[str] = SOURCES) -
     return "".join(parts)
 
 
-def cflags(
-    planned: HookPlan, directory: Path, *, pid: int, n_vcpus: int, slots_per_ring: int
-) -> list[str]:
+def cflags(planned: HookPlan, directory: Path, size: Size) -> list[str]:
     """The flags that configure the translation unit for this kernel and this VM."""
     flags = [
         f"-I{directory}",
-        f"-DTGID={pid}",
-        f"-DN_VCPUS={n_vcpus}",
+        f"-DN_VCPUS={size.n_vcpus}",
         f"-DN_ROWS={len(planned.probes)}",
-        f"-DN_RINGS={max(planned.n_rings, 1)}",
-        f"-DN_SLOTS={slots_per_ring}",
+        f"-DN_RINGS={planned.n_rings}",
+        f"-DN_SLOTS={size.slots_per_ring}",
+        f"-DN_TIDS={size.n_tids}",
         *(f"-DROW_{probe.event.name}={row}" for row, probe in enumerate(planned.probes)),
     ]
+    if planned.can_nest:
+        flags.append("-DNEST_GUARD")
     return flags + hook_flags(planned)
 
 

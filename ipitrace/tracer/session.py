@@ -10,7 +10,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.events import HOST_EVENT, RING_EVENT, RING_HEAD
+from ipitrace.abi.events import HOST_EVENT, RING_EVENT, RING_HEAD, TIDS_PER_CELL
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred
@@ -25,12 +25,17 @@ from ipitrace.tracer.attaching import (
     try_attach,
 )
 from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
-from ipitrace.tracer.program import Hook, Probe, cflags, source
+from ipitrace.tracer.events import EVENTS, EventSpec
+from ipitrace.tracer.kernel import n_tids
+from ipitrace.tracer.program import Hook, HookPlan, Probe, Size, cflags, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.words.events import NR_KINDS
 
 MOST_EVENTS: Final = 16_000_000
 """The default limit of events between two calls of take(): about 400 MB."""
+
+_CELL: Final = np.dtype([("vcpu_plus_1", "u2", (TIDS_PER_CELL,))])
+_PROCESS: Final = np.dtype([("tgid", "u4"), ("pad", "u4")])  # elements are 8 bytes apart
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,32 @@ class TraceLosses:
     recursion_misses: dict[str, int | None]
 
 
+@dataclass(frozen=True)
+class _Maps:
+    """The programs' maps, as shared arrays.
+
+    Attributes:
+        heads: RING_HEAD of every row, (n_vcpus, n_rows).
+        reader: of the rings.
+        vcpu_of_tid: the vCPU plus 1 of each thread, by its tid; 0 is no traced vCPU.
+    """
+
+    heads: NDArray[np.void]
+    reader: RingReader
+    vcpu_of_tid: NDArray[np.uint16]
+
+
+def _map(bpf: Bpf, planned: HookPlan, size: Size, pid: int) -> _Maps:
+    shape = (size.n_vcpus, max(planned.n_rings, 1), size.slots_per_ring)
+    slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
+    heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, size.n_vcpus * len(planned.probes))
+    heads = heads.reshape(size.n_vcpus, -1)
+    cells = mapped(bpf[b"vcpu_of_tid"].map_fd, _CELL, size.n_tids // TIDS_PER_CELL)
+    mapped(bpf[b"process"].map_fd, _PROCESS, 1)["tgid"] = pid
+    reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
+    return _Maps(heads, reader, cells["vcpu_plus_1"].reshape(-1))
+
+
 class Tracer:
     """Host events of one process's vCPU threads.
 
@@ -63,15 +94,14 @@ class Tracer:
         bpf: Bpf,
         probes: tuple[Probe, ...],
         rows: tuple[Probe, ...],
-        heads: NDArray[np.void],
-        reader: RingReader,
+        maps: _Maps,
     ) -> None:
         """Take ownership of a compiled `bpf`; use Tracer.load()."""
         self._bpf: Bpf | None = bpf
         self._probes = probes
         self._rows = rows  # the probe of each row of the rings, in order
-        self._heads: NDArray[np.void] | None = heads  # RING_HEAD (n_vcpus, n_rows)
-        self._reader: RingReader | None = reader
+        self._maps: _Maps | None = maps
+        self._reader: RingReader | None = maps.reader
         self._tids: tuple[int, ...] = ()
         self._drained: list[tuple[int, int, NDArray[np.void]]] = []
         self._most = self._room = MOST_EVENTS
@@ -79,7 +109,7 @@ class Tracer:
         self._last_seen: NDArray[np.uint64]
         self._last_losses: TraceLosses
         self._last_unattributed: dict[str, int]
-        self._n_vcpus = len(reader.seen())
+        self._n_vcpus = len(maps.heads)
         self.left_out: dict[str, str] = {}
         self.load_s = 0.0
         self.attach_s = 0.0
@@ -93,20 +123,21 @@ class Tracer:
         n_vcpus: int,
         slots_per_ring: int = 16384,
         only: Collection[str] | None = None,
+        events: tuple[EventSpec, ...] = EVENTS,
     ) -> Self:
         """Compile and load for process `pid` without attaching.
 
         `slots_per_ring` (a power of two) limits the records of one event of one vCPU between two
-        drains; a slot is 24 bytes. `only` names events.
+        drains; a slot is 24 bytes. `events` are those to trace, `only` names some of them.
         Raises HostError if BPF cannot be used, UsageError for unknown names.
         """
         if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
             raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         started_s = time.perf_counter()
-        events = chosen_events(only)
+        chosen = chosen_events(only, events)
         require_trace_privilege()
         require_initial_pid_namespace()
-        planned = plan_for_this_kernel(events)
+        planned = plan_for_this_kernel(chosen)
         if not planned.probes:
             raise HostError(
                 "This kernel has none of the requested events.",
@@ -114,22 +145,19 @@ class Tracer:
                 or "Choose at least one event.",
             )
         directory = resources.bpf_dir()
+        size = Size(n_vcpus, slots_per_ring, n_tids())
         bpf = compile_programs(
             source(planned, directory),
-            cflags(planned, directory, pid=pid, n_vcpus=n_vcpus, slots_per_ring=slots_per_ring),
+            cflags(planned, directory, size),
             directory,
         )
         try:
             accepted, refused = load_programs(bpf, planned)
-            shape = (n_vcpus, max(planned.n_rings, 1), slots_per_ring)
-            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
-            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
+            maps = _map(bpf, planned, size, pid)
         except BaseException:
             dispose(bpf)
             raise
-        heads = heads.reshape(n_vcpus, -1)
-        reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
-        tracer = cls(bpf, accepted, planned.probes, heads, reader)
+        tracer = cls(bpf, accepted, planned.probes, maps)
         tracer.left_out = {**planned.left_out, **refused}
         tracer.load_s = time.perf_counter() - started_s
         return tracer
@@ -158,12 +186,15 @@ class Tracer:
         """
         if len(tids) > self._n_vcpus:
             raise ValueError(f"{len(tids)} threads for {self._n_vcpus} vCPUs")
-        table = self._open_bpf()[b"vcpu_of_tid"]
-        for tid in self._tids:
-            del table[ctypes.c_uint(tid)]
+        table = self._open_maps().vcpu_of_tid
+        if max(tids, default=0) >= len(table):
+            raise HostError(
+                f"Thread {max(tids)} is beyond the limit of thread ids when tracing began.",
+                "kernel.pid_max was raised meanwhile: run again.",
+            )
+        table[list(self._tids)] = 0
         self._tids = tuple(tids)
-        for vcpu, tid in enumerate(tids):
-            table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
+        table[list(tids)] = np.arange(1, len(tids) + 1)
 
     @signals_deferred()
     def attach(self, *, counting_only: bool = False) -> None:
@@ -175,8 +206,7 @@ class Tracer:
         """
         bpf = self._open_bpf()
         started_s = time.perf_counter()
-        if self._heads is not None:
-            self._heads["count_only"] = counting_only
+        self._open_maps().heads["count_only"] = counting_only
         for probe in self._probes:
             name = probe.event.name
             if name in self._links:
@@ -286,9 +316,14 @@ class Tracer:
         self._last_seen, self._last_losses = self.seen(), self.losses()
         self._last_unattributed = self.unattributed()
         self.detach()
-        self._reader = self._heads = None
+        self._reader = self._maps = None
         bpf, self._bpf = self._open_bpf(), None
         dispose(bpf)
+
+    def _open_maps(self) -> _Maps:
+        if self._maps is None:
+            raise ValueError("the tracer is closed")
+        return self._maps
 
     def _open_bpf(self) -> Bpf:
         if self._bpf is None:

@@ -78,11 +78,28 @@ SENDER = 0
 
 
 class Mode(StrEnum):
-    """How much ipitrace watches a repetition."""
+    """How much ipitrace watches a repetition.
+
+    STAGES records the events of the stages only. EVIDENCE records all events: they prove paths
+    and reasons. COUNTING and FULL are in recordings of earlier versions, which counted and
+    recorded all events.
+    """
 
     OFF = "off"
+    STAGES = "stages"
+    EVIDENCE = "evidence"
     COUNTING = "counting"
     FULL = "full"
+
+
+MODES = (Mode.OFF, Mode.STAGES, Mode.EVIDENCE)
+"""The modes of a traced run."""
+
+OLD_TRACED = (Mode.COUNTING, Mode.FULL)
+"""The traced modes of recordings of version 1."""
+
+PROVING = frozenset({Mode.EVIDENCE, Mode.FULL})
+"""The modes in which events prove paths and reasons."""
 
 
 SCENARIOS: tuple[Scenario, ...] = (

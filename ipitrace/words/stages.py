@@ -97,3 +97,32 @@ HOST_INTERRUPTS = (
     Kind.CALL_FUNCTION_SINGLE_ENTRY,
 )
 ICR_WRITES = (Kind.KVM_MSR, Kind.KVM_APIC)
+
+KIND_OF_STAGE = {
+    Stage.SENDER_EXIT: Kind.KVM_EXIT,
+    Stage.IPI: Kind.KVM_APIC_IPI,
+    Stage.ACCEPT: Kind.KVM_APIC_ACCEPT_IRQ,
+    Stage.APICV_ACCEPT: Kind.KVM_APICV_ACCEPT_IRQ,
+    Stage.KICK: Kind.IPI_SEND_CPU,
+    Stage.SENDER_ENTRY: Kind.KVM_ENTRY,
+    Stage.TARGET_INTERRUPT: Kind.RESCHEDULE_ENTRY,
+    Stage.TARGET_EXIT: Kind.KVM_EXIT,
+    Stage.SCHED_IN: Kind.SCHED_SWITCH,
+    Stage.WAKEUP: Kind.KVM_VCPU_WAKEUP,
+    Stage.INJECT: Kind.KVM_INJ_VIRQ,
+    Stage.KVM_EOI: Kind.KVM_EOI,
+    Stage.TARGET_ENTRY: Kind.KVM_ENTRY,
+}
+"""The usual kind of event of each host stage that is recorded in the mode STAGES."""
+
+STAGE_KINDS = frozenset(
+    {
+        *(Kind.KVM_EXIT, Kind.KVM_ENTRY, Kind.KVM_APIC_IPI),
+        *(Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ, Kind.KVM_INJ_VIRQ),
+        *(Kind.KVM_EOI, Kind.KVM_PV_EOI, Kind.KVM_VCPU_WAKEUP, Kind.SCHED_SWITCH),
+        *(Kind.IPI_SEND_CPU, Kind.KVM_AVIC_DOORBELL, *HOST_INTERRUPTS),
+        Kind.KVM_WRITE_TSC_OFFSET,
+    }
+)
+"""The host events that stages between the send and the end of interrupt are made of, and the one
+that tells where a guest's clock changed."""

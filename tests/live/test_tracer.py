@@ -307,7 +307,7 @@ def test_counting_only_and_back_again(workers: list[Worker]) -> None:
         kept = len(tracer.take())
         assert kept == 63
         lost = tracer.losses().ring_overruns["sched_switch"]
-        heads = tracer._heads
+        heads = tracer._open_maps().heads
         assert heads is not None
         assert lost > 0
         assert recorded + kept + lost == heads["written"].sum()
@@ -333,7 +333,7 @@ def test_the_mode_changes_while_events_go_on(workers: list[Worker]) -> None:
         tracer.detach()
         tracer.drain()
         recorded += len(tracer.take())
-        heads = tracer._heads
+        heads = tracer._open_maps().heads
         assert heads is not None
         counted = int(heads["counted"].sum())
         assert modes > 20

@@ -17,7 +17,7 @@ from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.compiler import compile_programs, load_programs
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
-from ipitrace.tracer.program import HookPlan, KernelOffer, cflags, plan, source
+from ipitrace.tracer.program import HookPlan, KernelOffer, Size, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
 
 pytestmark = pytest.mark.live("root", "bpf")
@@ -28,7 +28,7 @@ TRACEFS = Path(__file__).parents[1] / "data" / "tracefs"
 def compile_and_load(a_plan: HookPlan) -> None:
     """Have bcc compile the program and the verifier accept it; nothing is attached."""
     directory = resources.bpf_dir()
-    flags = cflags(a_plan, directory, pid=os.getpid(), n_vcpus=2, slots_per_ring=64)
+    flags = cflags(a_plan, directory, Size(2, 64, 32768))
     bpf = compile_programs(source(a_plan, directory), flags, directory)
     try:
         accepted, refused = load_programs(bpf, a_plan)

@@ -14,15 +14,26 @@ from ipitrace.recording.result import (
     RunLimits,
     RunResult,
 )
-from ipitrace.recording.row import PerSide, ScenarioResult, StageBreakdown, Summary
+from ipitrace.recording.row import (
+    CorrectedStages,
+    PerSide,
+    ScenarioResult,
+    StageBreakdown,
+    StageStep,
+    Summary,
+)
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
-from ipitrace.words.scenarios import ScenarioStatus, SendMethod
+from ipitrace.words.scenarios import MODES, OLD_TRACED, Mode, ScenarioStatus, SendMethod
 from ipitrace.words.stages import GUEST_STAMPS
 
 _NOTHING = "-"
+_ADDED = {
+    OLD_TRACED: "when they count (counting) and when they also record (full)",
+    MODES[1:]: "when they record only the stages' events (stages) and all events (evidence)",
+}
 _INDENT = " " * 7
 _GUEST_STAGES = {stage.name.lower() for stage in GUEST_STAMPS}
 
@@ -126,8 +137,12 @@ def _guest(run: RunResult) -> str:
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
-    """S, D and R are rows, so that the table fits into a terminal."""
-    watched = ("watching",) if run.observer else ()
+    """S, D and R are rows, so that the table fits into a terminal.
+
+    Recordings of version 1 have the figures of traced repetitions, and then what tracing added.
+    """
+    of_traced = run.observer is not None and run.schema_version == 1
+    watched = ("watching",) if of_traced else ()
     headers = ("scenario", "", "p50", "p50 ns", *watched, "p90", "p99", "max")
     lines: list[tuple[str, ...]] = []
     for row in rows:
@@ -136,11 +151,14 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
         for first, timing in zip(counts, TIMINGS, strict=True):
             p50, ns, *rest = _summary_cells(getattr(row, timing.field), run.clock.tsc_hz)
             cost = costs.get(timing.name)
-            added = (f"{cost.full.median:+d}" if cost else _NOTHING,) if watched else ()
+            full = cost.full if cost else None
+            added = (f"{full.median:+d}" if full else _NOTHING,) if watched else ()
             lines.append((first, timing.letter, p50, ns, *added, *rest))
     title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
     if watched:
         title += "; watching: cycles that the probes add to the p50, see the observer cost below"
+    elif run.observer:
+        title += "; of repetitions in which nothing was traced"
     return page.table(title, Table(headers, lines, text=(0, 1), keys=2))
 
 
@@ -213,7 +231,8 @@ def _sides(side: PerSide | None) -> str:
 def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     if run.observer is None:
         return ""
-    headers = ("scenario", "", "off p50", "counting", "[interval]", "full", "[interval]")
+    modes = OLD_TRACED if run.schema_version == 1 else MODES[1:]
+    headers = ("scenario", "", "off p50", *(h for mode in modes for h in (mode, "[interval]")))
     certain = run.observer.confidence > 0  # a single difference has no interval
     lines = []
     for row in rows:
@@ -222,13 +241,14 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
         for timing in TIMINGS:
             cost = costs.get(timing.name)
             if cost is not None:
-                lines.append((name, timing.letter, *_cost_cells(cost, certain=certain)))
+                cells = _cost_cells(cost, modes, certain=certain)
+                lines.append((name, timing.letter, *cells))
                 name = ""
     if not lines:
         return ""
     title = (
-        "Observer cost: cycles that the probes add to the median when they count (counting) and "
-        "when they also record (full), in brackets the share of the off p50; "
+        f"Observer cost: cycles that the probes add to the median {_ADDED[modes]}, in brackets the "
+        "share of the off p50; "
     ) + (
         f"median and {run.observer.confidence:.1%} interval of {run.observer.repetitions} "
         "differences between repetitions that ran in turn"
@@ -238,15 +258,18 @@ def _observer(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str
     return page.table(title, Table(headers, lines, text=(0, 1), keys=3, together=(4, 6)))
 
 
-def _cost_cells(cost: ObserverCost, *, certain: bool) -> tuple[str, ...]:
-    def cells(difference: PairedDifference) -> tuple[str, str]:
+def _cost_cells(cost: ObserverCost, modes: Sequence[Mode], *, certain: bool) -> tuple[str, ...]:
+    def cells(difference: PairedDifference | None) -> tuple[str, str]:
+        if difference is None:
+            return _NOTHING, _NOTHING
         share = difference.median / cost.off_p50 if cost.off_p50 else 0.0
         return (
             f"{difference.median:+d} ({share:+.1%})",
             f"[{difference.low:+d}, {difference.high:+d}]" if certain else _NOTHING,
         )
 
-    return (f"{cost.off_p50}", *cells(cost.counting), *cells(cost.full))
+    of_modes = (cell for mode in modes for cell in cells(getattr(cost, mode)))
+    return (f"{cost.off_p50}", *of_modes)
 
 
 def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -306,42 +329,70 @@ def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
 
 
 def _stages(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str:
-    """The steps of the most frequent sequence; one shorter than the clock's error has no figure."""
-    dominant = stages.sequences[0]
-    lines = []
-    for step in stages.steps:
-        on_the_way = step.step_cycles is not None
-        cycles = f"{step.step_cycles}" if on_the_way else ""
-        share = f"{step.share_of_deliver:.1%}" if on_the_way else ""
-        unknown = f"< {stages.bound_cycles}"
-        if on_the_way and not step.resolved:
-            cycles, share = unknown, "?"
-        since = f"{step.since_send_cycles}"
-        if step.stage not in _GUEST_STAGES and step.since_send_cycles < stages.bound_cycles:
-            since = unknown
-        lines.append((step.stage, step.side, since, cycles, share))
-    headers = ("stage", "vCPU", "since send", "step", "of D")
+    """The steps of the most frequent sequence: without the probes' weight where it is known."""
+    corrected = stages.corrected
+    shown = corrected if corrected is not None and corrected.holds else stages
+    bound = stages.bound_cycles
+    dominant = shown.sequences[0]
+    lines = [_stage_cells(step, bound) for step in shown.steps]
+    headers = ("stage", "vCPU", "since send", "step", "[interval]", "of D")
     followed = dominant.spans / stages.spans
+    if shown is corrected:
+        what = (
+            "without the probes' weight: median cycles, in brackets the least and the largest of "
+            "the repetitions' medians; of D: of the untraced p50 of D"
+        )
+    else:
+        what = (
+            "as recorded, with the probes' weight: median cycles; of D: the sum of the cycles of "
+            "the step, divided by the sum of D, both of these IPIs (not a quotient of medians)"
+        )
     title = (
-        f"Stages of {row.name}: median cycles of the {dominant.spans} of {stages.spans} IPIs "
-        f"({followed:.1%}) with this sequence; of D: the sum of the cycles of the step, divided "
-        "by the sum of D, both of these IPIs (not a quotient of medians)"
+        f"Stages of {row.name}, of the {dominant.spans} of {stages.spans} IPIs ({followed:.1%}) "
+        f"with this sequence, {what}"
     )
-    remarks = [
+    remarks = [] if corrected is None else [("  sum: ", _sum_words(corrected))]
+    remarks += [
         (
             "  next: ",
             f"{sequence.spans} ({sequence.spans / stages.spans:.1%}) with the sequence "
             + " > ".join(sequence.stages),
         )
-        for sequence in stages.sequences[1:]
+        for sequence in shown.sequences[1:]
     ]
-    if any(not step.resolved for step in stages.steps):
+    if any(not step.resolved for step in shown.steps):
         unknown = (
             "shorter than the clock's error bound, or negative because the stage before is later; "
             "its length and share are not known"
         )
-        remarks.append((f"  < {stages.bound_cycles}: ", unknown))
+        remarks.append((f"  < {bound}: ", unknown))
     return page.table(title, Table(headers, lines, text=(0, 1)), remarks)
+
+
+def _stage_cells(step: StageStep, bound_cycles: int) -> tuple[str, ...]:
+    """One line; a step shorter than the clock's error has no figure."""
+    unknown = f"< {bound_cycles}"
+    since = f"{step.since_send_cycles}"
+    if step.stage not in _GUEST_STAGES and step.since_send_cycles < bound_cycles:
+        since = unknown
+    if step.step_cycles is None:
+        return step.stage, step.side, since, "", "", ""
+    if not step.resolved:
+        return step.stage, step.side, since, unknown, "", "?"
+    interval = "" if step.step_low is None else f"[{step.step_low}, {step.step_high}]"
+    share = f"{step.share_of_deliver:.1%}"
+    return step.stage, step.side, since, f"{step.step_cycles}", interval, share
+
+
+def _sum_words(corrected: CorrectedStages) -> str:
+    """How well the stages add up."""
+    found = (
+        f"{corrected.sum_cycles} cycles without the probes' weight, D untraced "
+        f"{corrected.deliver_cycles}, unexplained {corrected.unexplained:+.1%}"
+    )
+    if corrected.holds:
+        return found
+    return f"{found}: more than {corrected.limit:.0%}, so the table has the lengths as recorded"
 
 
 def _not_measured(run: RunResult, page: Page) -> str:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two tracers of a run: a light one of the stages' events, and one of all events."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
+from ipitrace.tracer.events import STAGE_EVENTS
+from ipitrace.tracer.session import TraceLosses, Tracer
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import Mode
+
+
+@dataclass(frozen=True)
+class Tracers:
+    """The tracers of a run.
+
+    Attributes:
+        stages: records the events of the stages, with as few programs and values as possible.
+        evidence: records all events: they prove paths, and show exits and their reasons.
+    """
+
+    stages: Tracer
+    evidence: Tracer
+
+    def attached_in(self, mode: Mode) -> tuple[Tracer, ...]:
+        """The tracers of a mode, in the order in which their programs run for the same event.
+
+        In the mode EVIDENCE both record: the distance of their stamps is what a program takes.
+        """
+        return {Mode.STAGES: (self.stages,), Mode.EVIDENCE: self._both}.get(mode, ())
+
+    def set_mode(self, mode: Mode) -> None:
+        """Attach the tracers of the mode, and detach the others.
+
+        The kernel runs programs of a tracepoint in the order in which they were attached.
+        """
+        wanted = self.attached_in(mode)
+        for tracer in (self.evidence, self.stages):
+            if tracer not in wanted:
+                tracer.detach()
+        for tracer in wanted:
+            if not tracer.attached:
+                tracer.attach()
+
+    def set_vcpu_threads(self, tids: Sequence[int]) -> None:
+        """As Tracer.set_vcpu_threads(), for both."""
+        for tracer in self._both:
+            tracer.set_vcpu_threads(tids)
+
+    def exits_fire(self) -> bool:
+        """Whether kvm_exit was seen since load."""
+        return any(bool(tracer.seen()[Kind.KVM_EXIT].any()) for tracer in self._both)
+
+    def n_seen(self) -> int:
+        """The number of events since load."""
+        return sum(int(tracer.seen().sum()) for tracer in self._both)
+
+    def losses(self) -> TraceLosses:
+        """The losses of both since load."""
+        one, other = (tracer.losses() for tracer in self._both)
+        names = dict.fromkeys((*one.ring_overruns, *other.ring_overruns))
+        return TraceLosses(
+            {n: one.ring_overruns.get(n, 0) + other.ring_overruns.get(n, 0) for n in names},
+            {
+                name: _added(one.recursion_misses.get(name, 0), other.recursion_misses.get(name, 0))
+                for name in dict.fromkeys((*one.recursion_misses, *other.recursion_misses))
+            },
+        )
+
+    @property
+    def load_s(self) -> float:
+        """The time to load the programs."""
+        return sum(tracer.load_s for tracer in self._both)
+
+    @property
+    def attach_s(self) -> float:
+        """The time to attach them all."""
+        return sum(tracer.attach_s for tracer in self._both)
+
+    @property
+    def _both(self) -> tuple[Tracer, Tracer]:
+        return self.stages, self.evidence
+
+
+def _added(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
+@contextlib.contextmanager
+def open_tracers(pid: int, n_vcpus: int) -> Iterator[Tracers]:
+    """Load both tracers for the VM of a process; free them at the end.
+
+    Raises:
+        HostError: BPF cannot be used; the hint names --no-trace.
+    """
+    require_trace_privilege(otherwise=NO_TRACE)
+    require_initial_pid_namespace(otherwise=NO_TRACE)
+    with (
+        Tracer.load(pid=pid, n_vcpus=n_vcpus, events=STAGE_EVENTS) as stages,
+        Tracer.load(pid=pid, n_vcpus=n_vcpus) as evidence,
+    ):
+        yield Tracers(stages, evidence)

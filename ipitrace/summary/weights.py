@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ipitrace's programs weigh, and stages without this weight. docs/observer.md derives it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.spans import Spans
+from ipitrace.correlate.stamps import ABSENT
+from ipitrace.correlate.weights import WEIGHED, TwinDistance
+from ipitrace.recording.result import EventWeights
+from ipitrace.summary.storms import Measured, Repetition
+from ipitrace.words.events import Kind
+from ipitrace.words.scenarios import Mode
+from ipitrace.words.stages import KIND_OF_STAGE, STAGES, Stage
+
+_BEFORE_STAMP: Final = 0.6
+"""The part of an event's weight that precedes its stamp: `make lab-truth` shows what it is."""
+_SIDES: Final = [
+    [spec.stage for spec in STAGES if spec.side == side and not spec.guest]
+    for side in ("sender", "target")
+]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What one event of each kind costs the thread in which it happens, in guest cycles.
+
+    Attributes:
+        programs: the program, from the distance of two copies' stamps.
+        tracepoint: what is left: the enabled tracepoint around the program, the same for all
+            kinds. The median of `estimates`.
+        estimates: this by scenario and block, from what the events of a send add to S.
+    """
+
+    programs: Mapping[Kind, float]
+    tracepoint: float
+    estimates: tuple[float, ...]
+
+    @property
+    def cycles(self) -> NDArray[np.float64]:
+        """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),)."""
+        typical = float(np.median(list(self.programs.values())))
+        return np.array([self.programs.get(kind, typical) + self.tracepoint for kind in WEIGHED])
+
+    def result(self) -> EventWeights:
+        """The weights, as run.json has them."""
+        low, high = np.percentile(self.estimates, (25, 75)) if self.estimates else (0.0, 0.0)
+        return EventWeights(
+            program_cycles={k.name.lower(): round(c, 1) for k, c in self.programs.items()},
+            tracepoint_cycles=round(self.tracepoint, 1),
+            tracepoint_low=round(float(low), 1),
+            tracepoint_high=round(float(high), 1),
+            estimates=len(self.estimates),
+        )
+
+
+def weigh(measured: Iterable[Measured], cycles_per_ns: float | None) -> Weights | None:
+    """The weights of a run's events.
+
+    Args:
+        measured: its scenarios.
+        cycles_per_ns: guest cycles in a ns; None if not known.
+
+    Returns:
+        None if no event was stamped by two copies of its program.
+    """
+    measured = list(measured)
+    if cycles_per_ns is None:
+        return None
+    found: dict[Kind, list[TwinDistance]] = {}
+    for repetition in (r for m in measured for r in m.of(Mode.EVIDENCE)):
+        for kind, distance in repetition.twins.items():
+            found.setdefault(kind, []).append(distance)
+    if not found:
+        return None
+    programs = {kind: _mean_ns(parts) * cycles_per_ns for kind, parts in found.items()}
+    alone = Weights(programs, 0.0, ())
+    estimates = tuple(e for m in measured for e in _around_programs(m, alone))
+    tracepoint = max(float(np.median(estimates)), 0.0) if estimates else 0.0
+    return Weights(programs, tracepoint, estimates)
+
+
+def _mean_ns(parts: Sequence[TwinDistance]) -> float:
+    return float(np.average([p.ns for p in parts], weights=[p.pairs for p in parts]))
+
+
+def _around_programs(measured: Measured, programs: Weights) -> Iterator[float]:
+    """The cycles that an event of a send adds to S, less its program; one of each block."""
+    for off, stages in zip(measured.of(Mode.OFF), measured.of(Mode.STAGES), strict=False):
+        events = _events_of_send(stages)
+        if events is None or not events.sum() or not len(off.cycles.send):
+            continue
+        added = float(np.median(stages.cycles.send)) - float(np.median(off.cycles.send))
+        yield (added - float(events @ programs.cycles)) / float(events.sum())
+
+
+def _events_of_send(repetition: Repetition) -> NDArray[np.float64] | None:
+    """The events of the sending instruction by kind; the median over its IPIs."""
+    spans = None if repetition.watched is None else repetition.watched.spans
+    if spans is None or spans.passed is None or not len(spans.seq):
+        return None
+    return np.asarray(np.median(spans.passed[:, Stage.SENT], axis=0), np.float64)
+
+
+def without_weight(spans: Spans, weights: Weights) -> Spans:
+    """The spans as if nothing had been traced.
+
+    A stage's stamp was delayed by all programs that ran between the send and the stage, and by
+    that part of its own event's weight that precedes the stamp.
+    """
+    if spans.passed is None:
+        return spans
+    cycles = weights.cycles
+    own = np.zeros(len(Stage))
+    for stage, kind in KIND_OF_STAGE.items():
+        own[stage] = _BEFORE_STAMP * cycles[WEIGHED.index(kind)]
+    delay = np.rint(spans.passed @ cycles + own).astype(np.int64)
+    tsc = np.where(spans.tsc == ABSENT, ABSENT, spans.tsc - delay)
+    for side in _SIDES:
+        tsc[:, side] = _in_order(tsc[:, side], spans.tsc[:, side])
+    return replace(spans, tsc=tsc)
+
+
+def _in_order(tsc: NDArray[np.int64], recorded: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The stamps of one thread, none before one that was recorded before it.
+
+    Weights are those of a usual event: for events that follow each other at once, they may be
+    more than what is between the two.
+    """
+    order = np.argsort(recorded, axis=1, kind="stable")
+    ascending = np.maximum.accumulate(np.take_along_axis(tsc, order, axis=1), axis=1)
+    result = np.empty_like(tsc)
+    np.put_along_axis(result, order, ascending, axis=1)
+    return result
