@@ -14,11 +14,12 @@ from typing import Self
 from bench.report import PER_SECOND, Report, Series
 from ipitrace.abi.events import RING_EVENT, RING_HEAD
 from ipitrace.base import resources
-from ipitrace.tracer.attaching import dispose, mapped
+from ipitrace.tracer.attaching import mapped
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.rings import RingReader
 
 _BURST = 8
+_FUNCTION = "probe_ring_load"
 _DRAIN_MS = (20, 2)
 _SLOTS = (16384, 65536)  # the tracer's default, and the capacity of a ring of 1.5 MiB
 _RATES = (0.4e6, 0.6e6, 0.8e6, 1.2e6, 1.6e6, 2.0e6, 2.5e6, 3.0e6, 3.5e6, 4e6, 5e6, 6e6, 8e6)
@@ -147,19 +148,19 @@ class _Producer:
         directory = resources.bpf_dir()
         here = Path(__file__).parent / "ring_load.bpf.c"
         text = (directory / "ring.bpf.c").read_text() + here.read_text()
-        flags = [f"-I{directory}", f"-DTGID={self._pid}", "-DN_VCPUS=1", "-DN_ROWS=1"]
-        flags += ["-DN_RINGS=1", f"-DN_SLOTS={n_slots}", f"-DBURST={_BURST}", "-DHOST_ISA=0"]
+        flags = [f"-I{directory}", "-DN_ROWS=1", "-DN_RINGS=1", f"-DN_SLOTS={n_slots}"]
+        flags += [f"-DBURST={_BURST}", "-DHOST_ISA=0"]
         with ExitStack() as stack:
             bpf = compile_programs(text, flags, directory)
-            stack.callback(dispose, bpf)
-            bpf.load_func(b"probe_ring_load", bpf.RAW_TRACEPOINT)
-            table = bpf[b"vcpu_of_tid"]
-            table[table.Key(self._pid)] = table.Leaf(0)
-            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, n_slots)
-            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, 1)
-            bpf.attach_raw_tracepoint(tp=b"sys_enter", fn_name=b"probe_ring_load")
+            stack.callback(bpf.close)
+            bpf.load(_FUNCTION, "raw")
+            bpf["our_process"][0] = self._pid
+            bpf["vcpu_of_tid"][self._pid] = 0
+            slots = mapped(bpf["slots"].map_fd, RING_EVENT, n_slots)
+            heads = mapped(bpf["heads"].map_fd, RING_HEAD, 1)
+            bpf.attach(_FUNCTION, "sys_enter")
             yield RingReader(slots.reshape(1, 1, n_slots), heads.reshape(1, 1))
-            bpf.detach_raw_tracepoint(b"sys_enter")
+            bpf.detach(_FUNCTION)
 
 
 def _produce(calls_per_s: float, seconds: float) -> float:

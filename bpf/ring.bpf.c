@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Rings and filters; every probe set follows this file in one translation unit.
- * User space sets by -D: TGID, N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of
- * two), HOST_ISA (the isa of kvm_exit if the record does not have it); and for
- * each attached event X: ROW_X, and the definitions that probe.h needs.
+ * User space sets by -D: N_ROWS, N_RINGS, N_SLOTS (a power of two), HOST_ISA (the
+ * isa of kvm_exit if the record does not have it); and for each attached event X:
+ * ROW_X, and the definitions that probe.h needs. When it loads the maps, user space sets
+ * the number of entries of slots, heads and vcpu_of_tid for the VM's number of vCPUs,
+ * and writes the VM's process to our_process: compiled programs fit every VM.
  *
  * Rows below N_RINGS have slots; the events of other rows are only counted.
  *
@@ -13,18 +15,19 @@
 #include "ipitrace_events.h"
 #include "probe.h"
 
-#define ALL_SLOTS (N_VCPUS * N_RINGS * N_SLOTS)
-#define ALL_HEADS (N_VCPUS * N_ROWS)
-
-BPF_F_TABLE("array", u32, struct ipitrace_event, slots, ALL_SLOTS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct ipitrace_head, heads, ALL_HEADS, MMAPABLE);
-BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, N_VCPUS, 0);
+BPF_F_TABLE("array", u32, struct ipitrace_event, slots, N_RINGS *N_SLOTS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_ROWS, MMAPABLE);
+BPF_F_TABLE("hash", u32, u32, vcpu_of_tid, 1, 0);
+BPF_ARRAY(our_process, u32, 1);
 /* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 
 static __always_inline bool in_our_process(void)
 {
-	return bpf_get_current_pid_tgid() >> 32 == TGID;
+	int at = 0;
+	u32 *process = our_process.lookup(&at);
+
+	return process && bpf_get_current_pid_tgid() >> 32 == *process;
 }
 
 static __always_inline int vcpu_of(u32 tid)
@@ -37,9 +40,7 @@ static __always_inline int vcpu_of(u32 tid)
 /* The vCPU whose thread is running, or -1 if it is not a traced vCPU. */
 static __always_inline int this_vcpu(void)
 {
-	u64 id = bpf_get_current_pid_tgid();
-
-	return id >> 32 == TGID ? vcpu_of(id) : -1;
+	return in_our_process() ? vcpu_of(bpf_get_current_pid_tgid()) : -1;
 }
 
 static __always_inline struct ipitrace_head *head_of(u32 vcpu, u32 row)

@@ -69,6 +69,14 @@ class Probe:
         """The BPF program's name."""
         return f"probe_{self.event.name}"
 
+    @property
+    def target(self) -> str:
+        """What the program is attached to: a tracepoint or a function."""
+        event = self.event
+        return event.symbol or (
+            f"{event.category}:{event.name}" if self.hook == "classic" else event.name
+        )
+
 
 @dataclass(frozen=True)
 class HookPlan:
@@ -194,14 +202,10 @@ def source(planned: HookPlan, directory: Path, files: Sequence[str] = SOURCES) -
     return "".join(parts)
 
 
-def cflags(
-    planned: HookPlan, directory: Path, *, pid: int, n_vcpus: int, slots_per_ring: int
-) -> list[str]:
-    """The flags that configure the translation unit for this kernel and this VM."""
+def cflags(planned: HookPlan, directory: Path, *, slots_per_ring: int) -> list[str]:
+    """The flags that configure the translation unit for this kernel."""
     flags = [
         f"-I{directory}",
-        f"-DTGID={pid}",
-        f"-DN_VCPUS={n_vcpus}",
         f"-DN_ROWS={len(planned.probes)}",
         f"-DN_RINGS={max(planned.n_rings, 1)}",
         f"-DN_SLOTS={slots_per_ring}",
@@ -211,12 +215,12 @@ def cflags(
 
 
 def watch_cflags(
-    planned: HookPlan, directory: Path, *, n_slots: int, n_cells: int, n_strangers: int
+    planned: HookPlan, directory: Path, *, n_cells: int, counts_strangers: bool
 ) -> list[str]:
     """The flags that configure the programs that only count."""
-    flags = [f"-I{directory}", f"-DN_SLOTS={n_slots}", f"-DN_CELLS={n_cells}"]
-    if n_strangers:
-        flags.append(f"-DN_STRANGERS={n_strangers}")
+    flags = [f"-I{directory}", f"-DN_CELLS={n_cells}"]
+    if counts_strangers:
+        flags.append("-DSTRANGERS")
     return flags + hook_flags(planned)
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tracer of one VM: load once, then attach, drain and detach repeatedly."""
 
-import ctypes
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.attaching import (
     chosen_events,
-    detach_probe,
-    dispose,
     mapped,
     plan_for_this_kernel,
     recursion_misses,
     try_attach,
 )
-from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
+from ipitrace.tracer.compiler import compile_programs
+from ipitrace.tracer.loading import Bpf, load_programs
 from ipitrace.tracer.program import Hook, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.words.events import NR_KINDS
@@ -94,7 +92,7 @@ class Tracer:
         slots_per_ring: int = 16384,
         only: Collection[str] | None = None,
     ) -> Self:
-        """Compile and load for process `pid` without attaching.
+        """Load for process `pid` without attaching.
 
         `slots_per_ring` (a power of two) limits the records of one event of one vCPU between two
         drains; a slot is 24 bytes. `only` names events.
@@ -116,16 +114,22 @@ class Tracer:
         directory = resources.bpf_dir()
         bpf = compile_programs(
             source(planned, directory),
-            cflags(planned, directory, pid=pid, n_vcpus=n_vcpus, slots_per_ring=slots_per_ring),
+            cflags(planned, directory, slots_per_ring=slots_per_ring),
             directory,
+            {
+                "slots": n_vcpus * max(planned.n_rings, 1) * slots_per_ring,
+                "heads": n_vcpus * len(planned.probes),
+                "vcpu_of_tid": n_vcpus,
+            },
         )
         try:
+            bpf["our_process"][0] = pid
             accepted, refused = load_programs(bpf, planned)
             shape = (n_vcpus, max(planned.n_rings, 1), slots_per_ring)
-            slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
-            heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
+            slots = mapped(bpf["slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
+            heads = mapped(bpf["heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
         except BaseException:
-            dispose(bpf)
+            bpf.close()
             raise
         heads = heads.reshape(n_vcpus, -1)
         reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
@@ -158,12 +162,12 @@ class Tracer:
         """
         if len(tids) > self._n_vcpus:
             raise ValueError(f"{len(tids)} threads for {self._n_vcpus} vCPUs")
-        table = self._open_bpf()[b"vcpu_of_tid"]
+        table = self._open_bpf()["vcpu_of_tid"]
         for tid in self._tids:
-            del table[ctypes.c_uint(tid)]
+            del table[tid]
         self._tids = tuple(tids)
         for vcpu, tid in enumerate(tids):
-            table[ctypes.c_uint(tid)] = ctypes.c_uint(vcpu)
+            table[tid] = vcpu
 
     @signals_deferred()
     def attach(self, *, counting_only: bool = False) -> None:
@@ -197,7 +201,7 @@ class Tracer:
         bpf = self._open_bpf()
         started_s = time.perf_counter()
         for probe in self._links.values():
-            detach_probe(bpf, probe)
+            bpf.detach(probe.function)
         self._links.clear()
         self.detach_s = time.perf_counter() - started_s
 
@@ -221,9 +225,9 @@ class Tracer:
         """
         if self._reader is None:
             return self._last_unattributed.copy()
-        per_cpu = self._open_bpf()[b"unattributed"]
+        per_cpu = self._open_bpf()["unattributed"]
         return {
-            probe.event.name: sum(per_cpu[ctypes.c_int(row)])
+            probe.event.name: per_cpu[row]
             for row, probe in enumerate(self._rows)
             if probe.event.any_context
         }
@@ -267,7 +271,7 @@ class Tracer:
         misses: dict[str, int | None] = {}
         for probe in self._probes:
             name = probe.event.name
-            missed = recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
+            missed = recursion_misses(self._open_bpf().program_fd(probe.function))
             misses[name] = None if missed is None else missed + int(nested[row_of[name]])
         return TraceLosses(
             {
@@ -288,7 +292,7 @@ class Tracer:
         self.detach()
         self._reader = self._heads = None
         bpf, self._bpf = self._open_bpf(), None
-        dispose(bpf)
+        bpf.close()
 
     def _open_bpf(self) -> Bpf:
         if self._bpf is None:
