@@ -2,11 +2,19 @@
 """The system call bpf(2)."""
 
 import ctypes
+import functools
 import os
 import platform
-from typing import Final
+from typing import Any, Final
 
 _NUMBER: Final = {"x86_64": 321}
+
+
+@functools.cache
+def _syscall() -> Any:  # noqa: ANN401 - a C function
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    return syscall
 
 
 def bpf(command: int, attr: ctypes.Structure) -> int:
@@ -17,9 +25,7 @@ def bpf(command: int, attr: ctypes.Structure) -> int:
     number = _NUMBER.get(platform.machine())
     if number is None:
         raise OSError(0, "the number of the bpf system call is not known for this machine")
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    result: int = libc.syscall(
+    result: int = _syscall()(
         ctypes.c_long(number), ctypes.c_int(command), ctypes.byref(attr), ctypes.sizeof(attr)
     )
     if result < 0:
