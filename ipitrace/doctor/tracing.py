@@ -173,7 +173,7 @@ def check_events(access: Collection[Check]) -> Check:
     if any(check.status == "missing" for check in access):
         return Check("events", "unknown", "not tried: an item above is missing")
     try:
-        with Tracer.load(pid=os.getpid(), n_vcpus=1, slots_per_ring=2) as tracer:
+        with Tracer.load(pid=os.getpid(), n_vcpus=1) as tracer:
             hooks, left_out = tracer.hooks, tracer.left_out
     except HostError as error:
         return Check("events", "missing", error.message, error.hint)

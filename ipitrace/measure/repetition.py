@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One repetition: one storm, traced in one mode, with all stamps on one clock."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -21,6 +22,7 @@ from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
+from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS
 from ipitrace.words.scenarios import Mode
 
@@ -29,6 +31,8 @@ from ipitrace.words.scenarios import Mode
 # limit protects this host's memory.
 _EVENTS_PER_IPI: Final = 64
 _OTHER_EVENTS: Final = 1_000_000
+_FASTEST_SEND_CYCLES: Final = 1_000  # of a round trip; a VM exit alone takes about as long
+_RECORDS_PER_IPI: Final = 2  # in one ring: the recordings above have two kvm_eoi in the target's
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,23 @@ def run_repetition(
     traced = None if mode == Mode.OFF else tracer
     reader = ClockReader(clock)
     onlooker = Onlooker(guest.pinned_cpus or ())
+    n_targets = len(guest.targets(request.scenario))
+    pace = None
+    if traced is not None and mode == Mode.FULL:
+        pace = DrainPace(traced.slots_per_ring, _most_records_per_s(request, n_targets))
 
     def known(tids: Sequence[int]) -> None:
         if traced is not None:
             traced.set_vcpu_threads(tids)
         onlooker.threads_known(tids)
 
-    def tick(sent: int) -> None:
+    def tick(sent: int) -> float | None:
         onlooker.tick()
         reader.read()
-        if traced is not None and mode == Mode.FULL:
-            traced.drain()
         told(sent)
+        if traced is None or pace is None:
+            return None
+        return pace.drained(traced.drain(), time.monotonic())
 
     hooks = Hooks(threads_known=known, tick=tick, over=onlooker.over)
     reader.read(now=True)
@@ -108,7 +117,7 @@ def run_repetition(
         sandwiches = tuple(reader.sandwiches)
         return Recorded(storm, mode, sandwiches=sandwiches, looks=onlooker.looks())
     lost_before = _events_lost(traced)
-    ipis = (request.warmup + request.count) * len(guest.targets(request.scenario))
+    ipis = (request.warmup + request.count) * n_targets
     traced.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
     before = read_interrupts()
     storm = run_plausible(guest, request, replace(hooks, mark=traced.seen))
@@ -134,6 +143,12 @@ def run_repetition(
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
     return _with_trace(counted, trace, events, interrupts)
+
+
+def _most_records_per_s(request: StormRequest, n_targets: int) -> float:
+    """The most records per second of one ring that the storm's own IPIs can cause."""
+    sends_per_s = request.tsc_hz / (request.pace_cycles + _FASTEST_SEND_CYCLES)
+    return sends_per_s * n_targets * _RECORDS_PER_IPI
 
 
 def _with_trace(

@@ -25,6 +25,7 @@ from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.loading import Bpf, load_programs
 from ipitrace.tracer.program import Hook, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
+from ipitrace.tracer.sizes import ring_slots
 from ipitrace.words.events import NR_KINDS
 
 MOST_EVENTS: Final = 16_000_000
@@ -78,6 +79,7 @@ class Tracer:
         self._last_losses: TraceLosses
         self._last_unattributed: dict[str, int]
         self._n_vcpus = len(reader.seen())
+        self.slots_per_ring = reader.n_slots
         self.left_out: dict[str, str] = {}
         self.load_s = 0.0
         self.attach_s = 0.0
@@ -89,17 +91,15 @@ class Tracer:
         *,
         pid: int,
         n_vcpus: int,
-        slots_per_ring: int = 16384,
+        slots_per_ring: int | None = None,
         only: Collection[str] | None = None,
     ) -> Self:
         """Load for process `pid` without attaching.
 
         `slots_per_ring` (a power of two) limits the records of one event of one vCPU between two
-        drains; a slot is 24 bytes. `only` names events.
+        drains; a slot is 24 bytes. By default ring_slots() chooses it. `only` names events.
         Raises HostError if BPF cannot be used, UsageError for unknown names.
         """
-        if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
-            raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         started_s = time.perf_counter()
         events = chosen_events(only)
         require_trace_privilege()
@@ -111,6 +111,10 @@ class Tracer:
                 "; ".join(f"{name}: {why}" for name, why in planned.left_out.items())
                 or "Choose at least one event.",
             )
+        if slots_per_ring is None:
+            slots_per_ring = ring_slots(n_vcpus, planned.n_rings)
+        if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
+            raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         directory = resources.bpf_dir()
         bpf = compile_programs(
             source(planned, directory),
@@ -239,12 +243,17 @@ class Tracer:
         """
         self._most = self._room = events
 
-    def drain(self) -> None:
-        """Copy new records out of the rings; to be called about every 20 ms."""
-        if self._reader is not None:
-            news = self._reader.drain(self._room)
-            self._room -= sum(len(records) for _, _, records in news)
-            self._drained += news
+    def drain(self) -> int:
+        """Copy new records out of the rings; to be called as often as DrainPace says.
+
+        Returns the most new records of one ring.
+        """
+        if self._reader is None:
+            return 0
+        news = self._reader.drain(self._room)
+        self._room -= sum(len(records) for _, _, records in news)
+        self._drained += news
+        return self._reader.fullest
 
     def take(self) -> NDArray[np.void]:
         """Every event drained since the last call, as HOST_EVENT sorted by ts_ns."""

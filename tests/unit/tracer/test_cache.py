@@ -199,9 +199,9 @@ def test_a_full_disk_leaves_nothing_behind(base: Path, monkeypatch: pytest.Monke
 
 
 def test_the_entries_used_last_stay(base: Path) -> None:
-    keys = [key_of((), n) for n in range(20)]
+    keys = [key_of((), n) for n in range(28)]
     folder = base / "ipitrace"
-    for age, key in enumerate(keys[:16]):
+    for age, key in enumerate(keys[:24]):
         keep(key, age)
         os.utime(folder / f"{key}.json", (age, age))
     assert kept(keys[0]) == 0  # the oldest is used
@@ -209,7 +209,7 @@ def test_the_entries_used_last_stay(base: Path) -> None:
     (folder / f".part-{'0' * 16}").touch()
     (folder / f".part-{'1' * 16}").touch()
     os.utime(folder / f".part-{'1' * 16}", (0, time.time() - 2 * 3600))
-    for key in keys[16:]:
+    for key in keys[24:]:
         keep(key, "new")
     assert [key for key in keys if kept(key) is None] == keys[1:5]
     left = {path.name for path in folder.iterdir()}
