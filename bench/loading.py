@@ -28,7 +28,7 @@ def loading() -> Report:
         [(step, spread((s * 1000 for s in taken), 0)) for step, taken in steps.items()],
         (
             f"{_TIMES} times; medians (minimum to maximum).",
-            "Load: read BTF, compile with bcc, verify, map the rings.",
+            "Load: read BTF, take the compiled programs from the cache, verify, map the rings.",
         ),
         [Series(f"loading {step}", SECONDS, taken) for step, taken in steps.items()],
     )

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Rings and filters; every probe set follows this file in one translation unit.
- * User space sets by -D: N_VCPUS, N_ROWS, N_RINGS, N_SLOTS (a power of two), N_TIDS (a
- * multiple of TIDS_PER_CELL), HOST_ISA (the isa of kvm_exit if the record does not have it);
- * NEST_GUARD if the kernel lets a program interrupt itself; and for each attached event X:
- * ROW_X, and the definitions that probe.h needs.
+ * User space sets by -D: N_ROWS, N_RINGS, N_SLOTS (a power of two), HOST_ISA (the
+ * isa of kvm_exit if the record does not have it); NEST_GUARD if the kernel lets a program
+ * interrupt itself; and for each attached event X: ROW_X, and the definitions that probe.h
+ * needs. When it loads the maps, user space sets the number of entries of slots, heads and
+ * vcpu_of_tid for the VM's number of vCPUs and the host's threads, and writes the VM's
+ * process to our_process: compiled programs fit every VM.
  *
  * Rows below N_RINGS have a ring with slots; the events of other rows are only counted.
  *
@@ -24,19 +26,19 @@ struct cell {
 
 #define AT_LEAST_1(n) ((n) + !(n)) /* no map is empty */
 
-BPF_F_TABLE("array", u32, struct ipitrace_event, slots, AT_LEAST_1(N_VCPUS *N_RINGS *N_SLOTS),
-	    MMAPABLE);
-BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_VCPUS *N_ROWS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct cell, vcpu_of_tid, N_TIDS / TIDS_PER_CELL, MMAPABLE);
-BPF_F_TABLE("array", u32, u32, process, 1, MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_event, slots, AT_LEAST_1(N_RINGS *N_SLOTS), MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_ROWS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, vcpu_of_tid, 1, MMAPABLE);
+BPF_ARRAY(our_process, u32, 1);
 /* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 
 static __always_inline bool in_our_process(void)
 {
-	u32 zero = 0, *tgid = process.lookup(&zero);
+	int at = 0;
+	u32 *process = our_process.lookup(&at);
 
-	return tgid && bpf_get_current_pid_tgid() >> 32 == *tgid;
+	return process && bpf_get_current_pid_tgid() >> 32 == *process;
 }
 
 /* The vCPU of a thread, or -1 if it is not a traced vCPU's. */

@@ -3,10 +3,10 @@
  * Counts events of vCPUs without records: IPIs by sender, target, vector and path,
  * other interrupts, exits by reason, wake-ups. ipitrace_watch.h defines the counters.
  *
- * User space sets by -D: N_SLOTS, N_CELLS (a power of two), HOST_ISA (the isa of
- * kvm_exit if the record does not have it), and the definitions that probe.h needs. With
- * N_STRANGERS, vCPU threads without a slot are noted, too: a VM may start and end between
- * two searches of user space.
+ * User space sets by -D: N_CELLS (a power of two), HOST_ISA (the isa of kvm_exit if the
+ * record does not have it), and the definitions that probe.h needs. With STRANGERS, vCPU
+ * threads without a slot are noted, too: a VM may start and end between two searches of
+ * user space. When it loads the maps, user space sets their numbers of entries.
  *
  * kvm_apic_accept_irq does not show the source of an interrupt, and also fires for timers.
  * The interrupt is an IPI if it is accepted in the thread of a vCPU that is sending one
@@ -17,11 +17,11 @@
 #include "ipitrace_watch.h"
 #include "probe.h"
 
-BPF_F_TABLE("array", u32, struct ipitrace_watch_cell, cells, N_SLOTS *N_CELLS, MMAPABLE);
-BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, N_SLOTS, MMAPABLE);
-BPF_F_TABLE("hash", u32, u32, slot_of_tid, N_SLOTS, 0);
-#ifdef N_STRANGERS
-BPF_F_TABLE("lru_hash", u64, u64, strangers, N_STRANGERS, 0);
+BPF_F_TABLE("array", u32, struct ipitrace_watch_cell, cells, N_CELLS, MMAPABLE);
+BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, 1, MMAPABLE);
+BPF_F_TABLE("hash", u32, u32, slot_of_tid, 1, 0);
+#ifdef STRANGERS
+BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
 #endif
 
 #define PROBES 16 /* cells tried for a key; a table at most half full needs few of them */
@@ -53,7 +53,7 @@ static __always_inline int this_slot(void)
  */
 static __always_inline void stranger(u64 sends)
 {
-#ifdef N_STRANGERS
+#ifdef STRANGERS
 	u64 key = bpf_get_current_pid_tgid(), none = 0;
 	u64 *sent = strangers.lookup_or_try_init(&key, &none);
 

@@ -25,6 +25,7 @@ RING_HEAD: Final = np.dtype(
 
 # Threads of one element of the map vcpu_of_tid.
 TIDS_PER_CELL: Final = 64
+VCPU_OF_TID: Final = np.dtype([("vcpu_plus_1", "u2", (TIDS_PER_CELL,))])
 
 
 # A record that was read from a ring, with the ring's vCPU and event kind.

@@ -19,6 +19,7 @@ from ipitrace.host.bpf_programs import load_trivial_program
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer import Tracer
 from ipitrace.tracer.bcc_import import import_bcc
+from ipitrace.tracer.cache import cache_state
 from ipitrace.tracer.events import EVENT_BY_NAME
 from ipitrace.tracer.tracefs import MOUNT_POINTS, ensure_debugfs, ensure_securityfs, ensure_tracefs
 from ipitrace.vm.debugfs import KVM_DIR
@@ -173,13 +174,14 @@ def check_events(access: Collection[Check]) -> Check:
     if any(check.status == "missing" for check in access):
         return Check("events", "unknown", "not tried: an item above is missing")
     try:
-        with Tracer.load(pid=os.getpid(), n_vcpus=1, slots_per_ring=2) as tracer:
+        with Tracer.load(pid=os.getpid(), n_vcpus=1) as tracer:
             hooks, left_out = tracer.hooks, tracer.left_out
     except HostError as error:
         return Check("events", "missing", error.message, error.hint)
     tracepoints = [name for name in left_out if not EVENT_BY_NAME[name].symbol]
     functions = [name for name in left_out if EVENT_BY_NAME[name].symbol]
     says = f"{len(hooks)} of {len(EVENT_BY_NAME)} can be loaded"
+    says += f"; compiled programs are {cache_state()}"
     if functions:
         says += f"; {len(functions)} are functions that this kernel lacks or hides"
     if not tracepoints:

@@ -3,16 +3,16 @@
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterator
 from typing import Final
+
+from ipitrace.host.bpf_call import bpf
 
 # include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
 _BPF_PROG_LOAD: Final = 5
 _BPF_PROG_GET_NEXT_ID: Final = 11
 _BPF_PROG_GET_FD_BY_ID: Final = 13
 _BPF_OBJ_GET_INFO_BY_FD: Final = 15
-_SYS_BPF: Final = {"x86_64": 321}
 # KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT, RAW_TRACEPOINT_WRITABLE, TRACING: the types
 # that run on kernel events and can therefore slow an IPI's path.
 TRACING_TYPES: Final = frozenset({2, 5, 7, 17, 24, 26})
@@ -68,7 +68,7 @@ def load_trivial_program() -> None:
         insns=ctypes.addressof(code),
         license=ctypes.addressof(licence),
     )
-    os.close(_bpf(_BPF_PROG_LOAD, attr))
+    os.close(bpf(_BPF_PROG_LOAD, attr))
 
 
 def loaded_program_types() -> dict[int, int]:
@@ -89,7 +89,7 @@ def _program_ids() -> Iterator[int]:
     attr = _Id()
     while True:
         try:
-            _bpf(_BPF_PROG_GET_NEXT_ID, attr)
+            bpf(_BPF_PROG_GET_NEXT_ID, attr)
         except FileNotFoundError:  # ENOENT: there is no further program
             return
         yield attr.next_id
@@ -97,7 +97,7 @@ def _program_ids() -> Iterator[int]:
 
 
 def _program_type(program_id: int) -> int:
-    fd = _bpf(_BPF_PROG_GET_FD_BY_ID, _Id(start_id=program_id))
+    fd = bpf(_BPF_PROG_GET_FD_BY_ID, _Id(start_id=program_id))
     try:
         # struct bpf_prog_info begins with __u32 type; the kernel fills only the given size.
         program_type = ctypes.c_uint32()
@@ -106,23 +106,7 @@ def _program_type(program_id: int) -> int:
             info_len=ctypes.sizeof(program_type),
             info=ctypes.addressof(program_type),
         )
-        _bpf(_BPF_OBJ_GET_INFO_BY_FD, attr)
+        bpf(_BPF_OBJ_GET_INFO_BY_FD, attr)
         return program_type.value
     finally:
         os.close(fd)
-
-
-def _bpf(command: int, attr: ctypes.Structure) -> int:
-    """Call bpf(2); raises OSError with the kernel's errno."""
-    number = _SYS_BPF.get(platform.machine())
-    if number is None:
-        raise OSError(0, "the number of the bpf system call is not known for this machine")
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    result: int = libc.syscall(
-        ctypes.c_long(number), ctypes.c_int(command), ctypes.byref(attr), ctypes.sizeof(attr)
-    )
-    if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-    return result

@@ -195,23 +195,30 @@ class Child:
             key.fileobj.close()
 
     def finish(
-        self, deadline_s: float, tick: Callable[[], None] = _nothing, *, pause_s: float = TICK_S
+        self,
+        deadline_s: float,
+        tick: Callable[[], float | None] = _nothing,
+        *,
+        pause_s: float = TICK_S,
     ) -> int:
-        """Wait for its end and call `tick` every `pause_s`. Returns the status as subprocess does.
+        """Wait for its end. Returns the status as subprocess does.
+
+        `tick` is called repeatedly. It returns the seconds until the next call, or None for
+        `pause_s`.
 
         Raises:
             TimeoutError: it has not ended by `deadline_s` of time.monotonic().
             TooMuchError: it printed more than its limit.
         """
-        next_s = 0.0
+        next_s, wait_s = 0.0, pause_s
         while not self.ended():
             now_s = time.monotonic()
             if now_s > deadline_s:
                 raise TimeoutError
             if now_s >= next_s:
-                tick()
-                next_s = now_s + pause_s
-            self.exchange(pause_s)
+                wait_s = tick() or pause_s
+                next_s = now_s + wait_s
+            self.exchange(wait_s)
         self.send(signal.SIGKILL)  # remaining processes of its process group
         until_s = time.monotonic() + _DRAIN_S
         while self._selector.get_map() and time.monotonic() < until_s:
@@ -251,7 +258,7 @@ def run_bounded(
     limit_bytes: int,
     stderr_limit_bytes: int = STDERR_BYTES,
     stdin: bytes = b"",
-    tick: Callable[[], None] = _nothing,
+    tick: Callable[[], float | None] = _nothing,
     give_up: Callable[[str], None] = lambda _stderr: None,
     subject: str = "",
     called: str = "",
@@ -264,7 +271,8 @@ def run_bounded(
         limit_bytes: the limit of its output, and of the memory used for it.
         stderr_limit_bytes: likewise for stderr.
         stdin: its complete standard input.
-        tick: is called about every 20 ms. If it raises, the program is ended.
+        tick: is called repeatedly; returns the seconds until the next call, or None for 20 ms.
+            If it raises, the program is ended.
         give_up: receives the program's stderr before the program is ended early.
         subject: the subject in error messages.
         called: the name of the command in messages.

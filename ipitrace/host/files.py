@@ -5,12 +5,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 # The longest file that has to be read completely: /proc/interrupts of thousands of CPUs.
 LIMIT_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 16
+_NAME: Final = attrgetter("name")
 _MOST_CPUS: Final = 1 << 16  # eight times what Linux can be built for (NR_CPUS, arch/x86/Kconfig)
 
 
@@ -58,7 +60,7 @@ class HostFiles:
         """
         try:
             with os.scandir(self._at(path)) as entries:
-                return tuple(sorted(entry.name for entry in islice(entries, most)))
+                return tuple(sorted(map(_NAME, islice(entries, most))))
         except (OSError, ValueError):
             return None
 

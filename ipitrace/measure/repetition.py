@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One repetition: one storm, traced in one mode, with all stamps on one clock."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -23,6 +24,7 @@ from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
+from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
 from ipitrace.words.scenarios import Mode
 
@@ -31,6 +33,8 @@ from ipitrace.words.scenarios import Mode
 # limit protects this host's memory.
 _EVENTS_PER_IPI: Final = 64
 _OTHER_EVENTS: Final = 1_000_000
+_FASTEST_SEND_CYCLES: Final = 1_000  # of a round trip; a VM exit alone takes about as long
+_RECORDS_PER_IPI: Final = 2  # in one ring: the recordings above have two kvm_eoi in the target's
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,26 @@ def run_repetition(
     attached = () if tracers is None else tracers.attached_in(mode)
     reader = ClockReader(clock)
     onlooker = Onlooker(guest.pinned_cpus or ())
+    n_targets = len(guest.targets(request.scenario))
+    rate = _most_records_per_s(request, n_targets)
+    paces = [DrainPace(tracer.slots_per_ring, rate) for tracer in attached]
 
     def known(tids: Sequence[int]) -> None:
         for tracer in attached:
             tracer.set_vcpu_threads(tids)
         onlooker.threads_known(tids)
 
-    def tick(sent: int) -> None:
+    def tick(sent: int) -> float | None:
         onlooker.tick()
         reader.read()
-        for tracer in attached:
-            tracer.drain()
         told(sent)
+        return min(
+            (
+                pace.drained(tracer.drain(), time.monotonic())
+                for tracer, pace in zip(attached, paces, strict=True)
+            ),
+            default=None,
+        )
 
     hooks = Hooks(threads_known=known, tick=tick, over=onlooker.over)
     reader.read(now=True)
@@ -114,7 +126,7 @@ def run_repetition(
         return Recorded(storm, mode, sandwiches=sandwiches, looks=onlooker.looks())
     *lighter, traced = attached
     lost_before = _events_lost(traced)
-    ipis = (request.warmup + request.count) * len(guest.targets(request.scenario))
+    ipis = (request.warmup + request.count) * n_targets
     for tracer in attached:
         tracer.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
     before = read_interrupts()
@@ -147,6 +159,12 @@ def _rest(tracer: Tracer) -> NDArray[np.void]:
     """The events of the storm that is over."""
     tracer.drain()
     return tracer.take()
+
+
+def _most_records_per_s(request: StormRequest, n_targets: int) -> float:
+    """The most records per second of one ring that the storm's own IPIs can cause."""
+    sends_per_s = request.tsc_hz / (request.pace_cycles + _FASTEST_SEND_CYCLES)
+    return sends_per_s * n_targets * _RECORDS_PER_IPI
 
 
 def _with_trace(

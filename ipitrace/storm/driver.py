@@ -48,14 +48,15 @@ class Hooks:
             runs.
         mark: called before the first measured send and after the last acknowledgement, by the
             sender's own thread; its result is kept.
-        tick: called every 20 ms by the thread that called run(). If it raises, the storm is
-            ended, and run() raises the same exception.
+        tick: called by the thread that called run(), with the number of sends if it is known;
+            returns the seconds until the next call, or None for 20 ms. If it raises, the storm
+            is ended, and run() raises the same exception.
         over: called by that thread when the storm has ended and the vCPUs' threads still exist.
     """
 
     threads_known: Callable[[Sequence[int]], None] = lambda _tids: None
     mark: Callable[[], NDArray[np.uint64] | None] = lambda: None
-    tick: Callable[[int], None] = lambda _sent: None
+    tick: Callable[[int], float | None] = lambda _sent: None
     over: Callable[[], None] = lambda: None
 
 

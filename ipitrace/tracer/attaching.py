@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Common operations on sets of BPF programs: plan, map, attach, detach, free."""
 
-import atexit
 import mmap
 import os
 from collections.abc import Collection
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from ipitrace.base.errors import UsageError
 from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer import kernel
-from ipitrace.tracer.compiler import Bpf, captured_stderr
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
+from ipitrace.tracer.loading import Bpf
 from ipitrace.tracer.program import HookPlan, Probe, plan
 from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
@@ -65,7 +64,7 @@ def plan_for_this_kernel(events: Collection[EventSpec], *, mount: bool = True) -
     """
     functions, no_functions = _functions(events, mount=mount)
     offer = replace(
-        kernel.raw_offer(events),
+        kernel.raw_offer(EVENTS),
         functions=functions,
         no_functions=no_functions,
         host_isa=kernel.host_isa(),
@@ -90,50 +89,11 @@ def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void
 @signals_deferred()
 def try_attach(bpf: Bpf, probe: Probe) -> str:
     """Attach one program. Returns the reason of a failure, or ""."""
-    with captured_stderr() as captured:
-        try:
-            attach_probe(bpf, probe)
-        except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
-            failure = str(raised)
-        else:
-            return ""
-    return f"not attached: {captured.useful_line() or failure}"
-
-
-def attach_probe(bpf: Bpf, probe: Probe) -> None:
-    """Attach one program; bcc raises Exception itself, and writes to standard error."""
-    event, function = probe.event, probe.function.encode()
-    match probe.hook:
-        case "raw":
-            bpf.attach_raw_tracepoint(tp=event.name.encode(), fn_name=function)
-        case "classic":
-            bpf.attach_tracepoint(tp=f"{event.category}:{event.name}".encode(), fn_name=function)
-        case "kprobe":
-            bpf.attach_kprobe(event=event.symbol.encode(), fn_name=function)
-        case "kretprobe":
-            bpf.attach_kretprobe(event=event.symbol.encode(), fn_name=function)
-
-
-@signals_deferred()
-def detach_probe(bpf: Bpf, probe: Probe) -> None:
-    """Detach one program."""
-    event = probe.event
-    match probe.hook:
-        case "raw":
-            bpf.detach_raw_tracepoint(event.name.encode())
-        case "classic":
-            bpf.detach_tracepoint(f"{event.category}:{event.name}".encode())
-        case "kprobe":
-            bpf.detach_kprobe(event.symbol.encode())
-        case "kretprobe":
-            bpf.detach_kretprobe(event.symbol.encode())
-
-
-@signals_deferred()
-def dispose(bpf: Bpf) -> None:
-    """Free the resources of a bcc.BPF now and not at the interpreter's exit."""
-    bpf.cleanup()
-    atexit.unregister(bpf.cleanup)
+    try:
+        bpf.attach(probe.function, probe.target)
+    except (OSError, ValueError) as error:
+        return f"not attached: {error.strerror if isinstance(error, OSError) else error}"
+    return ""
 
 
 def recursion_misses(program_fd: int) -> int | None:

@@ -11,8 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,11 +137,6 @@ class Btf:
         self._first_string: int = base.string_end if base else 0
         self._first_id: int = base.type_end if base else 1
         self._starts = self._walk()
-
-    @classmethod
-    def read(cls, path: Path, base: "Btf | None" = None) -> Self:
-        """Read /sys/kernel/btf/<name>. Raises BtfError or OSError."""
-        return cls(path.read_bytes(), base)
 
     @property
     def string_end(self) -> int:

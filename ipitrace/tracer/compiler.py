@@ -1,154 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile and load with bcc, without kernel headers, and with its output captured."""
+"""Compiled BPF programs: those of an earlier run from the cache, others by bcc."""
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Final
 
-from ipitrace.base.errors import HostError
+from ipitrace.base.loading import load
 from ipitrace.base.signals import signals_deferred
-from ipitrace.tracer.bcc_import import import_bcc
-from ipitrace.tracer.program import HookPlan, Probe
+from ipitrace.tracer import bcc_compile, bpf_object
+from ipitrace.tracer.bcc_compile import compile_with_bcc
+from ipitrace.tracer.bpf_object import BpfObject, BpfObjectError
+from ipitrace.tracer.cache import keep, kept, key_of
+from ipitrace.tracer.loading import Bpf
 
-_KERNEL_SOURCE: Final = "BCC_KERNEL_SOURCE"
-_MAX_HINT: Final = 300  # characters of a compiler's or verifier's message that are printed
-
-
-class Bpf(Protocol):
-    """The used part of bcc.BPF, which has no type annotations."""
-
-    RAW_TRACEPOINT: int
-    TRACEPOINT: int
-    KPROBE: int
-    funcs: dict[bytes, Any]
-
-    def __getitem__(self, table: bytes) -> Any: ...  # noqa: ANN401
-    def load_func(self, func_name: bytes, prog_type: int) -> object: ...  # noqa: D102
-    def attach_raw_tracepoint(self, *, tp: bytes, fn_name: bytes) -> object: ...  # noqa: D102
-    def detach_raw_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
-    def attach_tracepoint(self, *, tp: bytes, fn_name: bytes) -> object: ...  # noqa: D102
-    def detach_tracepoint(self, tp: bytes) -> object: ...  # noqa: D102
-    def attach_kprobe(self, *, event: bytes, fn_name: bytes) -> object: ...  # noqa: D102
-    def detach_kprobe(self, event: bytes) -> object: ...  # noqa: D102
-    def attach_kretprobe(self, *, event: bytes, fn_name: bytes) -> object: ...  # noqa: D102
-    def detach_kretprobe(self, event: bytes) -> object: ...  # noqa: D102
-    def cleanup(self) -> None: ...  # noqa: D102
+# A different version of one of these may compile differently.
+_COMPILERS: Final = ("libbcc", "libclang", "libLLVM", "libbpf")
 
 
-class CapturedText:
-    """The text that was written to file descriptor 2 while it was captured."""
+@dataclass(frozen=True)
+class Library:
+    """A file of the compiler. An update replaces it, so that its size or time changes."""
 
-    text = ""
-
-    def useful_line(self) -> str:
-        """The line with the reason: a compiler's first error, else the last line."""
-        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line.lower()]
-        # The verifier's last line has statistics; the reason is the line before it.
-        reasons = [line for line in lines if not line.startswith("processed ")]
-        chosen = errors[0] if errors else (reasons or [""])[-1]
-        return chosen[:_MAX_HINT]
+    path: str
+    n_bytes: int
+    changed_ns: int
 
 
-@contextmanager
-def captured_stderr() -> Iterator[CapturedText]:
-    """Capture file descriptor 2 of the whole process, because libbcc writes to it from C."""
-    captured = CapturedText()
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with os.fdopen(os.memfd_create("ipitrace-stderr"), "w+b") as sink:
-            os.dup2(sink.fileno(), 2)
-            try:
-                yield captured
-            finally:
-                os.dup2(kept, 2)
-                sink.seek(0)
-                captured.text = sink.read().decode("utf-8", "replace")
-    finally:
-        os.close(kept)
+@dataclass(frozen=True)
+class Compiled:
+    """An entry of the cache."""
 
-
-@contextmanager
-def _kernel_source(stubs: Path) -> Iterator[None]:
-    """Make bcc use `stubs` as the kernel's source tree."""
-    former = os.environ.get(_KERNEL_SOURCE)
-    os.environ[_KERNEL_SOURCE] = str(stubs)
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ[_KERNEL_SOURCE]
-        else:
-            os.environ[_KERNEL_SOURCE] = former
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Change to `folder`: bcc's compiler searches the current folder for headers first."""
-    former = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        os.chdir(folder)
-        yield
-    finally:
-        os.fchdir(former)
-        os.close(former)
+    compiler: tuple[Library, ...]
+    made: BpfObject
 
 
 @signals_deferred()
-def compile_programs(text: str, flags: list[str], directory: Path) -> Bpf:
-    """Compile `text` and create its maps; returns a bcc.BPF with nothing loaded or attached.
+def compile_programs(
+    text: str, flags: list[str], directory: Path, entries: Mapping[str, int] | None = None
+) -> Bpf:
+    """Compile `text`, or take the result of an earlier compilation, and create the maps.
 
-    Raises HostError. bcc changes the working directory during compilation.
+    Nothing is loaded or attached. The headers are in `directory`.
+    `entries` are the numbers of entries of the named maps, if they differ from the text's: the
+    result of a compilation does not depend on them. Raises HostError. bcc changes the working
+    directory during compilation.
     """
-    bcc = import_bcc()
-    stubs = directory / "stubs"
-    with captured_stderr() as captured, _kernel_source(stubs), _inside(stubs):
-        try:
-            return cast("Bpf", bcc.BPF(text=text.encode(), cflags=flags))
-        except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
-            failure = raised
-    line = captured.useful_line() or str(failure)
-    if "bpf map" in line.lower():
-        raise HostError(
-            "The kernel refused to create the maps for host events.",
-            f"ipitrace needs mappable BPF arrays (Linux 5.5) and memory for the rings; bcc: {line}",
-        ) from failure
-    raise HostError(
-        "The BPF programs do not compile with the installed bcc.",
-        f"Report this with `python3 -c 'import bcc; print(bcc.__version__)'`; bcc: {line}",
-    ) from failure
+    return Bpf(_compiled(text, flags, directory), entries)
 
 
-@signals_deferred()
-def load_programs(bpf: Bpf, planned: HookPlan) -> tuple[tuple[Probe, ...], dict[str, str]]:
-    """Load each program: the programs that the verifier accepts, and the reasons for the others.
+def _compiled(text: str, flags: list[str], directory: Path) -> BpfObject:
+    system = os.uname()
+    code = (bcc_compile.__file__, bpf_object.__file__)
+    key = key_of(code, text, flags, _headers(directory), system.release, system.version)
+    known = _known(key)
+    if known is not None:
+        return known
+    made = compile_with_bcc(text, flags, directory)
+    compiler = _libraries()
+    if compiler:
+        keep(key, asdict(Compiled(compiler, made)))
+    return made
 
-    Raises HostError if it accepts none.
-    """
-    types = {
-        "raw": bpf.RAW_TRACEPOINT,
-        "classic": bpf.TRACEPOINT,
-        "kprobe": bpf.KPROBE,
-        "kretprobe": bpf.KPROBE,
-    }
-    accepted: list[Probe] = []
-    refused: dict[str, str] = {}
-    for probe in planned.probes:
-        with captured_stderr() as captured:
-            try:
-                bpf.load_func(probe.function.encode(), types[probe.hook])
-                accepted.append(probe)
-                continue
-            except Exception as raised:  # noqa: BLE001  (bcc raises nothing narrower)
-                failure = str(raised)
-        refused[probe.event.name] = f"refused: {captured.useful_line() or failure}"
-    if not accepted:
-        raise HostError(
-            "The kernel refused every BPF program.",
-            next(iter(refused.values()), "There was no program to load."),
-        )
-    return tuple(accepted), refused
+
+def _known(key: str) -> BpfObject | None:
+    """The result of an earlier compilation with the same compiler."""
+    value = kept(key)
+    if value is None:
+        return None
+    try:
+        found = load(Compiled, value)
+        if not all(_library(one.path) == one for one in found.compiler):
+            return None
+        found.made.check()
+    except (ValueError, BpfObjectError):
+        return None
+    return found.made
+
+
+def _headers(directory: Path) -> list[tuple[str, str]]:
+    """The relative path and a digest of every header."""
+    return [
+        (str(path.relative_to(directory)), blake2b(path.read_bytes(), digest_size=16).hexdigest())
+        for path in sorted(directory.rglob("*.h"))
+    ]
+
+
+def _libraries() -> tuple[Library, ...]:
+    """The compiler's libraries in this process; () if they cannot be found."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return ()
+    paths = {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) > 5}  # noqa: PLR2004
+    ours = sorted(path for path in paths if Path(path).name.startswith(_COMPILERS))
+    found = tuple(one for path in ours if (one := _library(path)) is not None)
+    complete = len(found) == len(ours) and any("libbcc" in one.path for one in found)
+    return found if complete else ()
+
+
+def _library(path: str) -> Library | None:
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return Library(path, status.st_size, status.st_mtime_ns)

@@ -5,7 +5,6 @@ The memory, and the time to read the counts, do not grow with the number of even
 """
 
 import contextlib
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,13 @@ from ipitrace.host.access import require_initial_pid_namespace, require_trace_pr
 from ipitrace.tracer import kernel
 from ipitrace.tracer.attaching import (
     chosen_events,
-    detach_probe,
-    dispose,
     mapped,
     plan_for_this_kernel,
     recursion_misses,
     try_attach,
 )
-from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
+from ipitrace.tracer.compiler import compile_programs
+from ipitrace.tracer.loading import Bpf, load_programs
 from ipitrace.tracer.program import WATCH_SOURCES, Hook, Probe, source, watch_cflags
 
 EVENTS: Final = (
@@ -113,18 +111,23 @@ class Counting:
             watch_cflags(
                 planned,
                 directory,
-                n_slots=n_slots,
                 n_cells=n_cells,
-                n_strangers=n_strangers,
+                counts_strangers=n_strangers > 0,
             ),
             directory,
+            {
+                "cells": n_slots * n_cells,
+                "heads": n_slots,
+                "slot_of_tid": n_slots,
+                "strangers": n_strangers,
+            },
         )
         try:
             accepted, refused = load_programs(bpf, planned)
-            heads = mapped(bpf[b"heads"].map_fd, WATCH_HEAD, n_slots)
-            cells = mapped(bpf[b"cells"].map_fd, WATCH_CELL, n_slots * n_cells)
+            heads = mapped(bpf["heads"].map_fd, WATCH_HEAD, n_slots)
+            cells = mapped(bpf["cells"].map_fd, WATCH_CELL, n_slots * n_cells)
         except BaseException:
-            dispose(bpf)
+            bpf.close()
             raise
         left_out = {**planned.left_out, **refused}
         counting = cls(bpf, accepted, heads, cells.reshape(n_slots, n_cells), left_out)
@@ -162,11 +165,11 @@ class Counting:
         self._cells[slot] = 0
         self._former_heads[slot] = 0
         self._former[slot] = 0
-        self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)] = ctypes.c_uint(slot)
+        self._open_bpf()["slot_of_tid"][tid] = slot
 
     def take(self, tid: int) -> None:
         """Stop counting the events of thread `tid`."""
-        del self._open_bpf()[b"slot_of_tid"][ctypes.c_uint(tid)]
+        del self._open_bpf()["slot_of_tid"][tid]
 
     def read(self, slots: Sequence[int]) -> Counts:
         """The counts of these slots at the previous read, and now."""
@@ -203,11 +206,11 @@ class Counting:
         """
         if not self._counts_strangers:
             return {}
-        table = self._open_bpf()[b"strangers"]
+        table = self._open_bpf()["strangers"]
         found: dict[tuple[int, int], int] = {}
         for key in list(table.keys()):
             with contextlib.suppress(KeyError):  # the kernel has dropped it
-                found[key.value >> 32, key.value & 0xFFFFFFFF] = table[key].value
+                found[key >> 32, key & 0xFFFFFFFF] = table[key]
                 del table[key]
         return found
 
@@ -219,7 +222,7 @@ class Counting:
         """
         bpf = self._open_bpf()
         return {
-            probe.event.name: recursion_misses(bpf.funcs[probe.function.encode()].fd)
+            probe.event.name: recursion_misses(bpf.program_fd(probe.function))
             for probe in self._links
         }
 
@@ -227,7 +230,7 @@ class Counting:
         """The kernel's statistics of each attached program (fdinfo), by event."""
         bpf = self._open_bpf()
         return {
-            probe.event.name: Path(f"/proc/self/fdinfo/{bpf.funcs[probe.function.encode()].fd}")
+            probe.event.name: Path(f"/proc/self/fdinfo/{bpf.program_fd(probe.function)}")
             for probe in self._links
         }
 
@@ -238,11 +241,11 @@ class Counting:
         if bpf is None:
             return
         for probe in self._links:
-            detach_probe(bpf, probe)
+            bpf.detach(probe.function)
         self._links.clear()
         # A mapping keeps a descriptor of its map open.
         self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
-        dispose(bpf)
+        bpf.close()
 
     @signals_deferred()
     def _attach(self) -> None:

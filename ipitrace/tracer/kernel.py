@@ -3,12 +3,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from ipitrace.abi.events import TIDS_PER_CELL
+from ipitrace.base.loading import load
 from ipitrace.host.files import HOST, HostFiles
+from ipitrace.tracer import btf as btf_reader
 from ipitrace.tracer.btf import Arg, Btf, BtfError, tracepoint_args
+from ipitrace.tracer.cache import keep, kept, key_of
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column, parse_format
 from ipitrace.tracer.program import KernelOffer
@@ -20,18 +25,33 @@ _MOST_TIDS = 4 << 20  # PID_MAX_LIMIT, include/linux/threads.h
 _NO_NESTING_SINCE = (6, 1)
 
 
-def read_btf(directory: Path = BTF_DIR) -> list[Btf]:
-    """The BTF of KVM's modules if there are any, then vmlinux's.
+@dataclass(frozen=True)
+class _Found:
+    """What BTF tells about events, and the place of a thread's id in task_struct."""
 
-    Raises BtfError or OSError if vmlinux's cannot be read. A module without readable BTF is
-    ignored.
-    """
-    vmlinux = Btf.read(directory / "vmlinux")
-    found: list[Btf] = []
+    args: Mapping[str, tuple[Arg, ...]]
+    task_pid_offset: int | None
+
+
+def _blobs(directory: Path) -> list[bytes]:
+    """The readable BTF files: vmlinux's, then those of KVM's modules. Raises OSError."""
+    found = [(directory / "vmlinux").read_bytes()]
     for name in _MODULES:
         try:
-            found.append(Btf.read(directory / name, vmlinux))
-        except (OSError, BtfError):
+            found.append((directory / name).read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+def _parsed(blobs: list[bytes]) -> list[Btf]:
+    """KVM's modules, then vmlinux. Raises BtfError if vmlinux's BTF is not valid."""
+    vmlinux = Btf(blobs[0])
+    found: list[Btf] = []
+    for blob in blobs[1:]:
+        try:
+            found.append(Btf(blob, vmlinux))
+        except BtfError:
             continue
     return [*found, vmlinux]
 
@@ -57,22 +77,47 @@ def _args(btf: Btf, event: EventSpec) -> tuple[Arg, ...] | None:
 
 
 def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> KernelOffer:
-    """The BTF of `events`; an offer with the reason if there is no usable BTF."""
-    args: dict[str, tuple[Arg, ...]] = {}
+    """The BTF of `events`; an offer with the reason if there is no usable BTF.
+
+    The same BTF is searched for the same events once: the cache keeps the result.
+    """
     try:
-        blobs = read_btf(directory)
-        for event in events:
-            for btf in blobs:
-                found = _args(btf, event)
-                if found is not None:
-                    args[event.name] = found
-                    break
-        pid_offset = blobs[-1].member_offset("task_struct", "pid")
+        blobs = _blobs(directory)
+        digests = [blake2b(blob, digest_size=32).hexdigest() for blob in blobs]
+        key = key_of(
+            (__file__, btf_reader.__file__),
+            digests,
+            [(event.name, event.symbol) for event in events],
+        )
+        found = _known(key)
+        if found is None:
+            found = _search(events, _parsed(blobs))
+            keep(key, asdict(found))
     except OSError as error:
         return KernelOffer(no_args=f"the kernel has no BTF ({error.strerror})")
     except BtfError as error:
         return KernelOffer(no_args=f"the kernel's BTF is not valid ({error})")
-    return KernelOffer(args=args, task_pid_offset=pid_offset)
+    return KernelOffer(args=found.args, task_pid_offset=found.task_pid_offset)
+
+
+def _known(key: str) -> _Found | None:
+    value = kept(key)
+    try:
+        return None if value is None else load(_Found, value)
+    except ValueError:
+        return None
+
+
+def _search(events: Collection[EventSpec], blobs: list[Btf]) -> _Found:
+    """Raises BtfError."""
+    args: dict[str, tuple[Arg, ...]] = {}
+    for event in events:
+        for btf in blobs:
+            found = _args(btf, event)
+            if found is not None:
+                args[event.name] = found
+                break
+    return _Found(args, blobs[-1].member_offset("task_struct", "pid"))
 
 
 def classic_columns(events: Collection[EventSpec], tracefs: Path) -> dict[str, dict[str, Column]]:

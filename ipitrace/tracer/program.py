@@ -71,6 +71,14 @@ class Probe:
         """The BPF program's name."""
         return f"probe_{self.event.name}"
 
+    @property
+    def target(self) -> str:
+        """What the program is attached to: a tracepoint or a function."""
+        event = self.event
+        return event.symbol or (
+            f"{event.category}:{event.name}" if self.hook == "classic" else event.name
+        )
+
 
 @dataclass(frozen=True)
 class HookPlan:
@@ -86,21 +94,6 @@ class HookPlan:
     def n_rings(self) -> int:
         """The number of rows that have a ring."""
         return sum(probe.event.recorded for probe in self.probes)
-
-
-@dataclass(frozen=True)
-class Size:
-    """The sizes of a tracer's maps.
-
-    Attributes:
-        n_vcpus: of the traced VM.
-        slots_per_ring: records of one event of one vCPU between two drains; a power of two.
-        n_tids: thread ids are below this; a multiple of abi.events.TIDS_PER_CELL.
-    """
-
-    n_vcpus: int
-    slots_per_ring: int
-    n_tids: int
 
 
 def _named(args: tuple[Arg, ...], prototypes: Sequence[str]) -> tuple[Arg, ...] | None:
@@ -212,15 +205,13 @@ def source(planned: HookPlan, directory: Path, files: Sequence[str] = SOURCES) -
     return "".join(parts)
 
 
-def cflags(planned: HookPlan, directory: Path, size: Size) -> list[str]:
-    """The flags that configure the translation unit for this kernel and this VM."""
+def cflags(planned: HookPlan, directory: Path, *, slots_per_ring: int) -> list[str]:
+    """The flags that configure the translation unit for this kernel."""
     flags = [
         f"-I{directory}",
-        f"-DN_VCPUS={size.n_vcpus}",
         f"-DN_ROWS={len(planned.probes)}",
         f"-DN_RINGS={planned.n_rings}",
-        f"-DN_SLOTS={size.slots_per_ring}",
-        f"-DN_TIDS={size.n_tids}",
+        f"-DN_SLOTS={slots_per_ring}",
         *(f"-DROW_{probe.event.name}={row}" for row, probe in enumerate(planned.probes)),
     ]
     if planned.can_nest:
@@ -229,12 +220,12 @@ def cflags(planned: HookPlan, directory: Path, size: Size) -> list[str]:
 
 
 def watch_cflags(
-    planned: HookPlan, directory: Path, *, n_slots: int, n_cells: int, n_strangers: int
+    planned: HookPlan, directory: Path, *, n_cells: int, counts_strangers: bool
 ) -> list[str]:
     """The flags that configure the programs that only count."""
-    flags = [f"-I{directory}", f"-DN_SLOTS={n_slots}", f"-DN_CELLS={n_cells}"]
-    if n_strangers:
-        flags.append(f"-DN_STRANGERS={n_strangers}")
+    flags = [f"-I{directory}", f"-DN_CELLS={n_cells}"]
+    if counts_strangers:
+        flags.append("-DSTRANGERS")
     return flags + hook_flags(planned)
 
 

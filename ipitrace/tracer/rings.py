@@ -24,10 +24,11 @@ class RingReader:
         """
         self._slots = slots
         self._heads = heads
-        n_vcpus, n_rings, self._n_slots = slots.shape
+        n_vcpus, n_rings, self.n_slots = slots.shape
         self._ring_heads = heads[:, :n_rings]["written"]
         self._read: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
         self.lost: NDArray[np.uint64] = np.zeros((n_vcpus, n_rings), np.uint64)
+        self.fullest = 0  # the most records that a ring had when drain() was last called
 
     def seen(self) -> NDArray[np.uint64]:
         """Number of events, recorded or only counted, (n_vcpus, n_rows)."""
@@ -46,14 +47,15 @@ class RingReader:
         records are returned; the others are lost.
         """
         heads = np.array(self._ring_heads)
+        self.fullest = int((heads - self._read).max(initial=0))
         news: list[tuple[int, int, NDArray[np.void]]] = []
         for vcpu, ring in np.argwhere(heads != self._read).tolist():
             start, end = int(self._read[vcpu, ring]), int(heads[vcpu, ring])
-            first = max(start, end - self._n_slots)
+            first = max(start, end - self.n_slots)
             records = self._copy(self._slots[vcpu, ring], first, end)
             # The writer continued during the copy: it has replaced, or is replacing, every record
             # that is more than n_slots - 1 behind its present position.
-            valid_from = int(self._ring_heads[vcpu, ring]) + 1 - self._n_slots
+            valid_from = int(self._ring_heads[vcpu, ring]) + 1 - self.n_slots
             if valid_from > first:
                 records = records[valid_from - first :]
             if most is not None:
@@ -69,7 +71,7 @@ class RingReader:
         """A copy of the records from `first` up to `end`, at most n_slots of them."""
         if first == end:
             return np.empty(0, RING_EVENT)
-        left, right = first % self._n_slots, end % self._n_slots
+        left, right = first % self.n_slots, end % self.n_slots
         if left < right:
             return ring[left:right].copy()
         return np.concatenate((ring[left:], ring[:right]))

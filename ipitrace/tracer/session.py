@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tracer of one VM: load once, then attach, drain and detach repeatedly."""
 
-import ctypes
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,32 +9,29 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.events import HOST_EVENT, RING_EVENT, RING_HEAD, TIDS_PER_CELL
+from ipitrace.abi.events import HOST_EVENT, RING_EVENT, RING_HEAD, TIDS_PER_CELL, VCPU_OF_TID
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.attaching import (
     chosen_events,
-    detach_probe,
-    dispose,
     mapped,
     plan_for_this_kernel,
     recursion_misses,
     try_attach,
 )
-from ipitrace.tracer.compiler import Bpf, compile_programs, load_programs
+from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.events import EVENTS, EventSpec
 from ipitrace.tracer.kernel import n_tids
-from ipitrace.tracer.program import Hook, HookPlan, Probe, Size, cflags, source
+from ipitrace.tracer.loading import Bpf, load_programs
+from ipitrace.tracer.program import Hook, HookPlan, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
+from ipitrace.tracer.sizes import ring_slots
 from ipitrace.words.events import NR_KINDS
 
 MOST_EVENTS: Final = 16_000_000
 """The default limit of events between two calls of take(): about 400 MB."""
-
-_CELL: Final = np.dtype([("vcpu_plus_1", "u2", (TIDS_PER_CELL,))])
-_PROCESS: Final = np.dtype([("tgid", "u4"), ("pad", "u4")])  # elements are 8 bytes apart
 
 
 @dataclass(frozen=True)
@@ -71,13 +67,12 @@ class _Maps:
     vcpu_of_tid: NDArray[np.uint16]
 
 
-def _map(bpf: Bpf, planned: HookPlan, size: Size, pid: int) -> _Maps:
-    shape = (size.n_vcpus, max(planned.n_rings, 1), size.slots_per_ring)
-    slots = mapped(bpf[b"slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
-    heads = mapped(bpf[b"heads"].map_fd, RING_HEAD, size.n_vcpus * len(planned.probes))
-    heads = heads.reshape(size.n_vcpus, -1)
-    cells = mapped(bpf[b"vcpu_of_tid"].map_fd, _CELL, size.n_tids // TIDS_PER_CELL)
-    mapped(bpf[b"process"].map_fd, _PROCESS, 1)["tgid"] = pid
+def _map(bpf: Bpf, planned: HookPlan, n_vcpus: int, slots_per_ring: int) -> _Maps:
+    shape = (n_vcpus, max(planned.n_rings, 1), slots_per_ring)
+    slots = mapped(bpf["slots"].map_fd, RING_EVENT, shape[0] * shape[1] * shape[2])
+    heads = mapped(bpf["heads"].map_fd, RING_HEAD, n_vcpus * len(planned.probes))
+    heads = heads.reshape(n_vcpus, -1)
+    cells = mapped(bpf["vcpu_of_tid"].map_fd, VCPU_OF_TID, n_tids() // TIDS_PER_CELL)
     reader = RingReader(slots.reshape(shape)[:, : planned.n_rings], heads)
     return _Maps(heads, reader, cells["vcpu_plus_1"].reshape(-1))
 
@@ -110,6 +105,7 @@ class Tracer:
         self._last_losses: TraceLosses
         self._last_unattributed: dict[str, int]
         self._n_vcpus = len(maps.heads)
+        self.slots_per_ring = maps.reader.n_slots
         self.left_out: dict[str, str] = {}
         self.load_s = 0.0
         self.attach_s = 0.0
@@ -121,18 +117,17 @@ class Tracer:
         *,
         pid: int,
         n_vcpus: int,
-        slots_per_ring: int = 16384,
+        slots_per_ring: int | None = None,
         only: Collection[str] | None = None,
         events: tuple[EventSpec, ...] = EVENTS,
     ) -> Self:
-        """Compile and load for process `pid` without attaching.
+        """Load for process `pid` without attaching.
 
         `slots_per_ring` (a power of two) limits the records of one event of one vCPU between two
-        drains; a slot is 24 bytes. `events` are those to trace, `only` names some of them.
+        drains; a slot is 24 bytes. By default ring_slots() chooses it. `events` are those to
+        trace, `only` names some of them.
         Raises HostError if BPF cannot be used, UsageError for unknown names.
         """
-        if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
-            raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         started_s = time.perf_counter()
         chosen = chosen_events(only, events)
         require_trace_privilege()
@@ -144,18 +139,27 @@ class Tracer:
                 "; ".join(f"{name}: {why}" for name, why in planned.left_out.items())
                 or "Choose at least one event.",
             )
+        if slots_per_ring is None:
+            slots_per_ring = ring_slots(n_vcpus, planned.n_rings)
+        if slots_per_ring < 2 or slots_per_ring & (slots_per_ring - 1):  # noqa: PLR2004
+            raise ValueError(f"slots_per_ring is not a power of two: {slots_per_ring}")
         directory = resources.bpf_dir()
-        size = Size(n_vcpus, slots_per_ring, n_tids())
         bpf = compile_programs(
             source(planned, directory),
-            cflags(planned, directory, size),
+            cflags(planned, directory, slots_per_ring=slots_per_ring),
             directory,
+            {
+                "slots": n_vcpus * max(planned.n_rings, 1) * slots_per_ring,
+                "heads": n_vcpus * len(planned.probes),
+                "vcpu_of_tid": n_tids() // TIDS_PER_CELL,
+            },
         )
         try:
+            bpf["our_process"][0] = pid
             accepted, refused = load_programs(bpf, planned)
-            maps = _map(bpf, planned, size, pid)
+            maps = _map(bpf, planned, n_vcpus, slots_per_ring)
         except BaseException:
-            dispose(bpf)
+            bpf.close()
             raise
         tracer = cls(bpf, accepted, planned.probes, maps)
         tracer.left_out = {**planned.left_out, **refused}
@@ -227,7 +231,7 @@ class Tracer:
         bpf = self._open_bpf()
         started_s = time.perf_counter()
         for probe in self._links.values():
-            detach_probe(bpf, probe)
+            bpf.detach(probe.function)
         self._links.clear()
         self.detach_s = time.perf_counter() - started_s
 
@@ -251,9 +255,9 @@ class Tracer:
         """
         if self._reader is None:
             return self._last_unattributed.copy()
-        per_cpu = self._open_bpf()[b"unattributed"]
+        per_cpu = self._open_bpf()["unattributed"]
         return {
-            probe.event.name: sum(per_cpu[ctypes.c_int(row)])
+            probe.event.name: per_cpu[row]
             for row, probe in enumerate(self._rows)
             if probe.event.any_context
         }
@@ -265,12 +269,17 @@ class Tracer:
         """
         self._most = self._room = events
 
-    def drain(self) -> None:
-        """Copy new records out of the rings; to be called about every 20 ms."""
-        if self._reader is not None:
-            news = self._reader.drain(self._room)
-            self._room -= sum(len(records) for _, _, records in news)
-            self._drained += news
+    def drain(self) -> int:
+        """Copy new records out of the rings; to be called as often as DrainPace says.
+
+        Returns the most new records of one ring.
+        """
+        if self._reader is None:
+            return 0
+        news = self._reader.drain(self._room)
+        self._room -= sum(len(records) for _, _, records in news)
+        self._drained += news
+        return self._reader.fullest
 
     def take(self) -> NDArray[np.void]:
         """Every event drained since the last call, as HOST_EVENT sorted by ts_ns."""
@@ -297,7 +306,7 @@ class Tracer:
         misses: dict[str, int | None] = {}
         for probe in self._probes:
             name = probe.event.name
-            missed = recursion_misses(self._open_bpf().funcs[probe.function.encode()].fd)
+            missed = recursion_misses(self._open_bpf().program_fd(probe.function))
             misses[name] = None if missed is None else missed + int(nested[row_of[name]])
         return TraceLosses(
             {
@@ -318,7 +327,7 @@ class Tracer:
         self.detach()
         self._reader = self._maps = None
         bpf, self._bpf = self._open_bpf(), None
-        dispose(bpf)
+        bpf.close()
 
     def _open_maps(self) -> _Maps:
         if self._maps is None:

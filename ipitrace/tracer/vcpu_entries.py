@@ -8,13 +8,14 @@ from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
-from ipitrace.tracer.attaching import dispose
-from ipitrace.tracer.compiler import Bpf, captured_stderr, compile_programs
+from ipitrace.tracer.bpf_links import ProgramRefusedError
+from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.formats import parse_format
+from ipitrace.tracer.loading import Bpf
 from ipitrace.tracer.tracefs import ensure_tracefs
 
 _SOURCE: Final = "vcpu_entries.bpf.c"
-_FUNCTION: Final = b"entered"
+_FUNCTION: Final = "entered"
 _DURATION_S: Final = 0.1  # a vCPU that never idles still exits for the host's timer tick
 
 
@@ -52,19 +53,16 @@ def entering_threads(
 
 @signals_deferred()
 def _observe(bpf: Bpf, tracepoint: str, duration_s: float) -> dict[int, int]:
-    full_name = f"kvm:{tracepoint}".encode()
     try:
-        with captured_stderr() as captured:
-            try:
-                bpf.load_func(_FUNCTION, bpf.TRACEPOINT)
-                bpf.attach_tracepoint(tp=full_name, fn_name=_FUNCTION)
-            except Exception as raised:
-                failure = captured.useful_line() or str(raised)
-                raise HostError(f"{tracepoint} cannot be attached: {failure}", "") from raised
+        try:
+            bpf.load(_FUNCTION, "classic")
+            bpf.attach(_FUNCTION, f"kvm:{tracepoint}")
+        except (ProgramRefusedError, OSError) as error:
+            raise HostError(f"{tracepoint} cannot be attached: {error}", "") from error
         try:
             time.sleep(duration_s)
         finally:
-            bpf.detach_tracepoint(full_name)
-        return {tid.value: vcpu.value for tid, vcpu in bpf[b"vcpu_of_tid"].items()}
+            bpf.detach(_FUNCTION)
+        return dict(bpf["vcpu_of_tid"].items())
     finally:
-        dispose(bpf)
+        bpf.close()

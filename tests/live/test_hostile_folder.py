@@ -191,6 +191,7 @@ compile_programs(text, [], bpf_dir())
 """
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.live
 def test_the_compiler_of_bpf_programs_takes_no_header_from_here(folder: Folder) -> None:
     for name in HEADERS:
@@ -202,6 +203,7 @@ def test_the_compiler_of_bpf_programs_takes_no_header_from_here(folder: Folder) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.live
 def test_tracing_takes_nothing_from_here(with_package: Folder, tmp_path: Path) -> None:
     """bcc and its compiler, too."""

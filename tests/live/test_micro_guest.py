@@ -253,6 +253,23 @@ def test_the_hooks_are_called() -> None:
     assert 0 <= ticks[-1] <= WARMUP + 100
 
 
+def test_a_tick_chooses_the_time_of_the_next() -> None:
+    def ticks(pause_s: float | None) -> int:
+        called: list[int] = []
+
+        def tick(sent: int) -> float | None:
+            called.append(sent)
+            return pause_s
+
+        storm_of("unicast-blocked", hooks=Hooks(tick=tick), count=300)
+        assert called[0] == 0, "before the vCPUs run"
+        return len(called)
+
+    assert ticks(60.0) == 1
+    usual = ticks(None)
+    assert 1 < usual < ticks(0.001)
+
+
 def processor_of(tid: int) -> int:
     """Field 39 of /proc/PID/stat: the CPU it ran on last."""
     return int(Path(f"/proc/self/task/{tid}/stat").read_text().rpartition(")")[2].split()[36])

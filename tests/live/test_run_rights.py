@@ -108,6 +108,7 @@ def wrong_bcc(tmp_path: Path) -> Path:
     return package.parent
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.live("kvm", "root")
 def test_without_bcc_one_cannot_trace(without_bcc: str, tmp_path: Path) -> None:
     done = ipi("run", *FEW, cwd=tmp_path, through=privately(without_bcc))
@@ -115,6 +116,7 @@ def test_without_bcc_one_cannot_trace(without_bcc: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.live("kvm", "root")
 def test_without_bcc_one_can_measure(without_bcc: str, tmp_path: Path) -> None:
     through = privately(without_bcc)
@@ -123,12 +125,14 @@ def test_without_bcc_one_can_measure(without_bcc: str, tmp_path: Path) -> None:
     run_json(tmp_path / "here")
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.live("kvm", "root")
 def test_the_wrong_bcc_alone(without_bcc: str, wrong_bcc: Path, tmp_path: Path) -> None:
     done = ipi("run", *FEW, cwd=tmp_path, through=privately(without_bcc), env=importing(wrong_bcc))
     assert_told(done, ExitCode.ENVIRONMENT, "bcc", "PyPI's bcc is an unrelated package")
 
 
+@pytest.mark.usefixtures("fresh_cache")
 def test_the_wrong_bcc_before_the_right_one(wrong_bcc: Path, tmp_path: Path) -> None:
     done = ipi("run", *FEW, "-o", "here", cwd=tmp_path, env=importing(wrong_bcc))
     assert_fine(done)

@@ -18,10 +18,10 @@ from workers import Witness, Worker, nap
 from ipitrace.abi.events import HOST_EVENT
 from ipitrace.base.errors import HostError
 from ipitrace.correlate.switches import Switches, count_switches
-from ipitrace.tracer import Tracer, attaching, kernel, session
+from ipitrace.tracer import Tracer, attaching, bpf_links, kernel
 from ipitrace.tracer.btf import Arg
-from ipitrace.tracer.events import EVENTS
-from ipitrace.tracer.program import KernelOffer, Probe
+from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
+from ipitrace.tracer.program import KernelOffer
 from ipitrace.words.events import NR_KINDS, Kind
 
 pytestmark = pytest.mark.live("root", "bpf")
@@ -351,32 +351,45 @@ def probes_on_libc(
 
     `places`: event name to the C library's function and what BTF would say its arguments are.
     """
-    libc = next(
-        line.split()[-1]
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if "/libc.so" in line
-    ).encode()
-    attach, detach = attaching.attach_probe, session.detach_probe
+    symbols = {
+        EVENT_BY_NAME[name].symbol: getattr(ctypes.CDLL(None), place[0])
+        for name, place in places.items()
+    }
     args = {name: args for name, (_, args) in places.items() if args}
 
-    def on_libc(bpf: Any, probe: Probe, verb: str) -> bool:
-        if probe.event.name not in places:
-            return False
-        kind = "uretprobe" if probe.hook == "kretprobe" else "uprobe"
-        where = {"name": libc, "sym": places[probe.event.name][0].encode(), "pid": os.getpid()}
-        if verb == "attach":
-            where["fn_name"] = probe.function.encode()
-        getattr(bpf, f"{verb}_{kind}")(**where)
-        return True
+    def on_libc(symbol: str, hook: str) -> int:
+        return open_uprobe(symbols[symbol], returns=hook == "kretprobe")
 
     monkeypatch.setattr(kernel, "function_offer", lambda symbols: (frozenset(symbols), {}))
     monkeypatch.setattr(kernel, "raw_offer", lambda _: KernelOffer(args=args))
-    monkeypatch.setattr(
-        attaching, "attach_probe", lambda b, p: on_libc(b, p, "attach") or attach(b, p)
+    monkeypatch.setattr(bpf_links, "_function", on_libc)
+
+
+def open_uprobe(function: Any, *, returns: bool) -> int:
+    """A perf event for each call of a function by this process, or for each return from it."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, _, _, *path = line.split(maxsplit=5)
+        start, end = (int(word, 16) for word in span.split("-"))
+        if start <= address < end:
+            break
+    devices = Path("/sys/bus/event_source/devices/uprobe")
+    bit = int((devices / "format/retprobe").read_text().partition(":")[2])
+    name = ctypes.create_string_buffer(path[0].encode())
+    attr = bpf_links._PerfEventAttr(
+        type=int((devices / "type").read_text()),
+        size=ctypes.sizeof(bpf_links._PerfEventAttr),
+        config=1 << bit if returns else 0,
+        sample_period=1,
+        wakeup_events=1,
+        config1=ctypes.addressof(name),
+        config2=address - start + int(offset, 16),
     )
-    monkeypatch.setattr(
-        session, "detach_probe", lambda b, p: on_libc(b, p, "detach") or detach(b, p)
-    )
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    fd: int = syscall(298, ctypes.byref(attr), os.getpid(), -1, -1, ctypes.c_ulong(8))
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    return fd
 
 
 def test_the_programs_of_functions(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from host_state import open_descriptors
 
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError, UsageError
-from ipitrace.tracer import Tracer, attaching, kernel
+from ipitrace.tracer import Tracer, kernel
 from ipitrace.tracer.btf import Arg
-from ipitrace.tracer.compiler import compile_programs, load_programs
+from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
-from ipitrace.tracer.program import HookPlan, KernelOffer, Size, cflags, plan, source
+from ipitrace.tracer.loading import load_programs
+from ipitrace.tracer.program import HookPlan, KernelOffer, cflags, plan, source
 from ipitrace.tracer.tracefs import MOUNT_POINTS, find_tracefs
 
 pytestmark = pytest.mark.live("root", "bpf")
@@ -28,14 +29,14 @@ TRACEFS = Path(__file__).parents[1] / "data" / "tracefs"
 def compile_and_load(a_plan: HookPlan) -> None:
     """Have bcc compile the program and the verifier accept it; nothing is attached."""
     directory = resources.bpf_dir()
-    flags = cflags(a_plan, directory, Size(2, 64, 32768))
+    flags = cflags(a_plan, directory, slots_per_ring=64)
     bpf = compile_programs(source(a_plan, directory), flags, directory)
     try:
         accepted, refused = load_programs(bpf, a_plan)
         assert refused == {}
         assert accepted == a_plan.probes
     finally:
-        attaching.dispose(bpf)
+        bpf.close()
 
 
 LAYOUTS = sorted(path for path in TRACEFS.iterdir() if path.is_dir())
@@ -110,7 +111,7 @@ def test_a_program_the_verifier_refuses() -> None:
             load_programs(bpf, plan([EVENT_BY_NAME["kvm_eoi"]], offer))
         assert "invalid" in raised.value.hint
     finally:
-        bpf.cleanup()
+        bpf.close()
 
 
 def test_maps_that_do_not_fit() -> None:

@@ -200,9 +200,9 @@ class LinuxGuest:
         before, _ = self._tscs()
         tick = _every(_CHECK_S, self._check_vm)
 
-        def each_tick() -> None:
-            hooks.tick(0)
+        def each_tick() -> float | None:
             tick()
+            return hooks.tick(0)
 
         try:
             done = self.shell.run(

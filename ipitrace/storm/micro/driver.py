@@ -155,9 +155,9 @@ class MicroGuest:
 def _with_heartbeat(hooks: Hooks, preempting: preemptor.Preemptor) -> Hooks:
     """The same hooks, with a heartbeat for the preempting process on each tick."""
 
-    def tick(sent: int) -> None:
+    def tick(sent: int) -> float | None:
         preempting.heartbeat()
-        hooks.tick(sent)
+        return hooks.tick(sent)
 
     return replace(hooks, tick=tick)
 

@@ -151,9 +151,10 @@ class Machine:
                 _start(threads)
                 hooks.threads_known([thread.wait_for_tid() for thread in threads])
                 self._hooks = hooks
+                pause_s = hooks.tick(0) or _TICK_S
                 for thread in threads:
                     thread.go.set()
-                self._watch(hooks, silence_s + _HANG_GRACE_S, longest_s)
+                self._watch(hooks, pause_s, silence_s + _HANG_GRACE_S, longest_s)
                 hooks.over()
             finally:
                 self._stop(threads)
@@ -162,13 +163,13 @@ class Machine:
         self._raise_on_failure(silence_s + _HANG_GRACE_S, longest_s)
         return self._collect(warmup)
 
-    def _watch(self, hooks: Hooks, silence_s: float, longest_s: float) -> None:
+    def _watch(self, hooks: Hooks, pause_s: float, silence_s: float, longest_s: float) -> None:
         """Wait for the end of the storm; the guest's own reports can only shorten the wait."""
         most, since = -1, time.monotonic()
         deadline_s = since + longest_s
-        while not self._ends_within(_TICK_S):
+        while not self._ends_within(pause_s):
             sent = min(int(self.memory.status()["sent"]), self._total)
-            hooks.tick(sent)
+            pause_s = hooks.tick(sent) or _TICK_S
             now_s = time.monotonic()
             if sent > most:
                 most, since = sent, now_s

@@ -23,7 +23,7 @@ class LocalShell:
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         limit_bytes: int = limits.TEXT_BYTES,
-        tick: Callable[[], None] = nothing,
+        tick: Callable[[], float | None] = nothing,
     ) -> Finished:
         """As Shell.run."""
         return run_bounded(

@@ -74,7 +74,7 @@ class QgaShell:
         *,
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
-        tick: Callable[[], None] = lambda: None,
+        tick: Callable[[], float | None] = lambda: None,
         limit_bytes: int = limits.TEXT_BYTES,
     ) -> Finished:
         """As Shell.run."""
@@ -107,15 +107,14 @@ class QgaShell:
         return Finished(ended.exitcode, stdout, stderr.decode(errors="replace").strip())
 
     def _wait(
-        self, pid: int, command: Sequence[str], timeout_s: float, tick: Callable[[], None]
+        self, pid: int, command: Sequence[str], timeout_s: float, tick: Callable[[], float | None]
     ) -> _Ended:
         started_s = time.monotonic()
         pause_s = _FIRST_POLL_S
         while True:
             poll_s = time.monotonic() + pause_s
             while time.monotonic() < poll_s:
-                tick()
-                time.sleep(TICK_S)
+                time.sleep(tick() or TICK_S)
             pause_s = min(2 * pause_s, _POLL_S)
             ended = _ended(self.agent, pid)
             if ended is not None:

@@ -31,7 +31,7 @@ class Shell(Protocol):
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         limit_bytes: int = limits.TEXT_BYTES,
-        tick: Callable[[], None] = nothing,
+        tick: Callable[[], float | None] = nothing,
     ) -> Finished:
         """Run `command` in the guest as root and wait for its end.
 
@@ -40,7 +40,8 @@ class Shell(Protocol):
             stdin: its complete standard input.
             timeout_s: the limit for the complete run.
             limit_bytes: the limit of its output, and of the memory used for it.
-            tick: is called about every 20 ms. If it raises, the command is ended.
+            tick: is called repeatedly; returns the seconds until the next call, or None for
+                20 ms. If it raises, the command is ended.
 
         Raises:
             HostError: the guest cannot be reached any more, or the command took longer

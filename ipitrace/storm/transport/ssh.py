@@ -152,7 +152,7 @@ class SshShell:
         stdin: bytes = b"",
         timeout_s: float = QUICK_S,
         limit_bytes: int = limits.TEXT_BYTES,
-        tick: Callable[[], None] = nothing,
+        tick: Callable[[], float | None] = nothing,
     ) -> Finished:
         """As Shell.run."""
 
@@ -162,9 +162,9 @@ class SshShell:
                 with contextlib.suppress(HostError):
                     self._session(["kill", number], timeout_s=_ENDING_S)
 
-        def each_tick() -> None:
+        def each_tick() -> float | None:
             self.master.exchange(0)  # its error messages
-            tick()
+            return tick()
 
         done = self._session(
             [*_PRINTING_PID, *command],
@@ -189,7 +189,7 @@ class SshShell:
         timeout_s: float,
         limit_bytes: int = limits.TEXT_BYTES,
         stdin: bytes = b"",
-        tick: Callable[[], None] = nothing,
+        tick: Callable[[], float | None] = nothing,
         give_up: Callable[[str], None] = lambda _stderr: None,
     ) -> Finished:
         words = command if self.root else (*_AS_ROOT, *command)

@@ -15,7 +15,7 @@ DOOR = "base/console.py"
 # The descriptors 1 and 2 themselves, before there is anything to say.
 STARTS = "cli.py"
 OTHERS = {
-    "tracer/compiler.py": "flushes, to capture what a C library writes to descriptor 2",
+    "tracer/bcc_compile.py": "flushes, to capture what a C library writes to descriptor 2",
     "host/guard.py": "a process of its own, which becomes another program",
     "recording/decoder.py": "a process of its own, which answers into a pipe",
     "storm/micro/preemptor_process.py": "a process of its own, which answers into a pipe",

@@ -127,6 +127,22 @@ def test_an_error_while_it_is_waited_for_ends_it() -> None:
     assert running(SLEEPER) == []
 
 
+def test_a_tick_chooses_the_time_of_the_next() -> None:
+    def ticks(pause_s: float | None) -> int:
+        called: list[None] = []
+
+        def tick() -> float | None:
+            called.append(None)
+            return pause_s
+
+        sh("sleep 0.5", tick=tick)
+        return len(called)
+
+    assert ticks(60.0) == 1
+    usual = ticks(None)
+    assert 1 < usual < ticks(0.001)
+
+
 def test_a_folder_is_private_and_goes_with_the_program(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     script = f'touch {folder}/s; stat -c %a "$1"'

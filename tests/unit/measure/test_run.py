@@ -82,6 +82,7 @@ class ScriptedTracer:
     attach_s: float = 0.25
     hooks: dict[str, str] = field(default_factory=lambda: {"kvm_apic_ipi": "raw"})
     left_out: dict[str, str] = field(default_factory=dict)
+    slots_per_ring: int = 65_536
 
     def attach(self, *, counting_only: bool) -> None:
         self.attached.append("counting" if counting_only else "full")
@@ -99,7 +100,9 @@ class ScriptedTracer:
         return np.zeros(0, HOST_EVENT)
 
     def set_vcpu_threads(self, _tids: object) -> None: ...
-    def drain(self) -> None: ...
+    def drain(self) -> int:
+        return 0
+
     def keep_at_most(self, _n: int) -> None: ...
 
 
