@@ -8,7 +8,7 @@ of this tracepoint.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +98,8 @@ def stages_of(
         found[Stage.WAKEUP] = _first(way, "kvm_vcpu_wakeup")
         found[Stage.INJECT] = _first(way, "kvm_inj_virq")
         found[Stage.TARGET_ENTRY] = _last(way, "kvm_entry")
-        to_inject = way[: min(_index(way, "kvm_inj_virq"), _index(way, "kvm_entry"))]
+        ends = [i for i, s in enumerate(way) if s.name == "kvm_entry"][-1:]
+        to_inject = way[: min(_index(way, "kvm_inj_virq"), *ends, len(way))]
         found[Stage.TARGET_EXIT] = _first(to_inject, "kvm_exit")
     return {stage: tsc for stage, tsc in found.items() if tsc is not None}
 
