@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m lab.truth`: the true times of an IPI's stages, on the emulated Intel host.
 
-The emulator stamps the places of the kernel's tracepoints, to which nothing is attached. It
-can also make functions of the kernel take longer.
+The emulator stamps the places of the kernel's tracepoints, while nothing is attached to them.
+It can also make functions of the kernel take longer.
 """
 
 import argparse
@@ -41,6 +41,11 @@ def main() -> int:
         help="make a function of the host's kernel take longer",
     )
     parser.add_argument(
+        "--traced",
+        action="store_true",
+        help="trace the run; the true times are those of the repetitions in mode off",
+    )
+    parser.add_argument(
         "--unstamped", action="store_true", help="the same run without stamps and holds"
     )
     parser.add_argument("--wheel", type=Path, help="default: built from the checkout")
@@ -49,10 +54,9 @@ def main() -> int:
     asked = parser.parse_args()
     output = (asked.output or cache_dir() / "results" / "truth").resolve()
     scenarios = asked.scenario or list(DEFAULT_SCENARIOS)
-    options = ["--count", str(asked.count), *asked.more]
-    for name in scenarios:
-        options += ["--scenario", name]
-    command = truth_job(options, dict(asked.hold))
+    options = [word for name in scenarios for word in ("--scenario", name)]
+    options += [] if asked.traced else ["--no-trace"]
+    command = truth_job(["--count", str(asked.count), *options, *asked.more], dict(asked.hold))
     files = {_INSIDE.name: _INSIDE}
     request = Request(rootfs.SUITE, command, (), output, asked.wheel, files=files)
     try:
@@ -83,6 +87,8 @@ def truth_job(options: Sequence[str], holds: Mapping[str, int]) -> str:
 
 def _hold(text: str) -> tuple[str, int]:
     name, _, ticks = text.partition("=")
+    if not name or not ticks.isascii() or not ticks.isdecimal():
+        raise argparse.ArgumentTypeError(f"not FUNCTION=TICKS: {text}")
     return name, int(ticks)
 
 

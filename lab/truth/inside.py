@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs inside the Intel host: tells the emulator where the kernel's tracepoints are.
 
-Usage: inside.py PLACES HOLDS, both JSON: the names of the tracepoints to stamp, and the
-function that is to take longer, to the number of ticks. Prints the places as JSON.
+Usage: inside.py TRACEPOINTS HOLDS, both JSON: a list of names, and an object of functions that
+are to take longer, with the number of ticks. Prints the places as JSON.
 
 A tracepoint is a static branch: include/linux/jump_label.h lists its places in the section
 __jump_table of the kernel and of each module. While nothing is attached, a place holds a NOP
@@ -28,9 +28,9 @@ NOPS = (bytes.fromhex("0f1f440000"), bytes.fromhex("6690"))
 _MODULES = ("kvm", "kvm_intel")
 _ENTRY = struct.Struct("<iiq")  # struct jump_entry: code, target, key, relative to themselves
 _KEY_OFFSET = 8  # struct tracepoint: const char *name; struct static_key key
-_KEY_FLAGS = 3  # of the low bits of jump_entry.key; JUMP_TYPE_LINKED is not among these
-_INIT_CODE = 2  # the kernel has freed it
-_BEFORE_ENTRY = 16  # bytes: ENDBR64 or its replacement comes before the NOP
+_KEY_FLAGS = 3  # the low bits of jump_entry.key
+_INIT_CODE = 2  # one of them: the kernel has freed the code
+_ENTRY_BYTES = 16  # of a function, with the NOP: ENDBR64 or its replacement may come before it
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Place:
     hold_ticks: int
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """The host's kernel is not as expected; the message is for the user."""
 
 
@@ -71,12 +71,12 @@ class Memory:
         """Some bytes of the kernel's memory.
 
         Raises:
-            Unfit: they are not readable.
+            UnfitError: they are not readable.
         """
         for start, length, offset in self._segments:
             if start <= address and address + size <= start + length:
                 return os.pread(self._fd, size, offset + address - start)
-        raise Unfit(f"/proc/kcore does not contain {address:#x}")
+        raise UnfitError(f"/proc/kcore does not contain {address:#x}")
 
 
 def sites(table: bytes, address: int) -> Iterator[tuple[int, int]]:
@@ -93,26 +93,27 @@ def find_places(tracepoints: Iterable[str], holds: Mapping[str, int]) -> list[Pl
     """The places of tracepoints and functions, each with a NOP.
 
     Raises:
-        Unfit: the kernel lacks one, or it is in use.
+        UnfitError: the kernel lacks one, or it is in use.
     """
     memory, symbols = Memory(), _symbols()
-    found = [site for start, end in _tables(symbols) for site in sites(memory.read(start, end - start), start)]
+    tables = {start: memory.read(start, end - start) for start, end in _tables(symbols)}
+    found = [site for start, table in tables.items() for site in sites(table, start)]
     places: list[Place] = []
     for name in tracepoints:
         key = _address(symbols, f"__tracepoint_{name}") + _KEY_OFFSET
         codes = sorted({code for code, at in found if at == key})
         if not codes:
-            raise Unfit(f"no code has the tracepoint {name}")
+            raise UnfitError(f"no code has the tracepoint {name}")
         for code in codes:
             there = memory.read(code, 5)
             if not there.startswith(NOPS):
-                raise Unfit(f"the tracepoint {name} is in use: {there.hex()} at {code:#x}")
+                raise UnfitError(f"the tracepoint {name} is in use: {there.hex()} at {code:#x}")
             places.append(Place(len(places), name, code, 0))
     for name, ticks in holds.items():
         start = _address(symbols, name)
-        at = memory.read(start, _BEFORE_ENTRY).find(NOPS[0])
+        at = memory.read(start, _ENTRY_BYTES).find(NOPS[0])
         if at < 0:
-            raise Unfit(f"the function {name} cannot be traced, or is traced already")
+            raise UnfitError(f"the function {name} cannot be traced, or is traced already")
         places.append(Place(len(places), name, start + at, ticks))
     return places
 
@@ -134,7 +135,7 @@ def _symbols() -> dict[str, int]:
 
 def _address(symbols: Mapping[str, int], name: str) -> int:
     if not symbols.get(name):
-        raise Unfit(f"the kernel has no symbol {name}")
+        raise UnfitError(f"the kernel has no symbol {name}")
     return symbols[name]
 
 
@@ -152,7 +153,7 @@ def main(arguments: list[str]) -> int:
     tracepoints, holds = map(json.loads, arguments)
     try:
         places = find_places(tracepoints, holds)
-    except Unfit as error:
+    except UnfitError as error:
         print(f"inside.py: {error}", file=sys.stderr)
         return 1
     print(json.dumps([asdict(place) for place in places], indent=1))

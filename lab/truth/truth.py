@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from ipitrace.correlate.breakdown import Breakdown, break_down
 from ipitrace.correlate.spans import Spans
@@ -89,10 +88,12 @@ def write_truth(truth: Truth, directory: Path) -> None:
     scenarios = {name: _as_json(part) for name, part in truth.scenarios.items()}
     text = json.dumps({"unit": "ticks", "scenarios": scenarios}, indent=1)
     (directory / "truth.json").write_text(text + "\n")
-    columns: dict[str, list[Any]] = {name: [getattr(i, name) for i in truth.ipis] for name in _PLACE}
-    for spec in STAGES:
-        columns[f"{spec.name}_tsc"] = [ipi.stamps.get(spec.stage) for ipi in truth.ipis]
-    pq.write_table(pa.table(columns), directory / "truth.parquet")
+    place = {name: [getattr(ipi, name) for ipi in truth.ipis] for name in _PLACE}
+    stamps = {
+        f"{spec.name}_tsc": pa.array([i.stamps.get(spec.stage) for i in truth.ipis], pa.int64())
+        for spec in STAGES
+    }
+    pq.write_table(pa.table(place | stamps), directory / "truth.parquet")
 
 
 def _as_json(part: Breakdown) -> dict[str, Any]:
@@ -132,12 +133,12 @@ def _true_ipis(
         ends = [*(ipi["send_tsc"] for ipi in ipis[1:]), _last_stamp(ipis[-1])]
         for ipi, until in zip(ipis, ends, strict=True):
             found = stages_of(ipi, until, stamps, cpus)
-            yield TrueIpi(*(ipi[name] for name in _PLACE), found)
+            yield TrueIpi(**{name: ipi[name] for name in _PLACE}, stamps=found)
 
 
 def _last_stamp(ipi: Mapping[str, Any]) -> int:
     stamps = (ipi[f"{spec.name}_tsc"] for spec in STAGES if spec.guest)
-    return max(stamp for stamp in stamps if stamp is not None)
+    return max(int(stamp) for stamp in stamps if stamp is not None)
 
 
 def _spans(ipis: Sequence[TrueIpi]) -> Spans:
@@ -146,14 +147,14 @@ def _spans(ipis: Sequence[TrueIpi]) -> Spans:
     for row, ipi in enumerate(ipis):
         for stage, stamp in ipi.stamps.items():
             tsc[row, stage] = stamp
-    none: NDArray[np.int64] = np.full(n, ABSENT)
+    uncounted = np.full(n, ABSENT)
     return Spans(
         seq=np.array([ipi.seq for ipi in ipis]),
         target=np.array([ipi.target for ipi in ipis]),
         path=np.zeros(n, np.int8),
         tsc=tsc,
-        sender_exits=none,
-        target_exits=none,
+        sender_exits=uncounted,
+        target_exits=uncounted,
         suspect=np.zeros(n, np.bool_),
         unmatched_events={},
     )

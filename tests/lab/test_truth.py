@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The true stages of IPIs, from stamps of the emulator in a host without probes."""
 
+import json
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ARTIFACTS_VARIABLE, fixtures_of, run_lab
+from conftest import fixtures_of, run_lab
 from lab_result import LabResult
 
-from ipitrace.correlate.breakdown import Breakdown
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS
 from ipitrace.words.stages import Stage
 from lab.common.job import build_wheel
@@ -20,12 +20,17 @@ from lab.common.steps import LabError
 from lab.intel.boot import STAMPS
 from lab.truth.inside import sites
 from lab.truth.stages import Stamp, read_stamps, stages_of
-from lab.truth.truth import Truth, read_truth, write_truth
+from lab.truth.truth import Truth, read_truth
 
 RUNNING, HALTED, SELF, BROADCAST = "unicast-running", "unicast-halted", "self", "broadcast"
 TABLE = 0xFFFFFFFF82000000
 SENDER_CPU, TARGET_CPU = 1, 0
 CPUS = (SENDER_CPU, TARGET_CPU)
+SENDERS_STEPS = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.APICV_ACCEPT)
+SENDERS_STAGES = (Stage.SEND, *SENDERS_STEPS, Stage.ICR_WRITE, Stage.SENDER_ENTRY, Stage.SENT)
+WAKE_UP = (Stage.ACCEPT, Stage.WAKEUP, Stage.TARGET_ENTRY, Stage.HANDLER)
+HELD, HOLD_TICKS = "__apic_accept_irq", 500
+TURN_TICKS = 16  # of a CPU, before it is the other's: quantum in bochsrc
 
 
 def entry(offset: int, code: int, key: int, flags: int = 0) -> bytes:
@@ -123,3 +128,117 @@ def test_without_a_handler_there_is_no_way_to_it() -> None:
     found = stages_of(ipi(handler_tsc=None, eoi_tsc=None), 2000, ON_THE_WAY, CPUS)
     assert Stage.TARGET_ENTRY not in found
     assert Stage.HANDLER not in found
+
+
+@pytest.fixture(scope="session")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[LabResult]]]:
+    """The boots that the chosen tests ask for, by the name of their fixture."""
+    wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))), "--count", "60")
+    options: Mapping[str, Sequence[str]] = {
+        "stamped": (),
+        "unstamped": ("--unstamped",),
+        "held": ("--hold", f"{HELD}={HOLD_TICKS}"),
+    }
+    chosen = {name for item in request.session.items for name in fixtures_of(item)}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            name: pool.submit(run_lab, "truth", *wheel, *more, name=f"truth-{name}")
+            for name, more in options.items()
+            if name in chosen
+        }
+
+
+@pytest.fixture(scope="session")
+def stamped(runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """An untraced run with stamps."""
+    return runs["stamped"].result()
+
+
+@pytest.fixture(scope="session")
+def unstamped(runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """The same without stamps."""
+    return runs["unstamped"].result()
+
+
+@pytest.fixture(scope="session")
+def held(runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """The same with stamps, and HELD takes HOLD_TICKS longer."""
+    return runs["held"].result()
+
+
+def truth_of(result: LabResult) -> Truth:
+    output = result.output
+    return read_truth(result.recording, output / STAMPS, output / "places.json")
+
+
+@pytest.mark.lab("truth")
+def test_stamps_weigh_nothing(stamped: LabResult, unstamped: LabResult) -> None:
+    """Every tick of the host and of the guest is the same: console, recording, tables."""
+    only_stamped = {STAMPS, "truth.json", "truth.parquet"}
+    files = {file.relative_to(stamped.output) for file in stamped.output.rglob("*")}
+    without = {file.relative_to(unstamped.output) for file in unstamped.output.rglob("*")}
+    assert {str(file) for file in files - without} == only_stamped
+    assert without <= files
+    assert Path("recording/guest_ipis.parquet") in without
+    for file in without:
+        if (stamped.output / file).is_file():
+            assert (stamped.output / file).read_bytes() == (unstamped.output / file).read_bytes()
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", [RUNNING, HALTED, BROADCAST])
+def test_each_ipi_has_the_senders_stages_in_their_order(stamped: LabResult, name: str) -> None:
+    ipis = [ipi.stamps for ipi in truth_of(stamped).ipis if ipi.scenario == name]
+    assert len(ipis) == 60
+    for stamps in ipis:
+        in_order = [stamps[stage] for stage in SENDERS_STAGES]
+        assert in_order == sorted(in_order)
+        assert stamps[Stage.ACCEPT] < stamps[Stage.HANDLER] < stamps[Stage.ACK]
+
+
+@pytest.mark.lab("truth")
+def test_a_halted_target_wakes_up_and_enters(stamped: LabResult) -> None:
+    for ipi in truth_of(stamped).ipis:
+        if ipi.scenario == HALTED:
+            way = [ipi.stamps[stage] for stage in WAKE_UP]
+            assert way == sorted(way)
+
+
+@pytest.mark.lab("truth")
+def test_an_ipi_to_itself_meets_no_tracepoint(stamped: LabResult) -> None:
+    sequences = truth_of(stamped).scenarios[SELF].sequences
+    assert [s.stages for s in sequences] == [(Stage.SEND, Stage.HANDLER)]
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", [RUNNING, HALTED, BROADCAST])
+def test_a_longer_function_is_found_in_its_stage_alone(
+    stamped: LabResult, held: LabResult, name: str
+) -> None:
+    without, with_hold = (steps_of(truth_of(result), name) for result in (stamped, held))
+    longer = {stage: with_hold[stage] - without[stage] for stage in SENDERS_STEPS}
+    assert longer.pop(Stage.ACCEPT) == pytest.approx(HOLD_TICKS, abs=2 * TURN_TICKS)
+    assert list(longer.values()) == pytest.approx([0] * len(longer), abs=TURN_TICKS)
+
+
+@pytest.mark.lab("truth")
+def test_what_is_written_is_what_was_found(stamped: LabResult) -> None:
+    truth = truth_of(stamped)
+    written = json.loads((stamped.output / "truth.json").read_text())["scenarios"]
+    assert list(written) == list(DEFAULT_SCENARIOS)
+    for name, part in truth.scenarios.items():
+        for step in part.steps:
+            stage = written[name]["stages"][step.stage.name.lower()]
+            assert stage["since_send_ticks"] == step.since_send_cycles
+    rows = pq.read_table(stamped.output / "truth.parquet").to_pylist()
+    assert [row["accept_tsc"] for row in rows] == [
+        ipi.stamps.get(Stage.ACCEPT) for ipi in truth.ipis
+    ]
+    assert len(rows) == 4 * 60
+
+
+def steps_of(truth: Truth, scenario: str) -> Mapping[Stage, int]:
+    steps = truth.scenarios[scenario].steps
+    return {step.stage: step.step_cycles for step in steps if step.step_cycles is not None}
