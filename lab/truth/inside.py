@@ -30,7 +30,7 @@ _ENTRY = struct.Struct("<iiq")  # struct jump_entry: code, target, key, relative
 _KEY_OFFSET = 8  # struct tracepoint: const char *name; struct static_key key
 _KEY_FLAGS = 3  # the low bits of jump_entry.key
 _INIT_CODE = 2  # one of them: the kernel has freed the code
-_ENTRY_BYTES = 16  # of a function, with the NOP: ENDBR64 or its replacement may come before it
+_ENTRY_NOPS = (0, 4)  # where a function has its NOP: at its beginning, or after ENDBR64
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def find_places(tracepoints: Iterable[str], holds: Mapping[str, int]) -> list[Pl
     found = [site for start, table in tables.items() for site in sites(table, start)]
     places: list[Place] = []
     for name in tracepoints:
-        key = _address(symbols, f"__tracepoint_{name}") + _KEY_OFFSET
+        key = address_of(symbols, f"__tracepoint_{name}") + _KEY_OFFSET
         codes = sorted({code for code, at in found if at == key})
         if not codes:
             raise UnfitError(f"no code has the tracepoint {name}")
@@ -110,11 +110,11 @@ def find_places(tracepoints: Iterable[str], holds: Mapping[str, int]) -> list[Pl
                 raise UnfitError(f"the tracepoint {name} is in use: {there.hex()} at {code:#x}")
             places.append(Place(len(places), name, code, 0))
     for name, ticks in holds.items():
-        start = _address(symbols, name)
-        at = memory.read(start, _ENTRY_BYTES).find(NOPS[0])
-        if at < 0:
+        start = address_of(symbols, name)
+        nops = [at for at in _ENTRY_NOPS if memory.read(start + at, 5) == NOPS[0]]
+        if not nops:
             raise UnfitError(f"the function {name} cannot be traced, or is traced already")
-        places.append(Place(len(places), name, start + at, ticks))
+        places.append(Place(len(places), name, start + nops[0], ticks))
     return places
 
 
@@ -127,20 +127,26 @@ def tell_emulator(places: Iterable[Place]) -> None:
     os.close(port)
 
 
-def _symbols() -> dict[str, int]:
-    wanted = re.compile(r"^([0-9a-f]+) . (\S+)", re.MULTILINE)
-    text = Path("/proc/kallsyms").read_text()
-    return {m[2]: int(m[1], 16) for m in wanted.finditer(text)}
+def _symbols() -> str:
+    return Path("/proc/kallsyms").read_text()
 
 
-def _address(symbols: Mapping[str, int], name: str) -> int:
-    if not symbols.get(name):
-        raise UnfitError(f"the kernel has no symbol {name}")
-    return symbols[name]
+def address_of(symbols: str, name: str) -> int:
+    """The address of a symbol in the text of /proc/kallsyms.
+
+    Raises:
+        UnfitError: it is not there, or not only once.
+    """
+    # a line is "ADDRESS TYPE NAME", with "\t[MODULE]" for a module's
+    found = [m.start() for m in re.finditer(rf" {re.escape(name)}[\t\n]", symbols)]
+    if len(found) != 1:
+        raise UnfitError(f"the kernel has {len(found)} symbols {name}, not one")
+    line = symbols.rfind("\n", 0, found[0]) + 1
+    return int(symbols[line : found[0]].split(maxsplit=1)[0], 16)
 
 
-def _tables(symbols: Mapping[str, int]) -> Iterator[tuple[int, int]]:
-    yield _address(symbols, "__start___jump_table"), _address(symbols, "__stop___jump_table")
+def _tables(symbols: str) -> Iterator[tuple[int, int]]:
+    yield address_of(symbols, "__start___jump_table"), address_of(symbols, "__stop___jump_table")
     for module in _MODULES:
         folder = Path(f"/sys/module/{module}/sections")
         starts = {file.name: int(file.read_text(), 16) for file in folder.iterdir()}

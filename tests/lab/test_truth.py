@@ -18,7 +18,7 @@ from ipitrace.words.stages import Stage
 from lab.common.job import build_wheel
 from lab.common.steps import LabError
 from lab.intel.boot import STAMPS
-from lab.truth.inside import sites
+from lab.truth.inside import UnfitError, address_of, sites
 from lab.truth.stages import Stamp, read_stamps, stages_of
 from lab.truth.truth import Truth, read_truth
 
@@ -48,6 +48,26 @@ def test_a_jump_table_gives_the_code_and_key_of_each_site() -> None:
 def test_freed_code_and_padding_are_no_sites() -> None:
     table = entry(0, 0xFFFFFFFF81234567, 0xFFFFFFFFC0001238, flags=2) + bytes(16)
     assert list(sites(table, TABLE)) == []
+
+
+SYMBOLS = (
+    "ffffffff81000000 T _text\nffffffff82000010 d twice\n"
+    "ffffffffc0001230 D __tracepoint_kvm_exit\t[kvm]\nffffffffc0001240 d twice\t[kvm]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("_text", 0xFFFFFFFF81000000), ("__tracepoint_kvm_exit", 0xFFFFFFFFC0001230)],
+)
+def test_a_symbol_is_the_kernels_or_a_modules(name: str, address: int) -> None:
+    assert address_of(SYMBOLS, name) == address
+
+
+@pytest.mark.parametrize(("name", "n"), [("twice", 2), ("kvm_exit", 0), ("text", 0)])
+def test_a_symbol_that_is_not_there_once_is_an_error(name: str, n: int) -> None:
+    with pytest.raises(UnfitError, match=f"the kernel has {n} symbols {name}, not one"):
+        address_of(SYMBOLS, name)
 
 
 def test_stamps_are_read_in_order(tmp_path: Path) -> None:
