@@ -32,11 +32,19 @@ _MORE_DISK = (
 )
 
 
-def boot(parts: Parts) -> None:
+STAMPS = "stamps.txt"
+"""The emulator's stamps, beside the console's log; see patch 10."""
+
+
+def boot(parts: Parts, *, stamped: bool = False) -> None:
     """Boot and wait for power-off.
 
     Leaves Bochs' own log beside the console's. Locks on the disks that a killed Bochs
     leaves are in the run's own scratch folder and go with it.
+
+    Args:
+        parts: what to boot.
+        stamped: the host may ask for stamps of its kernel's places.
 
     Raises:
         LabError: Bochs fails, or is not done after an hour.
@@ -73,6 +81,7 @@ def boot(parts: Parts) -> None:
             f"{SHARED}/scratch/bochsrc",
             f"{SHARED}/console/bochs.log",
             str(_TIMEOUT_S),
+            *([f"{SHARED}/console/{STAMPS}"] if stamped else []),
         ]
         chroot(tools, run_bochs, lent)
 
