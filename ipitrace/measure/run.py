@@ -11,12 +11,21 @@ from ipitrace.base.version import VERSION
 from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
 from ipitrace.host.neighbours import read_neighbours
 from ipitrace.host.runs import announced
+from ipitrace.measure.accounting import ProgramAccounts
 from ipitrace.measure.clocks import ClockReadings, open_clock
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.kept import KeptRepetitions
+from ipitrace.measure.limits import Budget
 from ipitrace.measure.lookout import Lookout
 from ipitrace.measure.outcome import host_of, losses_of, observer_of, rows_of
-from ipitrace.measure.performing import Context, Gathered, Progress, finished, perform
+from ipitrace.measure.performing import (
+    Context,
+    Gathered,
+    Progress,
+    finished,
+    perform,
+    perform_turns,
+)
 from ipitrace.measure.plan import plan_for
 from ipitrace.measure.request import RunRequest, check_count, check_request
 from ipitrace.measure.rows import RowWriter, Sink
@@ -54,16 +63,21 @@ def run(
         tracer = None
         if request.trace and guest.pid is not None:
             tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
+        accounts = None
+        if tracer is not None and plan.accounted:
+            accounts = ProgramAccounts(tracer)
         opened()
         stack.enter_context(announced(driver.pinned_cpus or ()))
         lookout = Lookout(guest, neighbours)
         context = Context(request, guest, plan, tracer, clock, progress)
-        gathered = Gathered(clocks, kept, RowWriter(sink), lookout)
-        failure = perform(context, gathered)
+        gathered = Gathered(clocks, kept, RowWriter(sink), lookout, Budget(plan.limits))
+        failure = perform(context, gathered, perform_turns)
         measured = finished(context, gathered)
         rows = rows_of(request.scenarios, driver, measured)
         losses = losses_of(tracer, measured, kept.incomplete)
         observer = None if tracer is None else observer_of(tracer, measured)
+        if accounts is not None and failure is None:
+            failure = perform(context, gathered, accounts.perform)
     early = sum(r.cycles.early for m in measured for r in m.repetitions)
     clock_found = clocks.result(
         shares_tsc=guest.shares_tsc,
@@ -93,6 +107,7 @@ def run(
         seed=request.seed,
         disturbances=tuple(lookout.disturbances),
         limits=plan.limits,
+        program_costs=None if accounts is None else accounts.result(),
     )
     return result, failure
 

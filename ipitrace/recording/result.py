@@ -4,7 +4,8 @@
 schemas/run.schema.json describes that text, and tests validate against it.
 
 History of SCHEMA_VERSION:
-    1  first version; `seed`, `disturbances` and `limits` were added later and may be absent.
+    1  first version; `seed`, `disturbances`, `limits` and `program_costs` were added later
+       and may be absent.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any, Self
 from ipitrace.base.loading import LATER, load, unload
 from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
+from ipitrace.recording.program_costs import ProgramCosts
 from ipitrace.recording.row import ScenarioResult
 
 SCHEMA_VERSION = 1
@@ -200,6 +202,8 @@ class RunResult:
         disturbances: what was found by the checks after each repetition; None in recordings
             of versions without such checks.
         limits: of rate and time; None if there were none.
+        program_costs: the kernel's account of the BPF programs; None if it was not requested, or
+            if no scenario was completed with it.
     """
 
     ipitrace_version: str
@@ -220,6 +224,7 @@ class RunResult:
     seed: int | None = None
     disturbances: tuple[Disturbance, ...] | None = field(default=None, metadata=LATER)
     limits: RunLimits | None = field(default=None, metadata=LATER)
+    program_costs: ProgramCosts | None = field(default=None, metadata=LATER)
 
     @property
     def emulator(self) -> str | None:

@@ -146,6 +146,12 @@ class Tracer:
         return {probe.event.name: probe.hook for probe in self._probes}
 
     @property
+    def program_fds(self) -> dict[str, int]:
+        """The descriptor of each loaded event's program."""
+        funcs = self._open_bpf().funcs
+        return {probe.event.name: funcs[probe.function.encode()].fd for probe in self._probes}
+
+    @property
     def attached(self) -> tuple[str, ...]:
         """The events that are attached now."""
         return tuple(self._links)

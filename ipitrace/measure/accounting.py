@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repetitions in which the kernel accounts for the BPF programs, after all others.
+
+The accounting makes each run of a program more expensive, so these repetitions are in no other
+figure and in no table of the recording.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.measure.online import OnlineCheck
+from ipitrace.measure.performing import Context, Gathered, set_mode, storm_request, storm_s
+from ipitrace.measure.request import WARMUP
+from ipitrace.recording.program_costs import ModeCosts, ProgramCost, ProgramCosts, Spread
+from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
+from ipitrace.storm.plausible import run_plausible
+from ipitrace.tracer.run_time import accounting, own_cost_ns, read_run_time
+from ipitrace.tracer.session import Tracer
+from ipitrace.words.scenarios import Mode
+
+_METHOD: Final = (
+    "the kernel's run_cnt and run_time_ns of each program, in repetitions after all others, "
+    "which are in no other figure; they alternate as the others do; {window}"
+)
+_MEASURED: Final = "from the first measured send to the last acknowledgement"
+_WHOLE: Final = "from before the storm to after it, warm-up included"
+
+
+@dataclass(frozen=True)
+class _Repetition:
+    """The account of one repetition: `run_time` is (programs, 2), runs and nanoseconds."""
+
+    scenario: str
+    mode: Mode
+    ipis: int
+    run_time: NDArray[np.int64]
+
+
+class ProgramAccounts:
+    """Collects the account of each program of one tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        """Measure the accounting's own cost; the tracer's programs need not be attached.
+
+        Raises:
+            HostError: the kernel does not account, or this process may not request it.
+        """
+        self._own_ns = own_cost_ns()
+        self._tracer = tracer
+        self._fds = tracer.program_fds
+        self._repetitions: list[_Repetition] = []
+        self._window = _MEASURED
+
+    def perform(self, context: Context, gathered: Gathered) -> None:
+        """Run all repetitions with accounting.
+
+        Raises:
+            HostError, MeasurementError: see run_plausible(); or the time is up, or a CPU went
+                offline.
+        """
+        online = OnlineCheck(context.guest.driver.pinned_cpus)
+        turns = context.plan.accounted_turns(context.request.seed)
+        total = context.plan.n_sends
+        done = total - sum(turn.sends for turn in turns)
+
+        def told(name: str, before: int, sent: int) -> None:
+            self._tracer.drain()
+            self._tracer.take()
+            gathered.budget.check()
+            online.check()
+            context.progress(name, (before + max(sent - WARMUP, 0)) / total)
+
+        for turn in turns:
+            request = storm_request(context, turn)
+            set_mode(self._tracer, turn.mode)
+            gathered.budget.begin()
+            tick = partial(told, turn.scenario.name, done)
+            storm = self._account(context.guest.driver, request, turn.mode, tick)
+            gathered.budget.end(storm_s(storm, context.plan.tsc_hz))
+            done += turn.sends
+
+    def _account(
+        self, driver: Driver, request: StormRequest, mode: Mode, tick: Callable[[int], None]
+    ) -> Storm:
+        hooks = Hooks(threads_known=self._tracer.set_vcpu_threads, mark=self._read, tick=tick)
+        with accounting():
+            before = self._read()
+            storm = run_plausible(driver, request, hooks)
+            run_time, sends = storm.counted, request.count
+            if run_time is None:
+                run_time, sends = (
+                    (self._read() - before).astype(np.int64),
+                    request.warmup + request.count,
+                )
+                self._window = _WHOLE
+        self._tracer.take()
+        ipis = sends * len(driver.targets(request.scenario))
+        self._repetitions.append(_Repetition(request.scenario.name, mode, ipis, run_time))
+        return storm
+
+    def _read(self) -> NDArray[np.uint64]:
+        return read_run_time(tuple(self._fds.values()))
+
+    def result(self) -> ProgramCosts | None:
+        """The costs of the scenarios with at least one repetition in each mode; None if none has.
+
+        Of a block that was not completed, no repetition is included.
+        """
+        by_scenario: dict[str, dict[Mode, list[_Repetition]]] = {}
+        for one in self._repetitions:
+            by_scenario.setdefault(one.scenario, {}).setdefault(one.mode, []).append(one)
+        n_modes = len({one.mode for one in self._repetitions})
+        costs, repetitions = {}, []
+        for name, by_mode in by_scenario.items():
+            whole = min(map(len, by_mode.values()))
+            if len(by_mode) == n_modes:
+                repetitions.append(whole)
+                costs[name] = {
+                    mode.value: _costs(by_mode[mode][:whole], tuple(self._fds))
+                    for mode in Mode
+                    if mode in by_mode
+                }
+        if not costs:
+            return None
+        method = _METHOD.format(window=self._window)
+        return ProgramCosts(method, min(repetitions), self._own_ns, costs)
+
+
+def _costs(repetitions: Sequence[_Repetition], events: Sequence[str]) -> ModeCosts:
+    """The costs of one scenario and mode."""
+    ipis = np.array([one.ipis for one in repetitions])
+    runs, ns = np.stack([one.run_time for one in repetitions], axis=-1).swapaxes(0, 1)
+    programs = {}
+    for row, event in enumerate(events):
+        ran = runs[row] > 0
+        if ran.any():
+            programs[event] = ProgramCost(
+                runs_per_ipi=float(np.median(runs[row] / ipis)),
+                ns_per_run=_spread(ns[row][ran] / runs[row][ran]),
+                ns_per_ipi=_spread(ns[row] / ipis),
+            )
+    return ModeCosts(_spread(ns.sum(axis=0) / ipis), programs)
+
+
+def _spread(values: NDArray[np.float64]) -> Spread:
+    return Spread(float(np.median(values)), float(values.min()), float(values.max()))
