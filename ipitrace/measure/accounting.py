@@ -32,8 +32,13 @@ _WHOLE: Final = "from before the storm to after it, warm-up included"
 
 
 @dataclass(frozen=True)
-class _Repetition:
-    """The account of one repetition: `run_time` is (programs, 2), runs and nanoseconds."""
+class Account:
+    """The account of one repetition.
+
+    Attributes:
+        ipis: sent while the kernel accounted; a send is one IPI for each of its targets.
+        run_time: (programs, 2), runs and nanoseconds.
+    """
 
     scenario: str
     mode: Mode
@@ -42,18 +47,25 @@ class _Repetition:
 
 
 class ProgramAccounts:
-    """Collects the account of each program of one tracer."""
+    """Collects the account of each program of one tracer.
 
-    def __init__(self, tracer: Tracer) -> None:
+    Attributes:
+        accounts: of the completed repetitions, in the order run.
+    """
+
+    def __init__(self, tracer: Tracer, modes: Sequence[Mode]) -> None:
         """Measure the accounting's own cost; the tracer's programs need not be attached.
+
+        `modes` are those of the repetitions.
 
         Raises:
             HostError: the kernel does not account, or this process may not request it.
         """
         self._own_ns = own_cost_ns()
         self._tracer = tracer
+        self._modes = modes
         self._fds = tracer.program_fds
-        self._repetitions: list[_Repetition] = []
+        self.accounts: list[Account] = []
         self._window = _MEASURED
 
     def perform(self, context: Context, gathered: Gathered) -> None:
@@ -100,7 +112,7 @@ class ProgramAccounts:
                 self._window = _WHOLE
         self._tracer.take()
         ipis = sends * len(driver.targets(request.scenario))
-        self._repetitions.append(_Repetition(request.scenario.name, mode, ipis, run_time))
+        self.accounts.append(Account(request.scenario.name, mode, ipis, run_time))
         return storm
 
     def _read(self) -> NDArray[np.uint64]:
@@ -111,19 +123,17 @@ class ProgramAccounts:
 
         Of a block that was not completed, no repetition is included.
         """
-        by_scenario: dict[str, dict[Mode, list[_Repetition]]] = {}
-        for one in self._repetitions:
+        by_scenario: dict[str, dict[Mode, list[Account]]] = {}
+        for one in self.accounts:
             by_scenario.setdefault(one.scenario, {}).setdefault(one.mode, []).append(one)
-        n_modes = len({one.mode for one in self._repetitions})
         costs, repetitions = {}, []
         for name, by_mode in by_scenario.items():
-            whole = min(map(len, by_mode.values()))
-            if len(by_mode) == n_modes:
+            if by_mode.keys() == set(self._modes):
+                whole = min(map(len, by_mode.values()))
                 repetitions.append(whole)
                 costs[name] = {
                     mode.value: _costs(by_mode[mode][:whole], tuple(self._fds))
-                    for mode in Mode
-                    if mode in by_mode
+                    for mode in self._modes
                 }
         if not costs:
             return None
@@ -131,7 +141,7 @@ class ProgramAccounts:
         return ProgramCosts(method, min(repetitions), self._own_ns, costs)
 
 
-def _costs(repetitions: Sequence[_Repetition], events: Sequence[str]) -> ModeCosts:
+def _costs(repetitions: Sequence[Account], events: Sequence[str]) -> ModeCosts:
     """The costs of one scenario and mode."""
     ipis = np.array([one.ipis for one in repetitions])
     runs, ns = np.stack([one.run_time for one in repetitions], axis=-1).swapaxes(0, 1)

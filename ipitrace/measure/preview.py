@@ -159,7 +159,7 @@ def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) ->
         storms=n_modes * repetitions * len(storms),
         sends=sum(storm.sends for storm in storms),
         least_seconds=least_seconds(plan.storms(), plan.tsc_hz),
-        modes=(*plan.modes, *(f"{mode}, accounted" for mode in plan.accounted)),
+        modes=(*plan.modes, *(f"{mode} accounted" for mode in plan.accounted)),
         scenarios=tuple(storms),
         unsupported=unsupported,
         limits=_limits_words(plan.limits),

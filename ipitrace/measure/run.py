@@ -65,7 +65,7 @@ def run(
             tracer = stack.enter_context(_load_tracer(guest.pid, driver.n_vcpus))
         accounts = None
         if tracer is not None and plan.accounted:
-            accounts = ProgramAccounts(tracer)
+            accounts = ProgramAccounts(tracer, plan.accounted)
         opened()
         stack.enter_context(announced(driver.pinned_cpus or ()))
         lookout = Lookout(guest, neighbours)
