@@ -2,23 +2,32 @@
 """The kernel's account of BPF programs: real programs, and `ipitrace run --probe-costs`."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checks import assert_sound
 from commands import ipi
 from least_rights import LOOK, TRACE, folder_of_theirs, run
 from run_results import assert_fine, assert_told, run_json
 
-from ipitrace.base.errors import ExitCode, HostError
+from ipitrace.base.errors import ExitCode, HostError, InterruptedRunError
+from ipitrace.measure.guests import micro_guest
+from ipitrace.measure.request import RunRequest
+from ipitrace.measure.run import run as run_pipeline
+from ipitrace.storm.driver import Hooks, Storm, StormRequest
+from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import run_time
 from ipitrace.tracer.run_time import SYSCTL, accounting, own_cost_ns, read_run_time
 from ipitrace.tracer.session import Tracer
+from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = pytest.mark.live("root", "bpf")
 
@@ -195,3 +204,60 @@ def test_the_kernels_account_needs_cap_sys_admin() -> None:
         done = run(*words, *where, capabilities=(*TRACE, *LOOK, "sys_admin"))
         assert done.returncode == 0, done.stderr
         assert "Probe costs" in done.stdout
+
+
+class Discarding:
+    """A sink that keeps nothing."""
+
+    def append(self, table: str, columns: object, meanings: object) -> None:
+        pass
+
+
+REQUEST = RunRequest(
+    select_scenarios(["self"]), 24, None, trace=True, repeat=2, seed=1, probe_costs=True
+)
+
+
+def test_a_guest_without_marks_is_accounted_from_before_its_storm_to_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Linux guests are, in which no thread of ours knows when a storm begins."""
+    run_marked = MicroGuest.run
+
+    def run_unmarked(guest: MicroGuest, request: StormRequest, hooks: Hooks) -> Storm:
+        return run_marked(guest, request, replace(hooks, mark=lambda: None))
+
+    monkeypatch.setattr(MicroGuest, "run", run_unmarked)
+    result, failure = run_pipeline(
+        REQUEST, micro_guest(2), Discarding(), lambda _what, _share: None
+    )
+    assert failure is None
+    found = result.program_costs
+    assert found is not None
+    assert "warm-up included" in found.method
+    assert 0.9 < found.costs["self"]["full"].programs["kvm_apic_ipi"].runs_per_ipi < 1.5
+
+
+def test_an_interruption_keeps_what_was_measured_before() -> None:
+    """Three of five repetitions have no accounting; the first block with it is completed."""
+    shares: list[float] = []
+
+    def interrupt(_scenario: str, share: float) -> None:
+        shares.append(share)
+        if share > 0.85:
+            raise KeyboardInterrupt
+
+    request = replace(REQUEST, count=2000)
+    result, failure = run_pipeline(request, micro_guest(2), Discarding(), interrupt)
+    assert isinstance(failure, InterruptedRunError)
+    assert (result.complete, result.failure) == (False, "Interrupted.")
+    assert shares == sorted(shares)
+    (row,) = result.scenarios
+    assert (row.sent, row.repetitions) == (2000, 2)
+    assert result.program_costs is not None
+    assert result.program_costs.repetitions == 1
+    assert_sound(json.loads(result.to_json()))
+    if not int(SYSCTL.read_text()):
+        with Tracer.load(pid=os.getpid(), n_vcpus=1, only=["sched_switch"]) as tracer:
+            tracer.attach()
+            assert runs_of_some_switches(tracer) == (0, 0)
