@@ -9,6 +9,7 @@ from strategies import left_alone, receipts, recorded, sends, storm
 from ipitrace.base.loading import load
 from ipitrace.recording.guest import micro_guest
 from ipitrace.recording.host import HostFingerprint, HostResult, NeighboursResult, PinningResult
+from ipitrace.recording.program_costs import ModeCosts, ProgramCost, ProgramCosts, Spread
 from ipitrace.recording.result import (
     ClockResult,
     Losses,
@@ -64,6 +65,14 @@ def made_host(**fingerprint: Any) -> HostResult:
         neighbours=load(NeighboursResult, {"kvm_processes": []}),
         pinning=PinningResult(overcommitted=False, why="two cores"),
     )
+
+
+def made_program_costs() -> ProgramCosts:
+    """One program in two modes of one scenario."""
+    cost = ProgramCost(2.25, Spread(90.4, 80.0, 120.0), Spread(203.4, 180.0, 270.0))
+    mode = ModeCosts(Spread(203.4, 180.0, 270.0), {"kvm_apic_ipi": cost})
+    costs = {"unicast-running": {"counting": mode, "full": mode}}
+    return ProgramCosts("accounted", 6, 21.4, costs)
 
 
 def made_run(**changes: Any) -> RunResult:

@@ -45,7 +45,7 @@ static void receive(u64 now, bool by_smp_call)
 {
 	struct storm_cpu *here = this_cpu_read(storm_here);
 	const struct storm_params *params;
-	u64 seq;
+	u64 seq, end;
 
 	if (!here || (here->storm->file.params.send_method == STORM_SMP_CALL) != by_smp_call) {
 		atomic64_inc(&strays);
@@ -58,9 +58,12 @@ static void receive(u64 now, bool by_smp_call)
 		here->receipts[seq].seq = seq;
 		here->as_asked += as_asked(here);
 	}
-	if (params->handler_burn_cycles)
-		while (stamp() - now < params->handler_burn_cycles)
-			cpu_relax();
+	if (params->handler_burn_cycles) {
+		/* No cpu_relax(): pauses in a loop can cause VM exits. */
+		end = stamp() + params->handler_burn_cycles;
+		while (stamp() < end)
+			;
+	}
 	smp_store_release(&here->handled, seq + 1);
 }
 

@@ -70,7 +70,11 @@ boot:
  *
  * With `burn` it spends handler_burn_cycles before the acknowledgement: R grows
  * by them, S and D do not. It has separate entries: the others contain no
- * instruction for it.
+ * instruction for it. The cycles are counted from the stamp after the EOI, which
+ * both kinds of handler take. From that stamp to the acknowledgement, the others
+ * execute six instructions after RDTSC. This one executes four after the loop's
+ * last RDTSC, which is up to one turn of the loop (five instructions, two on
+ * average) late: R grows by handler_burn_cycles, more or less half a turn.
  */
 .macro HANDLE burn=0
 	mov	MG_VCPU_NEXT_RECEIPT(%r15), %r11
@@ -86,11 +90,13 @@ boot:
 	mov	%r11, MG_VCPU_NEXT_RECEIPT(%r15)
 	jmp	5f
 4:	END_OF_INTERRUPT
-5:
 	.if \burn
 	READ_TSC
+	.endif
+5:
+	.if \burn
+	add	MG_PARAMS + MG_PARAMS_BURN, %rax
 	mov	%rax, %r11
-	add	MG_PARAMS + MG_PARAMS_BURN, %r11
 6:	READ_TSC
 	cmp	%r11, %rax
 	jb	6b

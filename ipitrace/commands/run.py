@@ -115,6 +115,12 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     "ipitrace does not connect to the guest. Formats: table, json.",
 )
 @click.option("--no-trace", is_flag=True, help="Attach no BPF programs; only /dev/kvm is needed.")
+@click.option(
+    "--probe-costs",
+    is_flag=True,
+    help="Also have the kernel account for each BPF program, in repetitions of their own after all "
+    "others. Meanwhile, every BPF program of this host is slower.",
+)
 @format_options(RUN)
 @click.option(
     "-o",
@@ -143,6 +149,7 @@ def run(
     max_time: float | None,
     dry_run: bool,
     no_trace: bool,
+    probe_costs: bool,
     output_format: str,
     output: Path | None,
     force: bool,
@@ -165,6 +172,7 @@ def run(
         repeat=repeat,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         handler_burn_cycles=burn_cycles,
+        probe_costs=probe_costs,
         max_rate_hz=max_rate,
         max_time_s=max_time,
     )

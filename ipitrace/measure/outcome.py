@@ -12,7 +12,7 @@ from ipitrace.recording.host import HostResult, PinningResult
 from ipitrace.recording.result import Losses, Observer
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.storm.driver import Driver
-from ipitrace.summary import Measured, Weights, observer_costs, summarise_scenario
+from ipitrace.summary import Measured, observer_costs, summarise_scenario
 from ipitrace.summary.stats import interval_confidence
 from ipitrace.words.scenarios import Mode, Scenario, ScenarioStatus
 
@@ -27,10 +27,13 @@ def rows_of(
     scenarios: Iterable[Scenario],
     driver: Driver,
     measured: Iterable[Measured],
-    weights: Weights | None,
+    cycles_per_ns: float | None = None,
 ) -> tuple[ScenarioResult, ...]:
-    """A row for each scenario that was measured or that the guest cannot run, as requested."""
-    rows = {m.scenario.name: summarise_scenario(m, weights) for m in measured}
+    """A row for each scenario that was measured or that the guest cannot run, as requested.
+
+    `cycles_per_ns` is the guest TSC's rate; None if it was not measured.
+    """
+    rows = {m.scenario.name: summarise_scenario(m, cycles_per_ns) for m in measured}
     found = []
     for scenario in scenarios:
         reason = driver.unsupported(scenario)
@@ -67,9 +70,7 @@ def losses_of(tracers: Tracers | None, measured: Sequence[Measured], incomplete:
     )
 
 
-def observer_of(
-    tracers: Tracers, measured: Sequence[Measured], weights: Weights | None
-) -> Observer:
+def observer_of(tracers: Tracers, measured: Sequence[Measured]) -> Observer:
     """The observer cost."""
     repetitions = min((len(m.of(Mode.OFF)) for m in measured), default=0)
     return Observer(
@@ -82,7 +83,6 @@ def observer_of(
         hooks=dict(tracers.evidence.hooks),
         left_out=dict(tracers.evidence.left_out),
         stage_hooks=dict(tracers.stages.hooks),
-        weights=None if weights is None else weights.result(),
     )
 
 

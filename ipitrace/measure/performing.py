@@ -23,13 +23,13 @@ from ipitrace.measure.limits import Budget
 from ipitrace.measure.lookout import Lookout
 from ipitrace.measure.online import OnlineCheck, gone_offline
 from ipitrace.measure.plan import Plan
-from ipitrace.measure.repetition import Recorded, run_repetition
+from ipitrace.measure.repetition import run_repetition
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.measure.rows import RowWriter
 from ipitrace.measure.steadiness import silence
 from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.turns import Turn
-from ipitrace.storm.driver import StormRequest
+from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.summary import Measured
 from ipitrace.words.scenarios import Mode, Scenario
 
@@ -65,10 +65,13 @@ class Gathered:
     kept: KeptRepetitions
     rows: RowWriter
     lookout: Lookout
+    budget: Budget
 
 
-def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
-    """Run all storms. Returns the error that ended the run early, or None.
+def perform(
+    context: Context, gathered: Gathered, storms: Callable[[Context, Gathered], None]
+) -> IpitraceError | None:
+    """Run `storms`. Returns the error that ended the run early, or None.
 
     Completed repetitions are kept when a later one fails.
 
@@ -79,7 +82,7 @@ def perform(context: Context, gathered: Gathered) -> IpitraceError | None:
     """
     try:
         with _detached_at_end(context.tracers):
-            _perform_turns(context, gathered)
+            storms(context, gathered)
         finish_undisturbed()
     except KeyboardInterrupt:
         finish_undisturbed()
@@ -102,11 +105,12 @@ def finished(context: Context, gathered: Gathered) -> list[Measured]:
     return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires)
 
 
-def _perform_turns(context: Context, gathered: Gathered) -> None:
-    budget = Budget(context.plan.limits)
+def perform_turns(context: Context, gathered: Gathered) -> None:
+    """Run the repetitions that are measured; to be called by perform()."""
+    budget = gathered.budget
     online = OnlineCheck(context.guest.driver.pinned_cpus)
     turns = context.plan.turns(context.request.seed)
-    total = sum(turn.sends for turn in turns)
+    total = context.plan.n_sends
     done = 0
 
     def told(name: str, before: int, sent: int) -> None:
@@ -115,7 +119,7 @@ def _perform_turns(context: Context, gathered: Gathered) -> None:
         context.progress(name, (before + max(sent - WARMUP, 0)) / total)
 
     for number, turn in enumerate(turns):
-        request = _storm_request(context, turn)
+        request = storm_request(context, turn)
         if context.tracers is not None:
             context.tracers.set_mode(turn.mode)
         budget.begin()
@@ -129,7 +133,7 @@ def _perform_turns(context: Context, gathered: Gathered) -> None:
             earlier=gathered.clocks.latest(),
         )
         tsc_hz = gathered.clocks.tsc_hz(recorded)
-        budget.end(_storm_s(recorded, tsc_hz))
+        budget.end(storm_s(recorded.storm, tsc_hz))
         targets = context.guest.driver.targets(turn.scenario)
         gathered.kept.add(request, targets, recorded, number)
         gathered.lookout.after(request, recorded, number, tsc_hz)
@@ -138,7 +142,8 @@ def _perform_turns(context: Context, gathered: Gathered) -> None:
         done += turn.sends
 
 
-def _storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
+def storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
+    """The storm of a repetition."""
     return StormRequest(
         turn.scenario,
         context.guest.driver.n_vcpus,
@@ -151,12 +156,12 @@ def _storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
     )
 
 
-def _storm_s(recorded: Recorded, tsc_hz: float | None) -> float | None:
+def storm_s(storm: Storm, tsc_hz: float | None) -> float | None:
     """The storm's duration by the guest's stamps; the warm-up's time is estimated from it."""
-    measured = len(recorded.storm.sends)
+    measured = len(storm.sends)
     if tsc_hz is None or not measured:
         return None
-    return silence(recorded.storm, tsc_hz)[0] * (measured + WARMUP) / measured
+    return silence(storm, tsc_hz)[0] * (measured + WARMUP) / measured
 
 
 @contextlib.contextmanager

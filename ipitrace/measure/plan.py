@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ipitrace.base.errors import HostError
+from ipitrace.base.errors import HostError, UsageError
 from ipitrace.base.units import NS_PER_S
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.measure.clocks import tsc_hz_of_host
@@ -39,6 +39,8 @@ class Plan:
             the rate is already applied.
         limits: the limits of rate and time; None if there are none.
         tsc_hz: the guest TSC's rate that the paces are computed with.
+        accounted: the modes of the repetitions in which the kernel accounts for the BPF programs;
+            empty if it does not.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -47,16 +49,31 @@ class Plan:
     paces: Mapping[str, int]
     limits: RunLimits | None
     tsc_hz: float
+    accounted: tuple[Mode, ...] = ()
 
     def turns(self, seed: int) -> tuple[Turn[Scenario], ...]:
         """Every repetition, in the order in which to run them."""
         return plan_turns(self.scenarios, sends=self.sends, modes=self.modes, seed=seed)
 
+    def accounted_turns(self, seed: int) -> tuple[Turn[Scenario], ...]:
+        """The repetitions with accounting; they run after all others."""
+        return plan_turns(self.scenarios, sends=self.sends, modes=self.accounted, seed=seed)
+
+    @property
+    def n_modes(self) -> int:
+        """Repetitions of each scenario in each block, those with accounting included."""
+        return len(self.modes) + len(self.accounted)
+
+    @property
+    def n_sends(self) -> int:
+        """Measured sends of all repetitions."""
+        return len(self.scenarios) * self.n_modes * sum(self.sends)
+
     def storms(self) -> Iterator[tuple[int, int]]:
         """Yield sends (warm-up included) and pace of the storms of each scenario and block."""
         for scenario in self.scenarios:
             for sends in self.sends:
-                yield len(self.modes) * (sends + WARMUP), self.paces[scenario.name]
+                yield self.n_modes * (sends + WARMUP), self.paces[scenario.name]
 
 
 def plan_for(request: RunRequest, guest: Guest) -> Plan:
@@ -90,14 +107,21 @@ def make_plan(
     Raises:
         UsageError: the storms cannot end within the time limit.
     """
+    if request.probe_costs and not traced:
+        raise UsageError(
+            "--probe-costs accounts for BPF programs, and nothing of this guest is traced.",
+            "Leave it out.",
+        )
     limits = limits_of(request, ours=ours)
+    modes = MODES if traced else (Mode.OFF,)
     plan = Plan(
         scenarios=tuple(able),
-        modes=MODES if traced else (Mode.OFF,),
+        modes=modes,
         sends=sends_of(request),
         paces={s.name: limited_pace(pace_of(request, s, tsc_hz), limits, tsc_hz) for s in able},
         limits=limits,
         tsc_hz=tsc_hz,
+        accounted=tuple(m for m in modes if m != Mode.OFF) if request.probe_costs else (),
     )
     check_time(plan.storms(), limits, tsc_hz)
     return plan

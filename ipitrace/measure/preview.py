@@ -143,7 +143,7 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
 
 
 def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) -> Sending:
-    repetitions, n_modes = len(plan.sends), len(plan.modes)
+    repetitions, n_modes = len(plan.sends), plan.n_modes
     storms = [
         PreviewedStorms(
             name=scenario.name,
@@ -159,7 +159,7 @@ def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) ->
         storms=n_modes * repetitions * len(storms),
         sends=sum(storm.sends for storm in storms),
         least_seconds=least_seconds(plan.storms(), plan.tsc_hz),
-        modes=plan.modes,
+        modes=(*plan.modes, *(f"{mode} accounted" for mode in plan.accounted)),
         scenarios=tuple(storms),
         unsupported=unsupported,
         limits=_limits_words(plan.limits),

@@ -14,7 +14,7 @@ from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
-from ipitrace.correlate.weights import TwinDistance, twin_distances
+from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
@@ -137,8 +137,8 @@ def run_repetition(
     sandwiches = tuple(reader.sandwiches)
     counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted)
     events = _rest(traced)
-    for tracer in lighter:
-        counted = replace(counted, twins=twin_distances(_rest(tracer), events))
+    if lighter and tracers is not None:
+        counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), events))
     host = HostRecord(
         events=events,
         complete=_events_lost(traced) == lost_before,

@@ -38,6 +38,7 @@ class RunRequest:
         seed: of the order in which scenarios take turns.
         handler_burn_cycles: cycles that each handler wastes. Tests use it to prove that
             ipitrace measures them.
+        probe_costs: also run repetitions in which the kernel accounts for the BPF programs.
         max_rate_hz: the limit of sends per second; 0 is no limit, None is the default of the
             guest's kind.
         max_time_s: the limit of the storms' seconds, with the same meaning of 0 and None.
@@ -52,6 +53,7 @@ class RunRequest:
     repeat: int = REPETITIONS
     seed: int = 0
     handler_burn_cycles: int = 0
+    probe_costs: bool = False
     max_rate_hz: float | None = None
     max_time_s: float | None = None
 
@@ -82,6 +84,11 @@ def check_request(request: RunRequest) -> None:
         raise UsageError(
             f"--pace {request.pace_cycles} is out of range.",
             f"Use 0 to {NS_PER_S:,} cycles.",
+        )
+    if request.probe_costs and not request.trace:
+        raise UsageError(
+            "--probe-costs accounts for BPF programs, and --no-trace attaches none.",
+            "Leave one of the two out.",
         )
     for option, limit in (("--max-rate", request.max_rate_hz), ("--max-time", request.max_time_s)):
         if limit is not None and not 0 <= limit < math.inf:

@@ -10,12 +10,21 @@ from ipitrace.base.errors import IpitraceError
 from ipitrace.base.version import VERSION
 from ipitrace.host.neighbours import read_neighbours
 from ipitrace.host.runs import announced
+from ipitrace.measure.accounting import ProgramAccounts
 from ipitrace.measure.clocks import ClockReadings, open_clock
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.kept import KeptRepetitions
+from ipitrace.measure.limits import Budget
 from ipitrace.measure.lookout import Lookout
 from ipitrace.measure.outcome import host_of, losses_of, observer_of, rows_of
-from ipitrace.measure.performing import Context, Gathered, Progress, finished, perform
+from ipitrace.measure.performing import (
+    Context,
+    Gathered,
+    Progress,
+    finished,
+    perform,
+    perform_turns,
+)
 from ipitrace.measure.plan import plan_for
 from ipitrace.measure.request import RunRequest, check_count, check_request
 from ipitrace.measure.rows import RowWriter, Sink
@@ -23,7 +32,6 @@ from ipitrace.measure.tracers import open_tracers
 from ipitrace.measure.trust import doubts
 from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import RunResult
-from ipitrace.summary import weigh
 
 
 def run(
@@ -54,17 +62,21 @@ def run(
         tracers = None
         if request.trace and guest.pid is not None:
             tracers = stack.enter_context(open_tracers(guest.pid, driver.n_vcpus))
+        accounts = None
+        if tracers is not None and plan.accounted:
+            accounts = ProgramAccounts(tracers, plan.accounted)
         opened()
         stack.enter_context(announced(driver.pinned_cpus or ()))
         lookout = Lookout(guest, neighbours)
         context = Context(request, guest, plan, tracers, clock, progress)
-        gathered = Gathered(clocks, kept, RowWriter(sink), lookout)
-        failure = perform(context, gathered)
+        gathered = Gathered(clocks, kept, RowWriter(sink), lookout, Budget(plan.limits))
+        failure = perform(context, gathered, perform_turns)
         measured = finished(context, gathered)
-        weights = None if tracers is None else weigh(measured, clocks.guest_cycles_per_ns())
-        rows = rows_of(request.scenarios, driver, measured, weights)
+        rows = rows_of(request.scenarios, driver, measured, clocks.guest_cycles_per_ns())
         losses = losses_of(tracers, measured, kept.incomplete)
-        observer = None if tracers is None else observer_of(tracers, measured, weights)
+        observer = None if tracers is None else observer_of(tracers, measured)
+        if accounts is not None and failure is None:
+            failure = perform(context, gathered, accounts.perform)
     early = sum(r.cycles.early for m in measured for r in m.repetitions)
     clock_found = clocks.result(
         shares_tsc=guest.shares_tsc,
@@ -94,6 +106,7 @@ def run(
         seed=request.seed,
         disturbances=tuple(lookout.disturbances),
         limits=plan.limits,
+        program_costs=None if accounts is None else accounts.result(),
     )
     return result, failure
 

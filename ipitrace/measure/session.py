@@ -35,6 +35,7 @@ def run(
     repeat: int = REPETITIONS,
     pace_cycles: int | None = None,
     trace: bool = True,
+    probe_costs: bool = False,
     seed: int | None = None,
     max_rate_hz: float | None = None,
     max_time_s: float | None = None,
@@ -55,6 +56,8 @@ def run(
         pace_cycles: TSC cycles from an acknowledgement to the next send; None: by scenario.
         trace: attach BPF programs; needs root. If False, only the guest's stamps are
             measured.
+        probe_costs: also run repetitions in which the kernel accounts for the BPF programs;
+            needs root and `trace`.
         seed: of the order in which scenarios take turns; None chooses one.
         max_rate_hz: sends per second at most; 0 is no limit, None is the default of the VM's kind.
         max_time_s: seconds of storms at most, with the same meaning of 0 and None.
@@ -71,6 +74,7 @@ def run(
         count=count,
         pace_cycles=pace_cycles,
         trace=trace,
+        probe_costs=probe_costs,
         repeat=repeat,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         max_rate_hz=max_rate_hz,

@@ -2,14 +2,21 @@
 """The two tracers of a run: a light one of the stages' events, and one of all events."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ipitrace.correlate.weights import TwinDistance, twin_distances
 from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.events import STAGE_EVENTS
 from ipitrace.tracer.session import TraceLosses, Tracer
-from ipitrace.words.events import Kind
+from ipitrace.words.events import HOST_EVENT_OF, Kind
 from ipitrace.words.scenarios import Mode
+
+Twins: TypeAlias = Mapping[Kind, TwinDistance]
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,33 @@ class Tracers:
             if not tracer.attached:
                 tracer.attach()
 
+    def recording_in(self, mode: Mode) -> Tracer:
+        """The tracer whose records a traced mode is for."""
+        return self.attached_in(mode)[-1]
+
+    def attach_alone(self, mode: Mode) -> Tracer:
+        """Attach only the tracer whose records the mode is for, and return it."""
+        self.set_mode(Mode.OFF)
+        tracer = self.recording_in(mode)
+        tracer.attach()
+        return tracer
+
     def set_vcpu_threads(self, tids: Sequence[int]) -> None:
         """As Tracer.set_vcpu_threads(), for both."""
         for tracer in self._both:
             tracer.set_vcpu_threads(tids)
+
+    def twins(self, first: NDArray[np.void], second: NDArray[np.void]) -> Twins:
+        """The distances of both tracers' stamps, of events where both have the same program.
+
+        Args:
+            first: host events of `stages`.
+            second: host events of `evidence`.
+        """
+        hooks = self.evidence.hooks
+        same = {name for name, hook in self.stages.hooks.items() if hook == hooks.get(name)}
+        found = twin_distances(first, second)
+        return {kind: at for kind, at in found.items() if HOST_EVENT_OF[kind].name in same}
 
     def exits_fire(self) -> bool:
         """Whether kvm_exit was seen since load."""

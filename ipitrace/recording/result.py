@@ -4,7 +4,8 @@
 schemas/run.schema.json describes that text, and tests validate against it.
 
 History of SCHEMA_VERSION:
-    1  first version; `seed`, `disturbances` and `limits` were added later and may be absent.
+    1  first version; `seed`, `disturbances`, `limits` and `program_costs` were added later
+       and may be absent.
     2  the modes are off, stages and evidence instead of off, counting and full: the rows' timings
        are of mode off, their stages of mode stages, and all else of mode evidence.
 """
@@ -17,6 +18,7 @@ from typing import Any, Self
 from ipitrace.base.loading import LATER, load, unload
 from ipitrace.recording.guest import GuestResult
 from ipitrace.recording.host import HostResult
+from ipitrace.recording.program_costs import ProgramCosts
 from ipitrace.recording.row import ScenarioResult
 
 SCHEMA_VERSION = 2
@@ -57,24 +59,6 @@ class ObserverCost:
 
 
 @dataclass(frozen=True)
-class EventWeights:
-    """What one host event adds to an IPI, in guest cycles; docs/observer.md.
-
-    Attributes:
-        program_cycles: event to what ipitrace's program takes.
-        tracepoint_cycles: what the enabled tracepoint around it takes: the median of the estimates.
-        tracepoint_low: the lower quartile of the estimates; tracepoint_high: the upper one.
-        estimates: their number.
-    """
-
-    program_cycles: Mapping[str, float]
-    tracepoint_cycles: float
-    tracepoint_low: float
-    tracepoint_high: float
-    estimates: int
-
-
-@dataclass(frozen=True)
 class Observer:
     """The observer cost per scenario and metric, and how it was measured.
 
@@ -88,7 +72,6 @@ class Observer:
         hooks: tracepoint to how it is hooked.
         left_out: tracepoint to the reason why it was not traced.
         stage_hooks: as `hooks`, in the repetitions that record only the stages' events.
-        weights: of these events; None if they could not be measured.
     """
 
     method: str
@@ -100,7 +83,6 @@ class Observer:
     hooks: Mapping[str, str]
     left_out: Mapping[str, str]
     stage_hooks: Mapping[str, str] | None = field(default=None, metadata=LATER)
-    weights: EventWeights | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -230,6 +212,8 @@ class RunResult:
         disturbances: what was found by the checks after each repetition; None in recordings
             of versions without such checks.
         limits: of rate and time; None if there were none.
+        program_costs: the kernel's account of the BPF programs; None if it was not requested, or
+            if no scenario was completed with it.
         schema_version: of the format in which it was recorded.
     """
 
@@ -251,6 +235,7 @@ class RunResult:
     seed: int | None = None
     disturbances: tuple[Disturbance, ...] | None = field(default=None, metadata=LATER)
     limits: RunLimits | None = field(default=None, metadata=LATER)
+    program_costs: ProgramCosts | None = field(default=None, metadata=LATER)
     schema_version: int = SCHEMA_VERSION
 
     @property

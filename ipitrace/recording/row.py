@@ -80,6 +80,19 @@ class StageSequence:
 
 
 @dataclass(frozen=True)
+class EventWeights:
+    """What one host event adds to an IPI, in guest cycles; docs/observer.md.
+
+    Attributes:
+        twin_cycles: event to the distance of the stamps of two copies of its program.
+        rest_cycles: what this lacks of the whole weight, which is their sum.
+    """
+
+    twin_cycles: Mapping[str, float]
+    rest_cycles: float
+
+
+@dataclass(frozen=True)
 class CorrectedStages:
     """The stages of which the untraced D consists: without the weight of ipitrace's programs.
 
@@ -91,6 +104,7 @@ class CorrectedStages:
         holds: the sum is within the limit; otherwise the steps say little.
         sequences: as in StageBreakdown.
         steps: likewise. Their shares are of the untraced D.
+        weights: what was taken out; None if there were no host events.
     """
 
     deliver_cycles: int
@@ -100,6 +114,7 @@ class CorrectedStages:
     holds: bool
     sequences: tuple[StageSequence, ...]
     steps: tuple[StageStep, ...]
+    weights: EventWeights | None
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,12 @@
 from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
 from ipitrace.summary.storms import HostSide, Measured, Repetition, reduce_storm
-from ipitrace.summary.weights import Weights, weigh
 
 __all__ = [
     "HostSide",
     "Measured",
     "Repetition",
-    "Weights",
     "observer_costs",
     "reduce_storm",
     "summarise_scenario",
-    "weigh",
 ]

@@ -16,14 +16,16 @@ from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
 from ipitrace.summary.stats import percentiles, summarise
 from ipitrace.summary.storms import Measured, Repetition
-from ipitrace.summary.weights import Weights
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.scenarios import PROVING, Mode, ScenarioStatus
 
 
-def summarise_scenario(measured: Measured, weights: Weights | None = None) -> ScenarioResult:
-    """Reduce a scenario's repetitions to one row; `weights` are those of the run's events."""
+def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -> ScenarioResult:
+    """Reduce a scenario's repetitions to one row.
+
+    `cycles_per_ns` is the guest TSC's rate; None if it was not measured.
+    """
     scenario, targets, storms = measured.scenario, measured.targets, measured.headline
     timed_out = sum(r.timed_out for r in storms)
     sides, proven = _sides(measured, storms), _sides(measured, measured.proving)
@@ -58,7 +60,7 @@ def summarise_scenario(measured: Measured, weights: Weights | None = None) -> Sc
         kvm_stats=stats,
         events_per_ipi=events_per_ipi(measured.proving, proven),
         paths=_shares(spans) if spans else None,
-        stages=stages_of(measured, weights),
+        stages=stages_of(measured, cycles_per_ns),
         exit_times=exit_times(measured, watched) or None,
         late_posts=late_posts,
         host_interrupts=interrupts,

@@ -9,25 +9,31 @@ from ipitrace.correlate.breakdown import Breakdown, Step, break_down
 from ipitrace.recording.row import CorrectedStages, StageBreakdown, StageSequence, StageStep
 from ipitrace.summary.stats import median
 from ipitrace.summary.storms import Measured
-from ipitrace.summary.weights import Weights, without_weight
+from ipitrace.summary.weights import Weights, weigh, without_weight
 from ipitrace.words.scenarios import Mode
-from ipitrace.words.stages import STAGES
+from ipitrace.words.stages import GUEST_STAMPS, STAGES
 
 _LIMIT: Final = 0.05
 """How far the sum of the corrected stages may be from the untraced D, as a share of it."""
 
 
-def stages_of(measured: Measured, weights: Weights | None) -> StageBreakdown | None:
-    """The stages of the repetitions that recorded them; None if there are none."""
+def stages_of(measured: Measured, cycles_per_ns: float | None) -> StageBreakdown | None:
+    """The stages of the repetitions that recorded them; None if there are none.
+
+    `cycles_per_ns` is the guest TSC's rate; None if it was not measured.
+    """
     watched = [r.watched for r in measured.of(Mode.STAGES) if r.watched is not None]
     spans = [w.spans for w in watched]
     found = break_down(spans, measured.bound_cycles)
     if found is None:
         return None
     corrected = None
+    weights = weigh(measured, cycles_per_ns)
     if weights is not None:
         lighter = break_down([without_weight(s, weights) for s in spans], measured.bound_cycles)
-        corrected = None if lighter is None else _corrected(measured, lighter)
+        corrected = None if lighter is None else _corrected(measured, lighter, weights)
+    elif all(step.stage in GUEST_STAMPS for step in found.steps):
+        corrected = _corrected(measured, found, None)
     return StageBreakdown(
         spans=found.spans,
         bound_cycles=measured.bound_cycles,
@@ -37,7 +43,9 @@ def stages_of(measured: Measured, weights: Weights | None) -> StageBreakdown | N
     )
 
 
-def _corrected(measured: Measured, found: Breakdown) -> CorrectedStages | None:
+def _corrected(
+    measured: Measured, found: Breakdown, weights: Weights | None
+) -> CorrectedStages | None:
     untraced = median(np.concatenate([r.cycles.deliver for r in measured.of(Mode.OFF)]))
     if not untraced:
         return None
@@ -51,6 +59,7 @@ def _corrected(measured: Measured, found: Breakdown) -> CorrectedStages | None:
         holds=abs(unexplained) <= _LIMIT,
         sequences=_sequences(found),
         steps=tuple(_step(step, untraced) for step in found.steps),
+        weights=None if weights is None else weights.result(),
     )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ipitrace's programs weigh, and stages without this weight. docs/observer.md derives it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.weights import WEIGHED, TwinDistance
-from ipitrace.recording.result import EventWeights
+from ipitrace.recording.row import EventWeights
 from ipitrace.summary.storms import Measured, Repetition
 from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode
@@ -30,72 +30,65 @@ class Weights:
     """What one event of each kind costs the thread in which it happens, in guest cycles.
 
     Attributes:
-        programs: the program, from the distance of two copies' stamps.
-        tracepoint: what is left: the enabled tracepoint around the program, the same for all
-            kinds. The median of `estimates`.
-        estimates: this by scenario and block, from what the events of a send add to S.
+        twins: the distance of two copies' stamps of the same event: a program, and the way from
+            one program of a tracepoint to the next.
+        rest: what this lacks: the enabled tracepoint around the first program, less the way
+            between two. It is the same for all kinds.
     """
 
-    programs: Mapping[Kind, float]
-    tracepoint: float
-    estimates: tuple[float, ...]
+    twins: Mapping[Kind, float]
+    rest: float = 0.0
 
     @property
     def cycles(self) -> NDArray[np.float64]:
         """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),)."""
-        typical = float(np.median(list(self.programs.values())))
-        return np.array([self.programs.get(kind, typical) + self.tracepoint for kind in WEIGHED])
+        usual = float(np.median(list(self.twins.values())))
+        return np.maximum([self.twins.get(kind, usual) + self.rest for kind in WEIGHED], 0.0)
 
     def result(self) -> EventWeights:
         """The weights, as run.json has them."""
-        low, high = np.percentile(self.estimates, (25, 75)) if self.estimates else (0.0, 0.0)
         return EventWeights(
-            program_cycles={k.name.lower(): round(c, 1) for k, c in self.programs.items()},
-            tracepoint_cycles=round(self.tracepoint, 1),
-            tracepoint_low=round(float(low), 1),
-            tracepoint_high=round(float(high), 1),
-            estimates=len(self.estimates),
+            {kind.name.lower(): round(cycles, 1) for kind, cycles in self.twins.items()},
+            round(self.rest, 1),
         )
 
 
-def weigh(measured: Iterable[Measured], cycles_per_ns: float | None) -> Weights | None:
-    """The weights of a run's events.
+def weigh(measured: Measured, cycles_per_ns: float | None) -> Weights | None:
+    """The weights of a scenario's events.
+
+    The rest is the median of what an event of a send adds to S beyond its program, over the pairs
+    of a repetition without probes and one with those of the stages. D has no part in it.
 
     Args:
-        measured: its scenarios.
+        measured: the scenario.
         cycles_per_ns: guest cycles in a ns; None if not known.
 
     Returns:
-        None if no event was stamped by two copies of its program.
+        None if no event was stamped by two copies of its program, or the sender had no event.
     """
-    measured = list(measured)
-    if cycles_per_ns is None:
-        return None
     found: dict[Kind, list[TwinDistance]] = {}
-    for repetition in (r for m in measured for r in m.of(Mode.EVIDENCE)):
+    for repetition in measured.of(Mode.EVIDENCE):
         for kind, distance in repetition.twins.items():
             found.setdefault(kind, []).append(distance)
-    if not found:
+    if not found or cycles_per_ns is None:
         return None
-    programs = {kind: _mean_ns(parts) * cycles_per_ns for kind, parts in found.items()}
-    alone = Weights(programs, 0.0, ())
-    estimates = tuple(e for m in measured for e in _around_programs(m, alone))
-    tracepoint = max(float(np.median(estimates)), 0.0) if estimates else 0.0
-    return Weights(programs, tracepoint, estimates)
+    twins = Weights({kind: _mean_ns(parts) * cycles_per_ns for kind, parts in found.items()})
+    rests = list(_rests(measured, twins))
+    return replace(twins, rest=float(np.median(rests))) if rests else None
 
 
 def _mean_ns(parts: Sequence[TwinDistance]) -> float:
     return float(np.average([p.ns for p in parts], weights=[p.pairs for p in parts]))
 
 
-def _around_programs(measured: Measured, programs: Weights) -> Iterator[float]:
+def _rests(measured: Measured, twins: Weights) -> Iterator[float]:
     """The cycles that an event of a send adds to S, less its program; one of each block."""
     for off, stages in zip(measured.of(Mode.OFF), measured.of(Mode.STAGES), strict=False):
         events = _events_of_send(stages)
         if events is None or not events.sum() or not len(off.cycles.send):
             continue
         added = float(np.median(stages.cycles.send)) - float(np.median(off.cycles.send))
-        yield (added - float(events @ programs.cycles)) / float(events.sum())
+        yield (added - float(events @ twins.cycles)) / float(events.sum())
 
 
 def _events_of_send(repetition: Repetition) -> NDArray[np.float64] | None:

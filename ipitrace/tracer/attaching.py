@@ -98,8 +98,11 @@ def try_attach(bpf: Bpf, probe: Probe) -> str:
 
 def recursion_misses(program_fd: int) -> int | None:
     """The kernel's count of recursion misses of a program; None if the kernel has no count."""
-    for line in Path(f"/proc/self/fdinfo/{program_fd}").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "recursion_misses":
-            return int(value)
-    return None
+    return program_info(program_fd).get("recursion_misses")
+
+
+def program_info(program_fd: int) -> dict[str, int]:
+    """The numbers that the kernel has about a loaded program (bpf_prog_show_fdinfo())."""
+    text = Path(f"/proc/self/fdinfo/{program_fd}").read_text()
+    lines = (line.partition(":\t") for line in text.splitlines())
+    return {name: int(value) for name, _, value in lines if value.isdecimal()}

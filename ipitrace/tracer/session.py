@@ -178,6 +178,12 @@ class Tracer:
         return {probe.event.name: probe.hook for probe in self._probes}
 
     @property
+    def program_fds(self) -> dict[str, int]:
+        """The descriptor of each loaded event's program."""
+        bpf = self._open_bpf()
+        return {probe.event.name: bpf.program_fd(probe.function) for probe in self._probes}
+
+    @property
     def attached(self) -> tuple[str, ...]:
         """The events that are attached now."""
         return tuple(self._links)

@@ -23,6 +23,7 @@ from ipitrace.recording.row import (
     Summary,
 )
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
+from ipitrace.render.run.program_costs import program_costs
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
@@ -61,6 +62,7 @@ def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
             *(_stages(row, row.stages, page) for row in measured if row.stages),
             _events(run, measured, page),
             _observer(run, measured, page),
+            *program_costs(run.program_costs, page),
         ]
     sections += [
         _not_measured(run, page),

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from ipitrace.base.errors import UsageError
 from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.measure import plan
 from ipitrace.measure.plan import known_tsc_hz, make_plan, pace_of
-from ipitrace.measure.request import RunRequest
+from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.storm.limits import FASTEST_TSC_HZ
-from ipitrace.words.scenarios import select_scenarios
+from ipitrace.words.scenarios import Mode, select_scenarios
 
 BLOCKED, RUNNING = select_scenarios(["unicast-blocked", "unicast-running"])
 REQUEST = RunRequest((BLOCKED, RUNNING), count=100, pace_cycles=None, trace=False)
@@ -62,3 +63,21 @@ def test_a_plan_has_the_pace_of_its_rate() -> None:
     made = make_plan(REQUEST, [BLOCKED], traced=False, ours=True, tsc_hz=2e9)
     assert made.paces == {"unicast-blocked": 1_800_000}
     assert next(made.storms()) == (117, 1_800_000)
+
+
+def test_repetitions_with_accounting_are_planned_and_limited() -> None:
+    traced = replace(REQUEST, trace=True, probe_costs=True, repeat=2)
+    planned = make_plan(traced, [RUNNING], traced=True, ours=True, tsc_hz=2e9)
+    assert planned.accounted == (Mode.COUNTING, Mode.FULL)
+    assert {turn.mode for turn in planned.accounted_turns(1)} == {Mode.COUNTING, Mode.FULL}
+    assert len(planned.turns(1)) == 2 * 3
+    assert len(planned.accounted_turns(1)) == 2 * 2
+    assert planned.n_sends == 5 * 100
+    assert sum(sends for sends, _ in planned.storms()) == 5 * (100 + 2 * WARMUP)
+    without = make_plan(
+        replace(traced, probe_costs=False), [RUNNING], traced=True, ours=True, tsc_hz=2e9
+    )
+    assert without.accounted == without.accounted_turns(1) == ()
+    with pytest.raises(UsageError) as raised:
+        make_plan(traced, [RUNNING], traced=False, ours=False, tsc_hz=2e9)
+    assert "nothing of this guest is traced" in raised.value.message

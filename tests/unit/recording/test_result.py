@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from checks import assert_sound
-from runs import made_run, measured_row, unsupported_row
+from runs import made_program_costs, made_run, measured_row, unsupported_row
 
 from ipitrace.recording.guest import VmResult, linux_guest
 from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
@@ -65,6 +65,16 @@ def test_what_later_programs_look_for_is_kept_apart_from_what_nobody_looked_for(
         assert len(read["disturbances"]) == len(disturbances)
         assert RunResult.from_dict(read) == RunResult.from_dict(json.loads(new.to_json()))
         assert RunResult.from_dict(read).to_json() == new.to_json()
+
+
+def test_an_account_of_programs_is_a_key_that_only_runs_with_it_have() -> None:
+    assert "program_costs" not in made_run().to_dict()
+    new = made_run(program_costs=made_program_costs())
+    read = json.loads(new.to_json())
+    assert_sound(read)
+    again = RunResult.from_dict(read)
+    assert again.program_costs == new.program_costs
+    assert again.to_json() == new.to_json()
 
 
 def placed_at(disturbance: Disturbance) -> Disturbance:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from checks import assert_sound
-from runs import made_run, measured_row, unsupported_row
+from runs import made_program_costs, made_run, measured_row, unsupported_row
 
 from ipitrace.recording.host import KvmProcess, NeighboursResult, PinningResult
 from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
@@ -76,6 +76,21 @@ def test_a_whole_run() -> None:
     assert "0 of 100 events lost in ring overruns" in text
     assert "DOUBT" not in text
     assert "Not measured" not in text
+
+
+def test_the_account_of_programs_has_a_table_for_each_mode() -> None:
+    text = rendered(made_run(program_costs=made_program_costs()))
+    _, counting, full = text.split("Probe costs: ")
+    for mode, table in (("counting", counting), ("full", full)):
+        said = flat(table)
+        assert f"in mode {mode}" in said
+        assert "medians of 6 repetitions and their range" in said
+        assert "includes 21 ns of the accounting itself" in said
+        assert line_of(table, "unicast-running", "kvm_apic_ipi")[2:] == [
+            *("2.25", "90", "[80, 120]", "203", "[180, 270]"),
+        ]
+        assert line_of(table, "all programs")[1:] == ["-", "-", "-", "203", "[180, 270]"]
+    assert "Probe costs" not in rendered(made_run())
 
 
 def test_verbose_says_what_was_watched() -> None:
