@@ -7,8 +7,7 @@ same storm always takes the same time, as on the lab's Intel host (`python -m la
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Final
 
 from bench import watchers
 from bench.storms import Storms, medians, scenario
+from bench.watchers import Watch
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import Kind
 
@@ -57,38 +57,38 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400, help="IPIs of each storm")
     asked = parser.parse_args()
     found = []
-    for name in asked.scenario:
-        for added in measure(Storms(scenario(name), asked.count), asked.folder / name):
-            print(
-                f"{added.scenario}, {added.watcher}: {added.nothing} {added.watched or added.why}"
-            )
-            sys.stdout.flush()
-            found.append(added)
+    with ExitStack() as stack:
+        own = watchers.own_watches(stack)
+        for name in asked.scenario:
+            for added in measure(Storms(scenario(name), asked.count), own, asked.folder / name):
+                shown = added.watched or added.why
+                print(f"{name}, {added.watcher}: {added.nothing} {shown}", flush=True)
+                found.append(added)
     (asked.folder / RESULT).write_text(json.dumps([asdict(added) for added in found], indent=1))
 
 
-def measure(storms: Storms, folder: Path) -> Iterator[Added]:
-    """What each watcher adds to an IPI of these storms.
+def measure(storms: Storms, own: Mapping[str, Watch], folder: Path) -> Iterator[Added]:
+    """S, D and R of these storms under each watcher, the other tools last.
 
     Args:
         storms: the storms.
-        folder: receives the tools' files.
+        own: no watcher and ipitrace's modes, by name.
+        folder: receives the other tools' files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        watches = {(name, ""): watch for name, watch in watchers.own_watches(stack).items()}
-        for peer in watchers.peers(folder, watchers.STAGE_EVENTS):
-            watches[peer.name, peer.key] = partial(watchers.peer_watch, peer, folder, _SETTLE_S)
-        for (name, key), watch in watches.items():
-            nothing = medians(storms.run())
-            found = partial(Added, storms.scenario.name, name, key, storms.count, nothing)
-            try:
-                with watch() as hooks:
-                    storm = storms.run(hooks)
-            except watchers.DoesNotRunError as error:
-                yield found(why=str(error))
-            else:
-                yield found(medians(storm), counted=_counted(storm))
+    watches = {(name, ""): watch for name, watch in own.items()}
+    for peer in watchers.peers(folder, watchers.STAGE_EVENTS):
+        watches[peer.name, peer.key] = partial(watchers.peer_watch, peer, folder, _SETTLE_S)
+    for (name, key), watch in watches.items():
+        nothing = medians(storms.run())
+        found = partial(Added, storms.scenario.name, name, key, storms.count, nothing)
+        try:
+            with watch() as hooks:
+                storm = storms.run(hooks)
+        except watchers.DoesNotRunError as error:
+            yield found(why=str(error))
+        else:
+            yield found(medians(storm), counted=_counted(storm))
 
 
 def _counted(storm: Storm) -> dict[str, int]:

@@ -21,7 +21,7 @@ from lab.common.session import Request, run_on
 from lab.common.steps import LabError, say
 from lab.intel.boot import boot
 
-_MODULES = ("__init__", "added", "storms", "watchers")
+MODULES = ("__init__", "added", "storms", "watchers")
 """What the host runs of the bench package; changing another module leaves the run the same."""
 _INSIDE = "/tmp/added"  # noqa: S108 - of the emulated host: its memory, so no disk disturbs
 _SCENARIOS = ("unicast-running", "unicast-halted")
@@ -62,7 +62,7 @@ def _request(scenarios: Sequence[str], count: int, output: Path) -> Request:
         kernel_parameters=(),
         output=output,
         root_disk=root_image(),
-        files={f"site/bench/{name}.py": CHECKOUT / f"bench/{name}.py" for name in _MODULES},
+        files={f"site/bench/{name}.py": CHECKOUT / f"bench/{name}.py" for name in MODULES},
     )
 
 

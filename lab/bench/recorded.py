@@ -17,7 +17,7 @@ _READERS: Final = {
 }
 _EVENT: Final = (
     re.compile(r"^ *\w+:(?P<event>\w+):"),  # perf script
-    re.compile(r"^.*\[\d+\] .*?[\d.]+: +(?P<event>\w+):"),  # trace-cmd report
+    re.compile(r"^.*?\[\d+\]\s+(\S+\s+)?[\d.]+: +(?P<event>\w+):"),  # trace-cmd report
     re.compile(r"^@\[tracepoint:\w+:(?P<event>\w+)\]: (?P<n>\d+)$"),  # bpftrace
 )
 
