@@ -5,7 +5,6 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.added import RESULT, Added
@@ -32,12 +31,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__)
     parser.add_argument("--scenario", action="append", help=f"default: {' '.join(_SCENARIOS)}")
     parser.add_argument("--count", type=int, default=400, help="IPIs of each storm")
+    parser.add_argument("--parameter", action="append", default=[], help="kernel parameter")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     asked = parser.parse_args()
     output = (asked.output or cache_dir() / "results" / "bench").resolve()
     try:
         require_root()
-        run_on(boot, _request(asked.scenario or _SCENARIOS, asked.count, output))
+        run_on(boot, _request(asked, output))
         found = [Added(**fields) for fields in json.loads((output / RESULT).read_text())]
         tables = list(
             reports(found, lambda a: read_recorded(output / a.scenario, a.key), versions())
@@ -52,14 +52,14 @@ def main() -> int:
     return 0
 
 
-def _request(scenarios: Sequence[str], count: int, output: Path) -> Request:
-    words = [word for name in scenarios for word in ("--scenario", name)]
-    measure = ["python3", "-m", "bench.added", _INSIDE, "--count", str(count), *words]
+def _request(asked: argparse.Namespace, output: Path) -> Request:
+    scenarios = [word for name in asked.scenario or _SCENARIOS for word in ("--scenario", name)]
+    measure = ["python3", "-m", "bench.added", _INSIDE, "--count", str(asked.count), *scenarios]
     command = f"(set -e; {shlex.join(measure)} >/dev/console; cp -r {_INSIDE}/. /job/result/)"
     return Request(
         suite=rootfs.SUITE,
         command=command,
-        kernel_parameters=(),
+        kernel_parameters=asked.parameter,
         output=output,
         root_disk=root_image(),
         files={f"site/bench/{name}.py": CHECKOUT / f"bench/{name}.py" for name in MODULES},

@@ -8,7 +8,7 @@ from typing import Final
 from bench.added import Added
 from bench.report import CYCLES, Report, Series
 from bench.storms import WARMUP
-from bench.watchers import NOTHING
+from bench.watchers import NOTHING, STAGE_EVENTS
 from ipitrace.words.metrics import DELIVER, ROUND_TRIP, TIMINGS
 from lab.common.steps import LabError
 
@@ -75,6 +75,8 @@ def _report(
             f"directly before; those were {ranges} in all {len(found)} pairs.",
             "D / R: the part of the added round trip that comes before the handler.",
             f"Events that a watcher recorded or counted {_SHOWN} times per IPI or more, rounded.",
+            f"The same tracepoints: {', '.join(STAGE_EVENTS)};",
+            "bpftrace counts them in our process only, perf and trace-cmd record the whole host.",
             "Debian's packages: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
         ),
         series,
