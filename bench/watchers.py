@@ -230,9 +230,9 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt it as a user would, so that it detaches; then kill remaining processes."""
+    """Interrupt it and its processes as a terminal does, so that it detaches; then kill the rest."""
     if not _ended(process):
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
     until_s = time.monotonic() + _STOP_LIMIT_S
     while time.monotonic() < until_s and not _ended(process):
         time.sleep(_POLL_S)
