@@ -206,7 +206,7 @@ def _wait_until_ready(
     while time.monotonic() < until_s:
         text = printed.read_text(errors="replace")
         if _ended(process):
-            why = textwrap.shorten(why_it_ended(text), _WHY_CHARACTERS)
+            why = textwrap.shorten(_why_it_ended(text), _WHY_CHARACTERS)
             raise DoesNotRunError(f"does not run here: {why}")
         if peer.ready and peer.ready in text:
             break
@@ -217,7 +217,7 @@ def _wait_until_ready(
     time.sleep(settle_s)
 
 
-def why_it_ended(text: str) -> str:
+def _why_it_ended(text: str) -> str:
     """The line of a tool's output that says best why the tool ended by itself."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it ended"
@@ -230,7 +230,7 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt it and its processes as a terminal does, so that it detaches; then kill the rest."""
+    """Interrupt its process group as a terminal does, so that it detaches; then kill the rest."""
     if not _ended(process):
         os.killpg(process.pid, signal.SIGINT)
     until_s = time.monotonic() + _STOP_LIMIT_S

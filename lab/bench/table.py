@@ -44,7 +44,7 @@ def _report(
     series = []
     for added in found:
         if added.watched is None:
-            rows.append((added.watcher, added.why, *[""] * (len(letters) + 1)))
+            rows.append((added.watcher, *[""] * (len(letters) + 1), added.why))
             continue
         series += [
             Series(f"{letter} watched by {added.watcher}, {name}", CYCLES, [added.watched[letter]])

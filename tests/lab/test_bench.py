@@ -81,7 +81,7 @@ def test_a_watcher_that_missed_a_part_of_the_storm_gives_no_figures() -> None:
 
 def test_a_tool_that_does_not_run_has_the_reason_in_its_row() -> None:
     none = Added(RUNNING, "theirs", "theirs", SENT, UNTRACED, None, "no headers")
-    assert table(none) == [["theirs", "no headers", "", "", "", ""]]
+    assert table(none) == [["theirs", "", "", "", "", "no headers"]]
 
 
 def test_each_scenario_is_a_table_with_its_untraced_figures() -> None:

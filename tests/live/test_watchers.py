@@ -53,7 +53,8 @@ def test_a_tool_that_ends_by_itself_says_why(tmp_path: Path) -> None:
 
 
 def test_a_tool_runs_while_inside_and_is_interrupted_after(tmp_path: Path) -> None:
-    peer = shell("trap 'echo stopped; exit' INT; echo ready; while :; do sleep 0.05; done", "ready")
+    """It waits for a command, as `trace-cmd record` does, and only then writes its file."""
+    peer = shell("trap 'echo stopped' INT; echo ready; sleep 600; exit", "ready")
     with peer_watch(peer, tmp_path, 0.1):
         assert (tmp_path / "shell.txt").read_text() == "ready\n"
     assert (tmp_path / "shell.txt").read_text() == "ready\nstopped\n"
