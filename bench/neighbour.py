@@ -43,14 +43,10 @@ _SETTLE_S: Final = 0.2
 # The neighbour: a separate process that runs a storm on request.
 _NEIGHBOUR: Final = """
 import json, sys
-import numpy as np
-from bench.storms import Storms, deliver_cycles, round_trip_cycles, scenario
+from bench.storms import Storms, medians, scenario
 storms = Storms(scenario("unicast-running"), int(sys.argv[1]))
 for _ in sys.stdin:
-    storm = storms.run()
-    sends = storm.sends["sent_tsc"].astype(np.int64) - storm.sends["send_tsc"].astype(np.int64)
-    found = [float(np.median(sends)), deliver_cycles(storm), round_trip_cycles(storm)]
-    print(json.dumps(found), flush=True)
+    print(json.dumps(list(medians(storms.run()).values())), flush=True)
 """
 
 

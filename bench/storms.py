@@ -11,6 +11,7 @@ from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import Tracer
+from ipitrace.words.metrics import DELIVER, ROUND_TRIP, SEND
 from ipitrace.words.scenarios import SCENARIOS, Scenario
 
 N_VCPUS = 2
@@ -50,6 +51,12 @@ def watching(tracer: Tracer) -> Hooks:
     )
 
 
+def send_cycles(storm: Storm) -> float:
+    """Median S."""
+    sends = storm.sends
+    return float(np.median(sends["sent_tsc"].astype(np.int64) - sends["send_tsc"].astype(np.int64)))
+
+
 def deliver_cycles(storm: Storm) -> float:
     """Median D; it is not defined for storms that lost an IPI."""
     handled = storm.receipts[_TARGET]["handler_tsc"].astype(np.int64)
@@ -60,6 +67,15 @@ def round_trip_cycles(storm: Storm) -> float:
     """Median R."""
     sends = storm.sends[storm.sends["ack_tsc"] > 0]
     return float(np.median(sends["ack_tsc"].astype(np.int64) - sends["send_tsc"].astype(np.int64)))
+
+
+def medians(storm: Storm) -> dict[str, float]:
+    """Median S, D and R, by letter; D is not defined for storms that lost an IPI."""
+    return {
+        SEND.letter: send_cycles(storm),
+        DELIVER.letter: deliver_cycles(storm),
+        ROUND_TRIP.letter: round_trip_cycles(storm),
+    }
 
 
 def tsc_hz(storm: Storm) -> float:

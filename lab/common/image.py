@@ -18,9 +18,13 @@ _JOB_MIB = 256
 _EPOCH = 1735689600  # the time of all files, as SOURCE_DATE_EPOCH
 
 
-def root_image() -> Path:
-    """The disk with the emulated host's root file system. It is read-only."""
-    source = rootfs.host()
+def root_image(*packages: str) -> Path:
+    """The disk with the emulated host's root file system. It is read-only.
+
+    Args:
+        packages: packages of rootfs.SUITE that it has in addition to rootfs.HOST.
+    """
+    source = rootfs.host(*packages)
 
     def build(directory: Path) -> None:
         size = sum(f.lstat().st_blocks * 512 for f in source.rglob("*"))

@@ -55,7 +55,7 @@ def pack_job(
     Args:
         packages: the wheel under test, and names of others.
         command: a shell command; /job/result is its place for what must come back.
-        files: what else lies in /job, by name.
+        files: what else lies in /job, by relative path; the host's Python imports from `site`.
         disk: the file to make.
 
     Raises:
@@ -66,7 +66,8 @@ def pack_job(
         tree.chmod(0o755)
         (tree / "result").mkdir()
         (tree / "run").write_text(_RUN.format(command=command))
-        for place, file in files.items():
-            shutil.copy(file, tree / place)
         pip_install(tree / "site", packages)
+        for place, file in files.items():
+            (tree / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tree / place)
         job_disk(tree, disk)

@@ -60,18 +60,19 @@ def tools(*packages: str) -> Path:
 
 
 @cache
-def host() -> Path:
-    """The root file system of an emulated host: Debian's Python and bcc, without ipitrace."""
+def host(*packages: str) -> Path:
+    """The root file system of an emulated host: HOST and `packages`, without ipitrace."""
     plain = base()
+    wanted = sorted({*HOST, *packages})
 
     def build(directory: Path) -> None:
-        _copy_with_packages(plain, directory, HOST)
+        _copy_with_packages(plain, directory, wanted)
         pip_install(directory / f"usr/local/lib/python{PYTHON}/dist-packages", FROM_INDEX)
         for name in _NOT_NEEDED:
             shutil.rmtree(directory / name)
         (directory / "job").mkdir()
 
-    return product("host", [plain, HOST, FROM_INDEX, _NOT_NEEDED], build)
+    return product("host", [plain, wanted, FROM_INDEX, _NOT_NEEDED], build)
 
 
 def pip_install(directory: Path, packages: Sequence[str | Path]) -> None:

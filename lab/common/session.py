@@ -63,7 +63,7 @@ class Request:
         cpus: of the emulated host.
         root_disk: labelled lab-root, in place of the usual one.
         more_disk: a third disk, for the job.
-        files: what else the job finds in /job, by name.
+        files: what else the job finds in /job, by relative path.
         packages: from the package index, beside the wheel.
     """
 
