@@ -73,9 +73,9 @@ def own_watches(stack: ExitStack) -> dict[str, Watch]:
     Args:
         stack: closes the tracers.
     """
-    own = {"pid": os.getpid(), "n_vcpus": N_VCPUS}
-    stages = stack.enter_context(Tracer.load(**own, events=STAGE_EVENTS))
-    evidence = stack.enter_context(Tracer.load(**own))
+    pid = os.getpid()
+    stages = stack.enter_context(Tracer.load(pid=pid, n_vcpus=N_VCPUS, events=STAGE_EVENTS))
+    evidence = stack.enter_context(Tracer.load(pid=pid, n_vcpus=N_VCPUS))
     return {
         NOTHING: lambda: nullcontext(NO_HOOKS),
         "ipitrace, stages counted": lambda: _own(stages, counting_only=True),
