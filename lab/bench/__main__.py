@@ -23,11 +23,6 @@ from lab.intel.boot import boot
 MODULES = ("__init__", "added", "storms", "watchers")
 """What the host runs of the bench package; changing another module leaves the run the same."""
 _INSIDE = "/tmp/added"  # noqa: S108 - of the emulated host: its memory, so no disk disturbs
-_PARAMETERS = (
-    # Without it, the untraced D of unicast-halted had two levels in one boot (1883 and 2329):
-    # an idle CPU that stops its tick takes another way to its next task.
-    "nohz=off",
-)
 _SCENARIOS = ("unicast-running", "unicast-halted")
 
 
@@ -64,7 +59,7 @@ def _request(asked: argparse.Namespace, output: Path) -> Request:
     return Request(
         suite=rootfs.SUITE,
         command=command,
-        kernel_parameters=(*_PARAMETERS, *asked.parameter),
+        kernel_parameters=asked.parameter,
         output=output,
         root_disk=root_image(),
         files={f"site/bench/{name}.py": CHECKOUT / f"bench/{name}.py" for name in MODULES},
