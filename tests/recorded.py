@@ -23,9 +23,9 @@ _KINDS = {kind.name.lower(): kind for kind in Kind}
 
 
 def recorded_traces(recording: Path) -> Iterator[tuple[str, int, StormTrace]]:
-    """Scenario, repetition and trace of each recorded storm; of two vCPUs, so one target."""
+    """Scenario, repetition and trace of each storm with all events; of two vCPUs, so one target."""
     run = read_run(recording)
-    ipis = _columns(recording, "guest_ipis", [("mode", "==", "full")])
+    ipis = _columns(recording, "guest_ipis", [("mode", "in", ["evidence", "full"])])
     events = _columns(recording, "host_events")
     for repetition in np.unique(ipis["repetition"]):
         own_ipis = _rows(ipis, repetition)

@@ -71,7 +71,7 @@ def made_program_costs() -> ProgramCosts:
     """One program in two modes of one scenario."""
     cost = ProgramCost(2.25, Spread(90.4, 80.0, 120.0), Spread(203.4, 180.0, 270.0))
     mode = ModeCosts(Spread(203.4, 180.0, 270.0), {"kvm_apic_ipi": cost})
-    costs = {"unicast-running": {"counting": mode, "full": mode}}
+    costs = {"unicast-running": {"stages": mode, "evidence": mode}}
     return ProgramCosts("accounted", 6, 21.4, costs)
 
 

@@ -140,4 +140,4 @@ def recorded(
     spans = correlate(trace)
     watched = HostSide(spans, exit_tables(trace, spans), interrupts)
     counted = counts(n_vcpus, seen or {}).astype(np.int64)
-    return reduce_storm(one, targets, Mode.FULL, watched, seen=counted)
+    return reduce_storm(one, targets, Mode.EVIDENCE, watched, seen=counted)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ipitrace report`: print a recording."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from ipitrace.base.resources import example_dir
 from ipitrace.commands.formats import format_options, print_document, require_format
 from ipitrace.recording.reader import computing_with, read_rows, read_run, read_run_text
 from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import EventWeights
 from ipitrace.render.formats import JSON, RUN, TABLE, TIMELINE
 from ipitrace.render.run.timeline import Timeline, window
+from ipitrace.summary.single import ipi_without_weight
+from ipitrace.words.scenarios import Mode
 
 _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
 
@@ -104,4 +108,16 @@ def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:
             },
             equal={"scenario": span["scenario"]},
         )
-    return Timeline(span, before, after, events)
+    weights = _weights(run, span)
+    lighter = None if weights is None else ipi_without_weight(span, events, weights)
+    return Timeline(span, before, after, events, lighter)
+
+
+def _weights(run: RunResult, span: Mapping[str, Any]) -> EventWeights | None:
+    """The weights of an IPI's events; None if they are not known, or other events were traced."""
+    for row in run.scenarios:
+        modes = {figures.order: figures.mode for figures in row.repetition_figures}
+        if row.name == span["scenario"] and modes.get(span["repetition"]) == Mode.STAGES:
+            corrected = row.stages and row.stages.corrected
+            return corrected.weights if corrected else None
+    return None

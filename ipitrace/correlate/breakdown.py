@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT, NEVER
-from ipitrace.words.stages import CRITICAL, STAGES, Stage
+from ipitrace.words.stages import STAGES, Stage
 
 _NAMED_SEQUENCES = 3
 _BESIDE_TARGET = np.isin(np.arange(len(Stage)), (Stage.APICV_ACCEPT, Stage.KICK))
@@ -102,15 +102,15 @@ def _since_send(spans: Spans) -> NDArray[np.int64]:
     return np.where(tsc == ABSENT, NEVER, tsc - np.where(tsc == ABSENT, 0, send))
 
 
-def on_the_way(tsc: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which critical stages lead to the handler; shape (n, len(Stage)), as `tsc`.
+def came_late(tsc: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which stages did not lead to the handler; shape (n, len(Stage)), as `tsc`.
 
     After the notification, the sender's thread goes on beside its target: what it does after
     the handler's begin is not part of D.
     """
     handler = tsc[:, Stage.HANDLER : Stage.HANDLER + 1]
     late = (handler != ABSENT) & (tsc > handler)
-    return np.asarray(CRITICAL & ~(late & _BESIDE_TARGET))
+    return np.asarray(late & _BESIDE_TARGET)
 
 
 def _in_order(since: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -119,7 +119,7 @@ def _in_order(since: NDArray[np.int64]) -> NDArray[np.int64]:
     The send and the handler are excluded: they are first and last, regardless of the clock's
     error.
     """
-    between = np.where(on_the_way(since), since, NEVER)[:, _BETWEEN]
+    between = np.where(came_late(since), NEVER, since)[:, _BETWEEN]
     order = np.argsort(between, axis=1, kind="stable")
     return np.where(np.take_along_axis(between, order, axis=1) == NEVER, 0, order + 1)
 

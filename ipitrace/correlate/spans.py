@@ -84,7 +84,9 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
         tsc[:, column] = rows.tsc
         target_exits[:, column] = rows.exits
         if passed is not None:
-            passed[:, column] = programs_passed(trace, guest, events, rows.tsc, column)
+            passed[:, column] = programs_passed(
+                events, guest.low, rows.tsc, sender=trace.sender, target=trace.targets[column]
+            )
     return Spans(
         seq=np.repeat(guest.seq, m),
         target=np.tile(np.array(list(trace.targets), np.int64), n),

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex
 from ipitrace.correlate.stamps import ABSENT, Stamps
-from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import STAGE_KINDS, STAGES, Stage
 
@@ -44,23 +43,21 @@ class TwinDistance:
 
 
 def programs_passed(
-    trace: StormTrace, guest: GuestSide, events: EventIndex, tsc: NDArray[np.int64], column: int
+    events: EventIndex, low: Stamps, tsc: NDArray[np.int64], *, sender: int, target: int
 ) -> NDArray[np.uint8]:
     """The programs that ran between the send and each stage, by kind of event.
 
     Args:
-        trace: the storm.
-        guest: its guest's stamps.
-        events: its host events.
+        events: the host events of a storm.
+        low: the begin of each IPI's window, shape (n,).
         tsc: the stages of the IPIs to one target, shape (n, len(Stage)).
-        column: the number of this target.
+        sender: the vCPU that sends.
+        target: the vCPU to which they are sent.
 
     Returns:
         Shape (n, len(Stage), len(WEIGHED)). The program of a stage's own event is not included,
         nor are those of stages that are ABSENT. Counts above 255 become 255.
     """
-    sender, target = trace.sender, trace.targets[column]
-    low = guest.low[:, np.newaxis]
     by_sender = np.broadcast_to(_OF_SENDER, tsc.shape).copy()
     by_sender[:, Stage.ACK] = tsc[:, Stage.SENT] > tsc[:, Stage.HANDLER]
     if target == sender:
@@ -71,7 +68,7 @@ def programs_passed(
         own, others = events.of(sender, kind).tsc, events.of(target, kind).tsc
         if not len(own) and not len(others):
             continue
-        begun = np.searchsorted(own, low)
+        begun = np.searchsorted(own, low[:, np.newaxis])
         alone = np.searchsorted(own, tsc) - begun
         first = np.searchsorted(own, notified, side="right") - begun
         then = np.searchsorted(others, tsc) - np.searchsorted(others, notified)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.correlate.breakdown import on_the_way
+from ipitrace.correlate.breakdown import came_late
 from ipitrace.correlate.pairing import NONE, eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import STAGES, Stage
+from ipitrace.words.stages import CRITICAL, STAGES, Stage
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -156,7 +156,8 @@ def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int
 
 def _sequences(spans: Spans) -> NDArray[Any]:
     """Each span's critical stages in order of time, as one text; few texts differ."""
-    tsc = np.where(on_the_way(spans.tsc) & (spans.tsc != ABSENT), spans.tsc, NEVER)
+    there = CRITICAL & (spans.tsc != ABSENT) & ~came_late(spans.tsc)
+    tsc = np.where(there, spans.tsc, NEVER)
     tsc[:, Stage.SEND] = ABSENT
     handled = spans.tsc[:, Stage.HANDLER] != ABSENT
     tsc[handled, Stage.HANDLER] = NEVER - 1  # last, whatever the clock's error

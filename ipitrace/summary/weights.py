@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,13 @@ class Weights:
         """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),)."""
         usual = float(np.median(list(self.twins.values())))
         return np.maximum([self.twins.get(kind, usual) + self.rest for kind in WEIGHED], 0.0)
+
+    @classmethod
+    def of(cls, recorded: EventWeights) -> Self:
+        """The weights that run.json has; events that this version does not know are left out."""
+        kinds = {kind.name.lower(): kind for kind in WEIGHED}
+        twins = {kinds[n]: cycles for n, cycles in recorded.twin_cycles.items() if n in kinds}
+        return cls(twins, recorded.rest_cycles)
 
     def result(self) -> EventWeights:
         """The weights, as run.json has them."""
@@ -100,22 +107,34 @@ def _events_of_send(repetition: Repetition) -> NDArray[np.float64] | None:
 
 
 def without_weight(spans: Spans, weights: Weights) -> Spans:
-    """The spans as if nothing had been traced.
+    """The spans as if nothing had been traced."""
+    if spans.passed is None:
+        return spans
+    return replace(spans, tsc=stamps_without_weight(spans.tsc, spans.passed, weights))
+
+
+def stamps_without_weight(
+    tsc: NDArray[np.int64], passed: NDArray[np.uint8], weights: Weights
+) -> NDArray[np.int64]:
+    """The stages' stamps as if nothing had been traced; shape (n, len(Stage)).
 
     A stage's stamp was delayed by all programs that ran between the send and the stage, and by
     that part of its own event's weight that precedes the stamp.
+
+    Args:
+        tsc: as recorded; ABSENT stays.
+        passed: see correlate.weights.programs_passed().
+        weights: of the events.
     """
-    if spans.passed is None:
-        return spans
     cycles = weights.cycles
     own = np.zeros(len(Stage))
     for stage, kind in KIND_OF_STAGE.items():
         own[stage] = _BEFORE_STAMP * cycles[WEIGHED.index(kind)]
-    delay = np.rint(spans.passed @ cycles + own).astype(np.int64)
-    tsc = np.where(spans.tsc == ABSENT, ABSENT, spans.tsc - delay)
+    delay = np.rint(passed @ cycles + own).astype(np.int64)
+    lighter = np.where(tsc == ABSENT, ABSENT, tsc - delay)
     for side in _SIDES:
-        tsc[:, side] = _in_order(tsc[:, side], spans.tsc[:, side])
-    return replace(spans, tsc=tsc)
+        lighter[:, side] = _in_order(lighter[:, side], tsc[:, side])
+    return lighter
 
 
 def _in_order(tsc: NDArray[np.int64], recorded: NDArray[np.int64]) -> NDArray[np.int64]:

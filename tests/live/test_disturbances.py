@@ -144,8 +144,8 @@ def test_events_tell_where_a_vcpu_really_was(tmp_path: Path) -> None:
         code, said, run = finished(process, tmp_path / "r")
     assert code == ExitCode.UNTRUSTWORTHY, said
     moved = of_kind(run, "moved")
-    assert {found["mode"] for found in moved} == {"off", "counting", "full"}
-    assert any("its host events" in found["says"] for found in moved if found["mode"] == "full")
+    assert {found["mode"] for found in moved} == {"off", "stages", "evidence"}
+    assert any("its host events" in found["says"] for found in moved if found["mode"] == "evidence")
 
 
 def test_a_run_that_is_stopped(tmp_path: Path) -> None:

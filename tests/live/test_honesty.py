@@ -24,11 +24,12 @@ from ipitrace.base import resources
 from ipitrace.measure.guests import micro_guest
 from ipitrace.measure.request import RunRequest
 from ipitrace.measure.run import run as run_pipeline
+from ipitrace.measure.tracers import Tracers
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import Tracer
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import SCENARIOS, Mode, select_scenarios
+from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, select_scenarios
 
 pytestmark = pytest.mark.live
 
@@ -271,24 +272,19 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     """The modes take turns, and programs are attached and record as each mode says."""
     order: list[Mode] = []
     mode: list[Mode] = []
-    real_run, real_attach, real_detach = MicroGuest.run, Tracer.attach, Tracer.detach
+    real_run, real_set_mode = MicroGuest.run, Tracers.set_mode
 
-    def attach(tracer: Tracer, *, counting_only: bool = False) -> None:
-        real_attach(tracer, counting_only=counting_only)
-        assert tracer.attached
-        mode.append(Mode.COUNTING if counting_only else Mode.FULL)
-
-    def detach(tracer: Tracer) -> None:
-        real_detach(tracer)
-        assert tracer.attached == ()
-        mode.append(Mode.OFF)
+    def set_mode(tracers: Tracers, wanted: Mode) -> None:
+        real_set_mode(tracers, wanted)
+        assert bool(tracers.stages.attached) == (wanted != Mode.OFF)
+        assert bool(tracers.evidence.attached) == (wanted == Mode.EVIDENCE)
+        mode.append(wanted)
 
     def run(guest: MicroGuest, request: StormRequest, hooks: Hooks) -> Storm:
         order.append(mode[-1])
         return real_run(guest, request, hooks)
 
-    monkeypatch.setattr(Tracer, "attach", attach)
-    monkeypatch.setattr(Tracer, "detach", detach)
+    monkeypatch.setattr(Tracers, "set_mode", set_mode)
     monkeypatch.setattr(MicroGuest, "run", run)
     names = ["unicast-running", "unicast-halted"]
     request = RunRequest(select_scenarios(names), 401, None, trace=True)
@@ -297,9 +293,9 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     result, failure = run_pipeline(request, micro_guest(2), sink, lambda _what, _share: None)
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert failure is None
-    assert order == [*Mode, *reversed(Mode)] * 3 * len(names)
+    assert order == [*MODES, *reversed(MODES)] * 3 * len(names)
     assert sink.rows["guest_ipis"] == 3 * 401 * len(names)
-    assert sink.rows["spans"] == 401 * len(names)
+    assert sink.rows["spans"] == 2 * 401 * len(names)
     assert_sound(json.loads(result.to_json()))
     assert result.observer is not None
     for row in result.scenarios:
@@ -311,7 +307,8 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
         assert set(costs) == {"send", "deliver", "round_trip"}
         for metric, cost in costs.items():
             assert cost.off_p50 > 0
-            for watched, extra in (("counting", cost.counting), ("full", cost.full)):
+            for watched, extra in (("stages", cost.stages), ("evidence", cost.evidence)):
+                assert extra is not None
                 assert extra.low <= extra.median <= extra.high
                 with capsys.disabled():
                     print(

@@ -128,7 +128,7 @@ def test_a_run_accounts_for_each_program_that_fires(accounted: tuple[dict[str, A
     assert set(found["costs"]) == {"self", "unicast-running"}
     for row in run["scenarios"]:
         by_mode = found["costs"][row["name"]]
-        assert list(by_mode) == ["counting", "full"]
+        assert list(by_mode) == ["stages", "evidence"]
         for mode in by_mode.values():
             programs = mode["programs"]
             for event, counted in row["events_per_ipi"].items():
@@ -152,13 +152,13 @@ def test_repetitions_with_accounting_are_in_no_other_figure(
         assert row["sent"] == 120
         assert row["repetitions"] == 6
         modes = [figures["mode"] for figures in row["repetition_figures"]]
-        assert sorted(modes) == sorted(["off", "counting", "full"] * 6)
+        assert sorted(modes) == sorted(["off", "stages", "evidence"] * 6)
     assert run["tables"]["guest_ipis"]["rows"] == 2 * 3 * 120
 
 
 def test_the_tables_name_each_program(accounted: tuple[dict[str, Any], str]) -> None:
     run, printed = accounted
-    for mode in ("counting", "full"):
+    for mode in ("stages", "evidence"):
         _, found, rest = printed.partition("Probe costs: the kernel's account of each BPF program")
         assert found
         printed = rest
@@ -189,7 +189,7 @@ def test_a_dry_run_counts_the_additional_repetitions(tmp_path: Path) -> None:
     done = ipi("run", "--dry-run", "--probe-costs", *FEW, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    assert "(off, counting, full, counting accounted, full accounted)" in words
+    assert "(off, stages, evidence, stages accounted, evidence accounted)" in words
     assert "60 storms" in words, words
     assert "36 storms" in " ".join(plain.stdout.split()), plain.stdout
 
@@ -235,7 +235,7 @@ def test_a_guest_without_marks_is_accounted_from_before_its_storm_to_after_it(
     found = result.program_costs
     assert found is not None
     assert "warm-up included" in found.method
-    assert 0.9 < found.costs["self"]["full"].programs["kvm_apic_ipi"].runs_per_ipi < 1.5
+    assert 0.9 < found.costs["self"]["evidence"].programs["kvm_apic_ipi"].runs_per_ipi < 1.5
 
 
 def test_an_interruption_keeps_what_was_measured_before() -> None:

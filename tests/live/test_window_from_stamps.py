@@ -14,9 +14,9 @@ import pytest
 from ipitrace.clock import Clock
 from ipitrace.measure.guests import micro_guest
 from ipitrace.measure.repetition import Recorded, run_repetition
+from ipitrace.measure.tracers import open_tracers
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
-from ipitrace.tracer import Tracer
 from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode, Scenario, select_scenarios
 
@@ -47,17 +47,17 @@ class Silent:
 def watched() -> tuple[Recorded, Storm]:
     silent = Silent(micro_guest(2).driver)  # type: ignore[arg-type]
     (scenario,) = select_scenarios(["unicast-running"])
-    with Tracer.load(pid=os.getpid(), n_vcpus=2) as tracer:
-        tracer.attach()
+    with open_tracers(os.getpid(), 2) as tracers:
+        tracers.set_mode(Mode.EVIDENCE)
         recorded = run_repetition(
             StormRequest(scenario, 2, COUNT, WARMUP, 60_000, timeout_s=20),
             silent,  # type: ignore[arg-type]
-            tracer=tracer,
-            mode=Mode.FULL,
+            tracers=tracers,
+            mode=Mode.EVIDENCE,
             clock=Clock(),
             told=lambda _sent: None,
         )
-        tracer.detach()
+        tracers.set_mode(Mode.OFF)
     assert silent.real is not None
     return recorded, silent.real
 
@@ -104,12 +104,12 @@ def test_without_the_guests_clock_its_own_numbers_stay(watched: tuple[Recorded, 
             return replace(real, start=None, end=None, tsc_offset=None, no_tsc=why)
 
     (scenario,) = select_scenarios(["unicast-running"])
-    with Tracer.load(pid=os.getpid(), n_vcpus=2, only=["kvm_apic_ipi"]) as tracer:
+    with open_tracers(os.getpid(), 2) as tracers:
         recorded = run_repetition(
             StormRequest(scenario, 2, COUNT, WARMUP, 60_000),
             Locked(micro_guest(2).driver),  # type: ignore[arg-type]
-            tracer=tracer,
-            mode=Mode.FULL,
+            tracers=tracers,
+            mode=Mode.STAGES,
             clock=Clock(),
             told=lambda _sent: None,
         )

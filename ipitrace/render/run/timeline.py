@@ -18,6 +18,7 @@ Row = Mapping[str, Any]
 STAGE_END: Final = "_tsc"
 _NOTHING = "-"
 _UNKNOWN = "?"
+_UNWATCHED = "unwatched"
 
 # The stages that the guest stamps, and the vCPU that stamps each; all others are host events.
 _GUEST_STAGES: Final = {spec.name: spec.side for spec in STAGES if spec.guest}
@@ -32,12 +33,14 @@ class Timeline:
         before: the row of the IPI before it in the same repetition; None for the first.
         after: the row of the IPI after it; None for the last.
         events: rows of `host_events` inside window(span), on any vCPU.
+        without_weight: stage to guest TSC as if nothing had been traced; None if not known.
     """
 
     span: Row
     before: Row | None
     after: Row | None
     events: Sequence[Row]
+    without_weight: Mapping[str, int] | None = None
 
 
 def stages_of(span: Row) -> dict[str, int]:
@@ -77,7 +80,7 @@ def render_timeline(
     ]
     lines.sort(key=lambda line: line.tsc)
     send_tsc = span["send_tsc"]
-    cells = [
+    cells: list[tuple[str, ...]] = [
         (
             f"{line.tsc - send_tsc:+d}",
             _ns(line.tsc - send_tsc, tsc_hz),
@@ -88,14 +91,28 @@ def render_timeline(
         )
         for line in lines
     ]
-    headers = ("cycles", "ns", "vCPU", "CPU", "stage", "what")
+    headers: tuple[str, ...] = ("cycles", "ns", "vCPU", "CPU", "stage", "what")
+    text = (4, 5)
+    if (lighter := timeline.without_weight) is not None:
+        headers = (*headers[:2], _UNWATCHED, *headers[2:])
+        text = (5, 6)
+        cells = [
+            (*cell[:2], _since(lighter, line.stage, send_tsc), *cell[2:])
+            for cell, line in zip(cells, lines, strict=True)
+        ]
     asides = _asides(timeline, len(ours), tsc_hz, emulator)
     sections = [
         fill(_header(span), width),
-        table(headers, cells, text=(4, 5), width=width),
+        table(headers, cells, text=text, width=width),
         *(fill(aside, width) for aside in asides),
     ]
     return "\n".join(sections) + "\n"
+
+
+def _since(stages: Mapping[str, int], names: str, send_tsc: int) -> str:
+    """Cycles since the send of the first of these stages; nothing for an event of no stage."""
+    found = [stages[name] for name in names.split(", ") if name in stages]
+    return f"{found[0] - send_tsc:+d}" if found else ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,11 @@ def _asides(
 ) -> Iterable[str]:
     send_tsc = timeline.span["send_tsc"]
     yield ""
+    if timeline.without_weight is not None:
+        yield (
+            f"{_UNWATCHED}: cycles without the usual weight of the probes in this scenario; that "
+            "of one IPI may differ"
+        )
     if emulator is not None:
         yield f"emulated by {plain(emulator)}: cycles are not real time"
     for word, other in (("before", timeline.before), ("after", timeline.after)):

@@ -22,6 +22,8 @@ def sequence_of(row: list[int]) -> tuple[Stage, ...]:
         s.stage
         for s in STAGES
         if s.critical and s.stage not in {Stage.SEND, Stage.HANDLER} and row[s.stage] != ABSENT
+        # What the sender does beside its target, after the handler's begin, is not on the way.
+        if s.stage not in {Stage.APICV_ACCEPT, Stage.KICK} or row[s.stage] <= row[Stage.HANDLER]
     ]
     return (Stage.SEND, *sorted(between, key=lambda s: (row[s], s)), Stage.HANDLER)
 

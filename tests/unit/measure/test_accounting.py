@@ -7,6 +7,7 @@ import pytest
 
 from ipitrace.measure import accounting
 from ipitrace.measure.accounting import Account, ProgramAccounts
+from ipitrace.measure.tracers import Tracers
 from ipitrace.recording.program_costs import Spread
 from ipitrace.words.scenarios import Mode
 
@@ -19,26 +20,27 @@ def accounts(monkeypatch: pytest.MonkeyPatch) -> ProgramAccounts:
     """Of three programs; nothing was accounted yet."""
     monkeypatch.setattr(accounting, "own_cost_ns", lambda: 20.0)
     fds = {"kvm_apic_ipi": 3, "sched_switch": 4, "kvm_eoi": 5}
-    modes = (Mode.COUNTING, Mode.FULL)
-    return ProgramAccounts(cast("Tracer", SimpleNamespace(program_fds=fds)), modes)
+    modes = (Mode.STAGES, Mode.EVIDENCE)
+    tracer = cast("Tracer", SimpleNamespace(program_fds=fds))
+    return ProgramAccounts(Tracers(tracer, tracer), modes)
 
 
 def account(mode: Mode, runs_and_ns: list[tuple[int, int]], name: str = "self") -> Account:
     return Account(name, mode, ipis=10, run_time=np.array(runs_and_ns, np.int64))
 
 
-COUNTING = [(10, 1000), (0, 0), (0, 0)]
-FULL = [(10, 2000), (0, 0), (0, 0)], [(20, 3000), (5, 500), (0, 0)]
+STAGES = [(10, 1000), (0, 0), (0, 0)]
+EVIDENCE = [(10, 2000), (0, 0), (0, 0)], [(20, 3000), (5, 500), (0, 0)]
 
 
 def test_costs_are_medians_of_the_repetitions(accounts: ProgramAccounts) -> None:
-    accounts.accounts += [account(Mode.COUNTING, COUNTING), account(Mode.FULL, FULL[0])]
-    accounts.accounts += [account(Mode.FULL, FULL[1]), account(Mode.COUNTING, COUNTING)]
+    accounts.accounts += [account(Mode.STAGES, STAGES), account(Mode.EVIDENCE, EVIDENCE[0])]
+    accounts.accounts += [account(Mode.EVIDENCE, EVIDENCE[1]), account(Mode.STAGES, STAGES)]
     found = accounts.result()
     assert found is not None
     assert (found.repetitions, found.own_ns) == (2, 20.0)
-    assert list(found.costs["self"]) == ["counting", "full"]
-    full = found.costs["self"]["full"]
+    assert list(found.costs["self"]) == ["stages", "evidence"]
+    full = found.costs["self"]["evidence"]
     assert list(full.programs) == ["kvm_apic_ipi", "sched_switch"]
     assert full.programs["kvm_apic_ipi"].runs_per_ipi == 1.5
     assert full.programs["kvm_apic_ipi"].ns_per_run == Spread(175.0, 150.0, 200.0)
@@ -52,16 +54,19 @@ def test_costs_are_medians_of_the_repetitions(accounts: ProgramAccounts) -> None
 def test_repetitions_of_a_block_that_was_not_completed_are_left_out(
     accounts: ProgramAccounts,
 ) -> None:
-    accounts.accounts += [account(Mode.COUNTING, COUNTING), account(Mode.FULL, FULL[0])]
-    accounts.accounts += [account(Mode.FULL, FULL[1]), account(Mode.FULL, FULL[1], "broadcast")]
+    accounts.accounts += [account(Mode.STAGES, STAGES), account(Mode.EVIDENCE, EVIDENCE[0])]
+    accounts.accounts += [
+        account(Mode.EVIDENCE, EVIDENCE[1]),
+        account(Mode.EVIDENCE, EVIDENCE[1], "broadcast"),
+    ]
     found = accounts.result()
     assert found is not None
     assert list(found.costs) == ["self"]
     assert found.repetitions == 1
-    assert found.costs["self"]["full"].programs["kvm_apic_ipi"].runs_per_ipi == 1.0
+    assert found.costs["self"]["evidence"].programs["kvm_apic_ipi"].runs_per_ipi == 1.0
 
 
 def test_without_a_completed_block_there_are_no_costs(accounts: ProgramAccounts) -> None:
     assert accounts.result() is None
-    accounts.accounts.append(account(Mode.FULL, FULL[0]))
+    accounts.accounts.append(account(Mode.EVIDENCE, EVIDENCE[0]))
     assert accounts.result() is None

@@ -68,8 +68,8 @@ def test_a_plan_has_the_pace_of_its_rate() -> None:
 def test_repetitions_with_accounting_are_planned_and_limited() -> None:
     traced = replace(REQUEST, trace=True, probe_costs=True, repeat=2)
     planned = make_plan(traced, [RUNNING], traced=True, ours=True, tsc_hz=2e9)
-    assert planned.accounted == (Mode.COUNTING, Mode.FULL)
-    assert {turn.mode for turn in planned.accounted_turns(1)} == {Mode.COUNTING, Mode.FULL}
+    assert planned.accounted == (Mode.STAGES, Mode.EVIDENCE)
+    assert {turn.mode for turn in planned.accounted_turns(1)} == {Mode.STAGES, Mode.EVIDENCE}
     assert len(planned.turns(1)) == 2 * 3
     assert len(planned.accounted_turns(1)) == 2 * 2
     assert planned.n_sends == 5 * 100

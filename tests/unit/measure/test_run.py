@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,11 +21,12 @@ from ipitrace.measure import run as run_module
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.measure.run import run
+from ipitrace.measure.tracers import Tracers
 from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.recording.result import RunResult
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import Mode, Pattern, Scenario, select_scenarios
+from ipitrace.words.scenarios import MODES, Mode, Pattern, Scenario, select_scenarios
 
 KHZ = 2_000_000
 ALONE = Neighbours((), (), 0, None, None, None, None, {})
@@ -73,22 +74,22 @@ class Scripted:
         return replace(made, tsc_khz=self.tsc_khz, end=replace(made.end, events_seen=seen))
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedTracer:
-    """Records nothing that happened, and which modes were attached."""
+    """Records nothing that happened, and when it was attached."""
 
-    attached: list[str] = field(default_factory=list)
+    attached: bool = False
     load_s: float = 0.5
     attach_s: float = 0.25
     hooks: dict[str, str] = field(default_factory=lambda: {"kvm_apic_ipi": "raw"})
     left_out: dict[str, str] = field(default_factory=dict)
     slots_per_ring: int = 65_536
 
-    def attach(self, *, counting_only: bool) -> None:
-        self.attached.append("counting" if counting_only else "full")
+    def attach(self) -> None:
+        self.attached = True
 
     def detach(self) -> None:
-        self.attached.append("off")
+        self.attached = False
 
     def seen(self) -> Any:
         return counts(2, {(Kind.KVM_APIC_IPI, 0): 7})
@@ -104,6 +105,25 @@ class ScriptedTracer:
         return 0
 
     def keep_at_most(self, _n: int) -> None: ...
+
+
+class ScriptedTracers(Tracers):
+    """Two of them, and the modes that were set."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("Any", ScriptedTracer()), cast("Any", ScriptedTracer()))
+        object.__setattr__(self, "modes", [])
+
+    modes: list[Mode]
+
+    def set_mode(self, mode: Mode) -> None:
+        super().set_mode(mode)
+        self.modes.append(mode)
+        assert (self.stages.attached, self.evidence.attached) == {
+            Mode.OFF: (False, False),
+            Mode.STAGES: (True, False),
+            Mode.EVIDENCE: (True, True),
+        }[mode]
 
 
 @dataclass
@@ -143,14 +163,14 @@ def request_of(*names: str, **changes: Any) -> RunRequest:
 def measured(
     request: RunRequest,
     driver: Scripted,
-    tracer: ScriptedTracer | None = None,
+    tracers: ScriptedTracers | None = None,
     monkeypatch: pytest.MonkeyPatch | None = None,
     told: Callable[[str, float], None] = lambda _name, _share: None,
 ) -> tuple[RunResult, Any, Rows]:
     rows = Rows()
-    if tracer is not None and monkeypatch is not None:
-        monkeypatch.setattr(run_module, "_load_tracer", lambda _pid, _n: nullcontext(tracer))
-    pid = None if tracer is None else 1
+    if tracers is not None and monkeypatch is not None:
+        monkeypatch.setattr(run_module, "open_tracers", lambda _pid, _n: nullcontext(tracers))
+    pid = None if tracers is None else 1
     result, failure = run(request, guest_of(driver, pid=pid), rows, told)
     return result, failure, rows
 
@@ -190,17 +210,17 @@ def test_an_untraced_run() -> None:
 
 
 def test_a_traced_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracer, driver = ScriptedTracer(), Scripted()
-    result, failure, rows = measured(request_of(trace=True), driver, tracer, monkeypatch)
+    tracers, driver = ScriptedTracers(), Scripted()
+    result, failure, rows = measured(request_of(trace=True), driver, tracers, monkeypatch)
     assert failure is None
     order = repetitions(rows)
-    assert modes(order) == tracer.attached[:-1]
-    assert tracer.attached[-1] == "off"
-    assert Counter(modes(order)) == dict.fromkeys(Mode, 12)
+    assert modes(order) == tracers.modes[:-1]
+    assert tracers.modes[-1] == Mode.OFF
+    assert Counter(modes(order)) == dict.fromkeys(MODES, 12)
     assert result.observer is not None
     assert result.observer.repetitions == 6
-    assert result.losses.events_seen == 7
-    assert result.losses.ring_overruns == {"kvm_eoi": 3}
+    assert result.losses.events_seen == 2 * 7
+    assert result.losses.ring_overruns == {"kvm_eoi": 2 * 3}
     for row in result.scenarios:
         assert [f.order for f in row.repetition_figures] == [
             number for name, number, _mode in order if name == row.name
@@ -211,15 +231,15 @@ def test_completed_repetitions_are_kept_when_a_later_one_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     driver = Scripted(fail={8: MeasurementError("The guest hung.", "Look at it.")})
-    tracer = ScriptedTracer()
-    result, failure, rows = measured(request_of("self", trace=True), driver, tracer, monkeypatch)
+    tracers = ScriptedTracers()
+    result, failure, rows = measured(request_of("self", trace=True), driver, tracers, monkeypatch)
     assert isinstance(failure, MeasurementError)
     assert failure.hint == "Completed repetitions are kept. Look at it."
     assert (result.complete, result.failure) == (False, "The guest hung.")
     (row,) = result.scenarios
     assert len(row.repetition_figures) == 6  # two whole blocks; the third lacks a mode
     assert len(repetitions(rows)) == 8
-    assert tracer.attached[-1] == "off"
+    assert tracers.modes[-1] == Mode.OFF
 
 
 def test_a_failure_before_anything_was_completed() -> None:

@@ -15,7 +15,7 @@ from ipitrace.summary import Measured, Repetition, observer_costs, reduce_storm,
 from ipitrace.summary.exits import KVM_EXIT_SOURCE, KVM_EXIT_UNSORTED, KVM_STATS_SOURCE
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
-from ipitrace.words.scenarios import SCENARIOS, Mode
+from ipitrace.words.scenarios import MODES, SCENARIOS, Mode
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 NOBODY = receipts([])
@@ -73,12 +73,12 @@ def _r(truth: Truth) -> tuple[int, ...]:
     return truth.round_trip
 
 
-def test_only_traced_repetitions_make_the_row() -> None:
+def test_the_timings_are_those_of_untraced_repetitions() -> None:
     slow = sends([(0, 9000, 9500)])
     row = row_of(
         "unicast-running",
-        left_alone(storm(slow, [NOBODY, receipts([9100])]), (1,)),
-        recorded(PLAIN, (1,)),
+        recorded(storm(slow, [NOBODY, receipts([9100])]), (1,)),
+        left_alone(PLAIN, (1,)),
     )
     assert (row.sent, row.repetitions) == (3, 1)
     assert row.send_cycles is not None
@@ -325,21 +325,21 @@ def shifted(by: int, mode: Mode) -> Repetition:
 def test_observer_costs_compare_neighbours() -> None:
     """Two mirrored blocks; the pairs are those of the same block."""
     repetitions = (
-        *(shifted(0, Mode.OFF), shifted(2, Mode.COUNTING), shifted(7, Mode.FULL)),
-        *(shifted(104, Mode.FULL), shifted(103, Mode.COUNTING), shifted(101, Mode.OFF)),
+        *(shifted(0, Mode.OFF), shifted(2, Mode.STAGES), shifted(7, Mode.EVIDENCE)),
+        *(shifted(104, Mode.EVIDENCE), shifted(103, Mode.STAGES), shifted(101, Mode.OFF)),
     )
     costs = observer_costs(Measured(BY_NAME["unicast-running"], (1,), 0, 0, 0, repetitions))
     assert set(costs) == {"send", "deliver", "round_trip"}
     send = costs["send"]
-    assert (send.off_p50, send.counting_p50, send.full_p50) == (70, 72, 75)
-    assert send.full == PairedDifference(5, 3, 7)
-    assert send.counting == PairedDifference(2, 2, 2)
-    assert costs["round_trip"].full == PairedDifference(10, 6, 14)
-    assert costs["deliver"].full == PairedDifference(0, 0, 0)
+    assert (send.off_p50, send.stages_p50, send.evidence_p50) == (70, 72, 75)
+    assert send.evidence == PairedDifference(5, 3, 7)
+    assert send.stages == PairedDifference(2, 2, 2)
+    assert costs["round_trip"].evidence == PairedDifference(10, 6, 14)
+    assert costs["deliver"].evidence == PairedDifference(0, 0, 0)
 
 
 def test_observer_costs_need_every_mode() -> None:
-    for lacking in Mode:
-        repetitions = tuple(shifted(0, mode) for mode in Mode if mode != lacking)
+    for lacking in MODES:
+        repetitions = tuple(shifted(0, mode) for mode in MODES if mode != lacking)
         measured = Measured(BY_NAME["unicast-running"], (1,), 0, 0, 0, repetitions)
         assert observer_costs(measured) == {}
