@@ -74,8 +74,10 @@ def read_truth(recording: Path, stamps: Path, places: Path) -> Truth:
     on_guest = [Stamp(s.tsc + offset, s.cpu, s.name) for s in read_stamps(stamps, names)]
     rows = read_rows(recording, run, "guest_ipis", equal={"mode": Mode.OFF})
     ipis = list(_true_ipis(rows, on_guest, cpus))
-    by_scenario = {ipi.scenario: [i for i in ipis if i.scenario == ipi.scenario] for ipi in ipis}
-    parts = {name: break_down([_spans(part)], 0) for name, part in by_scenario.items()}
+    parts = {
+        row.name: break_down([_spans([ipi for ipi in ipis if ipi.scenario == row.name])], 0)
+        for row in run.scenarios
+    }
     return Truth(ipis, {name: part for name, part in parts.items() if part is not None})
 
 
