@@ -28,7 +28,7 @@ from ipitrace.base.untrusted import parse_json
 
 _FORMAT: Final = 1
 _FOLDER: Final = "ipitrace"
-_ENTRY: Final = re.compile(r"[0-9a-f]{32}\.json")
+_ENTRY: Final = re.compile(r"[0-9a-f]{64}\.json")
 _PART: Final = re.compile(r"\.part-[0-9a-f]{16}")
 _MOST_ENTRIES: Final = 24
 _MOST_BYTES: Final = 4 * MIB
@@ -47,13 +47,14 @@ class CacheError(Exception):
 def key_of(code: Collection[str], *parts: object) -> str:
     """The key of a result that these Python files compute from `parts`, which are JSON values.
 
-    Raises OSError if a file cannot be read.
+    If a file cannot be read, no other result has the key.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in code:
-        digest.update(hashlib.blake2b(Path(path).read_bytes()).digest())
-    digest.update(json.dumps([_FORMAT, *parts], sort_keys=True).encode())
-    return digest.hexdigest()
+    try:
+        digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in code]
+    except OSError:
+        digests = [secrets.token_hex()]
+    text = json.dumps([_FORMAT, digests, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def kept(key: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -158,7 +159,7 @@ def _content(folder: int, name: str) -> bytes:
         if (
             not stat.S_ISREG(found.st_mode)
             or found.st_uid != os.geteuid()
-            or found.st_nlink != 1
+            or found.st_nlink > 1  # 0: it was just replaced
             or found.st_mode & _OTHERS_WRITE
             or found.st_size > _MOST_BYTES
         ):
@@ -184,7 +185,7 @@ def _value(content: bytes, key: str) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _checksum(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=32).hexdigest().encode()
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def _prune(folder: int) -> None:

@@ -4,7 +4,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -83,7 +83,7 @@ def _known(key: str) -> BpfObject | None:
 def _headers(directory: Path) -> list[tuple[str, str]]:
     """The relative path and a digest of every header."""
     return [
-        (str(path.relative_to(directory)), blake2b(path.read_bytes(), digest_size=16).hexdigest())
+        (str(path.relative_to(directory)), sha256(path.read_bytes()).hexdigest())
         for path in sorted(directory.rglob("*.h"))
     ]
 

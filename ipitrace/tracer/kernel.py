@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 
 from ipitrace.abi.events import TIDS_PER_CELL
@@ -83,7 +83,7 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Kerne
     """
     try:
         blobs = _blobs(directory)
-        digests = [blake2b(blob, digest_size=32).hexdigest() for blob in blobs]
+        digests = [sha256(blob).hexdigest() for blob in blobs]
         key = key_of(
             (__file__, btf_reader.__file__),
             digests,

@@ -53,10 +53,12 @@ def test_keys_depend_on_the_values_and_on_the_code(tmp_path: Path) -> None:
     assert first != key_of((str(code),), "ab", [""])
     code.write_text("x = 2\n")
     assert first != key_of((str(code),), "a", ["b"])
+    absent = (str(tmp_path / "absent.py"),)
+    assert key_of(absent, "a") != key_of(absent, "a")
 
 
 def signed(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=32).hexdigest().encode() + b"\n" + body
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -65,7 +67,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "longer": lambda whole: whole + b"x",
     "a changed byte": lambda whole: whole.replace(b"xxxx", b"xxyx", 1),
     "zeros": lambda whole: bytes(len(whole)),
-    "another entry": lambda _: signed(json.dumps({"key": "0" * 32, "value": 1}).encode()),
+    "another entry": lambda _: signed(json.dumps({"key": "0" * 64, "value": 1}).encode()),
     "no JSON": lambda _: signed(b"{]"),
     "no object": lambda _: signed(b"[1]"),
     "nested": lambda _: signed(b"[" * 100_000),
