@@ -80,9 +80,9 @@ lab-passthrough: ## compare Passthrough IPI off and on, on the emulated Intel ho
 	@script/setup dev
 	@.venv/bin/python -m lab.passthrough $(ARGS)
 
-lab-truth: ## learn the true times of an IPI's stages, on the emulated Intel host (as root)
+lab-truth: ## compare an IPI's stages with the true ones, on the emulated Intel host (as root)
 	@script/setup lab
-	@.venv/bin/python -m lab.truth $(ARGS)
+	@.venv/bin/python -m lab.truth --traced --parameter kvm.halt_poll_ns=0 $(ARGS)
 
 lab-clean: ## remove everything that the lab has built
 	@script/setup dev

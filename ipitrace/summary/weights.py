@@ -17,8 +17,8 @@ from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode
 from ipitrace.words.stages import KIND_OF_STAGE, STAGES, Stage
 
-_BEFORE_STAMP: Final = 0.6
-"""The part of an event's weight that precedes its stamp: `make lab-truth` shows what it is."""
+_BEFORE_STAMP: Final = 0.72
+"""The part of an event's weight that precedes its stamp, as `make lab-truth` found it."""
 _SIDES: Final = [
     [spec.stage for spec in STAGES if spec.side == side and not spec.guest]
     for side in ("sender", "target")
@@ -41,8 +41,12 @@ class Weights:
 
     @property
     def cycles(self) -> NDArray[np.float64]:
-        """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),)."""
-        usual = float(np.median(list(self.twins.values())))
+        """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),).
+
+        A kind that has no twins gets the median of KVM's other events.
+        """
+        of_kvm = [cycles for kind, cycles in self.twins.items() if kind.name.startswith("KVM_")]
+        usual = float(np.median(of_kvm or list(self.twins.values())))
         return np.maximum([self.twins.get(kind, usual) + self.rest for kind in WEIGHED], 0.0)
 
     @classmethod

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ipitrace.recording.reader import read_run
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS
 from lab.common import rootfs
 from lab.common.cache import cache_dir
@@ -23,7 +24,9 @@ from lab.common.steps import LabError, say
 from lab.intel.boot import STAMPS, boot
 from lab.truth.stages import TRACEPOINTS
 from lab.truth.truth import Truth, read_truth, write_truth
+from lab.truth.verdict import compare, table
 
+DIFFERS = 1
 _INSIDE = Path(__file__).with_name("inside.py")
 
 
@@ -43,11 +46,13 @@ def main() -> int:
     parser.add_argument(
         "--traced",
         action="store_true",
-        help="trace the run; the true times are those of the repetitions in mode off",
+        help="trace the run, and compare its stages with the true ones, which are those of its "
+        "repetitions in mode off; exit code 1 if they differ",
     )
     parser.add_argument(
         "--unstamped", action="store_true", help="the same run without stamps and holds"
     )
+    parser.add_argument("--parameter", action="append", default=[], help="kernel parameter")
     parser.add_argument("--wheel", type=Path, help="default: built from the checkout")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
@@ -58,7 +63,7 @@ def main() -> int:
     options += [] if asked.traced else ["--no-trace"]
     command = truth_job(["--count", str(asked.count), *options, *asked.more], dict(asked.hold))
     files = {_INSIDE.name: _INSIDE}
-    request = Request(rootfs.SUITE, command, (), output, asked.wheel, files=files)
+    request = Request(rootfs.SUITE, command, asked.parameter, output, asked.wheel, files=files)
     try:
         require_root()
         run_on(partial(boot, stamped=not asked.unstamped), request)
@@ -70,7 +75,11 @@ def main() -> int:
         return FAILED
     write_truth(truth, output)
     _print(truth, scenarios)
-    return 0
+    if not asked.traced:
+        return 0
+    rows = list(compare(read_run(output / "recording"), truth))
+    print(table(rows))
+    return 0 if all(row.holds for row in rows) else DIFFERS
 
 
 def truth_job(options: Sequence[str], holds: Mapping[str, int]) -> str:
