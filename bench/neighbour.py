@@ -28,6 +28,7 @@ from bench.storms import mirrored
 from ipitrace.base.errors import HostError
 from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer import Tracer
+from ipitrace.tracer.events import EVENTS, STAGE_EVENTS, EventSpec
 from ipitrace.vm import VirtualMachine, find_vms
 from ipitrace.words.metrics import TIMINGS
 
@@ -64,17 +65,17 @@ def neighbour() -> Report:
     with contextlib.ExitStack() as stack:
         idle = stack.enter_context(_other(0))
         busy = stack.enter_context(_other(_RATE_HZ))
-        on_idle, on_busy = (
-            stack.enter_context(Tracer.load(pid=vm.pid, n_vcpus=2)) for vm in (idle, busy)
+        stages, evidence, on_busy = (
+            _tracer_of(vm, events, stack)
+            for vm, events in ((idle, STAGE_EVENTS), (idle, EVENTS), (busy, STAGE_EVENTS))
         )
-        on_idle.set_vcpu_threads(idle.tids)
-        on_busy.set_vcpu_threads(busy.tids)
         conditions = (
             _Condition("nothing", nullcontext),
-            _Condition("run's probes for an idle VM", lambda: _traced(on_idle)),
+            _Condition("run's stages of an idle VM", lambda: _traced(stages)),
+            _Condition("run's evidence of an idle VM", lambda: _traced(evidence)),
             _Condition("watch of an idle VM", lambda: _watched(idle)),
             _Condition(_BUSY, lambda: _awake(busy)),
-            _Condition("run's probes for that VM", lambda: _beside(busy, _traced(on_busy)), _BUSY),
+            _Condition("run's stages of that VM", lambda: _beside(busy, _traced(on_busy)), _BUSY),
             _Condition("watch of that VM", lambda: _beside(busy, _watched(busy)), _BUSY),
         )
         measure = stack.enter_context(_neighbour())
@@ -90,6 +91,14 @@ def neighbour() -> Report:
                 found[condition.name].append(measure())
             print(condition.name, *found[condition.name][-1], file=sys.stderr, flush=True)
     return _report(conditions, {name: np.array(taken) for name, taken in found.items()})
+
+
+def _tracer_of(
+    vm: VirtualMachine, events: tuple[EventSpec, ...], stack: contextlib.ExitStack
+) -> Tracer:
+    tracer = stack.enter_context(Tracer.load(pid=vm.pid, n_vcpus=2, events=events))
+    tracer.set_vcpu_threads(vm.tids)
+    return tracer
 
 
 def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.float64]]) -> Report:

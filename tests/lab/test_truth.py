@@ -21,15 +21,23 @@ from lab.intel.boot import STAMPS
 from lab.truth.inside import UnfitError, address_of, sites
 from lab.truth.stages import Stamp, read_stamps, stages_of
 from lab.truth.truth import Truth, read_truth
+from lab.truth.verdict import compare
 
 RUNNING, HALTED, SELF, BROADCAST = "unicast-running", "unicast-halted", "self", "broadcast"
 TABLE = 0xFFFFFFFF82000000
 SENDER_CPU, TARGET_CPU = 1, 0
 CPUS = (SENDER_CPU, TARGET_CPU)
-SENDERS_STEPS = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.APICV_ACCEPT)
-SENDERS_STAGES = (Stage.SEND, *SENDERS_STEPS, Stage.ICR_WRITE, Stage.SENDER_ENTRY, Stage.SENT)
+SENDERS_STEPS = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT)
+POSTED = (Stage.APICV_ACCEPT, Stage.ICR_WRITE, Stage.SENDER_ENTRY, Stage.SENT)
+SENDERS_STAGES = (Stage.SEND, *SENDERS_STEPS, *POSTED)
 WAKE_UP = (Stage.ACCEPT, Stage.WAKEUP, Stage.TARGET_ENTRY, Stage.HANDLER)
 HELD, HOLD_TICKS = "__apic_accept_irq", 500
+HOLDS = {
+    Stage.SENDER_EXIT: ("kvm_load_host_xsave_state", 400),  # of vmx_vcpu_run(), before kvm_exit
+    Stage.ACCEPT: (HELD, HOLD_TICKS),  # calls kvm_apic_accept_irq
+    Stage.HANDLER: ("vmx_deliver_interrupt", 300),  # posts the interrupt, after it
+}
+NO_POLLING = ("--parameter", "kvm.halt_poll_ns=0")
 TURN_TICKS = 16  # of a CPU, before it is the other's: quantum in bochsrc
 
 
@@ -160,6 +168,12 @@ def runs(
         "stamped": (),
         "unstamped": ("--unstamped",),
         "held": ("--hold", f"{HELD}={HOLD_TICKS}"),
+        "traced": ("--traced", *NO_POLLING),
+        "held_traced": (
+            *("--traced", *NO_POLLING),
+            *(word for name, ticks in HOLDS.values() for word in ("--hold", f"{name}={ticks}")),
+            *(word for name in (RUNNING, BROADCAST) for word in ("--scenario", name)),
+        ),
     }
     chosen = {name for item in request.session.items for name in fixtures_of(item)}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -186,6 +200,18 @@ def unstamped(runs: Mapping[str, Future[LabResult]]) -> LabResult:
 def held(runs: Mapping[str, Future[LabResult]]) -> LabResult:
     """The same with stamps, and HELD takes HOLD_TICKS longer."""
     return runs["held"].result()
+
+
+@pytest.fixture(scope="session")
+def traced(runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """A traced run with stamps, on a host that does not poll for halted vCPUs."""
+    return runs["traced"].result()
+
+
+@pytest.fixture(scope="session")
+def held_traced(runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """The same, with all of HOLDS."""
+    return runs["held_traced"].result()
 
 
 def truth_of(result: LabResult) -> Truth:
@@ -258,6 +284,53 @@ def test_what_is_written_is_what_was_found(stamped: LabResult) -> None:
         ipi.stamps.get(Stage.ACCEPT) for ipi in truth.ipis
     ]
     assert len(rows) == 4 * 60
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", DEFAULT_SCENARIOS)
+def test_the_corrected_stages_are_true(traced: LabResult, name: str) -> None:
+    rows = [r for r in compare(traced.run, truth_of(traced)) if r.scenario == name]
+    assert rows
+    assert [(r.stage, r.corrected, r.true) for r in rows if not r.holds] == []
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", [RUNNING, BROADCAST])
+def test_the_recorded_stages_are_not(traced: LabResult, name: str) -> None:
+    """The weight is there: without the correction, the same comparison fails."""
+    rows = [r for r in compare(traced.run, truth_of(traced)) if r.scenario == name]
+    assert all(r.recorded is not None and r.recorded > r.true + r.allowed for r in rows)
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", DEFAULT_SCENARIOS)
+def test_the_corrected_stages_add_up_to_the_untraced_d(traced: LabResult, name: str) -> None:
+    stages = traced.scenario(name).stages
+    assert stages is not None
+    assert stages.corrected is not None
+    assert stages.corrected.holds
+
+
+@pytest.mark.lab("truth")
+@pytest.mark.parametrize("name", [RUNNING, BROADCAST])
+def test_functions_that_take_longer_are_found_in_their_stages_alone(
+    traced: LabResult, held_traced: LabResult, name: str
+) -> None:
+    """Within 2 % of what the true stages grew by, or a turn of a CPU."""
+    parted = [
+        {r.stage: r for r in compare(result.run, truth_of(result)) if r.scenario == name}
+        for result in (traced, held_traced)
+    ]
+    without, with_holds = parted
+    assert without.keys() == with_holds.keys()
+    for stage, row in with_holds.items():
+        former = without[stage]
+        assert row.corrected is not None
+        assert former.corrected is not None
+        longer, truly = row.corrected - former.corrected, row.true - former.true
+        assert longer == pytest.approx(truly, rel=0.02, abs=TURN_TICKS)
+        _name, ticks = HOLDS.get(Stage[stage.upper()], ("", 0))
+        assert truly == pytest.approx(ticks, abs=TURN_TICKS)
 
 
 def steps_of(truth: Truth, scenario: str) -> Mapping[Stage, int]:
