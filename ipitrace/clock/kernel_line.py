@@ -70,12 +70,14 @@ class KernelLines:
 
 def _lines(page: bytes) -> Iterator[KernelLine]:
     """Every place whose values can be a line: a sequence count, the mode TSC, and so on."""
-    at = page.find(_MASK, 3 * _WORD)
+    at = page.find(_MASK)
     while 0 <= at <= len(page) - _AFTER_MASK.size:
         mult, shift, seconds, shifted_ns = _AFTER_MASK.unpack_from(page, at)
         # max_cycles is between cycle_last and the mask in kernels that have it.
-        for before in (2 * _WORD, 3 * _WORD):
-            sequence, mode, cycle_last = _BEFORE_MASK.unpack_from(page, at - before)
+        for start in (at - 2 * _WORD, at - 3 * _WORD):
+            if start < 0:
+                continue
+            sequence, mode, cycle_last = _BEFORE_MASK.unpack_from(page, start)
             if mode == _MODE_TSC and not sequence & 1 and mult and shift <= _MOST_SHIFT:
                 yield KernelLine(cycle_last, mult, shift, seconds, shifted_ns)
         at = page.find(_MASK, at + 1)
