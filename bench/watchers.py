@@ -34,6 +34,7 @@ STAGE_TRACEPOINTS: Final = (
 """The tracepoints that the stages of an IPI come from, on VMX."""
 
 NOTHING: Final = "nothing"
+OTHER_VM: Final = "ipitrace, stages of another VM"
 DATA: Final = ".data"
 PRINTED: Final = ".txt"
 _WHY_CHARACTERS: Final = 90
@@ -78,6 +79,7 @@ def own_watches(stack: ExitStack) -> dict[str, Watch]:
     evidence = stack.enter_context(Tracer.load(pid=pid, n_vcpus=N_VCPUS))
     return {
         NOTHING: lambda: nullcontext(NO_HOOKS),
+        OTHER_VM: lambda: _of_another(stages),
         "ipitrace, stages counted": lambda: _own(stages, counting_only=True),
         "ipitrace, stages": lambda: _own(stages, counting_only=False),
         "ipitrace, evidence": lambda: _own(evidence, counting_only=False),
@@ -178,6 +180,17 @@ def _own(tracer: Tracer, *, counting_only: bool) -> Iterator[Hooks]:
         tracer.detach()
         tracer.drain()
         tracer.take()
+
+
+@contextmanager
+def _of_another(tracer: Tracer) -> Iterator[Hooks]:
+    """The programs are attached, and the storm's threads are not theirs."""
+    tracer.set_vcpu_threads([])
+    tracer.attach()
+    try:
+        yield NO_HOOKS
+    finally:
+        tracer.detach()
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Exits and entries of the guest, and the instructions that KVM emulates for it. */
 
-RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD_OR(kvm_exit, exit_reason, ~0u),
-       FIELD_OR(kvm_exit, isa, HOST_ISA))
+#define NO_REASON (~0u)
+
+RECORD(kvm_exit, FIELD_OR(kvm_exit, info1, 0), FIELD_OR(kvm_exit, exit_reason, NO_REASON),
+       PICK(HAVE_ARG_kvm_exit_exit_reason, FIELD_OR(kvm_exit, isa, HOST_ISA), 0))
 
 RECORD(kvm_entry, 0, 0, 0)
 

@@ -43,7 +43,7 @@ struct ipitrace_head {
 
 /* ICRs: the interrupt command registers and the self-IPI register. */
 enum ipitrace_kind {
-	/* word: reason, ~0 if not read; arg: info1; detail: isa (1 VMX, 2 SVM, 0 unknown) */
+	/* word: reason; arg: info1; detail: isa (1 VMX, 2 SVM, 0 unknown: word is ~0 if not read) */
 	IPITRACE_KVM_EXIT = 0,
 	IPITRACE_KVM_ENTRY = 1,
 	IPITRACE_KVM_APIC_IPI = 2, /* word: icr_low, arg: dest_id */

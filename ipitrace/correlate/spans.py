@@ -40,8 +40,8 @@ class Spans:
         target_exits: the same for the target's thread.
         suspect: the guest's TSC offset changed around the span.
         unmatched_events: events with the IPIs' vector that belong to no span, by tracepoint.
-        passed: the programs that ran between the send and each stage, by kind; shape (n,
-            len(Stage), len(WEIGHED)) where only the events of the stages were traced, else None.
+        passed: see weights.programs_passed(); shape (n, len(Stage), len(WEIGHED) + 1) where only
+            the events of the stages were traced, else None.
     """
 
     seq: NDArray[np.int64]
@@ -78,7 +78,7 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
     n, m = len(guest.send), len(trace.targets)
     tsc = np.empty((n, m, len(Stage)), np.int64)
     target_exits = np.empty((n, m), np.int64)
-    passed = np.zeros((n, m, len(Stage), len(WEIGHED)), np.uint8) if trace.stages_only else None
+    passed = np.zeros((n, m, len(Stage), len(WEIGHED) + 1), np.uint8) if trace.stages_only else None
     for column in range(m):
         rows = target_side(trace, guest, sent, events, column)
         tsc[:, column] = rows.tsc
@@ -96,7 +96,7 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
         target_exits=_counted(target_exits.reshape(n * m), trace),
         suspect=np.repeat(_suspect(guest.low, guest.until, trace.suspect), m),
         unmatched_events=_unmatched(trace, events, sent, tsc),
-        passed=None if passed is None else passed.reshape(n * m, len(Stage), len(WEIGHED)),
+        passed=None if passed is None else passed.reshape(n * m, len(Stage), -1),
     )
 
 

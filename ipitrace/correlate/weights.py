@@ -22,6 +22,8 @@ WEIGHED: Final = tuple(sorted(STAGE_KINDS))
 """The kinds of event whose programs are counted, in order."""
 
 _OF_SENDER = np.array([spec.side == "sender" and spec.stage != Stage.ACK for spec in STAGES])
+_AFTER_IDLE = np.arange(len(Stage)) >= Stage.SCHED_IN
+_IN, _IDLE = 1, 0  # detail of sched_switch, and the idle task's tid
 _MOST: Final = np.iinfo(np.uint8).max
 _QUARTILES: Final = (25, 75)
 
@@ -55,15 +57,18 @@ def programs_passed(
         target: the vCPU to which they are sent.
 
     Returns:
-        Shape (n, len(Stage), len(WEIGHED)). The program of a stage's own event is not included,
-        nor are those of stages that are ABSENT. Counts above 255 become 255.
+        Shape (n, len(Stage), len(WEIGHED) + 1). The program of a stage's own event is not
+        included, nor are those of stages that are ABSENT. Counts above 255 become 255. The
+        last column has programs that made no record, because they ran in the idle task of the
+        target's CPU: the one of the host's interrupt that ended it.
     """
     by_sender = np.broadcast_to(_OF_SENDER, tsc.shape).copy()
     by_sender[:, Stage.ACK] = tsc[:, Stage.SENT] > tsc[:, Stage.HANDLER]
     if target == sender:
         by_sender[:] = True
     notified = _notified(tsc)[:, np.newaxis]
-    passed = np.zeros((*tsc.shape, len(WEIGHED)), np.int64)
+    passed = np.zeros((*tsc.shape, len(WEIGHED) + 1), np.int64)
+    passed[:, :, -1] = _idle_ended(events, tsc, target)[:, np.newaxis] & _AFTER_IDLE & ~by_sender
     for place, kind in enumerate(WEIGHED):
         own, others = events.of(sender, kind).tsc, events.of(target, kind).tsc
         if not len(own) and not len(others):
@@ -75,6 +80,14 @@ def programs_passed(
         passed[:, :, place] = np.where(by_sender, alone, first + np.maximum(then, 0))
     passed[tsc == ABSENT] = 0
     return np.clip(passed, 0, _MOST).astype(np.uint8)
+
+
+def _idle_ended(events: EventIndex, tsc: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
+    """Whether the target's CPU was interrupted in its idle task, and then ran the target."""
+    switches = events.of(target, Kind.SCHED_SWITCH)
+    from_idle = switches.tsc[(switches["detail"] == _IN) & (switches["word"] == _IDLE)]
+    kicked = (tsc[:, Stage.KICK] != ABSENT) & (tsc[:, Stage.TARGET_INTERRUPT] == ABSENT)
+    return np.asarray(kicked & np.isin(tsc[:, Stage.SCHED_IN], from_idle))
 
 
 def _notified(tsc: NDArray[np.int64]) -> Stamps:

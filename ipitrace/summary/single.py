@@ -33,6 +33,8 @@ def ipi_without_weight(
     known = [e for e in events if e["vcpu"] is not None and e["kind"] in HOST_EVENT_BY_NAME]
     records = np.zeros(len(known), HOST_EVENT)
     records["vcpu"] = [e["vcpu"] for e in known]
+    records["word"] = [e["word"] for e in known]
+    records["detail"] = [e["detail"] or 0 for e in known]
     records["kind"] = [HOST_EVENT_BY_NAME[e["kind"]].kind for e in known]
     stamps = np.array([e["tsc"] for e in known], np.int64)
     passed = programs_passed(

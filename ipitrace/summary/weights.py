@@ -17,8 +17,13 @@ from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode
 from ipitrace.words.stages import KIND_OF_STAGE, STAGES, Stage
 
-_BEFORE_STAMP: Final = 0.72
-"""The part of an event's weight that precedes its stamp, as `make lab-truth` found it."""
+_AFTER_STAMP: Final = 0.28
+"""The part of a usual event's weight that follows its stamp, as `make lab-truth` found it.
+
+It is the same code for all events: the rest of the record."""
+
+_UNRECORDED: Final = 0.6
+"""The part of a usual event's weight that a program has which makes no record: `make bench-lab`."""
 _SIDES: Final = [
     [spec.stage for spec in STAGES if spec.side == side and not spec.guest]
     for side in ("sender", "target")
@@ -40,14 +45,22 @@ class Weights:
     rest: float = 0.0
 
     @property
-    def cycles(self) -> NDArray[np.float64]:
-        """The whole weight of an event of each kind of WEIGHED; shape (len(WEIGHED),).
-
-        A kind that has no twins gets the median of KVM's other events.
-        """
+    def usual(self) -> float:
+        """The median weight of KVM's events."""
         of_kvm = [cycles for kind, cycles in self.twins.items() if kind.name.startswith("KVM_")]
-        usual = float(np.median(of_kvm or list(self.twins.values())))
-        return np.maximum([self.twins.get(kind, usual) + self.rest for kind in WEIGHED], 0.0)
+        return max(float(np.median(of_kvm or list(self.twins.values()))) + self.rest, 0.0)
+
+    @property
+    def cycles(self) -> NDArray[np.float64]:
+        """The weight of an event of each kind of WEIGHED, then that of one without a record.
+
+        A kind that has no twins has the usual weight. Shape (len(WEIGHED) + 1,).
+        """
+        recorded = [
+            max(self.twins[kind] + self.rest, 0.0) if kind in self.twins else self.usual
+            for kind in WEIGHED
+        ]
+        return np.array([*recorded, _UNRECORDED * self.usual])
 
     @classmethod
     def of(cls, recorded: EventWeights) -> Self:
@@ -133,7 +146,7 @@ def stamps_without_weight(
     cycles = weights.cycles
     own = np.zeros(len(Stage))
     for stage, kind in KIND_OF_STAGE.items():
-        own[stage] = _BEFORE_STAMP * cycles[WEIGHED.index(kind)]
+        own[stage] = max(cycles[WEIGHED.index(kind)] - _AFTER_STAMP * weights.usual, 0.0)
     delay = np.rint(passed @ cycles + own).astype(np.int64)
     lighter = np.where(tsc == ABSENT, ABSENT, tsc - delay)
     for side in _SIDES:

@@ -49,6 +49,7 @@ class Kind(IntEnum):
 NR_KINDS: Final = len(Kind)
 
 _NO_VECTOR: Final = 0xFFFF
+_NO_REASON: Final = 0xFFFF_FFFF
 _VECTOR_UNKNOWN: Final = "vector not known"
 
 
@@ -85,6 +86,8 @@ class HostEvent:
 
 
 def _exit(arg: int, word: int, detail: int | None) -> str:
+    if not detail and word == _NO_REASON:
+        return "reason not recorded"
     return f"{reason_name(detail or 0, word)}, info {arg:#x}"
 
 

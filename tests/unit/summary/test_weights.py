@@ -168,7 +168,13 @@ def test_one_ipi_of_a_recording_loses_the_same_weight() -> None:
     span |= {"sender": 0, "target": 1}
     stages = (Stage.SENDER_EXIT, Stage.IPI, Stage.ACCEPT, Stage.SENDER_ENTRY)
     events = [
-        {"vcpu": 0, "kind": kind.name.lower(), "tsc": span[f"{stage.name.lower()}_tsc"]}
+        {
+            "vcpu": 0,
+            "word": 0,
+            "detail": None,
+            "kind": kind.name.lower(),
+            "tsc": span[f"{stage.name.lower()}_tsc"],
+        }
         for (kind, _), stage in zip((*PATH, *AFTER), stages, strict=True)
     ]
     weights = EventWeights({"kvm_entry": float(COST), "of_a_newer_version": 1.0}, float(REST))
