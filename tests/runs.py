@@ -77,7 +77,13 @@ def made_program_costs() -> ProgramCosts:
 
 def made_run(**changes: Any) -> RunResult:
     """A traced run of one scenario, with these fields changed."""
-    cost = ObserverCost(20, 22, 25, PairedDifference(2, 1, 4), PairedDifference(5, 3, 7))
+    cost = ObserverCost(
+        20,
+        stages_p50=22,
+        evidence_p50=25,
+        stages=PairedDifference(2, 1, 4),
+        evidence=PairedDifference(5, 3, 7),
+    )
     costs = {"send": cost, "deliver": cost, "round_trip": cost}
     run = RunResult(
         ipitrace_version="0.0",

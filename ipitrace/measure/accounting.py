@@ -64,7 +64,7 @@ class ProgramAccounts:
         """
         self._own_ns = own_cost_ns()
         self._tracers = tracers
-        self._modes = modes
+        self._events = {mode: tuple(tracers.recording_in(mode).program_fds) for mode in modes}
         self.accounts: list[Account] = []
         self._window = _MEASURED
 
@@ -131,20 +131,17 @@ class ProgramAccounts:
             by_scenario.setdefault(one.scenario, {}).setdefault(one.mode, []).append(one)
         costs, repetitions = {}, []
         for name, by_mode in by_scenario.items():
-            if by_mode.keys() == set(self._modes):
+            if by_mode.keys() == self._events.keys():
                 whole = min(map(len, by_mode.values()))
                 repetitions.append(whole)
                 costs[name] = {
-                    mode.value: _costs(by_mode[mode][:whole], self._events(mode))
-                    for mode in self._modes
+                    mode.value: _costs(by_mode[mode][:whole], self._events[mode])
+                    for mode in self._events
                 }
         if not costs:
             return None
         method = _METHOD.format(window=self._window)
         return ProgramCosts(method, min(repetitions), self._own_ns, costs)
-
-    def _events(self, mode: Mode) -> tuple[str, ...]:
-        return tuple(self._tracers.recording_in(mode).program_fds)
 
 
 def _costs(repetitions: Sequence[Account], events: Sequence[str]) -> ModeCosts:

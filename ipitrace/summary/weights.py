@@ -22,7 +22,7 @@ _AFTER_STAMP: Final = 0.28
 
 It is the same code for all events: the rest of the record."""
 
-_UNRECORDED: Final = 0.6
+_UNRECORDED: Final = 0.58
 """The part of a usual event's weight that a program has which makes no record: `make bench-lab`."""
 _SIDES: Final = [
     [spec.stage for spec in STAGES if spec.side == side and not spec.guest]

@@ -80,8 +80,8 @@ def test_a_whole_run() -> None:
 
 def test_the_account_of_programs_has_a_table_for_each_mode() -> None:
     text = rendered(made_run(program_costs=made_program_costs()))
-    _, counting, full = text.split("Probe costs: ")
-    for mode, table in (("counting", counting), ("full", full)):
+    _, stages, evidence = text.split("Probe costs: ")
+    for mode, table in (("stages", stages), ("evidence", evidence)):
         said = flat(table)
         assert f"in mode {mode}" in said
         assert "medians of 6 repetitions and their range" in said
