@@ -67,8 +67,8 @@ def _attaching(attaching: Attaching) -> Iterator[str]:
         yield f"attach   nothing: {attaching.why_nothing}"
         return
     yield (
-        f"attach   {len(attaching.programs)} BPF programs, in the modes counting and full; they "
-        "ignore every thread except those of the guest's vCPUs"
+        f"attach   {len(attaching.programs)} BPF programs in the mode evidence, those of the "
+        "stages also in the mode stages; they ignore every thread except those of the guest's vCPUs"
     )
     yield from (f"         {name} ({how})" for name, how in attaching.programs.items())
     yield from (f"         not {name}: {why}" for name, why in attaching.left_out.items())
