@@ -18,6 +18,7 @@ from ipitrace.tracer import Tracer, bcc_compile
 from ipitrace.tracer.bpf_maps import BpfMap
 from ipitrace.tracer.bpf_object import BpfObject, MapSpec
 from ipitrace.tracer.cache import keep, kept
+from ipitrace.tracer.kernel import n_tids
 from ipitrace.tracer.loading import Bpf
 from ipitrace.words.events import Kind
 
@@ -52,7 +53,8 @@ def trace(worker: Worker, n_vcpus: int = 2, **options: Any) -> None:
     with Tracer.load(
         pid=os.getpid(), n_vcpus=n_vcpus, only=["sched_switch", "kvm_exit"], **options
     ) as tracer:
-        tracer.set_vcpu_threads([*range(1 << 30, (1 << 30) + n_vcpus - 1), worker.tid])
+        nobody = n_tids()  # no thread has so high an id
+        tracer.set_vcpu_threads([*range(nobody - n_vcpus + 1, nobody), worker.tid])
         tracer.attach()
         worker.do(lambda: nap(50))
         tracer.detach()
