@@ -85,7 +85,11 @@ def test_each_ipi_is_posted(intel: LabResult, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TO_ANOTHER)
-def test_functions_without_a_tracepoint_are_seen_by_kprobes(intel: LabResult, name: str) -> None:
+def test_functions_without_a_tracepoint_are_seen_by_fentry(intel: LabResult, name: str) -> None:
+    assert intel.run.observer is not None
+    hooks = intel.run.observer.hooks
+    assert hooks["vmx_deliver_interrupt"] == "fentry"
+    assert hooks["handle_fastpath_set_msr_irqoff"] == "fexit"
     assert intel.events(name, "vmx_deliver_interrupt").sender == pytest.approx(1)
 
 
