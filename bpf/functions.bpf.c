@@ -25,7 +25,8 @@ RECORD_OR(vmx_deliver_posted_interrupt, count_elsewhere, 0, 0,
  */
 #define is_handled(fastpath) ((u32)(fastpath))
 
-RECORD_IF(handle_fastpath_set_msr_irqoff, is_handled, 0, RETURNED(handle_fastpath_set_msr_irqoff), 0)
+RECORD_IF(handle_fastpath_set_msr_irqoff, is_handled, 0, RETURNED(handle_fastpath_set_msr_irqoff),
+	  0)
 
 RECORD_IF(handle_fastpath_wrmsr, is_handled, 0, RETURNED(handle_fastpath_wrmsr), 0)
 

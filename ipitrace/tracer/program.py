@@ -5,7 +5,7 @@ This module has no side effects: the kernel's features are its input, and source
 are its output. A raw tracepoint is used if its arguments suffice: it costs a third of a classic
 one, and does not share the classic ones' per-CPU recursion guard, which drops nested events.
 Functions are probed if the kernel has them and allows it: by fentry and fexit where BTF has the
-function, because they cost a third of a kprobe and a kretprobe. Whether a kernel accepts them
+function, because they weigh less than a kprobe and a kretprobe. Whether a kernel accepts them
 shows when they are loaded and attached, so a kprobe or kretprobe is kept as the second choice.
 """
 
@@ -153,7 +153,11 @@ def _classic(event: EventSpec, offer: KernelOffer) -> Probe | str:
 
 
 def _function(event: EventSpec, offer: KernelOffer) -> Probe | str:
-    """The event as fentry or fexit, else as a kprobe or kretprobe, or why this is not possible."""
+    """The event on a function, or why this is not possible.
+
+    A fentry or fexit is chosen only if a kprobe would be possible, too: kallsyms tells whether the
+    name is unique, and the blacklist which functions must not be probed.
+    """
     if event.symbol not in offer.functions:
         return offer.no_functions.get(event.symbol, "not a function of this kernel")
     names = [arg.name for arg in offer.args.get(event.name, ())]
