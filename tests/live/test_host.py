@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from host_state import open_descriptors
 from other_user import as_user
 
 import ipitrace
@@ -198,10 +199,10 @@ def test_the_kernels_own_btf_is_found_and_no_other() -> None:
     if release < (5, 11) or not Path("/sys/kernel/btf/vmlinux").exists():
         pytest.skip("this kernel does not list its BTF")
     os.close(open_kernel_btf("vmlinux"))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with pytest.raises(FileNotFoundError):
         open_kernel_btf("no_such_module")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.live("root", "bpf")
