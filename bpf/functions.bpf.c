@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Functions of KVM for which there is no tracepoint; hooked if the kernel has them. */
+/*
+ * Functions of KVM for which there is no tracepoint; hooked if the kernel has them. User
+ * space can have this file twice in the translation unit, with different hooks.
+ */
 
 #include <uapi/linux/ptrace.h>
 
@@ -20,13 +23,11 @@ RECORD_OR(vmx_deliver_posted_interrupt, count_elsewhere, 0, 0,
  * These functions are called for every exit of their kind and decide whether the
  * fastpath handles it. The return value shows this: EXIT_FASTPATH_NONE (0) means no.
  */
-static __always_inline bool is_handled(u32 fastpath)
-{
-	return fastpath;
-}
+#define is_handled(fastpath) ((u32)(fastpath))
 
-RECORD_IF(handle_fastpath_set_msr_irqoff, is_handled, 0, PT_REGS_RC(ctx), 0)
+RECORD_IF(handle_fastpath_set_msr_irqoff, is_handled, 0, RETURNED(handle_fastpath_set_msr_irqoff),
+	  0)
 
-RECORD_IF(handle_fastpath_wrmsr, is_handled, 0, PT_REGS_RC(ctx), 0)
+RECORD_IF(handle_fastpath_wrmsr, is_handled, 0, RETURNED(handle_fastpath_wrmsr), 0)
 
-RECORD_IF(handle_fastpath_wrmsr_imm, is_handled, 0, PT_REGS_RC(ctx), 0)
+RECORD_IF(handle_fastpath_wrmsr_imm, is_handled, 0, RETURNED(handle_fastpath_wrmsr_imm), 0)

@@ -30,7 +30,7 @@ BPF_F_TABLE("array", u32, struct ipitrace_event, slots, AT_LEAST_1(N_RINGS *N_SL
 BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_ROWS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct cell, vcpu_of_tid, 1, MMAPABLE);
 BPF_ARRAY(our_process, u32, 1);
-/* A CPU runs one kprobe program at a time, so each CPU's cell has one writer. */
+/* A handler does not interrupt itself, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 
 static __always_inline bool in_our_process(void)

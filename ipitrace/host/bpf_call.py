@@ -1,13 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system call bpf(2)."""
+"""The system call bpf(2), and how the kernel's BPF objects are listed with it."""
 
 import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any, Final
 
 _NUMBER: Final = {"x86_64": 321}
+_OBJ_GET_INFO_BY_FD: Final = 15  # enum bpf_cmd, include/uapi/linux/bpf.h
+
+
+class Id(ctypes.Structure):
+    """The part of union bpf_attr that the id commands use."""
+
+    _fields_ = (
+        ("start_id", ctypes.c_uint32),
+        ("next_id", ctypes.c_uint32),
+        ("open_flags", ctypes.c_uint32),
+    )
+
+
+class _Info(ctypes.Structure):
+    """The part of union bpf_attr that BPF_OBJ_GET_INFO_BY_FD uses."""
+
+    _fields_ = (
+        ("bpf_fd", ctypes.c_uint32),
+        ("info_len", ctypes.c_uint32),
+        ("info", ctypes.c_uint64),
+    )
 
 
 @functools.cache
@@ -32,3 +54,21 @@ def bpf(command: int, attr: ctypes.Structure) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return result
+
+
+def object_ids(next_id: int) -> Iterator[int]:
+    """The ids of all objects that the command `next_id` lists. Raises OSError."""
+    attr = Id()
+    while True:
+        try:
+            bpf(next_id, attr)
+        except FileNotFoundError:  # ENOENT: there is no further object
+            return
+        yield attr.next_id
+        attr = Id(start_id=attr.next_id)
+
+
+def read_info(fd: int, info: ctypes.Structure | ctypes.c_uint32) -> None:
+    """Have the kernel fill in the beginning of its description of an object. Raises OSError."""
+    size = ctypes.sizeof(info)
+    bpf(_OBJ_GET_INFO_BY_FD, _Info(bpf_fd=fd, info_len=size, info=ctypes.addressof(info)))

@@ -3,41 +3,19 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
 from typing import Final
 
-from ipitrace.host.bpf_call import bpf
+from ipitrace.host.bpf_call import Id, bpf, object_ids, read_info
 
 # include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
 _BPF_PROG_LOAD: Final = 5
 _BPF_PROG_GET_NEXT_ID: Final = 11
 _BPF_PROG_GET_FD_BY_ID: Final = 13
-_BPF_OBJ_GET_INFO_BY_FD: Final = 15
 # KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT, RAW_TRACEPOINT_WRITABLE, TRACING: the types
 # that run on kernel events and can therefore slow an IPI's path.
 TRACING_TYPES: Final = frozenset({2, 5, 7, 17, 24, 26})
 _RAW_TRACEPOINT: Final = 17
 _RETURN_0: Final = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
-
-
-class _Id(ctypes.Structure):
-    """The part of union bpf_attr that the id commands use."""
-
-    _fields_ = (
-        ("start_id", ctypes.c_uint32),
-        ("next_id", ctypes.c_uint32),
-        ("open_flags", ctypes.c_uint32),
-    )
-
-
-class _Info(ctypes.Structure):
-    """The part of union bpf_attr that BPF_OBJ_GET_INFO_BY_FD uses."""
-
-    _fields_ = (
-        ("bpf_fd", ctypes.c_uint32),
-        ("info_len", ctypes.c_uint32),
-        ("info", ctypes.c_uint64),
-    )
 
 
 class _Load(ctypes.Structure):
@@ -77,7 +55,7 @@ def loaded_program_types() -> dict[int, int]:
     Raises OSError if the kernel refuses (it needs CAP_SYS_ADMIN) or has no bpf(2).
     """
     types: dict[int, int] = {}
-    for program_id in _program_ids():
+    for program_id in object_ids(_BPF_PROG_GET_NEXT_ID):
         try:
             types[program_id] = _program_type(program_id)
         except FileNotFoundError:  # unloaded after it was listed
@@ -85,28 +63,12 @@ def loaded_program_types() -> dict[int, int]:
     return types
 
 
-def _program_ids() -> Iterator[int]:
-    attr = _Id()
-    while True:
-        try:
-            bpf(_BPF_PROG_GET_NEXT_ID, attr)
-        except FileNotFoundError:  # ENOENT: there is no further program
-            return
-        yield attr.next_id
-        attr = _Id(start_id=attr.next_id)
-
-
 def _program_type(program_id: int) -> int:
-    fd = bpf(_BPF_PROG_GET_FD_BY_ID, _Id(start_id=program_id))
+    fd = bpf(_BPF_PROG_GET_FD_BY_ID, Id(start_id=program_id))
     try:
         # struct bpf_prog_info begins with __u32 type; the kernel fills only the given size.
         program_type = ctypes.c_uint32()
-        attr = _Info(
-            bpf_fd=fd,
-            info_len=ctypes.sizeof(program_type),
-            info=ctypes.addressof(program_type),
-        )
-        bpf(_BPF_OBJ_GET_INFO_BY_FD, attr)
+        read_info(fd, program_type)
         return program_type.value
     finally:
         os.close(fd)

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.base.errors import UsageError
-from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer import kernel
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
-from ipitrace.tracer.loading import Bpf
-from ipitrace.tracer.program import HookPlan, Probe, plan
+from ipitrace.tracer.program import HookPlan, plan
 from ipitrace.tracer.tracefs import ensure_tracefs, find_tracefs
 
 
@@ -84,16 +82,6 @@ def mapped(map_fd: int, dtype: np.dtype[np.void], count: int) -> NDArray[np.void
     size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(map_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     return np.frombuffer(memory, dtype, count)
-
-
-@signals_deferred()
-def try_attach(bpf: Bpf, probe: Probe) -> str:
-    """Attach one program. Returns the reason of a failure, or ""."""
-    try:
-        bpf.attach(probe.function, probe.target)
-    except (OSError, ValueError) as error:
-        return f"not attached: {error.strerror if isinstance(error, OSError) else error}"
-    return ""
 
 
 def recursion_misses(program_fd: int) -> int | None:

@@ -8,15 +8,18 @@ import platform
 from pathlib import Path
 from typing import Final
 
+from ipitrace.host.bpf_btf import open_kernel_btf
 from ipitrace.host.bpf_call import bpf
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
+from ipitrace.tracer.btf import BtfFunction
 from ipitrace.tracer.program import Hook
 from ipitrace.tracer.tracefs import find_tracefs
 
 # include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
 _PROG_LOAD: Final = 5
 _RAW_TRACEPOINT_OPEN: Final = 17
-_TYPES: Final = {"raw": 17, "classic": 5, "kprobe": 2, "kretprobe": 2}
+_TYPES: Final = {"raw": 17, "classic": 5, "kprobe": 2, "kretprobe": 2, "fentry": 26, "fexit": 26}
+_ATTACH_TYPES: Final = {"fentry": 24, "fexit": 25}  # enum bpf_attach_type
 _LICENCE: Final = b"GPL"  # of bpf/*.c
 _NAME_BYTES: Final = 16  # BPF_OBJ_NAME_LEN, with the NUL
 _LOG_BYTES: Final = 1 << 20
@@ -49,6 +52,17 @@ class _Load(ctypes.Structure):
         ("kern_version", ctypes.c_uint32),
         ("prog_flags", ctypes.c_uint32),
         ("prog_name", ctypes.c_char * _NAME_BYTES),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
     )
 
 
@@ -84,20 +98,37 @@ def useful_line(text: str) -> str:
     return chosen[:_MAX_HINT]
 
 
-def load_program(name: str, code: bytes, hook: Hook) -> int:
+def load_program(name: str, code: bytes, hook: Hook, function: BtfFunction | None = None) -> int:
     """The descriptor of a program that the verifier has accepted.
 
-    Raises ProgramRefusedError.
+    `function` is the function of a fentry or fexit hook. Raises ProgramRefusedError.
     """
-    held = ctypes.create_string_buffer(code, len(code))
-    licence = ctypes.create_string_buffer(_LICENCE)
+    if function is None:
+        return _accepted(name, code, _Load(prog_type=_TYPES[hook]))
+    try:
+        module = open_kernel_btf(function.module) if function.module else None
+    except OSError as error:
+        why = f"the BTF of {function.module} cannot be opened: {error.strerror}"
+        raise ProgramRefusedError(why) from error
     attr = _Load(
         prog_type=_TYPES[hook],
-        insn_cnt=len(code) // 8,
-        insns=ctypes.addressof(held),
-        license=ctypes.addressof(licence),
-        prog_name=name.encode()[: _NAME_BYTES - 1],
+        expected_attach_type=_ATTACH_TYPES[hook],
+        attach_btf_id=function.type_id,
+        attach_btf_obj_fd=module or 0,  # 0: vmlinux
     )
+    try:
+        return _accepted(name, code, attr)
+    finally:
+        if module is not None:
+            os.close(module)
+
+
+def _accepted(name: str, code: bytes, attr: _Load) -> int:
+    held = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(_LICENCE)
+    attr.insn_cnt, attr.insns = len(code) // 8, ctypes.addressof(held)
+    attr.license = ctypes.addressof(licence)
+    attr.prog_name = name.encode()[: _NAME_BYTES - 1]
     try:
         return _load(attr)
     except OSError as error:
@@ -123,9 +154,11 @@ def _load(attr: _Load) -> int:
 def open_link(program_fd: int, hook: Hook, target: str) -> int:
     """Attach a program; closing the returned descriptor detaches it.
 
-    `target` is a tracepoint ("kvm_entry"; "kvm:kvm_exit" for a classic one) or a function.
-    Raises OSError.
+    `target` is a tracepoint ("kvm_entry"; "kvm:kvm_exit" for a classic one) or a function. A
+    fentry or fexit program has its function since it was loaded. Raises OSError.
     """
+    if hook in _ATTACH_TYPES:
+        return bpf(_RAW_TRACEPOINT_OPEN, _RawTracepoint(prog_fd=program_fd))
     if hook == "raw":
         name = ctypes.create_string_buffer(target.encode())
         attr = _RawTracepoint(name=ctypes.addressof(name), prog_fd=program_fd)

@@ -8,6 +8,7 @@ look-up for each type.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -75,6 +76,19 @@ class Arg:
 
     name: str | None
     shape: str
+
+
+@dataclass(frozen=True)
+class BtfFunction:
+    """A function as a BPF program on it names it: the type id of its BTF_KIND_FUNC.
+
+    `module` is the name of the BTF object that has it, "" for vmlinux. `n_args` is the number of
+    the function's arguments.
+    """
+
+    type_id: int
+    module: str
+    n_args: int
 
 
 @dataclass(frozen=True)
@@ -221,12 +235,18 @@ class Btf:
 
     def find(self, name: str, kind: BtfKind) -> int | None:
         """The id of the first type of this name and kind, here or in the base; None if absent."""
-        offset = self.string_offset(name)
-        if offset is not None:
-            hits = np.flatnonzero((self._names == offset) & (self._kinds == kind))
-            if len(hits):
-                return self._first_id + int(hits[0])
+        own = self.own(name, kind)
+        if own:
+            return own[0]
         return self._base.find(name, kind) if self._base else None
+
+    def own(self, name: str, kind: BtfKind) -> list[int]:
+        """The ids of all types of this name and kind that are here, not in the base."""
+        offset = self.string_offset(name)
+        if offset is None:
+            return []
+        hits = np.flatnonzero((self._names == offset) & (self._kinds == kind))
+        return [self._first_id + int(hit) for hit in hits]
 
     def member_offset(self, struct_name: str, member: str) -> int | None:
         """Byte offset of `member` in `struct struct_name`; None if it does not exist.
@@ -285,6 +305,22 @@ class Btf:
         if encoding & _INT_BOOL:
             return "bool"
         return f"{'s' if encoding & _INT_SIGNED else 'u'}{8 * found.ref}"
+
+
+def function_in(blobs: Mapping[str, Btf], name: str) -> BtfFunction | None:
+    """The only function of this name in `blobs`, which are by module ("" for vmlinux).
+
+    None if there is none, or if there are several. Raises BtfError.
+    """
+    found = [
+        (module, type_id)
+        for module, btf in blobs.items()
+        for type_id in btf.own(name, BtfKind.FUNC)
+    ]
+    if len(found) != 1:
+        return None
+    (module, type_id), args = found[0], blobs[found[0][0]].func_args(name)
+    return None if args is None else BtfFunction(type_id, module, len(args))
 
 
 def tracepoint_args(btf: Btf, tracepoint: str) -> tuple[Arg, ...] | None:

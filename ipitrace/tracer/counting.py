@@ -24,10 +24,9 @@ from ipitrace.tracer.attaching import (
     mapped,
     plan_for_this_kernel,
     recursion_misses,
-    try_attach,
 )
 from ipitrace.tracer.compiler import compile_programs
-from ipitrace.tracer.loading import Bpf, load_programs
+from ipitrace.tracer.loading import Bpf, load_programs, try_attach
 from ipitrace.tracer.program import WATCH_SOURCES, Hook, Probe, source, watch_cflags
 
 EVENTS: Final = (
@@ -256,11 +255,11 @@ class Counting:
         """
         bpf = self._open_bpf()
         for probe in self._probes:
-            failure = try_attach(bpf, probe)
+            chosen, failure = try_attach(bpf, probe)
             if failure:
                 self.left_out[probe.event.name] = failure
             else:
-                self._links.append(probe)
+                self._links.append(chosen)
         _require(self.left_out)
 
     def _open_bpf(self) -> Bpf:

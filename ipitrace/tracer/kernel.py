@@ -12,7 +12,7 @@ from ipitrace.abi.events import TIDS_PER_CELL
 from ipitrace.base.loading import load
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.tracer import btf as btf_reader
-from ipitrace.tracer.btf import Arg, Btf, BtfError, tracepoint_args
+from ipitrace.tracer.btf import Arg, Btf, BtfError, BtfFunction, function_in, tracepoint_args
 from ipitrace.tracer.cache import keep, kept, key_of
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column, parse_format
@@ -30,30 +30,33 @@ class _Found:
     """What BTF tells about events, and the place of a thread's id in task_struct."""
 
     args: Mapping[str, tuple[Arg, ...]]
+    btf_functions: Mapping[str, BtfFunction]
     task_pid_offset: int | None
 
 
-def _blobs(directory: Path) -> list[bytes]:
-    """The readable BTF files: vmlinux's, then those of KVM's modules. Raises OSError."""
-    found = [(directory / "vmlinux").read_bytes()]
+def _blobs(directory: Path) -> dict[str, bytes]:
+    """The readable BTF files by module: vmlinux's as "", then KVM's modules'. Raises OSError."""
+    found = {"": (directory / "vmlinux").read_bytes()}
     for name in _MODULES:
         try:
-            found.append((directory / name).read_bytes())
+            found[name] = (directory / name).read_bytes()
         except OSError:
             continue
     return found
 
 
-def _parsed(blobs: list[bytes]) -> list[Btf]:
-    """KVM's modules, then vmlinux. Raises BtfError if vmlinux's BTF is not valid."""
-    vmlinux = Btf(blobs[0])
-    found: list[Btf] = []
-    for blob in blobs[1:]:
+def _parsed(blobs: Mapping[str, bytes]) -> dict[str, Btf]:
+    """KVM's modules, then vmlinux as "". Raises BtfError if vmlinux's BTF is not valid."""
+    vmlinux = Btf(blobs[""])
+    found: dict[str, Btf] = {}
+    for name, blob in blobs.items():
+        if not name:
+            continue
         try:
-            found.append(Btf(blob, vmlinux))
+            found[name] = Btf(blob, vmlinux)
         except BtfError:
             continue
-    return [*found, vmlinux]
+    return {**found, "": vmlinux}
 
 
 def n_tids(files: HostFiles = HOST) -> int:
@@ -83,7 +86,7 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Kerne
     """
     try:
         blobs = _blobs(directory)
-        digests = [sha256(blob).hexdigest() for blob in blobs]
+        digests = [(name, sha256(blob).hexdigest()) for name, blob in blobs.items()]
         key = key_of(
             (__file__, btf_reader.__file__),
             digests,
@@ -97,7 +100,11 @@ def raw_offer(events: Collection[EventSpec], directory: Path = BTF_DIR) -> Kerne
         return KernelOffer(no_args=f"the kernel has no BTF ({error.strerror})")
     except BtfError as error:
         return KernelOffer(no_args=f"the kernel's BTF is not valid ({error})")
-    return KernelOffer(args=found.args, task_pid_offset=found.task_pid_offset)
+    return KernelOffer(
+        args=found.args,
+        btf_functions=found.btf_functions,
+        task_pid_offset=found.task_pid_offset,
+    )
 
 
 def _known(key: str) -> _Found | None:
@@ -108,16 +115,20 @@ def _known(key: str) -> _Found | None:
         return None
 
 
-def _search(events: Collection[EventSpec], blobs: list[Btf]) -> _Found:
+def _search(events: Collection[EventSpec], blobs: Mapping[str, Btf]) -> _Found:
     """Raises BtfError."""
     args: dict[str, tuple[Arg, ...]] = {}
+    functions: dict[str, BtfFunction] = {}
     for event in events:
-        for btf in blobs:
+        for btf in blobs.values():
             found = _args(btf, event)
             if found is not None:
                 args[event.name] = found
                 break
-    return _Found(args, blobs[-1].member_offset("task_struct", "pid"))
+        function = function_in(blobs, event.symbol) if event.symbol else None
+        if function is not None:
+            functions[event.name] = function
+    return _Found(args, functions, blobs[""].member_offset("task_struct", "pid"))
 
 
 def classic_columns(events: Collection[EventSpec], tracefs: Path) -> dict[str, dict[str, Column]]:

@@ -13,6 +13,7 @@ from ipitrace.base.signals import signals_deferred
 from ipitrace.tracer.bpf_links import ProgramRefusedError, load_program, open_link
 from ipitrace.tracer.bpf_maps import BpfMap
 from ipitrace.tracer.bpf_object import BpfObject, MapSpec
+from ipitrace.tracer.btf import BtfFunction
 from ipitrace.tracer.program import Hook, HookPlan, Probe
 
 
@@ -45,15 +46,18 @@ class Bpf:
     def __getitem__(self, name: str) -> BpfMap:
         return self._maps[name]
 
-    def load(self, function: str, hook: Hook) -> None:
-        """Have the verifier check a program. Raises ProgramRefusedError."""
+    def load(self, function: str, hook: Hook, btf: BtfFunction | None = None) -> None:
+        """Have the verifier check a program; `btf` is as in load_program().
+
+        Raises ProgramRefusedError.
+        """
         if function in self._programs:
             return
         code = self._code.get(function)
         if code is None:
             raise ProgramRefusedError(f"there is no program {function}")
         linked = code.linked({name: one.map_fd for name, one in self._maps.items()})
-        self._programs[function] = load_program(function, linked, hook), hook
+        self._programs[function] = load_program(function, linked, hook, btf), hook
 
     def program_fd(self, function: str) -> int:
         """The descriptor of a loaded program."""
@@ -92,18 +96,54 @@ def _created(spec: MapSpec) -> BpfMap:
         return BpfMap(spec)
 
 
+def _loaded(bpf: Bpf, probe: Probe) -> Probe:
+    """The probe that the verifier accepts: this one or the second choice."""
+    try:
+        bpf.load(probe.function, probe.hook, probe.btf)
+    except ProgramRefusedError as error:
+        if probe.second is None:
+            raise
+        try:
+            return _loaded(bpf, probe.second)
+        except ProgramRefusedError as other:
+            raise ProgramRefusedError(
+                f"{probe.hook}: {error}; {probe.second.hook}: {other}"
+            ) from other
+    return probe
+
+
+@signals_deferred()
+def try_attach(bpf: Bpf, probe: Probe) -> tuple[Probe, str]:
+    """Attach one loaded program; if the kernel refuses, load and attach the second choice.
+
+    Returns the probe that is attached and "", or `probe` and the reason of the failure.
+    """
+    why: list[str] = []
+    tried: Probe | None = probe
+    while tried is not None:
+        try:
+            bpf.load(tried.function, tried.hook, tried.btf)
+            bpf.attach(tried.function, tried.target)
+        except (OSError, ValueError, ProgramRefusedError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            why.append(f"{tried.hook}: {reason}" if probe.second else f"{reason}")
+        else:
+            return tried, ""
+        tried = tried.second
+    return probe, f"not attached: {'; '.join(why)}"
+
+
 @signals_deferred()
 def load_programs(bpf: Bpf, planned: HookPlan) -> tuple[tuple[Probe, ...], dict[str, str]]:
     """Load each program: the programs that the verifier accepts, and the reasons for the others.
 
-    Raises HostError if it accepts none.
+    If it refuses a program, the second choice is loaded. Raises HostError if it accepts none.
     """
     accepted: list[Probe] = []
     refused: dict[str, str] = {}
     for probe in planned.probes:
         try:
-            bpf.load(probe.function, probe.hook)
-            accepted.append(probe)
+            accepted.append(_loaded(bpf, probe))
         except ProgramRefusedError as error:
             refused[probe.event.name] = f"refused: {error}"
     if not accepted:

@@ -4,7 +4,9 @@
 This module has no side effects: the kernel's features are its input, and source text and flags
 are its output. A raw tracepoint is used if its arguments suffice: it costs a third of a classic
 one, and does not share the classic ones' per-CPU recursion guard, which drops nested events.
-Functions are probed if the kernel has them and allows it.
+Functions are probed if the kernel has them and allows it: by fentry and fexit where BTF has the
+function, because they weigh less than a kprobe and a kretprobe. Whether a kernel accepts them
+shows when they are loaded and attached, so a kprobe or kretprobe is kept as the second choice.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from ipitrace.tracer.btf import Arg
+from ipitrace.tracer.btf import Arg, BtfFunction
 from ipitrace.tracer.events import EventSpec
 from ipitrace.tracer.formats import Column
 
-Hook = Literal["raw", "classic", "kprobe", "kretprobe"]
+Hook = Literal["raw", "classic", "kprobe", "kretprobe", "fentry", "fexit"]
 
 # Joined in this order they are one translation unit: bcc rewrites map accesses only in the
 # main file, so the files cannot be included.
@@ -29,6 +31,7 @@ SOURCES: Final = (
     "sched.bpf.c",
     "functions.bpf.c",
 )
+FUNCTION_SOURCES: Final = ("functions.bpf.c",)
 WATCH_SOURCES: Final = ("watch.bpf.c",)
 
 
@@ -36,7 +39,8 @@ WATCH_SOURCES: Final = ("watch.bpf.c",)
 class KernelOffer:
     """The features of a kernel: arguments from BTF, columns from tracefs, functions to probe.
 
-    `args` has the arguments of raw tracepoints and functions by event name. `no_args` and
+    `args` has the arguments of raw tracepoints and functions by event name, `btf_functions` the
+    functions that BTF has exactly once, by event name. `no_args` and
     `no_columns` have the reason if nothing could be read, `no_functions` the reason by symbol.
     `host_isa` is the kind of this CPU's exits (1 VMX, 2 SVM, 0 unknown), for kernels whose
     kvm_exit does not report it. `can_nest`: an interrupt can run a raw tracepoint's program on a
@@ -44,6 +48,7 @@ class KernelOffer:
     """
 
     args: Mapping[str, tuple[Arg, ...]] = field(default_factory=dict)
+    btf_functions: Mapping[str, BtfFunction] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, Column]] = field(default_factory=dict)
     task_pid_offset: int | None = None
     no_args: str | None = None
@@ -59,17 +64,20 @@ class Probe:
     """One event with its hook. `places` maps ipitrace's field names to the places of the values.
 
     A place is a raw argument's position from 0, a column of the classic tracepoint's record, or
-    a function argument's position from 1.
+    a function argument's position from 1. `btf` is the function of a fentry or fexit hook, and
+    `second` the probe to use if the kernel refuses this one.
     """
 
     event: EventSpec
     hook: Hook
     places: Mapping[str, int | Column]
+    btf: BtfFunction | None = None
+    second: "Probe | None" = None
 
     @property
     def function(self) -> str:
         """The BPF program's name."""
-        return f"probe_{self.event.name}"
+        return f"{'probe' if self.btf is None else self.hook}_{self.event.name}"
 
     @property
     def target(self) -> str:
@@ -145,7 +153,11 @@ def _classic(event: EventSpec, offer: KernelOffer) -> Probe | str:
 
 
 def _function(event: EventSpec, offer: KernelOffer) -> Probe | str:
-    """The event as a kprobe or kretprobe, or why this is not possible."""
+    """The event on a function, or why this is not possible.
+
+    A fentry or fexit is chosen only if a kprobe would be possible, too: kallsyms tells whether the
+    name is unique, and the blacklist which functions must not be probed.
+    """
     if event.symbol not in offer.functions:
         return offer.no_functions.get(event.symbol, "not a function of this kernel")
     names = [arg.name for arg in offer.args.get(event.name, ())]
@@ -156,7 +168,11 @@ def _function(event: EventSpec, offer: KernelOffer) -> Probe | str:
             places[wanted.name] = names.index(found) + 1
         elif not wanted.optional:
             return f"the kernel's BTF does not name the argument {wanted.name} of {event.symbol}"
-    return Probe(event, "kretprobe" if event.on_return else "kprobe", places)
+    probe = Probe(event, "kretprobe" if event.on_return else "kprobe", places)
+    btf = offer.btf_functions.get(event.name)
+    if btf is None:
+        return probe
+    return Probe(event, "fexit" if event.on_return else "fentry", places, btf, probe)
 
 
 def _hooked(event: EventSpec, offer: KernelOffer) -> Probe | str:
@@ -198,11 +214,32 @@ def _record_struct(probe: Probe) -> str:
 
 
 def source(planned: HookPlan, directory: Path, files: Sequence[str] = SOURCES) -> str:
-    """The complete translation unit: this kernel's records, then the `files` of bpf/."""
+    """The complete translation unit: this kernel's records, then the `files` of bpf/.
+
+    The probes on functions follow once more for those events that have a second choice.
+    """
     parts = [_record_struct(probe) for probe in planned.probes if probe.hook == "classic"]
     for name in files:
-        parts += [f'#line 1 "{name}"\n', (directory / name).read_text()]
+        parts += _file(directory, name)
+        if name in FUNCTION_SOURCES and any(probe.second for probe in planned.probes):
+            parts += [_second_choices(planned), *_file(directory, name)]
     return "".join(parts)
+
+
+def _file(directory: Path, name: str) -> list[str]:
+    return [f'#line 1 "{name}"\n', (directory / name).read_text()]
+
+
+def _second_choices(planned: HookPlan) -> str:
+    """Lines that set the second hooks of functions, and drop the functions that have none."""
+    lines = ["\n"]
+    for probe in planned.probes:
+        if probe.event.symbol:
+            flag = f"HOOK_{probe.event.name}" if probe.second else f"HAVE_{probe.event.name}"
+            lines.append(f"#undef {flag}\n")
+        if probe.second:
+            lines.append(f"#define HOOK_{probe.event.name} {probe.second.hook.upper()}\n")
+    return "".join(lines)
 
 
 def cflags(planned: HookPlan, directory: Path, *, slots_per_ring: int) -> list[str]:
@@ -235,6 +272,8 @@ def hook_flags(planned: HookPlan) -> list[str]:
     for probe in planned.probes:
         name = probe.event.name
         flags += [f"-DHAVE_{name}", f"-DHOOK_{name}={probe.hook.upper()}"]
+        if probe.btf is not None:
+            flags.append(f"-DN_ARGS_{name}={probe.btf.n_args}")
         for wanted, place in probe.places.items():
             spelt = place.name if isinstance(place, Column) else place
             flags += [f"-DHAVE_ARG_{name}_{wanted}", f"-DARG_{name}_{wanted}={spelt}"]

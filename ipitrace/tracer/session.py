@@ -19,12 +19,11 @@ from ipitrace.tracer.attaching import (
     mapped,
     plan_for_this_kernel,
     recursion_misses,
-    try_attach,
 )
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.events import EVENTS, EventSpec
 from ipitrace.tracer.kernel import n_tids
-from ipitrace.tracer.loading import Bpf, load_programs
+from ipitrace.tracer.loading import Bpf, load_programs, try_attach
 from ipitrace.tracer.program import Hook, HookPlan, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.tracer.sizes import ring_slots
@@ -43,9 +42,10 @@ class TraceLosses:
     `recursion_misses`: events that the kernel, or our ring, dropped because a program was
     already running; they are neither counted nor recorded. The kernel's count includes events
     that our filter would exclude, so it is an upper bound. It is None if the kernel has no count.
-    Classic tracepoints and functions are counted since dd8657894c11 ("bpf: Count missed stats in
-    trace_call_bpf"), raw ones since 05b24ff9b2cf ("bpf: Prevent bpf program recursion
-    for raw tracepoint probes").
+    Classic tracepoints, kprobes and kretprobes are counted since dd8657894c11 ("bpf: Count missed
+    stats in trace_call_bpf"), raw tracepoints since 05b24ff9b2cf ("bpf: Prevent bpf program
+    recursion for raw tracepoint probes"), fentry and fexit since 9ed9e9ba2337 ("bpf: Count the
+    number of times recursion was prevented").
     """
 
     ring_overruns: dict[str, int]
@@ -174,7 +174,7 @@ class Tracer:
 
     @property
     def hooks(self) -> dict[str, Hook]:
-        """The hook of each loaded event."""
+        """The hook of each loaded event; attach() can replace a fentry or fexit by a kprobe."""
         return {probe.event.name: probe.hook for probe in self._probes}
 
     @property
@@ -221,12 +221,13 @@ class Tracer:
             name = probe.event.name
             if name in self._links:
                 continue
-            failure = try_attach(bpf, probe)
+            chosen, failure = try_attach(bpf, probe)
             if failure:
                 self.left_out[name] = failure
             else:
-                self._links[name] = probe
+                self._links[name] = chosen
                 self.left_out.pop(name, None)
+        self._probes = tuple(self._links.get(one.event.name, one) for one in self._probes)
         self.attach_s = time.perf_counter() - started_s
         if not self._links:
             raise HostError("No event could be attached.", next(iter(self.left_out.values()), ""))

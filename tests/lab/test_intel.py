@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
@@ -22,6 +23,7 @@ RUNNING, KERNEL, MASKED = "unicast-running", "unicast-running-kernel", "unicast-
 XAPIC = "unicast-running-xapic"
 TO_ANOTHER = tuple(name for name in INTEL_SCENARIOS if name != SELF)
 NEVER_HALTED = tuple(name for name in TO_ANOTHER if name != HALTED)
+REENTER_GUEST = 1  # EXIT_FASTPATH_REENTER_GUEST, arch/x86/include/asm/kvm_host.h
 # The emulated host's timer and the ends of a storm add a few exits.
 FEW = 0.05
 ONE = pytest.approx(1, abs=0.005)
@@ -85,8 +87,28 @@ def test_each_ipi_is_posted(intel: LabResult, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TO_ANOTHER)
-def test_functions_without_a_tracepoint_are_seen_by_kprobes(intel: LabResult, name: str) -> None:
+def test_functions_without_a_tracepoint_are_seen_by_fentry(intel: LabResult, name: str) -> None:
+    assert intel.run.observer is not None
+    hooks = intel.run.observer.hooks
+    assert hooks["vmx_deliver_interrupt"] == "fentry"
+    assert hooks["handle_fastpath_set_msr_irqoff"] == "fexit"
     assert intel.events(name, "vmx_deliver_interrupt").sender == pytest.approx(1)
+
+
+def test_the_arguments_and_results_of_hooked_functions_are_read(intel: LabResult) -> None:
+    events = pq.read_table(intel.recording / "host_events.parquet").to_pylist()
+    vectors: dict[str, set[int]] = {"vmx_deliver_interrupt": set(), "kvm_apic_accept_irq": set()}
+    returned = set()
+    for event in events:
+        if event["scenario"] != RUNNING:
+            continue
+        if event["kind"] in vectors:
+            vectors[event["kind"]].add(event["detail"])
+        elif event["kind"] == "handle_fastpath_set_msr_irqoff":
+            returned.add(event["word"])
+    assert len(vectors["kvm_apic_accept_irq"]) == 1
+    assert vectors["vmx_deliver_interrupt"] == vectors["kvm_apic_accept_irq"]
+    assert returned == {REENTER_GUEST}
 
 
 def test_paths_are_proved(intel: LabResult) -> None:

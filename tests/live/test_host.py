@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from host_state import open_descriptors
 from other_user import as_user
 
 import ipitrace
 from ipitrace.base.errors import HostError
 from ipitrace.host.access import require_initial_pid_namespace, require_kvm, require_trace_privilege
+from ipitrace.host.bpf_btf import open_kernel_btf
 from ipitrace.host.bpf_programs import TRACING_TYPES, loaded_program_types
 from ipitrace.host.cpus import allowed_cpus, choose_cpus, read_topology
 from ipitrace.host.fingerprint import one_line, read_fingerprint
@@ -189,6 +191,18 @@ def test_our_own_vm_is_not_a_neighbour() -> None:
         assert os.getpid() in {p.pid for p in read_neighbours(own_pids=()).kvm_processes}
     finally:
         os.close(vm)
+
+
+@pytest.mark.live("root", "bpf")
+def test_the_kernels_own_btf_is_found_and_no_other() -> None:
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (5, 11) or not Path("/sys/kernel/btf/vmlinux").exists():
+        pytest.skip("this kernel does not list its BTF")
+    os.close(open_kernel_btf("vmlinux"))
+    before = open_descriptors()
+    with pytest.raises(FileNotFoundError):
+        open_kernel_btf("no_such_module")
+    assert open_descriptors() == before
 
 
 @pytest.mark.live("root", "bpf")

@@ -13,7 +13,7 @@ from host_state import open_descriptors
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError, UsageError
 from ipitrace.tracer import Tracer, kernel
-from ipitrace.tracer.btf import Arg
+from ipitrace.tracer.btf import Arg, BtfFunction
 from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
 from ipitrace.tracer.formats import parse_format
@@ -74,6 +74,32 @@ def test_the_program_of_every_function_compiles_and_loads(btf: bool) -> None:  #
     a_plan = plan(functions, offer)
     assert a_plan.left_out == {}
     compile_and_load(a_plan)
+
+
+@pytest.mark.parametrize(
+    ("type_id", "module"),
+    [(1 << 30, ""), (1, "no_such_module")],
+)
+def test_a_kprobe_replaces_a_fentry_that_the_kernel_refuses(type_id: int, module: str) -> None:
+    """No BTF has the function under this number."""
+    functions = [event for event in EVENTS if event.symbol]
+    vector = tuple(Arg(n, "s32") for n in ("apic", "dm", "tm", "vector"))
+    offer = KernelOffer(
+        args={"vmx_deliver_interrupt": vector},
+        btf_functions={event.name: BtfFunction(type_id, module, 4) for event in functions},
+        functions=frozenset(event.symbol for event in functions),
+    )
+    a_plan = plan(functions, offer)
+    assert {probe.hook for probe in a_plan.probes} == {"fentry", "fexit"}
+    directory = resources.bpf_dir()
+    flags = cflags(a_plan, directory, slots_per_ring=64)
+    bpf = compile_programs(source(a_plan, directory), flags, directory)
+    try:
+        accepted, refused = load_programs(bpf, a_plan)
+    finally:
+        bpf.close()
+    assert refused == {}
+    assert accepted == tuple(probe.second for probe in a_plan.probes)
 
 
 def test_an_event_that_is_only_counted_can_be_watched_alone() -> None:

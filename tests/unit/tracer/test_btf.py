@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipitrace.tracer.btf import Arg, Btf, BtfError, BtfKind, tracepoint_args
+from ipitrace.tracer.btf import (
+    Arg,
+    Btf,
+    BtfError,
+    BtfFunction,
+    BtfKind,
+    function_in,
+    tracepoint_args,
+)
 
 
 class Builder:
@@ -122,6 +130,23 @@ def test_a_module_on_top_of_vmlinux() -> None:
     assert tracepoint_args(module, "kvm_exit") == (Arg("vcpu", "*task_struct"),)
     assert module.member_offset("task_struct", "pid") == 12
     assert tracepoint_args(module, "kvm_eoi") == (Arg(None, "bool"), Arg(None, "s32"))
+
+
+def test_a_function_is_found_where_it_is_the_only_one_of_its_name() -> None:
+    below = sample()
+    pointer = below.add(BtfKind.PTR, "", 0)
+    below_id = below.add(BtfKind.FUNC, "handler", below.prototype([]))
+    below.add(BtfKind.FUNC, "twice", below.prototype([]))
+    above = Builder(base=below)
+    proto = above.prototype([("vcpu", pointer), ("vector", pointer)])
+    above_id = above.add(BtfKind.FUNC, "deliver", proto)
+    above.add(BtfKind.FUNC, "twice", proto)
+    vmlinux = Btf(below.blob())
+    blobs = {"kvm_intel": Btf(above.blob(), vmlinux), "": vmlinux}
+    assert function_in(blobs, "deliver") == BtfFunction(above_id, "kvm_intel", 2)
+    assert function_in(blobs, "handler") == BtfFunction(below_id, "", 0)
+    assert function_in(blobs, "twice") is None
+    assert function_in(blobs, "absent") is None
 
 
 def test_structs_that_contain_themselves_end() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ipitrace.base import resources
 from ipitrace.tracer import counting
-from ipitrace.tracer.btf import Arg
+from ipitrace.tracer.btf import Arg, BtfFunction
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS, EventSpec
 from ipitrace.tracer.formats import Column, parse_format
 from ipitrace.tracer.program import (
@@ -204,11 +204,71 @@ def test_functions_are_hooked_where_the_kernel_has_them() -> None:
     assert vectors == ["-DARG_vmx_deliver_interrupt_vector=4"]
 
 
+def functions_in_btf() -> KernelOffer:
+    """One function in BTF for each kind of hook, one that only kallsyms has, one refused."""
+    return KernelOffer(
+        args={"vmx_deliver_interrupt": args("apic:*kvm_lapic mode:s32 trig:s32 vector:s32")},
+        btf_functions={
+            "vmx_deliver_interrupt": BtfFunction(7, "kvm_intel", 4),
+            "handle_fastpath_wrmsr": BtfFunction(9, "", 1),
+            "pi_wakeup_handler": BtfFunction(8, "kvm_intel", 0),
+        },
+        functions={"vmx_deliver_interrupt", "handle_fastpath_wrmsr", "handle_fastpath_wrmsr_imm"},
+        no_functions={"pi_wakeup_handler": "several functions of this kernel have this name"},
+    )
+
+
+def test_functions_in_btf_are_hooked_by_fentry_and_fexit() -> None:
+    a_plan = plan(FUNCTIONS, functions_in_btf())
+    chosen = {probe.event.name: (probe.hook, probe.btf) for probe in a_plan.probes}
+    assert chosen == {
+        "vmx_deliver_interrupt": ("fentry", BtfFunction(7, "kvm_intel", 4)),
+        "handle_fastpath_wrmsr": ("fexit", BtfFunction(9, "", 1)),
+        "handle_fastpath_wrmsr_imm": ("kretprobe", None),
+    }
+    second = {probe.event.name: probe.second.hook for probe in a_plan.probes if probe.second}
+    assert second == {"vmx_deliver_interrupt": "kprobe", "handle_fastpath_wrmsr": "kretprobe"}
+    names = [name for p in a_plan.probes for name in (p.function, p.second and p.second.function)]
+    assert names == [
+        "fentry_vmx_deliver_interrupt",
+        "probe_vmx_deliver_interrupt",
+        "fexit_handle_fastpath_wrmsr",
+        "probe_handle_fastpath_wrmsr",
+        "probe_handle_fastpath_wrmsr_imm",
+        None,
+    ]
+    assert a_plan.left_out["pi_wakeup_handler"].startswith("several functions")
+    assert {
+        "-DHOOK_vmx_deliver_interrupt=FENTRY",
+        "-DARG_vmx_deliver_interrupt_vector=4",
+        "-DHOOK_handle_fastpath_wrmsr=FEXIT",
+        "-DN_ARGS_handle_fastpath_wrmsr=1",
+        "-DHOOK_handle_fastpath_wrmsr_imm=KRETPROBE",
+    } <= set(flags(a_plan))
+
+
+def test_the_second_choices_are_in_the_same_translation_unit() -> None:
+    text = source(plan(FUNCTIONS, functions_in_btf()), resources.bpf_dir())
+    first, between = text.split('#line 1 "functions.bpf.c"\n')[1:]
+    redefined = first[first.index("#undef") :].splitlines()
+    assert redefined == [
+        "#undef HOOK_vmx_deliver_interrupt",
+        "#define HOOK_vmx_deliver_interrupt KPROBE",
+        "#undef HOOK_handle_fastpath_wrmsr",
+        "#define HOOK_handle_fastpath_wrmsr KRETPROBE",
+        "#undef HAVE_handle_fastpath_wrmsr_imm",
+    ]
+    assert between == (resources.bpf_dir() / "functions.bpf.c").read_text()
+    only_kprobes = KernelOffer(functions={"handle_fastpath_wrmsr"})
+    text = source(plan(FUNCTIONS, only_kprobes), resources.bpf_dir())
+    assert text.count('#line 1 "functions.bpf.c"') == 1
+
+
 def test_only_interrupt_handlers_are_anyones_and_only_fastpaths_are_on_return() -> None:
     probes = probes_in_c()
     counted = {name for name, body in probes.items() if "count_unattributed" in body}
     assert counted == {event.name for event in EVENTS if event.any_context}
-    returned = {name for name, body in probes.items() if "PT_REGS_RC" in body}
+    returned = {name for name, body in probes.items() if f"RETURNED({name})" in body}
     assert returned == {event.name for event in EVENTS if event.on_return}
 
 
