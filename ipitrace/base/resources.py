@@ -39,4 +39,4 @@ def guest_tools_dir() -> Path:
 
 def example_dir() -> Path:
     """A recording of a real run."""
-    return _data_dir("example", "tests/data/recordings/micro-pvm")
+    return _data_dir("example", "tests/data/recordings/micro-pvm-2")

@@ -73,7 +73,7 @@ def _step(step: Step, deliver_cycles: int | None = None) -> StageStep:
     """A step; its share is of `deliver_cycles` if that is given."""
     share = step.share_of_deliver
     if deliver_cycles is not None and step.step_cycles is not None:
-        share = round(step.step_cycles / deliver_cycles, 4)
+        share = step.step_cycles / deliver_cycles
     return StageStep(
         stage=step.stage.name.lower(),
         side=STAGES[step.stage].side,

@@ -5,10 +5,10 @@ import contextlib
 import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from ipitrace.base.errors import IpitraceError, UsageError
-from ipitrace.base.resources import example_dir
 from ipitrace.compare import Settings, compare
 from ipitrace.compare.reading import read
 from ipitrace.recording.reader import computing_with, read_run, read_run_text
@@ -22,9 +22,12 @@ from ipitrace.render.formats import RUN
 from .files import folder, one_sentence, place
 
 
+_RECORDING = Path(__file__).parents[1] / "data/recordings/micro-pvm"
+
+
 @functools.cache
 def _example_text() -> str:
-    return (example_dir() / RUN_FILE).read_text()
+    return (_RECORDING / RUN_FILE).read_text()
 
 
 def example() -> Any:

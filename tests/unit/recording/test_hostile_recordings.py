@@ -24,7 +24,6 @@ from click.testing import CliRunner
 from recordings import make_recording, read_table, some_run, spans
 
 from ipitrace.base.errors import ExitCode, UsageError
-from ipitrace.base.resources import example_dir
 from ipitrace.commands.compare import compare
 from ipitrace.commands.report import report
 from ipitrace.measure.lookout import _MOST_NOTED
@@ -228,7 +227,7 @@ def test_two_bytes_of_a_footer_that_kept_the_decoder_busy(
     tmp_path: Path, changes: dict[int, int]
 ) -> None:
     recording = tmp_path / "r"
-    shutil.copytree(example_dir(), recording)
+    shutil.copytree(RECORDED.with_name("micro-pvm"), recording)
     path = recording / "spans.parquet"
     content = bytearray(path.read_bytes())
     for at, octet in changes.items():
