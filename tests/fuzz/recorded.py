@@ -21,7 +21,6 @@ from ipitrace.render.formats import RUN
 
 from .files import folder, one_sentence, place
 
-
 _RECORDING = Path(__file__).parents[1] / "data/recordings/micro-pvm"
 
 
