@@ -10,6 +10,7 @@ from typing import Any, Final
 
 _NUMBER: Final = {"x86_64": 321}
 _OBJ_GET_INFO_BY_FD: Final = 15  # enum bpf_cmd, include/uapi/linux/bpf.h
+NAME_BYTES: Final = 16  # BPF_OBJ_NAME_LEN, with the NUL
 
 
 class Id(ctypes.Structure):
@@ -19,6 +20,34 @@ class Id(ctypes.Structure):
         ("start_id", ctypes.c_uint32),
         ("next_id", ctypes.c_uint32),
         ("open_flags", ctypes.c_uint32),
+    )
+
+
+class ProgramLoad(ctypes.Structure):
+    """The part of union bpf_attr that BPF_PROG_LOAD uses; what is 0 is as if it was absent."""
+
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_name", ctypes.c_char * NAME_BYTES),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
     )
 
 

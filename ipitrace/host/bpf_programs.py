@@ -5,7 +5,7 @@ import ctypes
 import os
 from typing import Final
 
-from ipitrace.host.bpf_call import Id, bpf, object_ids, read_info
+from ipitrace.host.bpf_call import Id, ProgramLoad, bpf, object_ids, read_info
 
 # include/uapi/linux/bpf.h: enum bpf_cmd and enum bpf_prog_type.
 _BPF_PROG_LOAD: Final = 5
@@ -18,29 +18,13 @@ _RAW_TRACEPOINT: Final = 17
 _RETURN_0: Final = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
-class _Load(ctypes.Structure):
-    """The part of union bpf_attr that BPF_PROG_LOAD needs."""
-
-    _fields_ = (
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_uint64),
-        ("kern_version", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-    )
-
-
 def load_trivial_program() -> None:
     """Load a raw tracepoint program that does nothing, and unload it.
 
     Raises OSError if the kernel refuses it, or has no bpf(2).
     """
     code, licence = ctypes.create_string_buffer(_RETURN_0), ctypes.create_string_buffer(b"GPL")
-    attr = _Load(
+    attr = ProgramLoad(
         prog_type=_RAW_TRACEPOINT,
         insn_cnt=len(_RETURN_0) // 8,
         insns=ctypes.addressof(code),

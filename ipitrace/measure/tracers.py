@@ -2,7 +2,7 @@
 """The two tracers of a run: a light one of the stages' events, and one of all events."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -61,11 +61,6 @@ class Tracers:
         tracer = self.recording_in(mode)
         tracer.attach()
         return tracer
-
-    def set_vcpu_threads(self, tids: Sequence[int]) -> None:
-        """As Tracer.set_vcpu_threads(), for both."""
-        for tracer in self._both:
-            tracer.set_vcpu_threads(tids)
 
     def twins(self, first: NDArray[np.void], second: NDArray[np.void]) -> Twins:
         """The distances of both tracers' stamps, of events where both have the same program.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ipitrace.host.bpf_btf import open_kernel_btf
-from ipitrace.host.bpf_call import bpf
+from ipitrace.host.bpf_call import NAME_BYTES, ProgramLoad, bpf
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 from ipitrace.tracer.btf import BtfFunction
 from ipitrace.tracer.program import Hook
@@ -21,7 +21,6 @@ _RAW_TRACEPOINT_OPEN: Final = 17
 _TYPES: Final = {"raw": 17, "classic": 5, "kprobe": 2, "kretprobe": 2, "fentry": 26, "fexit": 26}
 _ATTACH_TYPES: Final = {"fentry": 24, "fexit": 25}  # enum bpf_attach_type
 _LICENCE: Final = b"GPL"  # of bpf/*.c
-_NAME_BYTES: Final = 16  # BPF_OBJ_NAME_LEN, with the NUL
 _LOG_BYTES: Final = 1 << 20
 _MAX_HINT: Final = 300  # characters of a compiler's or verifier's message that are printed
 _LOADS: Final = 5  # the verifier gives up with EAGAIN if a signal arrives
@@ -38,32 +37,6 @@ _KPROBE_EVENTS: Final = "/sys/bus/event_source/devices/kprobe"
 
 class ProgramRefusedError(Exception):
     """The kernel did not accept a program; the text is the verifier's reason."""
-
-
-class _Load(ctypes.Structure):
-    _fields_ = (
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_uint64),
-        ("kern_version", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-        ("prog_name", ctypes.c_char * _NAME_BYTES),
-        ("prog_ifindex", ctypes.c_uint32),
-        ("expected_attach_type", ctypes.c_uint32),
-        ("prog_btf_fd", ctypes.c_uint32),
-        ("func_info_rec_size", ctypes.c_uint32),
-        ("func_info", ctypes.c_uint64),
-        ("func_info_cnt", ctypes.c_uint32),
-        ("line_info_rec_size", ctypes.c_uint32),
-        ("line_info", ctypes.c_uint64),
-        ("line_info_cnt", ctypes.c_uint32),
-        ("attach_btf_id", ctypes.c_uint32),
-        ("attach_btf_obj_fd", ctypes.c_uint32),
-    )
 
 
 class _RawTracepoint(ctypes.Structure):
@@ -104,13 +77,13 @@ def load_program(name: str, code: bytes, hook: Hook, function: BtfFunction | Non
     `function` is the function of a fentry or fexit hook. Raises ProgramRefusedError.
     """
     if function is None:
-        return _accepted(name, code, _Load(prog_type=_TYPES[hook]))
+        return _accepted(name, code, ProgramLoad(prog_type=_TYPES[hook]))
     try:
         module = open_kernel_btf(function.module) if function.module else None
     except OSError as error:
         why = f"the BTF of {function.module} cannot be opened: {error.strerror}"
         raise ProgramRefusedError(why) from error
-    attr = _Load(
+    attr = ProgramLoad(
         prog_type=_TYPES[hook],
         expected_attach_type=_ATTACH_TYPES[hook],
         attach_btf_id=function.type_id,
@@ -123,12 +96,12 @@ def load_program(name: str, code: bytes, hook: Hook, function: BtfFunction | Non
             os.close(module)
 
 
-def _accepted(name: str, code: bytes, attr: _Load) -> int:
+def _accepted(name: str, code: bytes, attr: ProgramLoad) -> int:
     held = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(_LICENCE)
     attr.insn_cnt, attr.insns = len(code) // 8, ctypes.addressof(held)
     attr.license = ctypes.addressof(licence)
-    attr.prog_name = name.encode()[: _NAME_BYTES - 1]
+    attr.prog_name = name.encode()[: NAME_BYTES - 1]
     try:
         return _load(attr)
     except OSError as error:
@@ -142,7 +115,7 @@ def _accepted(name: str, code: bytes, attr: _Load) -> int:
         raise ProgramRefusedError(line or failure.strerror or str(error)) from error
 
 
-def _load(attr: _Load) -> int:
+def _load(attr: ProgramLoad) -> int:
     for _ in range(_LOADS - 1):
         try:
             return bpf(_PROG_LOAD, attr)

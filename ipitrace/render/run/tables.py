@@ -295,7 +295,8 @@ def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
         why = ", ".join(r for r in reasons if r)
         return page.paragraph(f"Cycles from exit to entry: not measured, {why}")
     title = (
-        "Cycles from exit to entry; share of D: the sum of the cycles of these exits between an "
+        "Cycles from exit to entry, with the weight of the probes that record all events; "
+        "share of D: the sum of the cycles of these exits between an "
         "IPI's send and its handler, divided by the sum of D of all IPIs (not by a p50)"
     )
     return page.table(title, Table(headers, lines, text=(0, 1, 2), keys=3))
