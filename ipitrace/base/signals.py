@@ -126,8 +126,11 @@ def stop_event() -> Iterator[StopRequest]:
 
 
 def send_again() -> None:
-    """Send the last signal again: Python lost the exception inside a callback from C."""
-    _requests.count -= 1
+    """Send the last signal again: Python lost the exception inside a callback from C.
+
+    It raises again, also if further signals have arrived since then and were ignored.
+    """
+    _requests.count = min(_requests.count, _LAST) - 1
     to_main = (threading.main_thread().ident, _requests.last)
     again = threading.Timer(_AGAIN_S, signal.pthread_kill, to_main)
     again.daemon = True

@@ -123,12 +123,14 @@ def test_registered_threads_count_and_others_do_not(
     assert not (events["word"] == watched.tid).any()
 
 
-def test_another_process_does_not_count(workers: list[Worker]) -> None:
-    with Tracer.load(pid=1, n_vcpus=1, only=["ipi_send_cpu", "kvm_eoi"]) as tracer:
-        tracer.set_vcpu_threads([workers[0].tid])
+def test_a_thread_that_is_not_set_does_not_count(workers: list[Worker]) -> None:
+    with Tracer.load(pid=1, n_vcpus=1, only=["sched_switch", "ipi_send_cpu", "kvm_eoi"]) as tracer:
         tracer.attach()
         workers[0].do(lambda: nap(50))
         assert not tracer.seen().any()
+        tracer.set_vcpu_threads([workers[0].tid])
+        workers[0].do(lambda: nap(50))
+        assert tracer.seen().any()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")

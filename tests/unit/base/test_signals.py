@@ -75,3 +75,29 @@ over.set()
 thread.join()
 """
     assert said_by(script) == ["interrupted"]
+
+
+def test_a_lost_interruption_is_sent_again_however_many_were_ignored_since() -> None:
+    """Python drops an exception inside a finaliser."""
+    script = """
+import time
+from ipitrace.base import defects
+defects.watch_threads()
+
+class Loses:
+    def __del__(self):
+        for _ in range(7):  # more than two are ignored
+            try:
+                ask()
+            except KeyboardInterrupt:
+                pass
+        raise KeyboardInterrupt
+
+Loses()
+try:
+    time.sleep(5)
+    print("slept")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert said_by(script) == ["interrupted"]
