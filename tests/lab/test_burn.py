@@ -19,7 +19,7 @@ from lab.common.rootfs import SUITE
 from lab.common.session import Request, run_on
 from lab.intel.boot import boot
 
-pytestmark = pytest.mark.lab("intel")
+pytestmark = pytest.mark.lab("burn")
 
 SELF = "self"
 TO_ANOTHER = ("unicast-running", "unicast-running-kernel")
