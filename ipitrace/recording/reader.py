@@ -30,6 +30,7 @@ _MOST_CHECKSUM_BYTES: Final = 4096  # four lines
 _MOST_ANSWER_BYTES: Final = 16 * MIB
 EXIT_COUNTS: Final = ("sender_exits", "target_exits")  # of spans
 _MOST_SCENARIOS: Final = 1000
+_MOST_WEIGHT_CYCLES: Final = 1e9  # a program takes some hundred
 # Decoding takes one second for 100 MiB; a file that takes far longer is not a recording.
 _LEAST_CPU_S: Final = 10
 _BYTES_A_SECOND: Final = 4 * MIB
@@ -298,6 +299,12 @@ def _check_counts(run: RunResult) -> None:
             raise ValueError("it has a table that this version does not know")
         if not 0 <= info.rows <= MOST_ROWS:
             raise ValueError(f"its table {name} has {info.rows} rows")
+    for row in run.scenarios:
+        corrected = row.stages and row.stages.corrected
+        if corrected and corrected.weights:
+            cycles = (*corrected.weights.twin_cycles.values(), corrected.weights.rest_cycles)
+            if max(map(abs, cycles)) > _MOST_WEIGHT_CYCLES:
+                raise ValueError(f"an event of {row.name} weighs more than any can")
 
 
 def _check_names(run: RunResult) -> None:

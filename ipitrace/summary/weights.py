@@ -48,7 +48,8 @@ class Weights:
     def usual(self) -> float:
         """The median weight of KVM's events."""
         of_kvm = [cycles for kind, cycles in self.twins.items() if kind.name.startswith("KVM_")]
-        return max(float(np.median(of_kvm or list(self.twins.values()))) + self.rest, 0.0)
+        known = of_kvm or list(self.twins.values()) or [0.0]
+        return max(float(np.median(known)) + self.rest, 0.0)
 
     @property
     def cycles(self) -> NDArray[np.float64]:
