@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording's tables, back as what the correlator was given."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from ipitrace.recording.result import RunResult
 from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.storm.micro.image import MG_VECTOR_SELF, MG_VECTOR_TARGET
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import select_scenarios
+from ipitrace.words.scenarios import Mode, select_scenarios
 
 _KINDS = {kind.name.lower(): kind for kind in Kind}
 
 
-def recorded_traces(recording: Path) -> Iterator[tuple[str, int, StormTrace]]:
-    """Scenario, repetition and trace of each storm with all events; of two vCPUs, so one target."""
+def recorded_traces(
+    recording: Path, modes: Collection[str] = ("evidence", "full")
+) -> Iterator[tuple[str, int, StormTrace]]:
+    """Scenario, repetition and trace of each storm in these modes; of two vCPUs, so one target."""
     run = read_run(recording)
-    ipis = _columns(recording, "guest_ipis", [("mode", "in", ["evidence", "full"])])
+    ipis = _columns(recording, "guest_ipis", [("mode", "in", list(modes))])
     events = _columns(recording, "host_events")
     for repetition in np.unique(ipis["repetition"]):
         own_ipis = _rows(ipis, repetition)
@@ -55,6 +57,7 @@ def _trace(
         cpus=run.guest.pinned_cpus,
         complete=True,
         exits_fire=bool((records["kind"] == Kind.KVM_EXIT).any()),
+        stages_only=str(ipis["mode"][0]) == Mode.STAGES,
     )
 
 

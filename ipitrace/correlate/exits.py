@@ -6,6 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.correlate.events import EventIndex
+from ipitrace.correlate.exit_programs import (
+    IN_DELIVER,
+    events_inside,
+    programs_in_deliver,
+    programs_inside,
+)
 from ipitrace.correlate.spans import Spans, StormTrace
 from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.events import Kind
@@ -24,6 +31,13 @@ class ExitTable:
         in_deliver_cycles: the part of the exit between an IPI's send and its handler, summed
             over all IPIs that it overlaps, and over all targets. 0 for unpaired exits, whose
             end is not known.
+        signature: which events of the stages happened in the exit: bit k is WEIGHED[k]; and
+            IN_DELIVER. Exits of one reason have few signatures.
+        passed: ipitrace's programs by which `cycles` is too long; shape (n, len(WEIGHED) + 2):
+            by kind of event, then programs without a record, then how often the part of a
+            program that follows its stamp is not included. None unless only the events of the
+            stages were traced.
+        in_deliver_passed: the same for `in_deliver_cycles`.
     """
 
     vcpu: int
@@ -31,29 +45,36 @@ class ExitTable:
     reason: NDArray[np.uint32]
     cycles: NDArray[np.int64]
     in_deliver_cycles: NDArray[np.int64]
+    signature: NDArray[np.uint32]
+    passed: NDArray[np.int32] | None = None
+    in_deliver_passed: NDArray[np.int32] | None = None
 
 
 def exit_tables(trace: StormTrace, spans: Spans) -> list[ExitTable]:
     """The exits of the sender and of each target, inside the measured windows."""
     vcpus = dict.fromkeys([trace.sender, *trace.targets])
-    return [_exit_table(trace, spans, vcpu) for vcpu in vcpus]
+    events = EventIndex(trace.events, trace.event_tsc)
+    return [_exit_table(trace, spans, events, vcpu) for vcpu in vcpus]
 
 
-def _exit_table(trace: StormTrace, spans: Spans, vcpu: int) -> ExitTable:
+def _exit_table(trace: StormTrace, spans: Spans, events: EventIndex, vcpu: int) -> ExitTable:
     own = trace.events["vcpu"] == vcpu
-    kinds = trace.events["kind"]
-    exits = _sorted(trace, own & (kinds == Kind.KVM_EXIT))
-    entry_tsc = np.sort(trace.event_tsc[own & (kinds == Kind.KVM_ENTRY)])
+    exits = _sorted(trace, own & (trace.events["kind"] == Kind.KVM_EXIT))
     exit_tsc = trace.event_tsc[exits]
     records = trace.events[exits]
-    entry = _ending_entry(exit_tsc, entry_tsc)
-    cycles = np.where(entry == ABSENT, ABSENT, entry - exit_tsc)
+    entry = _ending_entry(exit_tsc, events.of(vcpu, Kind.KVM_ENTRY).tsc)
+    end = np.where(entry == ABSENT, exit_tsc, entry)
+    in_deliver = _overlap(trace, spans, vcpu, exit_tsc, end)
+    inside = programs_inside(events, vcpu, exit_tsc, end)
     return ExitTable(
         vcpu,
         records["detail"],
         records["word"],
-        cycles,
-        _overlap(trace, spans, vcpu, exit_tsc, np.where(entry == ABSENT, exit_tsc, entry)),
+        np.where(entry == ABSENT, ABSENT, entry - exit_tsc),
+        in_deliver,
+        events_inside(inside) | np.where(in_deliver > 0, IN_DELIVER, np.uint32(0)),
+        inside if trace.stages_only else None,
+        programs_in_deliver(trace, spans, events, vcpu, exits=(exit_tsc, end)),
     )
 
 

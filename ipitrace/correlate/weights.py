@@ -66,7 +66,7 @@ def programs_passed(
     by_sender[:, Stage.ACK] = tsc[:, Stage.SENT] > tsc[:, Stage.HANDLER]
     if target == sender:
         by_sender[:] = True
-    notified = _notified(tsc)[:, np.newaxis]
+    told = notified(tsc)[:, np.newaxis]
     passed = np.zeros((*tsc.shape, len(WEIGHED) + 1), np.int64)
     passed[:, :, -1] = _idle_ended(events, tsc, target)[:, np.newaxis] & _AFTER_IDLE & ~by_sender
     for place, kind in enumerate(WEIGHED):
@@ -75,8 +75,8 @@ def programs_passed(
             continue
         begun = np.searchsorted(own, low[:, np.newaxis])
         alone = np.searchsorted(own, tsc) - begun
-        first = np.searchsorted(own, notified, side="right") - begun
-        then = np.searchsorted(others, tsc) - np.searchsorted(others, notified)
+        first = np.searchsorted(own, told, side="right") - begun
+        then = np.searchsorted(others, tsc) - np.searchsorted(others, told)
         passed[:, :, place] = np.where(by_sender, alone, first + np.maximum(then, 0))
     passed[tsc == ABSENT] = 0
     return np.clip(passed, 0, _MOST).astype(np.uint8)
@@ -90,7 +90,7 @@ def _idle_ended(events: EventIndex, tsc: NDArray[np.int64], target: int) -> NDAr
     return np.asarray(kicked & np.isin(tsc[:, Stage.SCHED_IN], from_idle))
 
 
-def _notified(tsc: NDArray[np.int64]) -> Stamps:
+def notified(tsc: NDArray[np.int64]) -> Stamps:
     """The sender's last event that precedes the notification of the target; the send if none."""
     found = tsc[:, Stage.SEND]
     for stage in (Stage.IPI, Stage.ACCEPT, Stage.KICK):

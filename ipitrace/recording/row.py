@@ -127,6 +127,8 @@ class StageBreakdown:
         sequences: the most frequent ones, at most three, the dominant one first.
         steps: the steps of the dominant sequence, in the order of their medians.
         corrected: the same without the weight of ipitrace's programs; None if it is not known.
+        evidence_steps: stages of which only mode EVIDENCE has the events, as recorded there: with
+            the weight of all programs. None of them leads to the handler. None if there are none.
     """
 
     spans: int
@@ -134,6 +136,7 @@ class StageBreakdown:
     sequences: tuple[StageSequence, ...]
     steps: tuple[StageStep, ...]
     corrected: CorrectedStages | None = field(default=None, metadata=LATER)
+    evidence_steps: tuple[StageStep, ...] | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ class ExitTime:
         unpaired: the number of exits that no kvm_entry ended.
         p50_cycles: from kvm_exit to kvm_entry; None if all exits are unpaired.
         share_of_deliver: the share of all D that they cover.
+        without_weight: the weight of ipitrace's programs was taken out of all figures; None if
+            it was not.
     """
 
     side: str
@@ -154,6 +159,7 @@ class ExitTime:
     p50_cycles: int | None
     p99_cycles: int | None
     share_of_deliver: float
+    without_weight: bool | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exits per IPI by reason, and their duration."""
+"""Exits per IPI by reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.exits import ExitTable
-from ipitrace.correlate.stamps import ABSENT
-from ipitrace.recording.row import ExitsPerIpi, ExitTime, PerSide
+from ipitrace.recording.row import ExitsPerIpi, PerSide
 from ipitrace.summary.sides import Sides
-from ipitrace.summary.stats import summarise
-from ipitrace.summary.storms import HostSide, Measured
+from ipitrace.summary.storms import Measured
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import reason_name
-from ipitrace.words.scenarios import SENDER, Pattern
+from ipitrace.words.scenarios import Pattern
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
 KVM_EXIT_UNSORTED = "kvm_exit tracepoint, reasons not known: see the note on the clock"
@@ -55,31 +53,11 @@ def exits_per_ipi(
     )
 
 
-def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTime, ...]:
-    """The duration of exits by side and reason, the largest share of D first."""
-    # D of the same repetitions: without a common clock, no exit can be placed in D.
-    deliver = sum(int(r.cycles.deliver.sum()) for r in measured.proving if r.watched is not None)
-    by_side: dict[tuple[str, str], list[ExitTable]] = {}
-    for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
-        side = "sender" if vcpu == SENDER else "target"
-        by_side.setdefault((side, name), []).extend(parts)
-    rows = []
-    for (side, name), parts in by_side.items():
-        cycles = np.concatenate([part.cycles for part in parts])
-        paired = summarise(cycles[cycles != ABSENT])
-        covered = sum(int(part.in_deliver_cycles.sum()) for part in parts)
-        rows.append(
-            ExitTime(
-                side=side,
-                reason=name,
-                exits=len(cycles),
-                unpaired=int(np.count_nonzero(cycles == ABSENT)),
-                p50_cycles=paired.p50 if paired else None,
-                p99_cycles=paired.p99 if paired else None,
-                share_of_deliver=covered / deliver if deliver else 0.0,
-            )
-        )
-    return tuple(sorted(rows, key=lambda row: (row.side, -row.share_of_deliver, row.reason)))
+def by_reason(table: ExitTable) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The name of each reason in a table, and which exits have it."""
+    pairs = np.unique(np.stack([table.isa.astype(np.int64), table.reason]), axis=1)
+    for isa, reason in pairs.T:
+        yield reason_name(int(isa), int(reason)), (table.isa == isa) & (table.reason == reason)
 
 
 def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
@@ -89,33 +67,14 @@ def _kvm_exits_counted(measured: Measured) -> NDArray[np.int64] | None:
     return total if counted and (measured.kvm_exit_fires or total.any()) else None
 
 
-def _by_reason(measured: Measured) -> dict[tuple[int, str], list[ExitTable]]:
-    """(vCPU, reason name) to the exits of that reason, from every recorded repetition."""
-    found: dict[tuple[int, str], list[ExitTable]] = {}
-    for repetition in measured.proving:
-        for table in repetition.watched.exits if repetition.watched else ():
-            pairs = np.unique(np.stack([table.isa.astype(np.int64), table.reason]), axis=1)
-            for isa, reason in pairs.T:
-                hit = (table.isa == isa) & (table.reason == reason)
-                part = ExitTable(
-                    table.vcpu,
-                    table.isa[hit],
-                    table.reason[hit],
-                    table.cycles[hit],
-                    table.in_deliver_cycles[hit],
-                )
-                key = (table.vcpu, reason_name(int(isa), int(reason)))
-                found.setdefault(key, []).append(part)
-    return found
-
-
 def _kvm_exits(measured: Measured, sides: Sides) -> dict[str, PerSide]:
     """Reason name to exits per IPI, most frequent first, after the total as `exits`."""
     n_vcpus = measured.proving[0].n_vcpus
     counts: dict[str, NDArray[np.int64]] = {}
-    for (vcpu, name), parts in _by_reason(measured).items():
-        per_vcpu = counts.setdefault(name, np.zeros(n_vcpus, np.int64))
-        per_vcpu[vcpu] += sum(len(part.reason) for part in parts)
+    for table in (t for r in measured.proving if r.watched for t in r.watched.exits):
+        for name, chosen in by_reason(table):
+            per_vcpu = counts.setdefault(name, np.zeros(n_vcpus, np.int64))
+            per_vcpu[table.vcpu] += np.count_nonzero(chosen)
     if not counts:
         return {}
     ordered = sorted(counts.items(), key=lambda item: (-int(item[1].sum()), item[0]))

@@ -10,12 +10,14 @@ from ipitrace.correlate.breakdown import path_shares
 from ipitrace.correlate.spans import Spans
 from ipitrace.recording.row import RepetitionFigures, ScenarioResult
 from ipitrace.summary.absences import absent_figures, target_notes
-from ipitrace.summary.exits import exit_times, exits_per_ipi
+from ipitrace.summary.exit_times import exit_times
+from ipitrace.summary.exits import exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
 from ipitrace.summary.stats import percentiles, summarise
 from ipitrace.summary.storms import Measured, Repetition
+from ipitrace.summary.weights import weigh
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.scenarios import PROVING, Mode, ScenarioStatus
@@ -33,6 +35,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
     exits, absent = exits_per_ipi(measured, proven, stats)
     watched = [r.watched for r in measured.proving if r.watched is not None]
     spans = [w.spans for w in watched]
+    weights = weigh(measured, cycles_per_ns)
     interrupts = host_interrupts(watched)
     late_posts = {
         row: sum(per_cpu.values())
@@ -60,8 +63,8 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         kvm_stats=stats,
         events_per_ipi=events_per_ipi(measured.proving, proven),
         paths=_shares(spans) if spans else None,
-        stages=stages_of(measured, cycles_per_ns),
-        exit_times=exit_times(measured, watched) or None,
+        stages=stages_of(measured, weights),
+        exit_times=exit_times(measured, weights) or None,
         late_posts=late_posts,
         host_interrupts=interrupts,
         unmatched_ipis=sum(s.unmatched_ipis for s in spans),

@@ -9,18 +9,18 @@ from ipitrace.correlate.breakdown import Breakdown, Step, break_down
 from ipitrace.recording.row import CorrectedStages, StageBreakdown, StageSequence, StageStep
 from ipitrace.summary.stats import median
 from ipitrace.summary.storms import Measured
-from ipitrace.summary.weights import Weights, weigh, without_weight
+from ipitrace.summary.weights import Weights, without_weight
 from ipitrace.words.scenarios import Mode
-from ipitrace.words.stages import GUEST_STAMPS, STAGES
+from ipitrace.words.stages import GUEST_STAMPS, KIND_OF_STAGE, STAGES
 
 _LIMIT: Final = 0.05
 """How far the sum of the corrected stages may be from the untraced D, as a share of it."""
 
 
-def stages_of(measured: Measured, cycles_per_ns: float | None) -> StageBreakdown | None:
+def stages_of(measured: Measured, weights: Weights | None) -> StageBreakdown | None:
     """The stages of the repetitions that recorded them; None if there are none.
 
-    `cycles_per_ns` is the guest TSC's rate; None if it was not measured.
+    `weights` is what the programs weigh; None if it is not known.
     """
     watched = [r.watched for r in measured.of(Mode.STAGES) if r.watched is not None]
     spans = [w.spans for w in watched]
@@ -28,7 +28,6 @@ def stages_of(measured: Measured, cycles_per_ns: float | None) -> StageBreakdown
     if found is None:
         return None
     corrected = None
-    weights = weigh(measured, cycles_per_ns)
     if weights is not None:
         lighter = break_down([without_weight(s, weights) for s in spans], measured.bound_cycles)
         corrected = None if lighter is None else _corrected(measured, lighter, weights)
@@ -40,7 +39,16 @@ def stages_of(measured: Measured, cycles_per_ns: float | None) -> StageBreakdown
         sequences=_sequences(found),
         steps=tuple(_step(step) for step in found.steps),
         corrected=corrected,
+        evidence_steps=_evidence_steps(measured) or None,
     )
+
+
+def _evidence_steps(measured: Measured) -> tuple[StageStep, ...]:
+    """The stages that mode STAGES does not record, as mode EVIDENCE recorded them."""
+    watched = [r.watched for r in measured.of(Mode.EVIDENCE) if r.watched is not None]
+    found = break_down([w.spans for w in watched], measured.bound_cycles)
+    recorded = GUEST_STAMPS | set(KIND_OF_STAGE)
+    return tuple(_step(s) for s in (found.steps if found else ()) if s.stage not in recorded)
 
 
 def _corrected(

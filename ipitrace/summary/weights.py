@@ -8,6 +8,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.weights import WEIGHED, TwinDistance
@@ -129,6 +130,22 @@ def without_weight(spans: Spans, weights: Weights) -> Spans:
     if spans.passed is None:
         return spans
     return replace(spans, tsc=stamps_without_weight(spans.tsc, spans.passed, weights))
+
+
+def without_weight_in_exits(
+    table: ExitTable, weights: Weights | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`cycles` and `in_deliver_cycles` of exits as if nothing had been traced.
+
+    They are as recorded if `weights` is None, or if the programs in them were not counted.
+    ABSENT stays, and no length is negative.
+    """
+    if weights is None or table.passed is None or table.in_deliver_passed is None:
+        return table.cycles, table.in_deliver_cycles
+    each = np.append(weights.cycles, -_AFTER_STAMP * weights.usual)
+    cycles = np.maximum(table.cycles - np.rint(table.passed @ each).astype(np.int64), 0)
+    covered = table.in_deliver_cycles - np.rint(table.in_deliver_passed @ each).astype(np.int64)
+    return np.where(table.cycles == ABSENT, ABSENT, cycles), np.maximum(covered, 0)
 
 
 def stamps_without_weight(

@@ -40,6 +40,14 @@ def stages_table(row: ScenarioResult, stages: StageBreakdown, page: Page) -> str
         )
         for sequence in shown.sequences[1:]
     ]
+    beside = "in mode evidence, with the weight of all probes; it does not lead to the handler"
+    remarks += [
+        (
+            f"  {step.stage}: ",
+            f"{step.since_send_cycles} cycles after the send ({step.side}) {beside}",
+        )
+        for step in stages.evidence_steps or ()
+    ]
     if any(not step.resolved for step in shown.steps):
         unknown = (
             "shorter than the clock's error bound, or negative because the stage before is later; "

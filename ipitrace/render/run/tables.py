@@ -268,11 +268,12 @@ def _cost_cells(cost: ObserverCost, modes: Sequence[Mode], *, certain: bool) -> 
 
 def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
     headers = ("scenario", "vCPU", "reason", "exits", "unpaired", "p50", "p99", "share of D")
+    any_without = any(time.without_weight for row in rows for time in row.exit_times or ()) or None
     lines = [
         (
             row.name,
             time.side,
-            time.reason,
+            time.reason if time.without_weight in {True, any_without} else f"{time.reason} *",
             f"{time.exits}",
             f"{time.unpaired}",
             _NOTHING if time.p50_cycles is None else f"{time.p50_cycles}",
@@ -286,12 +287,19 @@ def _exit_times(rows: Sequence[ScenarioResult], page: Page) -> str:
         reasons = _ordered((row.absent or {}).get("exit_times", "") for row in rows)
         why = ", ".join(r for r in reasons if r)
         return page.paragraph(f"Cycles from exit to entry: not measured, {why}")
+    remarks = []
+    if any_without:
+        weight = "without the probes' weight, by the reasons that mode evidence recorded"
+    else:
+        weight = "with the weight of the probes that recorded them"
     title = (
-        "Cycles from exit to entry, with the weight of the probes that record all events; "
-        "share of D: the sum of the cycles of these exits between an "
-        "IPI's send and its handler, divided by the sum of D of all IPIs (not by a p50)"
+        f"Cycles from exit to entry, {weight}; share of D: the sum of the cycles of these exits "
+        "between an IPI's send and its handler, divided by the sum of D of the same IPIs (not by "
+        "a p50)"
     )
-    return page.table(title, Table(headers, lines, text=(0, 1, 2), keys=3))
+    if any(line[2].endswith(" *") for line in lines):
+        remarks = [("  *: ", "with the weight, which is not known in this scenario")]
+    return page.table(title, Table(headers, lines, text=(0, 1, 2), keys=3), remarks)
 
 
 def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:

@@ -11,7 +11,7 @@ from ipitrace.correlate.exits import ExitTable, exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.row import ExitTime
-from ipitrace.summary.exits import exit_times
+from ipitrace.summary.exit_times import exit_times
 from ipitrace.summary.storms import Cycles, HostSide, Measured, Repetition
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
@@ -43,7 +43,7 @@ def rows_of(trace: StormTrace) -> tuple[ExitTime, ...]:
         watched=watched,
     )
     measured = Measured(SCENARIOS[0], tuple(trace.targets), 0, 0, 0, (repetition,))
-    return exit_times(measured, [watched])
+    return exit_times(measured, None)
 
 
 @given(story=stories(), seed=SEEDS, noise=st.booleans())

@@ -24,10 +24,13 @@ from ipitrace.correlate.switches import count_switches
 from ipitrace.correlate.trace import StormTrace
 from ipitrace.measure.columns import RepetitionKey, span_columns
 from ipitrace.recording.reader import read_run
+from ipitrace.summary.exit_times import exit_times
+from ipitrace.summary.storms import Cycles, HostSide, Measured, Repetition
+from ipitrace.summary.weights import Weights
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.scenarios import DEFAULT_SCENARIOS
+from ipitrace.words.scenarios import DEFAULT_SCENARIOS, Mode, select_scenarios
 from ipitrace.words.stages import Stage
 
 RECORDINGS = Path(__file__).parents[2] / "data/recordings"
@@ -306,3 +309,53 @@ def _pairs(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int]]:
 
 def _paired(table: ExitTable) -> NDArray[np.int64]:
     return table.cycles[table.cycles != ABSENT]
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_cycles", "share"), [("unicast-running", 632, 0.725), ("broadcast", 1311, None)]
+)
+def test_exits_are_as_long_as_the_emulator_says(
+    name: str, exit_cycles: int, share: float | None
+) -> None:
+    """docs/observer.md has the truth: sender_entry less sender_exit, and its part of D."""
+    recording = RECORDINGS / "intel-bochs-2"
+    (row,) = (row for row in read_run(recording).scenarios if row.name == name)
+    assert row.stages is not None
+    assert row.stages.corrected is not None
+    assert row.stages.corrected.weights is not None
+    modes = {figures.order: Mode(figures.mode) for figures in row.repetition_figures}
+    found = exit_times(
+        Measured(
+            select_scenarios([name])[0],
+            (1,),
+            0,
+            0,
+            0,
+            tuple(
+                _repetition(trace, modes[order])
+                for scenario, order, trace in recorded_traces(recording, ("stages", "evidence"))
+                if scenario == name
+            ),
+        ),
+        Weights.of(row.stages.corrected.weights),
+    )
+    (sends,) = (time for time in found if time.reason == "MSR_WRITE")
+    assert (sends.side, sends.exits, sends.unpaired) == ("sender", 120, 0)
+    assert sends.p50_cycles == pytest.approx(exit_cycles, abs=5)
+    if share is not None:
+        assert sends.share_of_deliver == pytest.approx(share, abs=0.015)
+
+
+def _repetition(trace: StormTrace, mode: Mode) -> Repetition:
+    spans = correlate(trace)
+    none = np.zeros(0, np.int64)
+    return Repetition(
+        mode=mode,
+        cycles=Cycles(none, none, none, 0, 0),
+        n_vcpus=len(trace.receipts),
+        sent=len(trace.sends),
+        handled=tuple(map(len, trace.receipts)),
+        timed_out=0,
+        stats=None,
+        watched=HostSide(spans, exit_tables(trace, spans), None),
+    )

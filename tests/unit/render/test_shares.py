@@ -64,7 +64,7 @@ def test_a_step_is_divided_as_its_heading_says(recording: Path) -> None:
 
 def test_what_exits_cover_says_what_is_divided() -> None:
     (amd,) = (path for path in RECORDINGS if path.name == "amd-tcg")
-    assert "divided by the sum of D of all IPIs (not by a p50)" in shown(amd)
+    assert "divided by the sum of D of the same IPIs (not by a p50)" in shown(amd)
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)

@@ -206,3 +206,26 @@ def test_twins_are_paired_by_event() -> None:
     assert 50 <= found[Kind.KVM_ENTRY].ns <= 60
     assert twin_distances(first, other) == {}
     assert twin_distances(first[:0], second) == {}
+
+
+def test_exits_are_as_long_as_if_nothing_had_been_attached() -> None:
+    found = summarise_scenario(measured(), 1.0).exit_times
+    assert found is not None
+    (one,) = found
+    assert (one.side, one.exits, one.unpaired) == ("sender", 3 * N, 0)
+    assert one.p50_cycles == pytest.approx(700 - 200, abs=2)
+    assert one.share_of_deliver == pytest.approx((HANDLER - 200) / HANDLER, abs=0.01)
+    assert one.without_weight
+
+
+def test_a_longer_exit_is_found_as_such() -> None:
+    found = summarise_scenario(measured(longer={Kind.KVM_APIC_ACCEPT_IRQ: 250}), 1.0).exit_times
+    assert found is not None
+    assert found[0].p50_cycles == pytest.approx(700 - 200 + 250, abs=2)
+
+
+def test_exits_without_known_weights_say_so() -> None:
+    found = summarise_scenario(measured(), None).exit_times
+    assert found is not None
+    assert found[0].without_weight is None
+    assert found[0].p50_cycles == pytest.approx(500 + 3 * (COST + REST), abs=2)
