@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -26,10 +26,12 @@ from bench.crowd import crowd
 from bench.report import CYCLES, Report, Series, spread
 from bench.storms import mirrored
 from ipitrace.base.errors import HostError
+from ipitrace.measure.tracers import ONLY_COUNTED
 from ipitrace.summary.stats import interval_confidence
 from ipitrace.tracer import Tracer
 from ipitrace.tracer.events import EVENTS, STAGE_EVENTS, EventSpec
 from ipitrace.vm import VirtualMachine, find_vms
+from ipitrace.words.events import Kind
 from ipitrace.words.metrics import TIMINGS
 
 _MOST_S: Final = 130.0  # for all rounds: a round that would take longer is not started
@@ -72,7 +74,8 @@ def neighbour() -> Report:
         conditions = (
             _Condition("nothing", nullcontext),
             _Condition("run's stages of an idle VM", lambda: _traced(stages)),
-            _Condition("run's evidence of an idle VM", lambda: _traced(evidence)),
+            _Condition("run's evidence of an idle VM", lambda: _traced(evidence, ONLY_COUNTED)),
+            _Condition("its first repetition", lambda: _traced(evidence)),
             _Condition("watch of an idle VM", lambda: _watched(idle)),
             _Condition(_BUSY, lambda: _awake(busy)),
             _Condition("run's stages of that VM", lambda: _beside(busy, _traced(on_busy)), _BUSY),
@@ -124,7 +127,8 @@ def _report(conditions: tuple[_Condition, ...], found: dict[str, NDArray[np.floa
             f"{rounds} rounds in mirrored order: p50 of {_COUNT} IPIs (unicast-running) of an",
             "untraced micro-guest in a separate process. Cycles: median (middle half). Ratio:",
             f"median of the rounds' ratios [its interval: {_enclosing(rounds)[1]:.1%}].",
-            "Probes: all programs of `run`, attached and recording, for the other VM's threads.",
+            "Probes: programs of `run`, attached and recording, for the other VM's threads; in the",
+            "first repetition of each scenario also those that only count.",
             "Idle: its process is stopped. Interrupts: injected by a thread; the guest never runs.",
         ),
         [
@@ -208,8 +212,8 @@ def _beside(vm: VirtualMachine, other: AbstractContextManager[None]) -> Iterator
 
 
 @contextlib.contextmanager
-def _traced(tracer: Tracer) -> Iterator[None]:
-    tracer.attach()
+def _traced(tracer: Tracer, without: Collection[Kind] = ()) -> Iterator[None]:
+    tracer.attach(without=without)
     try:
         yield
     finally:

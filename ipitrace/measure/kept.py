@@ -61,6 +61,7 @@ class KeptRepetitions:
                 recorded.mode,
                 recorded.watched,
                 seen=recorded.seen,
+                uncounted=recorded.uncounted,
                 twins=recorded.twins,
                 order=order,
             )

@@ -121,7 +121,7 @@ def perform_turns(context: Context, gathered: Gathered) -> None:
     for number, turn in enumerate(turns):
         request = storm_request(context, turn)
         if context.tracers is not None:
-            context.tracers.set_mode(turn.mode)
+            context.tracers.set_mode(turn.mode, counted_too=turn.block == 0)
         budget.begin()
         recorded = run_repetition(
             request,

@@ -51,6 +51,7 @@ class Recorded:
         sandwiches: readings of both host clocks during the repetition.
         seen: host events per kind and vCPU from the first measured send to the last
             acknowledgement, shape (kinds, n_vcpus); None if unknown.
+        uncounted: events that were not attached in this repetition, but are in others.
         switches: recorded context switches of the vCPUs' threads.
         looks: host state before and after the storm.
     """
@@ -63,6 +64,7 @@ class Recorded:
     violations: Mapping[str, int] = field(default_factory=dict)
     sandwiches: tuple[Sandwich, ...] = ()
     seen: NDArray[np.int64] | None = None
+    uncounted: frozenset[Kind] = frozenset()
     switches: Switches = NO_SWITCHES
     twins: Mapping[Kind, TwinDistance] = field(default_factory=dict)
     looks: Looks = NO_LOOKS
@@ -129,13 +131,14 @@ def run_repetition(
     ipis = (request.warmup + request.count) * n_targets
     for tracer in attached:
         tracer.keep_at_most(_OTHER_EVENTS + _EVENTS_PER_IPI * ipis)
+    uncounted = traced.left_detached
     before = read_interrupts()
     storm = run_plausible(guest, request, replace(hooks, mark=traced.seen))
     after = read_interrupts()
     interrupts = delta(before, after) if before is not None and after is not None else None
     reader.read(now=True)
     sandwiches = tuple(reader.sandwiches)
-    counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted)
+    counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted, uncounted=uncounted)
     events = _rest(traced)
     if lighter and tracers is not None:
         counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), events))

@@ -4,7 +4,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,11 @@ from ipitrace.correlate.weights import TwinDistance, twin_distances
 from ipitrace.host.access import NO_TRACE, require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer.events import STAGE_EVENTS
 from ipitrace.tracer.session import TraceLosses, Tracer
-from ipitrace.words.events import HOST_EVENT_OF, Kind
+from ipitrace.words.events import HOST_EVENT_OF, HOST_EVENTS, Kind
 from ipitrace.words.scenarios import Mode
+
+ONLY_COUNTED: Final = frozenset(event.kind for event in HOST_EVENTS if not event.recorded)
+"""The events that are not recorded."""
 
 Twins: TypeAlias = Mapping[Kind, TwinDistance]
 
@@ -38,18 +41,22 @@ class Tracers:
         """
         return {Mode.STAGES: (self.stages,), Mode.EVIDENCE: self._both}.get(mode, ())
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode, *, counted_too: bool = True) -> None:
         """Attach the tracers of the mode, and detach the others.
 
         The kernel runs programs of a tracepoint in the order in which they were attached.
+
+        Args:
+            mode: of the next repetition.
+            counted_too: also attach the events that are only counted. They can be frequent, and
+                delay the IPIs of all VMs of the host; a few repetitions are enough to count them.
         """
         wanted = self.attached_in(mode)
         for tracer in (self.evidence, self.stages):
             if tracer not in wanted:
                 tracer.detach()
         for tracer in wanted:
-            if not tracer.attached:
-                tracer.attach()
+            tracer.attach(without=() if counted_too else ONLY_COUNTED)
 
     def recording_in(self, mode: Mode) -> Tracer:
         """The tracer whose records a traced mode is for."""

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         round_trip_cycles=summarise(np.concatenate([r.cycles.round_trip for r in storms])),
         exits=exits,
         kvm_stats=stats,
-        events_per_ipi=events_per_ipi(measured.proving, proven),
+        events_per_ipi=events_per_ipi(measured.proving, partial(_sides, measured)),
         paths=_shares(spans) if spans else None,
         stages=stages_of(measured, weights),
         exit_times=exit_times(measured, weights) or None,

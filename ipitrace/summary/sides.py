@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts counts per vCPU to counts per IPI, separately for sender and targets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +43,20 @@ def kvm_stats(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] 
     return dict(sorted(per_ipi.items()))
 
 
-def events_per_ipi(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:
-    """Tracepoint name to events per IPI, for every tracepoint that fired."""
-    counted = [storm.seen for storm in storms if storm.seen is not None]
+def events_per_ipi(
+    storms: Sequence[Repetition], sides_of: Callable[[Sequence[Repetition]], Sides]
+) -> dict[str, PerSide] | None:
+    """Tracepoint name to events per IPI, for every tracepoint that fired.
+
+    Each is of the repetitions in which it was attached. `sides_of` makes the Sides of some.
+    """
+    counted = [storm for storm in storms if storm.seen is not None]
     if not counted:
         return None
-    seen = np.stack(counted).sum(axis=0)
-    return {kind.name.lower(): sides.per_ipi(seen[kind]) for kind in Kind if seen[kind].any()}
+    per_ipi = {}
+    for kind in Kind:
+        those = [storm for storm in counted if kind not in storm.uncounted]
+        seen = np.sum([s.seen[kind] for s in those if s.seen is not None], axis=0)
+        if np.any(seen):
+            per_ipi[kind.name.lower()] = sides_of(those).per_ipi(seen)
+    return per_ipi

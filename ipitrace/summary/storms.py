@@ -85,6 +85,7 @@ class Repetition:
     Attributes:
         order: the number of the repetition in the run.
         seen: host events per kind and vCPU, shape (kinds, n_vcpus); None with probes off.
+        uncounted: the events that were not attached; `seen` says nothing about them.
         watched: host data; None if the repetition was not recorded.
         twins: the distances of two copies' stamps of the same events, by kind; empty unless the
             mode was EVIDENCE.
@@ -106,6 +107,7 @@ class Repetition:
     as_asked: float | None = None
     no_stats: str = NO_STATS_FD
     twins: Mapping[Kind, TwinDistance] = field(default_factory=dict)
+    uncounted: frozenset[Kind] = frozenset()
 
 
 def reduce_storm(
@@ -115,6 +117,7 @@ def reduce_storm(
     watched: HostSide | None = None,
     *,
     seen: NDArray[np.int64] | None = None,
+    uncounted: frozenset[Kind] = frozenset(),
     twins: Mapping[Kind, TwinDistance] | None = None,
     order: int = 0,
 ) -> Repetition:
@@ -129,6 +132,7 @@ def reduce_storm(
         stats=_stats(storm),
         no_stats=NO_STATS_FD if storm.start is not None else FOREIGN_STATS,
         seen=seen,
+        uncounted=uncounted,
         watched=watched,
         order=order,
         as_asked=storm.as_asked,

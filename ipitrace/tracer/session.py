@@ -27,7 +27,7 @@ from ipitrace.tracer.loading import Bpf, load_programs, try_attach
 from ipitrace.tracer.program import Hook, HookPlan, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.tracer.sizes import ring_slots
-from ipitrace.words.events import NR_KINDS
+from ipitrace.words.events import NR_KINDS, Kind
 
 MOST_EVENTS: Final = 16_000_000
 """The default limit of events between two calls of take(): about 400 MB."""
@@ -188,6 +188,12 @@ class Tracer:
         """The events that are attached now."""
         return tuple(self._links)
 
+    @property
+    def left_detached(self) -> frozenset[Kind]:
+        """The loaded events that are not attached now."""
+        detached = (probe.event for probe in self._probes if probe.event.name not in self._links)
+        return frozenset(event.kind for event in detached)
+
     def set_vcpu_threads(self, tids: Sequence[int]) -> None:
         """Trace only these threads; tids[i] is the thread of vCPU i.
 
@@ -207,19 +213,21 @@ class Tracer:
         table[list(tids)] = np.arange(1, len(tids) + 1)
 
     @signals_deferred()
-    def attach(self, *, counting_only: bool = False) -> None:
-        """Start counting and recording, or only counting.
+    def attach(self, *, counting_only: bool = False, without: Collection[Kind] = ()) -> None:
+        """Start counting and recording, or only counting; events of `without` are detached.
 
         `counting_only` omits time stamps and records: seen() continues, drain() finds nothing
         new. It can be changed while attached, and while the vCPUs run: each event is either
         recorded or counted, so none is lost. Raises HostError if nothing can be attached.
         """
         bpf = self._open_bpf()
-        started_s = time.perf_counter()
+        started_s, was_attached = time.perf_counter(), bool(self._links)
         self._open_maps().heads["count_only"] = counting_only
+        for name in [n for n, probe in self._links.items() if probe.event.kind in without]:
+            bpf.detach(self._links.pop(name).function)
         for probe in self._probes:
             name = probe.event.name
-            if name in self._links:
+            if name in self._links or probe.event.kind in without:
                 continue
             chosen, failure = try_attach(bpf, probe)
             if failure:
@@ -228,7 +236,8 @@ class Tracer:
                 self._links[name] = chosen
                 self.left_out.pop(name, None)
         self._probes = tuple(self._links.get(one.event.name, one) for one in self._probes)
-        self.attach_s = time.perf_counter() - started_s
+        if not was_attached:
+            self.attach_s = time.perf_counter() - started_s
         if not self._links:
             raise HostError("No event could be attached.", next(iter(self.left_out.values()), ""))
 

@@ -25,6 +25,8 @@ from ipitrace.measure.guests import micro_guest
 from ipitrace.measure.request import RunRequest
 from ipitrace.measure.run import run as run_pipeline
 from ipitrace.measure.tracers import Tracers
+from ipitrace.recording.result import RunResult
+from ipitrace.recording.row import PerSide
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro.driver import MicroGuest
 from ipitrace.tracer import Tracer
@@ -41,6 +43,7 @@ OF_THE_GUEST = (
     *(Kind.KVM_APIC, Kind.KVM_EOI, Kind.KVM_HYPERCALL),
 )
 TARGET_VECTOR = 0xF0
+EMULATIONS = ("insn_emulation", "insn_emulation_fail")  # KVM's own counters
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,17 @@ def test_the_kernels_counters_saw_no_fewer_halts_than_ipis(tracers: dict[int, Tr
     assert abs(halts - wakeups) <= 2
 
 
+def assert_emulations_agree(result: RunResult) -> None:
+    """What one repetition counted, and KVM's own counters of others."""
+    for row in result.scenarios:
+        assert row.kvm_stats is not None
+        assert row.events_per_ipi is not None
+        counted = row.events_per_ipi.get("kvm_emulate_insn", PerSide(0, 0))
+        emulated = [row.kvm_stats.get(name, PerSide(0, 0)) for name in EMULATIONS]
+        assert counted.sender == pytest.approx(sum(e.sender for e in emulated), abs=0.2)
+        assert counted.target == pytest.approx(sum(e.target for e in emulated), abs=0.2)
+
+
 def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,10 +288,12 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     mode: list[Mode] = []
     real_run, real_set_mode = MicroGuest.run, Tracers.set_mode
 
-    def set_mode(tracers: Tracers, wanted: Mode) -> None:
-        real_set_mode(tracers, wanted)
+    def set_mode(tracers: Tracers, wanted: Mode, *, counted_too: bool = True) -> None:
+        real_set_mode(tracers, wanted, counted_too=counted_too)
         assert bool(tracers.stages.attached) == (wanted != Mode.OFF)
         assert bool(tracers.evidence.attached) == (wanted == Mode.EVIDENCE)
+        counted = Kind.KVM_EMULATE_INSN.name.lower() in tracers.evidence.attached
+        assert counted == (counted_too and wanted == Mode.EVIDENCE)
         mode.append(wanted)
 
     def run(guest: MicroGuest, request: StormRequest, hooks: Hooks) -> Storm:
@@ -297,6 +313,7 @@ def test_a_whole_run_is_interleaved_and_its_rows_are_true(
     assert sink.rows["guest_ipis"] == 3 * 401 * len(names)
     assert sink.rows["spans"] == 2 * 401 * len(names)
     assert_sound(json.loads(result.to_json()))
+    assert_emulations_agree(result)
     assert result.observer is not None
     for row in result.scenarios:
         assert (row.sent, row.delivered, row.repetitions) == (401, 401, 6)

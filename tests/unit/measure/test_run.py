@@ -84,9 +84,10 @@ class ScriptedTracer:
     hooks: dict[str, str] = field(default_factory=lambda: {"kvm_apic_ipi": "raw"})
     left_out: dict[str, str] = field(default_factory=dict)
     slots_per_ring: int = 65_536
+    left_detached: frozenset[Kind] = frozenset()
 
-    def attach(self) -> None:
-        self.attached = True
+    def attach(self, *, without: frozenset[Kind]) -> None:
+        self.attached, self.left_detached = True, without
 
     def detach(self) -> None:
         self.attached = False
@@ -116,8 +117,8 @@ class ScriptedTracers(Tracers):
 
     modes: list[Mode]
 
-    def set_mode(self, mode: Mode) -> None:
-        super().set_mode(mode)
+    def set_mode(self, mode: Mode, *, counted_too: bool = True) -> None:
+        super().set_mode(mode, counted_too=counted_too)
         self.modes.append(mode)
         assert (self.stages.attached, self.evidence.attached) == {
             Mode.OFF: (False, False),

@@ -151,6 +151,23 @@ def test_a_broadcast_to_three() -> None:
     assert row.exits.target == {"exits": 3.0}
 
 
+def test_an_event_is_counted_by_the_repetitions_that_had_it() -> None:
+    one = recorded(
+        storm(THREE, [NOBODY, THREE_HANDLED]),
+        (1,),
+        seen={(Kind.KVM_APIC_IPI, 0): 3, (Kind.KVM_EMULATE_INSN, 1): 132},
+    )
+    assert one.seen is not None
+    without = one.seen.copy()
+    without[Kind.KVM_EMULATE_INSN] = 0
+    others = [replace(one, seen=without, uncounted=frozenset({Kind.KVM_EMULATE_INSN}))] * 5
+    row = row_of("unicast-running", one, *others)
+    assert row.events_per_ipi == {
+        "kvm_apic_ipi": PerSide(1.0, 0.0),
+        "kvm_emulate_insn": PerSide(0.0, 44.0),
+    }
+
+
 def test_self_has_no_other_side() -> None:
     stats = ([{"exits": 5}, {"exits": 1}], [{"exits": 11}, {"exits": 100}])
     row = row_of(
