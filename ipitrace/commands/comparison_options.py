@@ -4,11 +4,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from ipitrace.commands.formats import format_option
+from ipitrace.commands.formats import format_options
 from ipitrace.render.formats import COMPARISON
 
 GATES_EXAMPLE = """\
@@ -23,8 +23,6 @@ EPILOG = "\b\nA file of gates, for --gates:\n" + "".join(
     f"  {line}\n" for line in GATES_EXAMPLE.splitlines()
 )
 """The end of the help of a command that has --gates."""
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ _OPTIONS = (
         help="The smallest change that matters: 2% (of cycles), exits:0.05 (per IPI), "
         "paths:0.01 (of all IPIs); these are the defaults. May be repeated.",
     ),
-    format_option(COMPARISON),
+    format_options(COMPARISON),
     click.option(
         "--output",
         "output_file",
@@ -120,7 +118,7 @@ _OPTIONS = (
 )
 
 
-def comparison_options(command: F) -> F:
+def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the shared options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)

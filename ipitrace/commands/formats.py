@@ -18,8 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTION = "output_format"
 
 
-def format_option(subject: Subject) -> Callable[[F], F]:
-    """Add --format to a command, which gets `output_format`."""
+def _format_option(subject: Subject) -> Callable[[F], F]:
     about = "; ".join(f"{name}: {FORMATS[name].about}" for name in subject.formats)
     return click.option(
         "--format",
@@ -40,7 +39,7 @@ def format_options(subject: Subject) -> Callable[[Callable[..., Any]], Callable[
             return command(output_format=_chosen(output_format, as_json=as_json), **options)
 
         short = click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-        return format_option(subject)(short(with_format))
+        return _format_option(subject)(short(with_format))
 
     return decorate
 

@@ -232,7 +232,7 @@ def test_runs_made_one_after_the_other_are_said_to_be(places: Mapping[str, Path]
     said = invoke(places, "base", "same").stdout
     assert "note: each side has one recording" in said
     assert said.splitlines()[-1].endswith("differences between runs are not taken into account.")
-    document = json.loads(invoke(places, "base", "same", "--format", "json").stdout)
+    document = json.loads(invoke(places, "base", "same", "--json").stdout)
     assert document["comparisons"][0]["interleaved"] is False
 
 
