@@ -8,8 +8,10 @@ flushed immediately. A write error is then raised here and not when Python exits
 
 import contextlib
 import os
+import re
 import select
 import sys
+from enum import StrEnum
 from typing import Final, TextIO
 
 from ipitrace.base.errors import HostError, ReaderLeftError
@@ -18,6 +20,18 @@ from ipitrace.base.foreign import plain, plain_json, plain_lines
 PIPE_WIDTH: Final = 100
 """Width, in columns, of text that is written to anything but a terminal."""
 
+
+class Style(StrEnum):
+    """How styled() text looks: legible on dark and on light terminals."""
+
+    STRONG = "\x01"
+    NOTE = "\x02"
+    DOUBT = "\x03"
+
+
+_PLAIN: Final = "\x04"
+_SGR: Final = {Style.STRONG: "1", Style.NOTE: "35", Style.DOUBT: "1;31", _PLAIN: "0"}
+_MARK: Final = re.compile("([\x01-\x04])")
 _LEAST_WIDTH: Final = 80  # table width on a terminal that is narrower or reports no width
 _CLEAR_LINE: Final = "\r\x1b[K"  # ECMA-48: carriage return, erase to the end of the line
 
@@ -30,6 +44,39 @@ def say(text: str, *, end: str = "\n") -> None:
             HostError: standard output cannot be written.
     """
     _to_output(plain_lines(text + end))
+
+
+def say_styled(text: str, *, end: str = "\n") -> None:
+    """As say(), for text with the marks of styled(); only a terminal shows them.
+
+    Raises:
+        ReaderLeftError, HostError: see say().
+    """
+    show = on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    parts = _MARK.split(text + end)
+    _to_output(
+        "".join(
+            _sequence(part, show=show) if _MARK.fullmatch(part) else plain_lines(part)
+            for part in parts
+        )
+    )
+
+
+def styled(text: str, style: Style) -> str:
+    """The text between marks that say_styled() replaces by control sequences."""
+    return f"{style}{text}{_PLAIN}" if text else ""
+
+
+def _sequence(mark: str, *, show: bool) -> str:
+    return f"\x1b[{_SGR[mark]}m" if show else ""
+
+
+def writes_unicode() -> bool:
+    """Whether standard output can write characters beyond ASCII."""
+    try:
+        return "utf" in (sys.stdout.encoding or "").lower()
+    except ValueError:  # closed
+        return False
 
 
 def say_json(document: str, *, end: str = "") -> None:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ipitrace.base.console import say, say_json
+from ipitrace.base.console import say, say_json, say_styled
 from ipitrace.base.errors import ReaderLeftError, UsageError
 from ipitrace.render.formats import FORMATS, JSON, TABLE, Subject
+from ipitrace.words.sections import SECTIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,6 +76,19 @@ def require_format(subject: Subject, output_format: str) -> None:
         )
 
 
+def section_option(command: F) -> F:
+    """Add --section to a command, which gets `sections`."""
+    about = "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
+    return click.option(
+        "--section",
+        "sections",
+        multiple=True,
+        type=click.Choice(tuple(SECTIONS)),
+        help=f"Print these tables instead of the first screen; may be repeated. {about}. "
+        "Formats: table, markdown.",
+    )(command)
+
+
 def print_document(text: str, output_format: str) -> None:
     """Print a document that ends with a line feed."""
     if output_format == JSON:
@@ -86,4 +100,12 @@ def print_document(text: str, output_format: str) -> None:
 def print_result(text: str, output_format: str) -> None:
     """As print_document(); that the reader of standard output has left is not an error."""
     with contextlib.suppress(ReaderLeftError):
+        print_document(text, output_format)
+
+
+def print_run(text: str, output_format: str) -> None:
+    """As print_document(), for a run, whose table is styled."""
+    if output_format == TABLE:
+        say_styled(text)
+    else:
         print_document(text, output_format)

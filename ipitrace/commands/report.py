@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from ipitrace.base.console import output_width, tell
+from ipitrace.base.console import output_width, tell, writes_unicode
 from ipitrace.base.errors import UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.resources import example_dir
-from ipitrace.commands.formats import format_options, print_document, require_format
+from ipitrace.commands.formats import format_options, print_run, require_format, section_option
 from ipitrace.recording.reader import computing_with, read_rows, read_run, read_run_text
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import EventWeights
-from ipitrace.render.formats import JSON, RUN, TABLE, TIMELINE
+from ipitrace.render.formats import JSON, RUN, TIMELINE
 from ipitrace.render.run.timeline import Timeline, window
 from ipitrace.summary.single import ipi_without_weight
 from ipitrace.words.scenarios import Mode
@@ -33,9 +33,18 @@ _EVENT_COLUMNS = ("tsc", "vcpu", "cpu", "kind", "arg", "word", "detail")
     help="Print all events of IPI N (its number in the table spans). Format: table.",
 )
 @format_options(RUN)
-@click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")
+@section_option
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print all tables, and what was traced, and how."
+)
 def report(
-    *, directory: Path | None, example: bool, ipi: int | None, output_format: str, verbose: bool
+    *,
+    directory: Path | None,
+    example: bool,
+    ipi: int | None,
+    output_format: str,
+    sections: tuple[str, ...],
+    verbose: bool,
 ) -> None:
     """Print the recording in DIR as 'ipitrace run' printed it. Needs no privilege.
 
@@ -51,28 +60,32 @@ def report(
     recording = directory or example_dir()
     run = read_run(recording)
     with computing_with(recording):
-        text = _text(recording, run, ipi, output_format, verbose=verbose)
-    print_document(text, output_format)
+        if ipi is not None:
+            text = _text_of_ipi(recording, run, ipi, output_format)
+        elif output_format == JSON:  # run.json itself, whichever version wrote it
+            text = read_run_text(recording)
+        else:
+            text = RUN.render(
+                output_format,
+                run,
+                sections=sections,
+                verbose=verbose,
+                width=output_width(),
+                unicode=writes_unicode(),
+            )
+    print_run(text, output_format)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")
 
 
-def _text(
-    recording: Path, run: RunResult, ipi: int | None, output_format: str, *, verbose: bool
-) -> str:
-    """The document; as JSON it is run.json itself, whichever version wrote it."""
-    if ipi is not None:
-        return TIMELINE.render(
-            output_format,
-            _timeline(recording, run, ipi),
-            tsc_hz=run.clock.tsc_hz,
-            emulator=run.emulator,
-            width=output_width(),
-        )
-    if output_format == JSON:
-        return read_run_text(recording)
-    text = RUN.render(output_format, run, verbose=verbose, width=output_width())
-    return f"{text}\n" if output_format == TABLE else text
+def _text_of_ipi(recording: Path, run: RunResult, ipi: int, output_format: str) -> str:
+    return TIMELINE.render(
+        output_format,
+        _timeline(recording, run, ipi),
+        tsc_hz=run.clock.tsc_hz,
+        emulator=run.emulator,
+        width=output_width(),
+    )
 
 
 def _timeline(recording: Path, run: RunResult, ipi: int) -> Timeline:

@@ -11,12 +11,23 @@ from pathlib import Path
 import click
 
 from ipitrace.abi.storm import StormInject
-from ipitrace.base.console import output_width, tell
-from ipitrace.base.errors import NOTHING_WRITTEN, InterruptedRunError, MeasurementError
+from ipitrace.base.console import output_width, tell, writes_unicode
+from ipitrace.base.errors import (
+    NOTHING_WRITTEN,
+    InterruptedRunError,
+    MeasurementError,
+    ReaderLeftError,
+)
 from ipitrace.base.foreign import plain
 from ipitrace.base.signals import interrupted_twice
 from ipitrace.base.units import NS_PER_S
-from ipitrace.commands.formats import format_options, print_document, print_result, require_format
+from ipitrace.commands.formats import (
+    format_options,
+    print_document,
+    print_run,
+    require_format,
+    section_option,
+)
 from ipitrace.host.privileges import (
     LOOK_INTO_PROCESSES,
     TRACE,
@@ -133,7 +144,10 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print no table and no progress. Other formats are printed."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also print what was traced, and how.")
+@section_option
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print all tables, and what was traced, and how."
+)
 @click.option("--inject", type=click.Choice(_INJECTIONS), hidden=True)
 @click.option("--burn-cycles", default=0, type=click.IntRange(0, NS_PER_S), hidden=True)
 def run(
@@ -154,6 +168,7 @@ def run(
     output: Path | None,
     force: bool,
     quiet: bool,
+    sections: tuple[str, ...],
     verbose: bool,
     inject: str | None,
     burn_cycles: int,
@@ -200,7 +215,7 @@ def run(
             result = writer.finish(result)
         finally:
             if talks or output_format != TABLE:
-                _show(result, output_format, verbose=verbose)
+                _show(result, output_format, sections, verbose=verbose)
     path = directory / RUN_FILE
     if talks:
         tell(f"Wrote {path}")
@@ -242,7 +257,17 @@ def _interruptions_told() -> Iterator[None]:
         raise InterruptedRunError("Interrupted.", hint) from None
 
 
-def _show(result: RunResult, output_format: str, *, verbose: bool) -> None:
-    text = RUN.render(output_format, result, verbose=verbose, width=output_width())
+def _show(
+    result: RunResult, output_format: str, sections: tuple[str, ...], *, verbose: bool
+) -> None:
+    text = RUN.render(
+        output_format,
+        result,
+        sections=sections,
+        verbose=verbose,
+        width=output_width(),
+        unicode=writes_unicode(),
+    )
     # The exit code does not depend on the reader of standard output.
-    print_result(f"{text}\n" if output_format == TABLE else text, output_format)
+    with contextlib.suppress(ReaderLeftError):
+        print_run(text, output_format)

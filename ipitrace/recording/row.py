@@ -20,6 +20,22 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """A distribution of cycles, from its minimum to its 90th percentile.
+
+    Attributes:
+        low: the minimum; high: the 90th percentile.
+        counts: the number of values in each of equally wide parts of this range.
+        above: the number of values above `high`.
+    """
+
+    low: int
+    high: int
+    counts: tuple[int, ...]
+    above: int
+
+
+@dataclass(frozen=True)
 class ExitsPerIpi:
     """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
 
@@ -211,6 +227,7 @@ class ScenarioResult:
         coalesced: requested deliveries that no handler saw and that did not time out.
         incomplete: sends not acknowledged in time.
         send_cycles: S; deliver_cycles: D; round_trip_cycles: R.
+        deliver_histogram: the distribution of D; None if no IPI has it.
         kvm_stats: KVM's other counters per IPI, by name.
         events_per_ipi: host tracepoints per IPI, by name.
         paths: the share of IPIs that took each path, by the path's name.
@@ -259,3 +276,4 @@ class ScenarioResult:
     repetition_figures: tuple[RepetitionFigures, ...] = ()
     absent: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
+    deliver_histogram: Histogram | None = field(default=None, metadata=LATER)

@@ -118,9 +118,9 @@ def _by(function: str, *options: str) -> Renderer:
 RUN: Final = Subject(
     ("run", "report"),
     {
-        TABLE: _by("run.tables:render_run", "verbose", "width"),
+        TABLE: _by("run.tables:render_run", "sections", "verbose", "width", "unicode"),
         JSON: _by("run.json:render_json"),
-        "markdown": _by("run.tables:render_markdown", "verbose"),
+        "markdown": _by("run.tables:render_markdown", "sections", "verbose"),
         "csv": _by("run.csv:render_csv"),
         "openmetrics": _by("run.openmetrics:render_openmetrics"),
         "junit": _by("run.junit:render_junit"),

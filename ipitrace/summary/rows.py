@@ -16,7 +16,7 @@ from ipitrace.summary.exits import exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
-from ipitrace.summary.stats import percentiles, summarise
+from ipitrace.summary.stats import histogram, percentiles, summarise
 from ipitrace.summary.storms import Measured, Repetition
 from ipitrace.summary.weights import weigh
 from ipitrace.words.interrupts import POSTED_ROWS
@@ -73,6 +73,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
         absent=absent | absent_figures(measured, watched, stats),
+        deliver_histogram=histogram(np.concatenate([r.cycles.deliver for r in storms])),
         notes=(*measured.notes, *target_notes(scenario, storms, stats)),
     )
 

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.recording.result import PairedDifference
-from ipitrace.recording.row import Percentiles, Summary
+from ipitrace.recording.row import Histogram, Percentiles, Summary
 
 PERCENTILES = (50, 90, 99)
 _TAILS = (50, 90, 99, 99.9)
+_PARTS = 16
 
 
 def summarise(values: NDArray[np.int64]) -> Summary | None:
@@ -32,6 +33,15 @@ def percentiles(values: NDArray[np.int64]) -> Percentiles | None:
     if values.size == 0:
         return None
     return Percentiles(*map(int, np.percentile(values, _TAILS, method="inverted_cdf")))
+
+
+def histogram(values: NDArray[np.int64]) -> Histogram | None:
+    """The values up to their 90th percentile, in _PARTS parts; None if there are no values."""
+    if values.size == 0:
+        return None
+    low, high = int(values.min()), int(np.percentile(values, 90, method="inverted_cdf"))
+    counts, _edges = np.histogram(values, _PARTS, (low, max(high, low + 1)))
+    return Histogram(low, high, tuple(map(int, counts)), int(np.count_nonzero(values > high)))
 
 
 def median(values: NDArray[np.int64]) -> int | None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run as tables: for a terminal or a log, and as Markdown."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain_values
-from ipitrace.base.units import cycles_to_ns, processes
-from ipitrace.recording.disturbances import describe_disturbances
+from ipitrace.base.units import cycles_to_ns
 from ipitrace.recording.result import (
     ClockResult,
     ObserverCost,
@@ -16,12 +15,14 @@ from ipitrace.recording.result import (
 )
 from ipitrace.recording.row import PerSide, ScenarioResult, Summary
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
+from ipitrace.render.run.brief import render_brief
+from ipitrace.render.run.guest import guest_line
+from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.render.run.stages import stages_table
-from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
-from ipitrace.words.scenarios import MODES, OLD_TRACED, Mode, ScenarioStatus, SendMethod
+from ipitrace.words.scenarios import MODES, OLD_TRACED, Mode, ScenarioStatus
+from ipitrace.words.sections import ALL, SECTIONS
 
 _NOTHING = "-"
 _ADDED = {
@@ -31,44 +32,70 @@ _ADDED = {
 _INDENT = " " * 7
 
 
-def render_run(run: RunResult, *, verbose: bool = False, width: int = PIPE_WIDTH) -> str:
-    """All results of a run, as text of `width` columns."""
-    return _render(run, TextPage(width), verbose=verbose)
+def render_run(
+    run: RunResult,
+    *,
+    sections: Collection[str] = (),
+    verbose: bool = False,
+    width: int = PIPE_WIDTH,
+    unicode: bool = True,
+) -> str:
+    """A run as text of `width` columns, with marks of styled().
+
+    Args:
+        run: the results.
+        sections: of SECTIONS; none of them is the first screen.
+        verbose: all sections, and what was traced and how.
+        width: of the terminal.
+        unicode: the terminal shows characters beyond ASCII.
+    """
+    if not sections and not verbose:
+        first = render_brief(run, width=width, unicode=unicode)
+        costs = document(program_costs(plain_values(run).program_costs, TextPage(width)))
+        return f"{first}\n{costs}" if costs.strip() else first
+    return _render(run, TextPage(width), sections, verbose=verbose)
 
 
-def render_markdown(run: RunResult, *, verbose: bool = False) -> str:
-    """The same as Markdown."""
-    return _render(run, MarkdownPage(), verbose=verbose)
+def render_markdown(
+    run: RunResult, *, sections: Collection[str] = (), verbose: bool = False
+) -> str:
+    """All sections, or the given ones, as Markdown."""
+    return _render(run, MarkdownPage(), sections or (ALL,), verbose=verbose)
 
 
-def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
+def _render(run: RunResult, page: Page, sections: Collection[str], *, verbose: bool) -> str:
     run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == ScenarioStatus.MEASURED]
-    sections = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
+    chosen = SECTIONS.keys() if verbose or ALL in sections else sections
+    parts = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
     if measured:
-        sections += [
-            _cycles(run, measured, page),
-            _exits(measured, page),
-            _exit_times(measured, page),
-            _paths(measured, page),
-            *(stages_table(row, row.stages, page) for row in measured if row.stages),
-            _events(run, measured, page),
-            _observer(run, measured, page),
-            *program_costs(run.program_costs, page),
-        ]
-    sections += [
-        _not_measured(run, page),
-        page.lines([("losses ", _losses(run))]),
-        _notes(run, measured, page),
-    ]
+        parts.append(_cycles(run, measured, page))
+        tables: Mapping[str, Callable[[], Sequence[str]]] = {
+            "exits": lambda: (_exits(measured, page), _exit_times(measured, page)),
+            "paths": lambda: (_paths(measured, page),),
+            "stages": lambda: [stages_table(r, r.stages, page) for r in measured if r.stages],
+            "events": lambda: (_events(run, measured, page),),
+            "observer": lambda: (
+                _observer(run, measured, page),
+                *program_costs(run.program_costs, page),
+            ),
+        }
+        parts += [part for name, make in tables.items() if name in chosen for part in make()]
+    parts.append(page.items("Not measured:", list(not_measured(run))))
+    notes = notes_of(run, measured)
+    if "losses" in chosen:
+        parts.append(page.lines([("losses ", _losses(run))]))
+    else:
+        notes = [note for note in notes if note.label == DOUBT]
+    parts.append(page.lines((note.label, note.text) for note in notes))
     if verbose:
-        sections.append(_details(run, page))
-    return document(sections)
+        parts.append(_details(run, page))
+    return document(parts)
 
 
 def _header(run: RunResult, page: Page) -> str:
     clock = run.clock
-    lines = [("host   ", run.host.one_line), ("guest  ", _guest(run))]
+    lines = [("host   ", run.host.one_line), ("guest  ", guest_line(run))]
     if run.limits is not None:
         lines.append(("limits ", _limits(run.limits)))
     if clock.tsc_hz:
@@ -110,24 +137,6 @@ def _limits(limits: RunLimits) -> str:
 def _violations(clock: ClockResult) -> str:
     found = [f"{kind} {n}" for kind, n in clock.causality_violations.items() if n]
     return ", ".join(found) or f"none of {len(clock.causality_violations)} kinds"
-
-
-def _guest(run: RunResult) -> str:
-    pinned = run.guest.pinned_cpus
-    where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
-    if any(found.kind == DisturbanceKind.MOVED for found in run.disturbances or ()):
-        where += ", but not all the time (see below)"
-    kind = run.guest.kind
-    if kind == "native":
-        return f"native: the {run.guest.n_vcpus} CPUs of this machine, Linux {run.guest.kernel}"
-    if kind == "linux":
-        vm = run.guest.vm
-        name = f"{vm.name} ({vm.vmm})" if vm else "a Linux guest"
-        kind = f"{name}, Linux {run.guest.kernel} via {run.guest.via}"
-        where = where if vm else "its process on the host is not known"
-        if run.guest.emulated:
-            where += "; emulated guest: cycles are not real time"
-    return f"{kind}, {run.guest.n_vcpus} vCPUs, {where}"
 
 
 def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
@@ -331,17 +340,6 @@ def _paths(rows: Sequence[ScenarioResult], page: Page) -> str:
     return page.table(title, Table(headers, lines, text=(0,)))
 
 
-def _not_measured(run: RunResult, page: Page) -> str:
-    lines = [
-        f"{row.name}: {row.reason}"
-        for row in run.scenarios
-        if row.status != ScenarioStatus.MEASURED
-    ]
-    if run.failure is not None:
-        lines.append(f"the other scenarios: {run.failure}")
-    return page.items("Not measured:", lines)
-
-
 def _losses(run: RunResult) -> str:
     losses = run.losses
     ipis = f"{losses.incomplete_ipis} incomplete IPIs"
@@ -354,78 +352,6 @@ def _losses(run: RunResult) -> str:
     if unknown:
         misses += f" (not counted by this kernel for {unknown} programs)"
     return f"{overruns} of {losses.events_seen} events lost in ring overruns, {misses}, {ipis}"
-
-
-def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
-    notes = [f"note   {row.name}: {note}" for row in rows for note in row.notes]
-    notes += [
-        f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
-    ]
-    if run.host.pinning.overcommitted:
-        notes.append(
-            "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
-            f"({run.host.pinning.why})"
-        )
-    notes += _neighbours(run)
-    notes += [
-        f"note   {row.name}: {row.suspect_spans} IPIs excluded from the stages: the guest's TSC "
-        "offset changed near them"
-        for row in rows
-        if row.suspect_spans
-    ]
-    notes += _foreign(run, rows)
-    notes += [
-        f"note   {said}" for said in describe_disturbances(run.disturbances or (), worthless=False)
-    ]
-    notes += [f"DOUBT  do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
-    return page.lines((note[:7], note[7:]) for note in notes)
-
-
-def _neighbours(run: RunResult) -> Iterator[str]:
-    """Other VMs, and processes that may run more VMs."""
-    around = run.host.neighbours
-    if around is None:
-        return
-    others = around.kvm_processes or ()
-    if others:
-        names = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
-        yield f"note   other VMs were running and disturb the numbers: {names}"
-    hidden = around.unreadable_processes
-    if hidden:
-        yield (
-            f"note   {processes(hidden)} could not be inspected (docs/privileges.md): there may "
-            "have been more VMs"
-        )
-
-
-def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
-    """Interrupts that reached CPUs on which the VM never ran."""
-    vm_cpus = run.guest.pinned_cpus
-    if vm_cpus is None:
-        return
-    for row in rows:
-        counted = row.host_interrupts or {}
-        found = arrived_elsewhere(counted, vm_cpus)
-        if found:
-            yield (
-                f"note   {row.name}: posted-interrupt notifications on CPUs that never ran this "
-                f"VM: {_on_cpus(found)}"
-            )
-        if row.send_method != SendMethod.PASSTHROUGH:
-            continue
-        others = arrived_elsewhere(counted, vm_cpus, [r for r in counted if r not in POSTED_ROWS])
-        if others:
-            yield (
-                f"note   {row.name}: the guest can send any interrupt to any CPU. Interrupts on "
-                f"CPUs that never ran the guest, the host's own included: {_on_cpus(others)}"
-            )
-
-
-def _on_cpus(found: Mapping[str, Mapping[int, int]]) -> str:
-    return "; ".join(
-        f"{name} {', '.join(f'{n} on CPU {cpu}' for cpu, n in on_cpus.items())}"
-        for name, on_cpus in found.items()
-    )
 
 
 def _details(run: RunResult, page: Page) -> str:

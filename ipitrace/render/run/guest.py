@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The line of a run's guest."""
+
+from ipitrace.recording.result import RunResult
+from ipitrace.words.disturbances import DisturbanceKind
+
+
+def guest_line(run: RunResult) -> str:
+    """The guest, its vCPUs and the CPUs on which they ran."""
+    pinned = run.guest.pinned_cpus
+    where = f"pinned to CPUs {', '.join(map(str, pinned))}" if pinned else "not pinned"
+    if any(found.kind == DisturbanceKind.MOVED for found in run.disturbances or ()):
+        where += ", but not all the time (see below)"
+    kind = run.guest.kind
+    if kind == "native":
+        return f"native: the {run.guest.n_vcpus} CPUs of this machine, Linux {run.guest.kernel}"
+    if kind == "linux":
+        vm = run.guest.vm
+        name = f"{vm.name} ({vm.vmm})" if vm else "a Linux guest"
+        kind = f"{name}, Linux {run.guest.kernel} via {run.guest.via}"
+        where = where if vm else "its process on the host is not known"
+        if run.guest.emulated:
+            where += "; emulated guest: cycles are not real time"
+    return f"{kind}, {run.guest.n_vcpus} vCPUs, {where}"
