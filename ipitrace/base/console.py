@@ -67,6 +67,11 @@ def styled(text: str, style: Style) -> str:
     return f"{style}{text}{_PLAIN}" if text else ""
 
 
+def unstyled(text: str) -> str:
+    """The text without marks of styled()."""
+    return _MARK.sub("", text)
+
+
 def _sequence(mark: str, *, show: bool) -> str:
     return f"\x1b[{_SGR[mark]}m" if show else ""
 

@@ -11,7 +11,13 @@ from ipitrace.base.console import output_width, tell, writes_unicode
 from ipitrace.base.errors import UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.resources import example_dir
-from ipitrace.commands.formats import format_options, print_run, require_format, section_option
+from ipitrace.commands.formats import (
+    format_options,
+    print_document,
+    print_run,
+    require_format,
+    section_option,
+)
 from ipitrace.recording.reader import computing_with, read_rows, read_run, read_run_text
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import EventWeights
@@ -73,7 +79,10 @@ def report(
                 width=output_width(),
                 unicode=writes_unicode(),
             )
-    print_run(text, output_format)
+    if ipi is None:
+        print_run(text, output_format)
+    else:
+        print_document(text, output_format)
     if not run.complete:
         tell(f"This recording is partial: {plain(run.failure or '', 1000)}")
 

@@ -118,7 +118,7 @@ def _by(function: str, *options: str) -> Renderer:
 RUN: Final = Subject(
     ("run", "report"),
     {
-        TABLE: _by("run.tables:render_run", "sections", "verbose", "width", "unicode"),
+        TABLE: _by("run.screen:render_screen", "sections", "verbose", "width", "unicode"),
         JSON: _by("run.json:render_json"),
         "markdown": _by("run.tables:render_markdown", "sections", "verbose"),
         "csv": _by("run.csv:render_csv"),

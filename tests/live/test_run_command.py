@@ -19,7 +19,7 @@ pytestmark = pytest.mark.live
 
 @pytest.mark.usefixtures("host_is_left_as_it_was")
 def test_a_traced_run(tmp_path: Path) -> None:
-    done = ipi("run", "--count", "60", "-o", "here", cwd=tmp_path)
+    done = ipi("run", "--count", "60", "-o", "here", "--section", "observer", cwd=tmp_path)
     assert_fine(done)
     run = run_json(tmp_path / "here")
     rows = {row["name"]: row for row in run["scenarios"]}
@@ -33,7 +33,7 @@ def test_a_traced_run(tmp_path: Path) -> None:
     assert run["observer"]["repetitions"] == 6
     assert set(run["observer"]["costs"]) == set(rows)
     assert "Observer cost" in done.stdout
-    assert run["command"] == ["run", "--count", "60", "-o", "here"]
+    assert run["command"][:5] == ["run", "--count", "60", "-o", "here"]
     assert done.stderr == "Wrote here/run.json\n"
     for table in ("guest_ipis", "host_events", "spans"):
         assert run["tables"][table]["rows"] > 0

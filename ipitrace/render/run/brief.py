@@ -10,8 +10,10 @@ from ipitrace.base.units import cycles_to_ns
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Histogram, ScenarioResult, StageStep
 from ipitrace.render.grid import clipped, fill
+from ipitrace.render.page import TextPage
 from ipitrace.render.run.guest import guest_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
+from ipitrace.render.run.program_costs import program_costs
 from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import ScenarioStatus
 from ipitrace.words.sections import SECTIONS
@@ -40,9 +42,12 @@ _PART_OF_STAGE: Final = {
 
 
 def render_brief(run: RunResult, *, width: int = PIPE_WIDTH, unicode: bool = True) -> str:
-    """The first screen of a run, for a terminal of `width` columns; with marks of styled().
+    """The first screen of a run, with marks of styled(); then the probe costs, if there are any.
 
-    `unicode`: draw distributions with block characters instead of ASCII.
+    Args:
+        run: the results.
+        width: of the terminal.
+        unicode: draw distributions with block characters instead of ASCII.
     """
     run = plain_values(run)
     measured = [row for row in run.scenarios if row.status == ScenarioStatus.MEASURED]
@@ -55,7 +60,8 @@ def render_brief(run: RunResult, *, width: int = PIPE_WIDTH, unicode: bool = Tru
         lines += _scenario(run, row, width, _BLOCKS if unicode else _ASCII)
     lines += _remarks(run, measured, width)
     lines.append(fill(f"report DIR --section {'|'.join(SECTIONS)}", width, "more   "))
-    return "\n".join(lines) + "\n"
+    costs = "".join(f"\n{part}\n" for part in program_costs(run.program_costs, TextPage(width)))
+    return "\n".join(lines) + "\n" + costs
 
 
 def _host(run: RunResult, width: int) -> str:
@@ -106,7 +112,7 @@ def _drawn(found: Histogram | None, marks: str) -> str:
     """The distribution of D."""
     if found is None:
         return ""
-    most = max(*found.counts, 1)
+    most = max([*found.counts, 1])
     bars = "".join(marks[-(-n * (len(marks) - 1) // most)] if n else " " for n in found.counts)
     return f"{found.low} {bars} {found.high}"
 

@@ -15,7 +15,6 @@ from ipitrace.recording.result import (
 )
 from ipitrace.recording.row import PerSide, ScenarioResult, Summary
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
-from ipitrace.render.run.brief import render_brief
 from ipitrace.render.run.guest import guest_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
@@ -35,24 +34,14 @@ _INDENT = " " * 7
 def render_run(
     run: RunResult,
     *,
-    sections: Collection[str] = (),
+    sections: Collection[str] = (ALL,),
     verbose: bool = False,
     width: int = PIPE_WIDTH,
-    unicode: bool = True,
 ) -> str:
-    """A run as text of `width` columns, with marks of styled().
+    """The tables of a run as text of `width` columns.
 
-    Args:
-        run: the results.
-        sections: of SECTIONS; none of them is the first screen.
-        verbose: all sections, and what was traced and how.
-        width: of the terminal.
-        unicode: the terminal shows characters beyond ASCII.
+    `sections` are of SECTIONS; with `verbose` all of them, and what was traced and how.
     """
-    if not sections and not verbose:
-        first = render_brief(run, width=width, unicode=unicode)
-        costs = document(program_costs(plain_values(run).program_costs, TextPage(width)))
-        return f"{first}\n{costs}" if costs.strip() else first
     return _render(run, TextPage(width), sections, verbose=verbose)
 
 

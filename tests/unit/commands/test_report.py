@@ -21,13 +21,14 @@ from recordings import (
     spans,
 )
 
+from ipitrace.base.console import unstyled
 from ipitrace.base.errors import ExitCode, IpitraceError, UsageError
 from ipitrace.base.resources import example_dir
 from ipitrace.commands.report import report
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import ClockResult
 from ipitrace.recording.writer import RUN_FILE, RecordingWriter
-from ipitrace.render.run.tables import render_run
+from ipitrace.render.run.screen import render_screen
 
 
 def invoke(*words: object) -> Result:
@@ -46,7 +47,7 @@ def test_it_prints_what_run_prints(tmp_path: Path, options: tuple[str, ...]) -> 
     make_recording(tmp_path / "r", run=run)
     done = invoke(tmp_path / "r", *options)
     assert done.exit_code == 0, done.exception
-    assert done.stdout == render_run(run, verbose=bool(options)) + "\n"
+    assert done.stdout == unstyled(render_screen(run, verbose=bool(options))) + "\n"
     assert done.stderr == ""
 
 
@@ -78,7 +79,7 @@ def test_its_run_json_is_not_taken_when_it_was_changed(tmp_path: Path) -> None:
 def test_a_run_json_without_the_rest(tmp_path: Path) -> None:
     make_recording(tmp_path / "r", run=some_run())
     (tmp_path / "r" / RUN_FILE).rename(tmp_path / "alone.json")
-    assert invoke(tmp_path / "alone.json").stdout == render_run(some_run()) + "\n"
+    assert invoke(tmp_path / "alone.json").stdout == unstyled(render_screen(some_run())) + "\n"
     error = refusal(tmp_path / "alone.json", "--ipi", 4)
     assert error.message == f"{tmp_path}/alone.json is a run.json without its recording's tables."
     head = {"schema_version": 1, "ipitrace_version": "0", "complete": False}
@@ -91,7 +92,7 @@ def test_a_partial_recording_says_so_beside_its_output(tmp_path: Path) -> None:
     run = some_run(complete=False, failure="Interrupted.")
     make_recording(tmp_path / "r", run=run)
     done = invoke(tmp_path / "r")
-    assert done.stdout == render_run(run) + "\n"
+    assert done.stdout == unstyled(render_screen(run)) + "\n"
     assert done.stderr == "This recording is partial: Interrupted.\n"
 
 
@@ -221,7 +222,7 @@ def test_every_user_can_report_the_example() -> None:
     done = subprocess.run(command, capture_output=True, check=False, env=env)
     assert done.stderr == b""
     assert done.returncode == ExitCode.OK
-    assert done.stdout.decode() == render_run(read_run(example_dir()), verbose=True) + "\n"
+    assert done.stdout.decode() == render_screen(read_run(example_dir()), verbose=True) + "\n"
 
 
 def test_what_is_no_recording_ends_in_two_lines_and_exit_code_2(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_values_that_json_has_and_nobody_expects(recording: Path, what: str, sai
 )
 def test_values_that_do_not_fit_together(recording: Path, change: Callable[[Any], object]) -> None:
     change_run(recording, change)
-    assert "is damaged" in said_here("report", recording)
+    assert "is damaged" in said_here("report", recording, "-v")
 
 
 @pytest.mark.parametrize(

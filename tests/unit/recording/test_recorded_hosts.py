@@ -270,9 +270,11 @@ def test_gates_on_the_senders_exits_hold() -> None:
     ],
 )
 def test_the_report_says_what_it_is(recording: Path, path: str) -> None:
-    done = CliRunner().invoke(report, [str(recording)])
+    first = CliRunner().invoke(report, [str(recording)])
+    assert first.exit_code == 0
+    assert "emulated host: cycles are not real time" in first.output
+    done = CliRunner().invoke(report, [str(recording), "--section", "all"])
     assert done.exit_code == 0
-    assert "emulated host: cycles are not real time" in done.output
     assert "kvm_exit tracepoint" in done.output
     assert path in " ".join(done.output.split())
 

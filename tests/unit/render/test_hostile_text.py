@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from runs import made_run
 
+from ipitrace.base.console import unstyled
 from ipitrace.base.foreign import plain
 from ipitrace.commands.guest import _say_line, _tell_status
 from ipitrace.compare.model import Comparison, GateKind, GateResult, GateState
@@ -32,6 +33,7 @@ from ipitrace.render.doctor import render_examination
 from ipitrace.render.list import render_list
 from ipitrace.render.markdown import markdown
 from ipitrace.render.progress import ProgressBar
+from ipitrace.render.run.brief import render_brief
 from ipitrace.render.run.tables import render_run
 from ipitrace.render.run.timeline import Timeline, render_timeline
 from ipitrace.render.watch.openmetrics import render_openmetrics as render_watch_openmetrics
@@ -160,6 +162,7 @@ def a_comparison() -> Comparison:
 
 RUN, COMPARISON = a_run(), a_comparison()
 TERMINAL: Mapping[str, Callable[[str], str]] = {
+    "first screen": lambda text: unstyled(render_brief(poisoned(RUN, text, spared=SPARED))),
     "run": lambda text: render_run(poisoned(RUN, text, spared=SPARED), verbose=True),
     "timeline": lambda text: render_timeline(
         poisoned(

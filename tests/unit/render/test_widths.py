@@ -212,12 +212,13 @@ def shown_in_a_terminal(width: int, *words: object) -> list[str]:
                 break
             shown += piece
     os.close(ours)
-    return shown.decode().splitlines()
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
 
 
 PAIRED = ("--pair", "broadcast=broadcast-passthrough", "--all")
 COMMANDS = (
     ("report", "--example"),
+    ("report", "--example", "-v"),
     ("report", RECORDINGS / "passthrough-off", "--ipi", 1),
     ("scenarios",),
     ("doctor",),
