@@ -11,6 +11,8 @@ from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import Stage
 
+_VCPU_BITS = 32
+
 
 @dataclass(frozen=True)
 class ExitTable:
@@ -34,8 +36,9 @@ class ExitTable:
 
 
 def exit_tables(trace: StormTrace, spans: Spans) -> list[ExitTable]:
-    """The exits of the sender and of each target, inside the measured windows."""
-    vcpus = dict.fromkeys([trace.sender, *trace.targets])
+    """The exits of each sender and of each target, inside the measured windows."""
+    senders = np.unique(spans.sender).tolist() or [trace.sender]
+    vcpus = dict.fromkeys([*senders, *trace.targets])
     return [_exit_table(trace, spans, vcpu) for vcpu in vcpus]
 
 
@@ -53,7 +56,7 @@ def _exit_table(trace: StormTrace, spans: Spans, vcpu: int) -> ExitTable:
         records["detail"],
         records["word"],
         cycles,
-        _overlap(trace, spans, vcpu, exit_tsc, np.where(entry == ABSENT, exit_tsc, entry)),
+        _overlap(spans, vcpu, exit_tsc, np.where(entry == ABSENT, exit_tsc, entry)),
     )
 
 
@@ -78,7 +81,6 @@ def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> 
 
 
 def _overlap(
-    trace: StormTrace,
     spans: Spans,
     vcpu: int,
     start: NDArray[np.int64],
@@ -86,12 +88,13 @@ def _overlap(
 ) -> NDArray[np.int64]:
     """The part of each [start, end) that lies between sends and their handlers.
 
-    A target's exits are compared with its own handlers. The sender's exits are compared with
+    A target's exits are compared with its own handlers. A sender's exits are compared with
     those of each target and summed, because D is counted once per target.
     """
     total = np.zeros(len(start), np.int64)
-    for target in trace.targets if vcpu == trace.sender else [vcpu]:
-        own = spans.target == target
+    pair = spans.sender << _VCPU_BITS | spans.target
+    for one in np.unique(pair[(spans.sender == vcpu) | (spans.target == vcpu)]):
+        own = pair == one
         send, handler = spans.tsc[own, Stage.SEND], spans.tsc[own, Stage.HANDLER]
         delivering = np.where(handler == ABSENT, 0, np.maximum(handler - send, 0))
         total += _covered(send, delivering, end) - _covered(send, delivering, start)

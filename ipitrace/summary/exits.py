@@ -14,11 +14,11 @@ from ipitrace.summary.stats import summarise
 from ipitrace.summary.storms import HostSide, Measured
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import reason_name
-from ipitrace.words.scenarios import SENDER, Pattern
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
 KVM_EXIT_UNSORTED = "kvm_exit tracepoint, reasons not known: see the note on the clock"
 KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
+_NO_OTHERS = ("the sender is the target", "every target is a sender")
 _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
 
 
@@ -41,8 +41,8 @@ def exits_per_ipi(
     if source is None:
         nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts exits on this host"
         absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
-    if measured.scenario.pattern == Pattern.SELF:
-        absent["exits.target"] = "the sender is the target"
+    if not sides.others:
+        absent["exits.target"] = _NO_OTHERS[len(sides.senders) > 1]
     sender = {name: side.sender for name, side in by_reason.items() if side.sender}
     target = {name: side.target for name, side in by_reason.items() if side.target}
     return (
@@ -59,9 +59,10 @@ def exit_times(measured: Measured, watched: Sequence[HostSide]) -> tuple[ExitTim
     """The duration of exits by side and reason, the largest share of D first."""
     # D of the same repetitions: without a common clock, no exit can be placed in D.
     deliver = sum(int(r.cycles.deliver.sum()) for r in measured.proving if r.watched is not None)
+    senders = {route.sender for route in measured.routes}
     by_side: dict[tuple[str, str], list[ExitTable]] = {}
     for (vcpu, name), parts in _by_reason(measured).items() if watched else ():
-        side = "sender" if vcpu == SENDER else "target"
+        side = "sender" if vcpu in senders else "target"
         by_side.setdefault((side, name), []).extend(parts)
     rows = []
     for (side, name), parts in by_side.items():

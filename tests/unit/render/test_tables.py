@@ -134,7 +134,7 @@ def test_self_has_one_line_of_exits() -> None:
 
 def test_what_could_not_be_measured_is_told() -> None:
     text = rendered(made_run(scenarios=(measured_row(), unsupported_row("ring"))))
-    assert re.search(r"ring: the micro-guest has one sender", text)
+    assert re.search(r"ring: the guest is too small", text)
 
 
 def test_a_partial_run_says_what_ended_it() -> None:
