@@ -43,3 +43,9 @@ def test_stages_are_on_a_side_that_metrics_have() -> None:
 
 def test_each_path_has_its_row() -> None:
     assert [spec.path for spec in PATHS] == list(IpiPath)
+
+
+def test_the_last_target_is_compared_but_decides_nothing() -> None:
+    assert expand("last_deliver") == ("last_deliver.p50",)
+    assert not cycles_metric("last_deliver", "p50").headline
+    assert cycles_metric("deliver", "p50").headline
