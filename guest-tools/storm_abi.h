@@ -88,7 +88,7 @@ struct storm_params {
 struct storm_status {
 	unsigned int state;
 	unsigned int incomplete; /* IPIs that were not acknowledged in time */
-	unsigned long long sent; /* by each sender, warm-up included */
+	unsigned long long sent; /* warm-up included; of the micro-guest, by vCPU 0 only */
 	unsigned int fault_vector;
 	unsigned int fault_vcpu;
 	unsigned long long fault_rip;

@@ -240,6 +240,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         "each vCPU sends to the next one, all at once",
     ),
     Scenario(
+        "ring-xapic",
+        Pattern.RING,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as ring, through the memory-mapped ICR",
+    ),
+    Scenario(
         "unicast-logical",
         Pattern.UNICAST_LOGICAL,
         TargetState.RUNNING,
