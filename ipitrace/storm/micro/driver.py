@@ -91,7 +91,7 @@ class MicroGuest:
         if scenario.target_state == TargetState.PREEMPTED and self.pinned_cpus is None:
             return "a target can only be preempted if it is pinned to a CPU of its own"
         if scenario.pattern == Pattern.MULTICAST and len(self.targets(scenario)) < _FEWEST_TARGETS:
-            return f"two targets of some vCPUs need a guest of four: --vm {_FOUR_VCPUS}"
+            return f"a multicast to two of the other vCPUs needs four vCPUs: --vm {_FOUR_VCPUS}"
         return unsupported(scenario)
 
     def vector(self, scenario: Scenario) -> int:
