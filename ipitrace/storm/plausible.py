@@ -88,9 +88,10 @@ def _reasons(
     storm: Storm, request: StormRequest, routes: Sequence[Route], elapsed_s: float
 ) -> Iterator[str]:
     """The reasons; each check requires that the checks before it found nothing."""
-    yield from _totals(storm, request, routes)
+    yield from _senders(storm, request, routes)
     for route in routes:
         yield from _numbers(storm.sends_of(route.sender), request, route)
+    yield from _totals(storm, request, routes)
     yield from _stamps(storm)
     for route in routes:
         yield from _order_of_sends(storm.sends_of(route.sender), request)
@@ -103,14 +104,18 @@ def _reasons(
     yield from _duration(storm, elapsed_s)
 
 
-def _totals(storm: Storm, request: StormRequest, routes: Sequence[Route]) -> Iterator[str]:
-    """The number of records, and of IPIs that were not acknowledged."""
+def _senders(storm: Storm, request: StormRequest, routes: Sequence[Route]) -> Iterator[str]:
+    """The number of records, and who sent."""
     expected = request.count * len(routes)
     if len(storm.sends) != expected:
         yield f"{len(storm.sends)} sends were recorded, but {expected} were requested"
     senders = {route.sender for route in routes}
     if (i := _first(~np.isin(storm.sends["sender"], list(senders)))) is not None:
         yield f"send {storm.sends['seq'][i]} came from vCPU {storm.sends['sender'][i]}"
+
+
+def _totals(storm: Storm, request: StormRequest, routes: Sequence[Route]) -> Iterator[str]:
+    """The number of IPIs that were not acknowledged, and other numbers of the whole storm."""
     unanswered = _unanswered(storm)
     warmup = request.warmup * len(routes)
     if not unanswered <= storm.incomplete <= unanswered + warmup:
