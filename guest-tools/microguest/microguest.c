@@ -149,7 +149,7 @@ static u32 logical_id(u32 index)
 static void enable_apic(u32 index)
 {
 	if (params->send_method == STORM_XAPIC) {
-		/* Other storms do not write these, as before. */
+		/* Only sends by logical ids need these. */
 		if (params->pattern == STORM_MULTICAST ||
 		    params->pattern == STORM_UNICAST_LOGICAL) {
 			*xapic(XAPIC_DFR) = DFR_FLAT;
