@@ -14,6 +14,8 @@
 
 #define STORM_ABI_VERSION 2
 #define STORM_ALL_BUT_SELF 0xffff
+#define STORM_ALL 0xfffe
+#define STORM_TARGET_MASK 0xfffd /* the vCPUs of target_mask */
 /* The module's name when the format was made; the format keeps it. */
 #define STORM_FILE_MAGIC "IPISTORM"
 
@@ -24,6 +26,9 @@ enum storm_pattern {
 	STORM_SELF = 1, /* to the sender itself */
 	STORM_BROADCAST = 2, /* one send to all vCPUs except the sender */
 	STORM_RING = 3, /* each vCPU to the next one, all at once */
+	STORM_MULTICAST = 4, /* one send to the vCPUs of `target_mask`, by their logical ids */
+	STORM_BROADCAST_SELF = 5, /* one send to all vCPUs */
+	STORM_UNICAST_LOGICAL = 6, /* to vCPU `target`, by its logical id */
 };
 
 enum storm_target_state {
@@ -73,17 +78,17 @@ struct storm_params {
 	unsigned long long count;
 	unsigned long long pace_cycles; /* from one acknowledgement to the next send */
 	unsigned long long timeout_cycles; /* then the IPI counts as incomplete */
-	unsigned long long sends; /* guest address of struct storm_send[warmup + count] */
+	unsigned long long sends; /* address of struct storm_send[senders][warmup + count] */
 	unsigned long long handler_burn_cycles; /* spent in each handler after its stamp */
 	unsigned int sender; /* vCPU index; the micro-guest's is always 0 */
-	unsigned int reserved;
+	unsigned int target_mask; /* of a multicast: bit n is vCPU n */
 };
 
 /* Written by the guest; 64 bytes. */
 struct storm_status {
 	unsigned int state;
 	unsigned int incomplete; /* IPIs that were not acknowledged in time */
-	unsigned long long sent; /* warm-up included */
+	unsigned long long sent; /* warm-up included; of the micro-guest, by vCPU 0 only */
 	unsigned int fault_vector;
 	unsigned int fault_vcpu;
 	unsigned long long fault_rip;
@@ -99,7 +104,7 @@ struct storm_send {
 	unsigned long long sent_tsc; /* after them */
 	unsigned long long ack_tsc; /* every target's acknowledgement seen; 0: timed out */
 	unsigned int seq; /* 0 for the first, warm-up included */
-	unsigned short target; /* vCPU index, or STORM_ALL_BUT_SELF */
+	unsigned short target; /* vCPU index, or STORM_ALL_BUT_SELF, _ALL or _TARGET_MASK */
 	unsigned short sender; /* vCPU index */
 };
 

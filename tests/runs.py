@@ -53,7 +53,7 @@ def unsupported_row(name: str = "ring") -> ScenarioResult:
         target_state=scenario.target_state,
         send_method=scenario.send_method,
         status="unsupported",
-        reason=unsupported(scenario),
+        reason=unsupported(scenario) or "the guest is too small",
     )
 
 

@@ -16,7 +16,7 @@ from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Mark, Storm
 from ipitrace.summary import HostSide, Repetition, reduce_storm
 from ipitrace.words.events import NR_KINDS, Kind
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import Mode, Route
 
 CYCLES = st.integers(1, 1 << 50)
 
@@ -107,7 +107,7 @@ def counts(n_vcpus: int, seen: Mapping[tuple[Kind, int], int]) -> NDArray[np.uin
 
 def left_alone(one: Storm, targets: Sequence[int]) -> Repetition:
     """`one` as a repetition without any probe."""
-    return reduce_storm(one, targets, Mode.OFF)
+    return reduce_storm(one, [Route(0, tuple(targets))], Mode.OFF)
 
 
 def recorded(
@@ -140,4 +140,4 @@ def recorded(
     spans = correlate(trace)
     watched = HostSide(spans, exit_tables(trace, spans), interrupts)
     counted = counts(n_vcpus, seen or {}).astype(np.int64)
-    return reduce_storm(one, targets, Mode.EVIDENCE, watched, seen=counted)
+    return reduce_storm(one, [Route(0, tuple(targets))], Mode.EVIDENCE, watched, seen=counted)

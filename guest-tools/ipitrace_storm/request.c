@@ -50,8 +50,8 @@ static int check_numbers(struct ipitrace_storm_request *request)
 	if (params->inject > STORM_INJECT_LOST_IPI)
 		return refuse(request, -EINVAL, "this module cannot inject fault %u",
 			      params->inject);
-	if (params->n_vcpus || params->sends || params->reserved)
-		return refuse(request, -EINVAL, "n_vcpus, sends and reserved must be 0");
+	if (params->n_vcpus || params->sends || params->target_mask)
+		return refuse(request, -EINVAL, "n_vcpus, sends and target_mask must be 0");
 	if (!params->count || params->count > MAX_SENDS || params->warmup > MAX_SENDS ||
 	    total > MAX_SENDS)
 		return refuse(request, -EINVAL, "count must be 1 to %llu, warm-up included",

@@ -224,7 +224,7 @@ mg_sender_in_user_mode:
  * sender itself is delivered as soon as possible.
  *
  * In:  eax which service; rbx the xAPIC's ICR, ecx the MSR, esi and edi what to
- *      write into the ICR's halves; or esi the state to report; or see mg_post
+ *      write into the ICR's halves; or esi the state to report; or see mg_post, mg_vmcall
  * Out: r13:r12 and edx:eax, the TSC before and after a send (high:low halves)
  *
  * LFENCE on both sides of RDTSC orders the stamp with the code before and after
@@ -259,6 +259,10 @@ service_entry:
 	iretq
 3:	cmp	$MG_SERVICE_POST, %eax
 	je	mg_post
+	cmp	$MG_SERVICE_VMCALL, %eax
+	je	mg_vmcall
+	cmp	$MG_SERVICE_VMMCALL, %eax
+	je	mg_vmmcall
 	cmp	$MG_SERVICE_REPORT, %eax
 	jne	mg_triple_fault
 	mov	%esi, %eax

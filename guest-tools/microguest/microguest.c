@@ -4,7 +4,7 @@
  *
  * The VMM starts every vCPU at the payload's first byte in long mode, with
  * identity-mapped memory, GDT, IDT and TSS. vCPU 0 is the sender, all others are
- * targets.
+ * targets. In a ring, every vCPU is both.
  */
 #include "../storm_abi.h"
 #include "microguest.h"
@@ -33,11 +33,18 @@ _Static_assert(sizeof(struct storm_receipt) == 24, "entry.S steps by this");
 #define X2APIC_ICR 0x830
 #define X2APIC_SELF_IPI 0x83f
 #define XAPIC_TPR 0x80
+#define XAPIC_LDR 0xd0
+#define XAPIC_DFR 0xe0
 #define XAPIC_SVR 0xf0
 #define XAPIC_ICR_LOW 0x300
 #define XAPIC_ICR_HIGH 0x310
 #define SVR_ENABLED 0x100
+#define DFR_FLAT 0xffffffff
+#define FLAT_IDS 8 /* 11.6.2.2: one bit for each APIC */
+#define CLUSTER_IDS 16 /* 11.12.10.2: the APICs of a cluster, likewise */
+#define ICR_LOGICAL 0x800
 #define ICR_TO_SELF 0x40000
+#define ICR_TO_ALL 0x80000
 #define ICR_TO_ALL_BUT_SELF 0xc0000
 
 void mg_wait_halted(void);
@@ -93,21 +100,61 @@ static void out_state(enum storm_state state)
 	asm volatile("outb %b0, %w1" ::"a"(state), "d"(MG_PORT) : "memory");
 }
 
-void mg_exception(u64 vector, u64 error, u64 rip)
+/* The index of the vCPU that executes this. */
+static u32 own_index(void)
 {
 	u64 here;
 
 	asm volatile("mov %%r15, %0" : "=r"(here));
+	return (here - MG_VCPUS) / MG_VCPU_SIZE;
+}
+
+static u32 n_senders(void)
+{
+	return params->pattern == STORM_RING ? params->n_vcpus : 1;
+}
+
+/* The log of sender `self`. */
+static volatile struct storm_send *sends_of(u32 self)
+{
+	return (struct storm_send *)params->sends + self * (params->warmup + params->count);
+}
+
+/* Whether the host's CPU is an AMD, or a Hygon: it has VMMCALL (APM vol. 3), others VMCALL. */
+static int has_vmmcall(void)
+{
+	u32 eax = 0, ebx, ecx = 0, edx;
+
+	asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+	return ebx == 0x68747541 || ebx == 0x6f677948; /* Auth(enticAMD), Hygo(nGenuine) */
+}
+
+void mg_exception(u64 vector, u64 error, u64 rip)
+{
 	status->fault_vector = vector;
-	status->fault_vcpu = (here - MG_VCPUS) / MG_VCPU_SIZE;
+	status->fault_vcpu = own_index();
 	status->fault_error = error;
 	status->fault_rip = rip;
 	out_state(STORM_FAULTED);
 }
 
-static void enable_apic(void)
+/* The destination of the ICR for logical mode; a vCPU's APIC id is its index. */
+static u32 logical_id(u32 index)
+{
+	if (params->send_method == STORM_XAPIC)
+		return index < FLAT_IDS ? 1u << index : 0;
+	return index / CLUSTER_IDS << 16 | 1u << index % CLUSTER_IDS;
+}
+
+static void enable_apic(u32 index)
 {
 	if (params->send_method == STORM_XAPIC) {
+		/* Only sends by logical ids need these. */
+		if (params->pattern == STORM_MULTICAST ||
+		    params->pattern == STORM_UNICAST_LOGICAL) {
+			*xapic(XAPIC_DFR) = DFR_FLAT;
+			*xapic(XAPIC_LDR) = logical_id(index) << 24;
+		}
 		*xapic(XAPIC_SVR) = SVR_ENABLED | MG_VECTOR_SPURIOUS;
 		*xapic(XAPIC_TPR) = 0;
 	} else {
@@ -155,6 +202,22 @@ static inline void timed_post(volatile struct storm_send *record, u32 vector, u3
 	record->sent_tsc = (u64)edx << 32 | eax;
 }
 
+/* The same for the vCPUs of `targets`, by one KVM_HC_SEND_IPI; see mg_vmcall. */
+static inline void timed_hypercall(volatile struct storm_send *record, u32 vector, u64 targets)
+{
+	register u64 before_low asm("r12");
+	register u64 before_high asm("r13");
+	u64 lowest = __builtin_ctzll(targets);
+	u32 eax = vcpus[0].vmmcall ? MG_SERVICE_VMMCALL : MG_SERVICE_VMCALL, edx;
+
+	asm volatile("int3"
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high)
+		     : "b"(targets >> lowest), "c"(0ull), "S"(vector), "D"(lowest)
+		     : "memory", "cc");
+	record->send_tsc = before_high << 32 | before_low;
+	record->sent_tsc = (u64)edx << 32 | eax;
+}
+
 static inline void ask(u32 service, u32 operand)
 {
 	u32 eax = service;
@@ -169,30 +232,68 @@ static void report(enum storm_state state)
 	ask(MG_SERVICE_REPORT, state);
 }
 
+/* The vCPUs that handle the IPIs of vCPU `self`: bit n is vCPU n. */
+static u64 targets_of(u32 self)
+{
+	const u64 all = ~0ull >> (64 - params->n_vcpus);
+
+	switch (params->pattern) {
+	case STORM_SELF:
+		return 1ull << self;
+	case STORM_BROADCAST:
+		return all & ~(1ull << self);
+	case STORM_BROADCAST_SELF:
+		return all;
+	case STORM_MULTICAST:
+		return params->target_mask;
+	case STORM_RING:
+		return 1ull << (self + 1) % params->n_vcpus;
+	}
+	return 1ull << params->target;
+}
+
 /* Sends one IPI as described by params, and stamps it. */
-static void send(volatile struct storm_send *record)
+static void send(volatile struct storm_send *record, u64 targets)
 {
 	const int xapic_mode = params->send_method == STORM_XAPIC;
-	u32 low = MG_VECTOR_TARGET, high = params->target, msr = X2APIC_ICR;
+	u32 low = MG_VECTOR_TARGET, high = __builtin_ctzll(targets), msr = X2APIC_ICR;
 
 	record->target = high;
-	if (params->pattern == STORM_BROADCAST) {
+	switch (params->pattern) {
+	case STORM_BROADCAST:
 		record->target = STORM_ALL_BUT_SELF;
 		low |= ICR_TO_ALL_BUT_SELF;
 		high = 0;
-	} else if (params->pattern == STORM_SELF) {
-		record->target = 0;
+		break;
+	case STORM_BROADCAST_SELF:
+		record->target = STORM_ALL;
+		low = MG_VECTOR_SELF | ICR_TO_ALL;
+		high = 0;
+		break;
+	case STORM_SELF:
 		low = MG_VECTOR_SELF | (xapic_mode ? ICR_TO_SELF : 0);
 		high = 0;
 		msr = X2APIC_SELF_IPI;
+		break;
+	case STORM_UNICAST_LOGICAL:
+		low |= ICR_LOGICAL;
+		high = logical_id(high);
+		break;
+	case STORM_MULTICAST: /* of cluster 0, or flat: the same bits */
+		record->target = STORM_TARGET_MASK;
+		low |= ICR_LOGICAL;
+		high = targets;
+		break;
+	case STORM_RING: /* the target is a sender, too */
+		low = MG_VECTOR_SELF;
+		break;
 	}
-	if (params->send_method == STORM_PASSTHROUGH) {
-		const u32 first = params->pattern == STORM_UNICAST
-					  ? params->target
-					  : params->pattern == STORM_BROADCAST;
-		timed_post(record, low & 0xff, first,
+	if (params->send_method == STORM_PASSTHROUGH)
+		timed_post(record, low & 0xff, __builtin_ctzll(targets),
 			   params->pattern == STORM_BROADCAST ? params->n_vcpus - 1 : 1);
-	} else if (xapic_mode)
+	else if (params->send_method == STORM_PV_HYPERCALL)
+		timed_hypercall(record, low & 0xff, targets);
+	else if (xapic_mode)
 		timed_send(record, 0, low, high << 24);
 	else
 		timed_send(record, msr, low, high);
@@ -216,7 +317,7 @@ static void inject(volatile struct storm_send *record)
 
 /* Whether every target's count has advanced from `before`: the sender waits for this. */
 struct wait {
-	u64 deadline;
+	u64 targets;
 	u32 first, last;
 	u64 before[MG_MAX_VCPUS];
 };
@@ -224,7 +325,7 @@ struct wait {
 static int acknowledged(const struct wait *wait)
 {
 	for (u32 i = wait->first; i <= wait->last; i++)
-		if (vcpus[i].handled == wait->before[i])
+		if (wait->targets >> i & 1 && vcpus[i].handled == wait->before[i])
 			return 0;
 	return 1;
 }
@@ -240,20 +341,22 @@ static u64 wait_for_acknowledgement(const struct wait *wait, u64 deadline)
 	return rdtsc_after();
 }
 
-/* Sends `count` IPIs, starting at number `seq`; false if too many timed out. */
-static int storm(u64 seq, u64 count, int injecting)
+static int gave_up(void)
+{
+	return status->incomplete > params->max_incomplete;
+}
+
+/* vCPU `self` sends `count` IPIs, starting at number `seq`, or fewer if too many timed out. */
+static void storm(u32 self, u64 seq, u64 count, int injecting)
 {
 	const u64 inject_at = seq + count / 2, end = seq + count;
 	const u64 ready = params->target_state == STORM_PREEMPTED ? MG_READY_PREEMPTED : MG_READY;
-	struct wait wait = {.first = 1, .last = params->n_vcpus - 1};
+	struct wait wait = {.targets = targets_of(self)};
 
-	if (params->pattern == STORM_SELF)
-		wait.first = wait.last = 0;
-	else if (params->pattern == STORM_UNICAST)
-		wait.first = wait.last = params->target;
-
-	for (; seq < end; seq++) {
-		volatile struct storm_send *record = (struct storm_send *)params->sends + seq;
+	wait.first = __builtin_ctzll(wait.targets);
+	wait.last = 63 - __builtin_clzll(wait.targets);
+	for (; seq < end && !gave_up(); seq++) {
+		volatile struct storm_send *record = sends_of(self) + seq;
 		u64 start;
 
 		while (vcpus[params->target].ready != ready)
@@ -264,33 +367,52 @@ static int storm(u64 seq, u64 count, int injecting)
 		for (u32 i = wait.first; i <= wait.last; i++)
 			wait.before[i] = vcpus[i].handled;
 		record->seq = seq;
+		record->sender = self;
 		if (injecting && params->inject && seq == inject_at)
 			inject(record);
 		else
-			send(record);
+			send(record, wait.targets);
 		record->ack_tsc =
 			wait_for_acknowledgement(&wait, record->send_tsc + params->timeout_cycles);
-		status->incomplete += !record->ack_tsc;
-		status->sent = seq + 1;
-		if (status->incomplete > params->max_incomplete)
-			return 0;
+		if (!record->ack_tsc)
+			__atomic_fetch_add(&status->incomplete, 1, __ATOMIC_RELAXED);
+		if (self == 0)
+			status->sent = seq + 1;
 	}
-	return 1;
 }
 
-/* The sender's main function, in user mode. */
+/* Waits until every sender has come to this phase. */
+static void meet(u32 self, u64 phase)
+{
+	vcpus[self].phase = phase;
+	for (u32 i = 0; i < n_senders(); i++)
+		while (vcpus[i].phase < phase)
+			pause();
+}
+
+/* The main function of a sender, in user mode. vCPU 0 reports for all. */
 void mg_sender(void)
 {
+	const u32 self = own_index();
+
+	vcpus[self].ready = MG_READY;
 	for (u32 i = 1; i < params->n_vcpus; i++)
 		while (!vcpus[i].ready)
 			pause();
-	report(STORM_WARMING_UP);
-	if (storm(0, params->warmup, 0)) {
-		report(STORM_MEASURING);
-		report(storm(params->warmup, params->count, 1) ? STORM_DONE : STORM_GAVE_UP);
-	} else {
-		report(STORM_GAVE_UP);
+	if (self == 0)
+		report(STORM_WARMING_UP);
+	meet(self, 1);
+	storm(self, 0, params->warmup, 0);
+	meet(self, 2);
+	if (!gave_up()) {
+		if (self == 0)
+			report(STORM_MEASURING);
+		meet(self, 3);
+		storm(self, params->warmup, params->count, 1);
+		meet(self, 4);
 	}
+	if (self == 0)
+		report(gave_up() ? STORM_GAVE_UP : STORM_DONE);
 	for (;;)
 		pause();
 }
@@ -317,14 +439,14 @@ static void wait_masked(volatile struct mg_vcpu *self)
 
 void mg_main(u32 index)
 {
-	const u64 sends = params->sends;
-
-	enable_apic();
+	enable_apic(index);
 	touch(vcpus[index].next_receipt, vcpus[index].end_receipt);
-	if (index == 0) {
+	if (index < n_senders()) {
 		if (params->send_method == STORM_PASSTHROUGH)
 			mg_enable_passthrough(vcpus, params->n_vcpus);
-		touch(sends, sends + (params->warmup + params->count) * sizeof(struct storm_send));
+		if (params->send_method == STORM_PV_HYPERCALL)
+			vcpus[0].vmmcall = has_vmmcall();
+		touch((u64)sends_of(index), (u64)sends_of(index + 1));
 		mg_sender_in_user_mode();
 	} else if (params->target_state == STORM_HALTED) {
 		mg_wait_halted();

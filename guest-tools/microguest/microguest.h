@@ -38,6 +38,8 @@
 #define MG_SERVICE_REPORT 2
 #define MG_SERVICE_TRIPLE_FAULT 3
 #define MG_SERVICE_POST 4
+#define MG_SERVICE_VMCALL 5
+#define MG_SERVICE_VMMCALL 6
 
 #define MG_XAPIC_BASE 0xfee00000
 
@@ -70,13 +72,15 @@
 struct mg_vcpu {
 	unsigned long long handled; /* handler entries so far: the acknowledgement */
 	unsigned long long ready; /* 0, or one of MG_READY* */
-	unsigned long long pad1[6];
+	unsigned long long phase; /* of a sender; see meet() */
+	unsigned long long pad1[5];
 	unsigned long long next_receipt; /* address of the next free struct storm_receipt */
 	unsigned long long end_receipt; /* end of the log; further entries are only counted */
 	unsigned long long xapic; /* EOI through memory instead of an MSR */
 	unsigned long long stack; /* its stack pointer when it starts */
 	unsigned long long descriptors; /* address of vCPU 0's, once enabled */
-	unsigned long long pad2[3];
+	unsigned long long vmmcall; /* vCPU 0's: hypercalls are VMMCALL, not VMCALL */
+	unsigned long long pad2[2];
 };
 
 /* Data of vCPU 0 for vCPUs that it starts by SIPI; tables in the format of SGDT and SIDT. */

@@ -11,6 +11,8 @@ import numpy as np
 
 ABI_VERSION = 2
 ALL_BUT_SELF = 0xFFFF
+ALL = 0xFFFE
+TARGET_MASK = 0xFFFD
 FILE_MAGIC = b"IPISTORM"  # the module's name when the format was made
 
 
@@ -21,6 +23,9 @@ class StormPattern(IntEnum):
     SELF = 1
     BROADCAST = 2
     RING = 3
+    MULTICAST = 4
+    BROADCAST_SELF = 5
+    UNICAST_LOGICAL = 6
 
 
 class StormTargetState(IntEnum):
@@ -80,7 +85,7 @@ PARAMS = np.dtype(
         ("sends", "<u8"),
         ("handler_burn_cycles", "<u8"),
         ("sender", "<u4"),
-        ("reserved", "<u4"),
+        ("target_mask", "<u4"),
     ]
 )
 """struct storm_params."""

@@ -12,7 +12,7 @@ from ipitrace.compare.statistics import Values
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.metrics import CYCLES_METRICS, SIDES, Metric, Scale, metric_of
-from ipitrace.words.scenarios import Pattern, ScenarioStatus
+from ipitrace.words.scenarios import SENDERS_ONLY, ScenarioStatus
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,6 @@ def _missing(row: ScenarioResult, has: Collection[str], *, cycles: bool) -> Iter
             why = "a recording lacks these cycles" if cycles else "emulated and real cycles"
             yield Missing(row.name, metric.name, why)
     for side in SIDES:
-        expected = side == "sender" or row.pattern != Pattern.SELF
+        expected = side == "sender" or row.pattern not in SENDERS_ONLY
         if expected and f"exits.{side}" not in has:
             yield Missing(row.name, f"exits.{side}", "a recording did not count them")

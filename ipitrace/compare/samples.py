@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ipitrace.recording.row import Percentiles, RepetitionFigures, ScenarioResult
 from ipitrace.words.metrics import (
+    ALL_TIMINGS,
     PERCENTILES,
     SIDES,
-    TIMINGS,
     TOTAL_EXITS,
     Metric,
     cycles_metric,
@@ -43,7 +43,7 @@ def samples(row: ScenarioResult) -> dict[str, Sample]:
 
 
 def _cycles(repetitions: Sequence[RepetitionFigures]) -> Iterator[Sample]:
-    for timing in TIMINGS:
+    for timing in ALL_TIMINGS:
         figures: list[Percentiles | None] = [getattr(r, timing.field) for r in repetitions]
         if None in figures:  # excluding a repetition would bias the sample
             continue

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex
-from ipitrace.correlate.spans import Spans, StormTrace
+from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps
 from ipitrace.correlate.weights import WEIGHED, notified
 from ipitrace.words.events import Kind
@@ -58,18 +58,12 @@ def events_inside(inside: NDArray[np.int32]) -> NDArray[np.uint32]:
 
 
 def programs_in_deliver(
-    trace: StormTrace,
-    spans: Spans,
-    events: EventIndex,
-    vcpu: int,
-    *,
-    exits: tuple[Stamps, Stamps],
+    spans: Spans, events: EventIndex, vcpu: int, exits: tuple[Stamps, Stamps]
 ) -> NDArray[np.int32] | None:
     """The programs that ran in those parts of exits that lie between sends and their handlers.
 
     Args:
-        trace: the storm.
-        spans: its IPIs.
+        spans: the IPIs of a storm.
         events: its events.
         vcpu: the vCPU that exited.
         exits: the stamps of its exits, and of the entries that ended them.
@@ -82,8 +76,9 @@ def programs_in_deliver(
     if spans.passed is None:
         return None
     total = np.zeros((len(start), _COLUMNS), np.int32)
-    for target in trace.targets if vcpu == trace.sender else [vcpu]:
-        own = spans.target == target
+    theirs = (spans.sender == vcpu) | (spans.target == vcpu)
+    for sender, target in np.unique(np.stack([spans.sender, spans.target])[:, theirs], axis=1).T:
+        own = (spans.sender == sender) & (spans.target == target)
         stages, at_handler = spans.tsc[own], spans.passed[own, Stage.HANDLER]
         send, handler = stages[:, Stage.SEND], stages[:, Stage.HANDLER]
         handler = np.where(handler == ABSENT, send, np.maximum(handler, send))
@@ -92,13 +87,13 @@ def programs_in_deliver(
         sent, told = send[ipis], notified(stages)[ipis]
         until_handler = (handler[ipis] < end[at])[:, np.newaxis]
         late = np.where(
-            until_handler, 0, _delays(trace, events, vcpu, end[at], since=sent, told=told)
+            until_handler, 0, _delays(events, sender, vcpu, end[at], since=sent, told=told)
         )
         late[:, :_AFTER] += np.where(until_handler, at_handler[ipis], 0)
         late[:, [_ENTRY, _AFTER]] += ~until_handler
         from_exit = (start[at] > sent)[:, np.newaxis]
         early = np.where(
-            from_exit, _delays(trace, events, vcpu, start[at], since=sent, told=told), 0
+            from_exit, _delays(events, sender, vcpu, start[at], since=sent, told=told), 0
         )
         early[:, [_EXIT, _AFTER]] += from_exit
         np.add.at(total, at, late - early)
@@ -106,14 +101,14 @@ def programs_in_deliver(
 
 
 def _delays(
-    trace: StormTrace, events: EventIndex, vcpu: int, tsc: Stamps, *, since: Stamps, told: Stamps
+    events: EventIndex, sender: int, vcpu: int, tsc: Stamps, *, since: Stamps, told: Stamps
 ) -> NDArray[np.int32]:
     """The programs since the send that delayed what a vCPU did at `tsc`.
 
     Args:
-        trace: the storm.
-        events: its events.
-        vcpu: the sender, or the target.
+        events: of the storm.
+        sender: the vCPU that sent.
+        vcpu: the same, or the target.
         tsc: stamps of this vCPU; shape (n,), as for the others.
         since: the send of each.
         told: the target's notification.
@@ -123,8 +118,8 @@ def _delays(
         mine = events.of(vcpu, kind).tsc
         at = np.searchsorted(mine, tsc)
         found[:, place] = at - np.searchsorted(mine, since)
-        if vcpu != trace.sender:
-            others = events.of(trace.sender, kind).tsc
+        if vcpu != sender:
+            others = events.of(sender, kind).tsc
             led = np.searchsorted(others, told, side="right") - np.searchsorted(others, since)
             all_of_both = led + at - np.searchsorted(mine, told)
             found[:, place] = np.where(tsc > told, all_of_both, found[:, place])

@@ -18,6 +18,8 @@ from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.words.events import Kind
 from ipitrace.words.stages import Stage
 
+_VCPU_BITS = 32
+
 
 @dataclass(frozen=True)
 class ExitTable:
@@ -51,8 +53,9 @@ class ExitTable:
 
 
 def exit_tables(trace: StormTrace, spans: Spans) -> list[ExitTable]:
-    """The exits of the sender and of each target, inside the measured windows."""
-    vcpus = dict.fromkeys([trace.sender, *trace.targets])
+    """The exits of each sender and of each target, inside the measured windows."""
+    senders = np.unique(spans.sender).tolist() or [trace.sender]
+    vcpus = dict.fromkeys([*senders, *trace.targets])
     events = EventIndex(trace.events, trace.event_tsc)
     return [_exit_table(trace, spans, events, vcpu) for vcpu in vcpus]
 
@@ -64,7 +67,7 @@ def _exit_table(trace: StormTrace, spans: Spans, events: EventIndex, vcpu: int) 
     records = trace.events[exits]
     entry = _ending_entry(exit_tsc, events.of(vcpu, Kind.KVM_ENTRY).tsc)
     end = np.where(entry == ABSENT, exit_tsc, entry)
-    in_deliver = _overlap(trace, spans, vcpu, exit_tsc, end)
+    in_deliver = _overlap(spans, vcpu, exit_tsc, end)
     inside = programs_inside(events, vcpu, exit_tsc, end)
     return ExitTable(
         vcpu,
@@ -74,7 +77,7 @@ def _exit_table(trace: StormTrace, spans: Spans, events: EventIndex, vcpu: int) 
         in_deliver,
         events_inside(inside) | np.where(in_deliver > 0, IN_DELIVER, np.uint32(0)),
         inside if trace.stages_only else None,
-        programs_in_deliver(trace, spans, events, vcpu, exits=(exit_tsc, end)),
+        programs_in_deliver(spans, events, vcpu, (exit_tsc, end)),
     )
 
 
@@ -99,7 +102,6 @@ def _ending_entry(exit_tsc: NDArray[np.int64], entry_tsc: NDArray[np.int64]) -> 
 
 
 def _overlap(
-    trace: StormTrace,
     spans: Spans,
     vcpu: int,
     start: NDArray[np.int64],
@@ -107,12 +109,13 @@ def _overlap(
 ) -> NDArray[np.int64]:
     """The part of each [start, end) that lies between sends and their handlers.
 
-    A target's exits are compared with its own handlers. The sender's exits are compared with
+    A target's exits are compared with its own handlers. A sender's exits are compared with
     those of each target and summed, because D is counted once per target.
     """
     total = np.zeros(len(start), np.int64)
-    for target in trace.targets if vcpu == trace.sender else [vcpu]:
-        own = spans.target == target
+    pair = spans.sender << _VCPU_BITS | spans.target
+    for one in np.unique(pair[(spans.sender == vcpu) | (spans.target == vcpu)]):
+        own = pair == one
         send, handler = spans.tsc[own, Stage.SEND], spans.tsc[own, Stage.HANDLER]
         delivering = np.where(handler == ABSENT, 0, np.maximum(handler - send, 0))
         total += _covered(send, delivering, end) - _covered(send, delivering, start)

@@ -8,7 +8,7 @@ binary searches of whole columns (numpy.searchsorted).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from ipitrace.words.events import Kind
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.stages import Stage
 
-__all__ = ["Spans", "StormTrace", "correlate", "correlate_part"]
+__all__ = ["Spans", "StormTrace", "correlate", "correlate_part", "joined"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Spans:
 
     Attributes:
         seq: the send's number; shape (n,), as for all others except `tsc`.
-        target: the vCPU.
+        sender: the vCPU that sent.
+        target: the vCPU that handles.
         path: an IpiPath.
         tsc: guest TSC of each stage, ABSENT if it was not seen; shape (n, len(Stage)).
         sender_exits: kvm_exit of the sender's thread in the IPI's window; ABSENT if
@@ -45,6 +46,7 @@ class Spans:
     """
 
     seq: NDArray[np.int64]
+    sender: NDArray[np.int64]
     target: NDArray[np.int64]
     path: NDArray[np.int8]
     tsc: NDArray[np.int64]
@@ -71,6 +73,27 @@ def correlate(trace: StormTrace) -> Spans:
     return correlate_part(trace, GuestSide.of(trace))
 
 
+def joined(parts: Sequence[Spans]) -> Spans:
+    """The spans of several senders of one storm, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    unmatched: dict[str, int] = {}
+    for part in parts:
+        for name, n in part.unmatched_events.items():
+            unmatched[name] = unmatched.get(name, 0) + n
+    passed = [part.passed for part in parts if part.passed is not None]
+    columns = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(Spans)
+        if field.name not in {"unmatched_events", "passed"}
+    }
+    return Spans(
+        **columns,
+        unmatched_events=unmatched,
+        passed=np.concatenate(passed) if passed else None,
+    )
+
+
 def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
     """As correlate(), for some sends; every event must lie in one of their windows or in none."""
     events = EventIndex(trace.events, trace.event_tsc)
@@ -89,6 +112,7 @@ def correlate_part(trace: StormTrace, guest: GuestSide) -> Spans:
             )
     return Spans(
         seq=np.repeat(guest.seq, m),
+        sender=np.full(n * m, trace.sender, np.int64),
         target=np.tile(np.array(list(trace.targets), np.int64), n),
         path=np.repeat(sent.path, m),
         tsc=tsc.reshape(n * m, len(Stage)),

@@ -2,13 +2,14 @@
 """The input of the correlator: one storm's logs and host events, on one clock."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.pairing import eoi_tsc, pair_receipts, taken
 from ipitrace.correlate.stamps import ABSENT
+from ipitrace.words.scenarios import Route
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class StormTrace:
     farther from it than the clock's error. Any other range is valid.
 
     Attributes:
-        sends: records of abi.storm.SEND, ascending.
+        sends: records of abi.storm.SEND of this sender, ascending.
         receipts: each vCPU's records of abi.storm.RECEIPT, ascending.
         sender: the vCPU that sends.
         targets: the vCPUs that handle each IPI.
@@ -50,6 +51,11 @@ class StormTrace:
     suspect: Sequence[tuple[int, int]] = ()
     apic_ids: Sequence[int] | None = None
     stages_only: bool = False
+
+    def of_route(self, route: Route) -> "StormTrace":
+        """The part of one sender of a storm in which several send; with all events."""
+        own = self.sends[self.sends["sender"] == route.sender]
+        return replace(self, sends=own, sender=route.sender, targets=route.targets)
 
     def apic_id(self, vcpu: int) -> int:
         """The APIC id of a vCPU in accept events."""

@@ -15,6 +15,7 @@ from ipitrace.correlate.stamps import ABSENT, NEVER
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import HOST_EVENTS
 from ipitrace.words.paths import IpiPath
+from ipitrace.words.scenarios import Route
 from ipitrace.words.stages import CRITICAL, STAGES, Stage
 
 Columns = Mapping[str, NDArray[Any]]
@@ -89,12 +90,11 @@ GUEST_IPI_MEANINGS = {
 }
 
 
-def guest_ipi_columns(
-    place: RepetitionKey, storm: Storm, mode: str, sender: int, targets: tuple[int, ...]
-) -> Columns:
-    """One row for each send and target; the rows of one send are adjacent."""
-    n, m = len(storm.sends), len(targets)
-    send_tsc = storm.sends["send_tsc"].astype(np.int64)
+def guest_ipi_columns(place: RepetitionKey, storm: Storm, mode: str, route: Route) -> Columns:
+    """One row for each send of one sender and target; the rows of one send are adjacent."""
+    sends, targets = storm.sends_of(route.sender), route.targets
+    n, m = len(sends), len(targets)
+    send_tsc = sends["send_tsc"].astype(np.int64)
     handler, eoi = [], []
     for target in targets:
         receipts = storm.receipts[target]
@@ -102,15 +102,15 @@ def guest_ipi_columns(
         index = pair_receipts(send_tsc, handled).receipt_of_send
         handler.append(taken(handled, index))
         eoi.append(taken(eoi_tsc(receipts), index))
-    ack = storm.sends["ack_tsc"].astype(np.int64)
+    ack = sends["ack_tsc"].astype(np.int64)
     return {
         **place.columns(n * m),
         "mode": np.full(n * m, mode, dtype=object),
-        "seq": np.repeat(storm.sends["seq"], m),
-        "sender": np.full(n * m, sender, np.int16),
+        "seq": np.repeat(sends["seq"], m),
+        "sender": np.full(n * m, route.sender, np.int16),
         "target": np.tile(np.array(targets, np.int16), n),
         "send_tsc": np.repeat(send_tsc, m),
-        "sent_tsc": np.repeat(storm.sends["sent_tsc"].astype(np.int64), m),
+        "sent_tsc": np.repeat(sends["sent_tsc"].astype(np.int64), m),
         "handler_tsc": _masked(np.stack(handler, axis=1).reshape(-1)),
         "eoi_tsc": _masked(np.stack(eoi, axis=1).reshape(-1)),
         "ack_tsc": _masked(np.repeat(np.where(ack == 0, ABSENT, ack), m)),
@@ -136,14 +136,14 @@ _PATH_NAMES = np.array([path.text for path in IpiPath], dtype=object)
 _STAGE_NAMES = [spec.name for spec in STAGES]
 
 
-def span_columns(place: RepetitionKey, spans: Spans, sender: int, first_ipi: int) -> Columns:
+def span_columns(place: RepetitionKey, spans: Spans, first_ipi: int) -> Columns:
     """One row for each delivery of a recorded repetition."""
     n = len(spans.seq)
     return {
         "ipi": np.arange(first_ipi, first_ipi + n, dtype=np.int64),
         **place.columns(n),
         "seq": spans.seq,
-        "sender": np.full(n, sender, np.int16),
+        "sender": spans.sender.astype(np.int16),
         "target": spans.target.astype(np.int16),
         "path": _PATH_NAMES[spans.path],
         "sequence": _sequences(spans),

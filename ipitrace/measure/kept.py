@@ -9,7 +9,7 @@ from ipitrace.measure.repetition import Recorded
 from ipitrace.measure.request import WARMUP
 from ipitrace.storm.driver import StormRequest
 from ipitrace.summary import Measured, Repetition, reduce_storm
-from ipitrace.words.scenarios import Scenario
+from ipitrace.words.scenarios import Scenario, routes_of
 
 
 @dataclass
@@ -57,7 +57,7 @@ class KeptRepetitions:
         kept.repetitions.append(
             reduce_storm(
                 recorded.storm,
-                targets,
+                routes_of(scenario.pattern, targets),
                 recorded.mode,
                 recorded.watched,
                 seen=recorded.seen,

@@ -37,15 +37,17 @@ def chosen_limits(
     )
 
 
-def limited_pace(pace_cycles: int, limits: RunLimits | None, tsc_hz: float) -> int:
-    """The pace, made longer if it would exceed the limit of the rate.
+def limited_pace(
+    pace_cycles: int, limits: RunLimits | None, tsc_hz: float, senders: int = 1
+) -> int:
+    """The pace of each sender, made longer if all together would exceed the limit of the rate.
 
     The pace is the time from an acknowledgement to the next send. The IPIs' own time is added to
     it, so the rate stays below the limit.
     """
     if limits is None or limits.max_rate_hz is None:
         return pace_cycles
-    return max(pace_cycles, math.ceil(tsc_hz / limits.max_rate_hz))
+    return max(pace_cycles, math.ceil(senders * tsc_hz / limits.max_rate_hz))
 
 
 def check_time(storms: Iterable[tuple[int, int]], limits: RunLimits | None, tsc_hz: float) -> None:

@@ -31,7 +31,7 @@ from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.turns import Turn
 from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.summary import Measured
-from ipitrace.words.scenarios import Mode, Scenario
+from ipitrace.words.scenarios import SENDER, Mode, Scenario, routes_of
 
 _KEPT = "Completed repetitions are kept."
 _NOTHING = "No repetition was completed."
@@ -137,7 +137,8 @@ def perform_turns(context: Context, gathered: Gathered) -> None:
         targets = context.guest.driver.targets(turn.scenario)
         gathered.kept.add(request, targets, recorded, number)
         gathered.lookout.after(request, recorded, number, tsc_hz)
-        gathered.rows.write(RepetitionKey(turn.scenario.name, number), targets, recorded)
+        routes = routes_of(turn.scenario.pattern, targets)
+        gathered.rows.write(RepetitionKey(turn.scenario.name, number), routes, recorded)
         gathered.clocks.add(recorded)
         done += turn.sends
 
@@ -158,7 +159,7 @@ def storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
 
 def storm_s(storm: Storm, tsc_hz: float | None) -> float | None:
     """The storm's duration by the guest's stamps; the warm-up's time is estimated from it."""
-    measured = len(storm.sends)
+    measured = len(storm.sends_of(SENDER))
     if tsc_hz is None or not measured:
         return None
     return silence(storm, tsc_hz)[0] * (measured + WARMUP) / measured

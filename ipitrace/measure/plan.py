@@ -17,7 +17,7 @@ from ipitrace.measure.turns import Turn, plan_turns
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.limits import FASTEST_TSC_HZ
-from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Scenario, TargetState
+from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Pattern, Scenario, TargetState
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
 _BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
@@ -89,11 +89,19 @@ def plan_for(request: RunRequest, guest: Guest) -> Plan:
         raise _nothing_can_run(request, driver)
     tsc_hz = known_tsc_hz(driver.tsc_khz)
     traced = request.trace and guest.pid is not None
-    return make_plan(request, able, traced=traced, ours=guest.ours, tsc_hz=tsc_hz)
+    return make_plan(
+        request, able, traced=traced, ours=guest.ours, tsc_hz=tsc_hz, n_vcpus=driver.n_vcpus
+    )
 
 
 def make_plan(
-    request: RunRequest, able: Sequence[Scenario], *, traced: bool, ours: bool, tsc_hz: float
+    request: RunRequest,
+    able: Sequence[Scenario],
+    *,
+    traced: bool,
+    ours: bool,
+    tsc_hz: float,
+    n_vcpus: int | None = None,
 ) -> Plan:
     """The plan for the scenarios that the guest can run.
 
@@ -103,6 +111,7 @@ def make_plan(
         traced: BPF programs will be attached.
         ours: the guest is the built-in one.
         tsc_hz: the guest TSC's rate.
+        n_vcpus: of the guest; None if it is not known.
 
     Raises:
         UsageError: the storms cannot end within the time limit.
@@ -118,7 +127,15 @@ def make_plan(
         scenarios=tuple(able),
         modes=modes,
         sends=sends_of(request),
-        paces={s.name: limited_pace(pace_of(request, s, tsc_hz), limits, tsc_hz) for s in able},
+        paces={
+            s.name: limited_pace(
+                pace_of(request, s, tsc_hz),
+                limits,
+                tsc_hz,
+                senders=n_vcpus or 1 if s.pattern == Pattern.RING else 1,
+            )
+            for s in able
+        },
         limits=limits,
         tsc_hz=tsc_hz,
         accounted=tuple(m for m in modes if m != Mode.OFF) if request.probe_costs else (),

@@ -17,10 +17,11 @@ from ipitrace.measure.limits import least_seconds
 from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
 from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.recording.result import RunLimits
+from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
-from ipitrace.words.scenarios import Pattern, Scenario, TargetState
+from ipitrace.words.scenarios import SENDER, Pattern, Route, Scenario, TargetState, routes_of
 
 _LOADING: Final = (
     "the kernel checks each program only when it is loaded; the run reports the programs that the "
@@ -112,6 +113,7 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
         HostError: KVM is missing for the built-in guest.
     """
     unsupported: dict[str, str] = {}
+    driver: Driver | None = None
     tsc_hz = known_tsc_hz(None)
     if is_micro(vm, via):
         driver = micro_guest(vcpus_of(vm)).driver
@@ -131,30 +133,38 @@ def preview(request: RunRequest, vm: str, via: str | None, directory: Path) -> P
         traced=_traced(request, guest),
         ours=guest.kind == MICRO,
         tsc_hz=tsc_hz,
+        n_vcpus=guest.n_vcpus,
     )
     return Preview(
         guest=guest,
         attaching=_attaching(request, guest),
-        sending=_sending(plan, guest.n_vcpus, unsupported),
+        sending=_sending(
+            plan, {s.name: _routes(s, driver, guest.n_vcpus) for s in plan.scenarios}, unsupported
+        ),
         inside=tuple(_inside(request, guest, via, plan.scenarios)),
         writing=_writing(directory),
         rights=tuple(_rights(request, guest, via)),
     )
 
 
-def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) -> Sending:
+def _sending(
+    plan: Plan, routes: Mapping[str, tuple[Route, ...] | None], unsupported: Mapping[str, str]
+) -> Sending:
     repetitions, n_modes = len(plan.sends), plan.n_modes
-    storms = [
-        PreviewedStorms(
-            name=scenario.name,
-            targets=_targets(scenario, n_vcpus),
-            repetitions=repetitions,
-            sends=n_modes * (sum(plan.sends) + WARMUP * repetitions),
-            pace_cycles=plan.paces[scenario.name],
-            most_per_s=plan.tsc_hz / max(plan.paces[scenario.name], 1),
+    storms = []
+    for scenario in plan.scenarios:
+        known = routes[scenario.name]
+        senders = len(known or (SENDER,))
+        storms.append(
+            PreviewedStorms(
+                name=scenario.name,
+                targets=None if known is None else len(known[0].targets),
+                repetitions=repetitions,
+                sends=senders * n_modes * (sum(plan.sends) + WARMUP * repetitions),
+                pace_cycles=plan.paces[scenario.name],
+                most_per_s=senders * plan.tsc_hz / max(plan.paces[scenario.name], 1),
+            )
         )
-        for scenario in plan.scenarios
-    ]
     return Sending(
         storms=n_modes * repetitions * len(storms),
         sends=sum(storm.sends for storm in storms),
@@ -187,10 +197,17 @@ def _traced(request: RunRequest, guest: PreviewedGuest) -> bool:
     return request.trace and guest.pid is not None
 
 
-def _targets(scenario: Scenario, n_vcpus: int | None) -> int | None:
+def _routes(
+    scenario: Scenario, driver: Driver | None, n_vcpus: int | None
+) -> tuple[Route, ...] | None:
+    """The senders and their targets; None if they depend on an unknown number of vCPUs."""
+    if driver is not None:
+        return routes_of(scenario.pattern, driver.targets(scenario))
     if scenario.pattern in {Pattern.UNICAST, Pattern.SELF}:
-        return 1
-    return None if n_vcpus is None else n_vcpus - 1
+        return routes_of(scenario.pattern, (SENDER,))
+    if n_vcpus is None:
+        return None
+    return routes_of(scenario.pattern, range(scenario.pattern == Pattern.BROADCAST, n_vcpus))
 
 
 def _limits_words(limits: RunLimits | None) -> str:

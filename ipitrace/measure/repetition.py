@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ipitrace.base.errors import MeasurementError
 from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
-from ipitrace.correlate.spans import StormTrace, correlate
+from ipitrace.correlate.spans import StormTrace, correlate, joined
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
@@ -26,7 +26,7 @@ from ipitrace.summary import HostSide
 from ipitrace.tracer.session import Tracer
 from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import Mode, Scenario, routes_of
 
 # Limits of the host events that are kept of one repetition. The recordings in
 # tests/data/recordings have 2 to 17 per IPI. A guest can cause any number of other events; the
@@ -155,7 +155,7 @@ def run_repetition(
         trace = on_one_clock(request, guest, storm, host)
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
-    return _with_trace(counted, trace, events, interrupts)
+    return _with_trace(counted, request.scenario, trace, events, interrupts)
 
 
 def _rest(tracer: Tracer) -> NDArray[np.void]:
@@ -172,12 +172,14 @@ def _most_records_per_s(request: StormRequest, n_targets: int) -> float:
 
 def _with_trace(
     counted: Recorded,
+    scenario: Scenario,
     trace: StormTrace,
     events: NDArray[np.void],
     interrupts: InterruptDelta | None,
 ) -> Recorded:
     """The same repetition with the results of its host events, on the guest's clock."""
-    spans = correlate(trace)
+    routes = routes_of(scenario.pattern, trace.targets)
+    spans = joined([correlate(trace.of_route(route)) for route in routes])
     return replace(
         counted,
         watched=HostSide(spans, exit_tables(trace, spans), interrupts),

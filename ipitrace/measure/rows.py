@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the rows of a recording's tables, one repetition at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ipitrace.measure.columns import (
     span_columns,
 )
 from ipitrace.measure.repetition import Recorded
-from ipitrace.words.scenarios import SENDER
+from ipitrace.words.scenarios import Route
 
 
 class Sink(Protocol):
@@ -35,17 +35,15 @@ class RowWriter:
         self._sink = sink
         self._ipis = 0
 
-    def write(self, place: RepetitionKey, targets: tuple[int, ...], recorded: Recorded) -> None:
+    def write(self, place: RepetitionKey, routes: Sequence[Route], recorded: Recorded) -> None:
         """Write one repetition."""
-        self._sink.append(
-            "guest_ipis",
-            guest_ipi_columns(place, recorded.storm, recorded.mode, SENDER, targets),
-            GUEST_IPI_MEANINGS,
-        )
+        for route in routes:
+            columns = guest_ipi_columns(place, recorded.storm, recorded.mode, route)
+            self._sink.append("guest_ipis", columns, GUEST_IPI_MEANINGS)
         if recorded.trace is None or recorded.watched is None:
             return
         events, spans = host_event_columns(place, recorded.trace), recorded.watched.spans
         self._sink.append("host_events", events, HOST_EVENT_MEANINGS)
-        columns = span_columns(place, spans, SENDER, self._ipis)
+        columns = span_columns(place, spans, self._ipis)
         self._sink.append("spans", columns, SPAN_MEANINGS)
         self._ipis += len(spans.seq)

@@ -16,7 +16,7 @@ from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import Storm
 from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.scenarios import Scenario, TargetState
+from ipitrace.words.scenarios import SENDER, Scenario, TargetState
 
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for this long, without waiting for a CPU, was stopped."""
@@ -214,10 +214,10 @@ def _idle_s(
 def silence(storm: Storm, tsc_hz: float) -> tuple[float, float]:
     """The storm's duration, and by how much the longest time between two sends exceeds the median.
 
-    Both are in seconds and cover the measured sends. The time after an IPI that timed out does
-    not count, because that wait is reported as an incomplete IPI.
+    Both are in seconds and cover the measured sends of vCPU 0. The time after an IPI that timed
+    out does not count, because that wait is reported as an incomplete IPI.
     """
-    sends = storm.sends
+    sends = storm.sends_of(SENDER)
     stamps = sends["send_tsc"].astype(np.int64)
     if len(stamps) < 2:  # noqa: PLR2004
         return 0.0, 0.0

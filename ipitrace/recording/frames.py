@@ -23,7 +23,7 @@ from ipitrace.recording.reader import (
 )
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Percentiles, RepetitionFigures
-from ipitrace.words.metrics import PERCENTILES, TIMINGS
+from ipitrace.words.metrics import ALL_TIMINGS, PERCENTILES
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ class Recording:
         return self.table(name, columns).to_pandas(types_mapper=nullable.get)
 
     def figures(self) -> pa.Table:
-        """Each repetition's percentiles of S, D and R, one row for each value.
+        """Each repetition's percentiles of each timing, one row for each value.
 
         Columns: `scenario`; `repetition`, as in the other tables; `mode`; `metric` (`send`,
-        `deliver` or `round_trip`); `percentile` (`p50`, `p90`, `p99` or `p99.9`); `cycles`.
+        `deliver`, `last_deliver` or `round_trip`); `percentile` (`p50`, `p90`, `p99` or
+        `p99.9`); `cycles`.
 
         Raises:
             UsageError: a value is larger than any measurement.
@@ -150,7 +151,7 @@ def _decoding() -> Iterator[None]:
 
 
 def _rows(scenario: str, figures: RepetitionFigures) -> Iterator[tuple[Any, ...]]:
-    for timing in TIMINGS:
+    for timing in ALL_TIMINGS:
         found: Percentiles | None = getattr(figures, timing.field)
         for percentile, field in PERCENTILES.items() if found is not None else ():
             cycles = getattr(found, field)

@@ -8,6 +8,7 @@ History of SCHEMA_VERSION:
        and may be absent.
     2  the modes are off, stages and evidence instead of off, counting and full: the rows' timings
        are of mode off, their stages of mode stages, and all else of mode evidence.
+       `last_deliver_cycles` and `vcpus` of a row were added later and may be absent.
 """
 
 import json

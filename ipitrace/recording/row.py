@@ -36,14 +36,30 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class VcpuCycles:
+    """The cycles of the IPIs that one vCPU sent and handled.
+
+    Attributes:
+        send_cycles: S of the sends of this vCPU; None if it has none.
+        deliver_cycles: D of the IPIs to this vCPU; None if there are none.
+        round_trip_cycles: R of the sends of this vCPU; None if none was acknowledged.
+    """
+
+    vcpu: int
+    send_cycles: Summary | None
+    deliver_cycles: Summary | None
+    round_trip_cycles: Summary | None
+
+
+@dataclass(frozen=True)
 class ExitsPerIpi:
     """VM exits per IPI by reason: the sender's per send, the targets' per delivery.
 
     Attributes:
         source: the source of the counts; None if nothing could count them.
         sender: reason to exits per send.
-        target: reason to exits per delivery, over all targets; None for self IPIs,
-            whose sender is the target.
+        target: reason to exits per delivery, over all targets except the sender; None if only
+            senders are targets (`self`, `ring`).
     """
 
     source: str | None
@@ -204,6 +220,7 @@ class RepetitionFigures:
         round_trip_cycles: R; None if no IPI has it.
         exits: per IPI, by reason.
         paths: the share of IPIs that took each path; None unless all events were recorded.
+        last_deliver_cycles: D of the last target of each send; None if sends have one target.
     """
 
     order: int
@@ -214,6 +231,7 @@ class RepetitionFigures:
     round_trip_cycles: Percentiles | None
     exits: ExitsPerIpi | None
     paths: Mapping[str, float] | None
+    last_deliver_cycles: Percentiles | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,7 @@ class ScenarioResult:
 
     Attributes:
         status: `measured`, or `unsupported` for the reason in `reason`.
-        sent: the number of sends (a broadcast is one).
+        sent: the number of sends (a broadcast is one), of all senders.
         delivered: handler entries, counted by the handlers themselves.
         coalesced: requested deliveries that no handler saw and that did not time out.
         incomplete: sends not acknowledged in time.
@@ -243,6 +261,9 @@ class ScenarioResult:
         repetition_figures: the figures of each repetition in every mode, in the order run.
         absent: the reason for each field that is null.
         notes: notes that a reader needs before trusting the row.
+        last_deliver_cycles: the D of the last target of each send that all targets handled;
+            None if sends have one target.
+        vcpus: the cycles of each vCPU; None if there are only one sender and one target.
     """
 
     name: str
@@ -277,3 +298,5 @@ class ScenarioResult:
     absent: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
     deliver_histogram: Histogram | None = field(default=None, metadata=LATER)
+    last_deliver_cycles: Summary | None = field(default=None, metadata=LATER)
+    vcpus: tuple[VcpuCycles, ...] | None = field(default=None, metadata=LATER)

@@ -20,7 +20,7 @@ class StormRequest:
     Attributes:
         scenario: the kind of IPI.
         n_vcpus: vCPUs of the guest; vCPU 0 sends.
-        count: measured sends, after `warmup` unmeasured ones.
+        count: measured sends of each sender, after `warmup` unmeasured ones.
         pace_cycles: guest TSC cycles from one acknowledgement to the next send.
         timeout_s: an IPI not acknowledged within this time counts as incomplete.
         inject: a deliberate fault, to test that it is reported; None in real runs.
@@ -80,7 +80,7 @@ class Storm:
     """The result of one storm; all stamps are guest TSC.
 
     Attributes:
-        sends: the measured part of the sender's log (dtype abi.SEND).
+        sends: the measured part of the senders' logs, one after the other (dtype abi.SEND).
         receipts: each vCPU's measured handler entries (dtype abi.RECEIPT).
         handled: each handler's own counter of measured entries, from guest memory.
         incomplete: IPIs not acknowledged in time, including the warm-up.
@@ -115,6 +115,11 @@ class Storm:
     no_tsc: str | None = None
     vector: int = 0
     as_asked: float | None = None
+
+    def sends_of(self, sender: int) -> NDArray[np.void]:
+        """The part of `sends` that one vCPU sent."""
+        own: NDArray[np.void] = self.sends[self.sends["sender"] == sender]
+        return own
 
     @property
     def counted(self) -> NDArray[np.int64] | None:

@@ -69,13 +69,14 @@ STORM_S: Final = 600.0
 (STORM_MAX_SECONDS)."""
 
 
-def storm_bytes(sends: int, targets: int, n_vcpus: int) -> int:
+def storm_bytes(sends: int, senders: int, targets: int, n_vcpus: int) -> int:
     """The largest possible size of a storm file.
 
     Args:
-        sends: the requested sends, including the warm-up.
-        targets: CPUs that handle each of them.
+        sends: the requested sends of each sender, including the warm-up.
+        senders: CPUs that send.
+        targets: CPUs that handle IPIs; of each sender, or of a ring together.
         n_vcpus: CPUs of the guest.
     """
-    records = sends * (SEND.itemsize + targets * RECEIPT.itemsize)
+    records = sends * (senders * SEND.itemsize + targets * RECEIPT.itemsize)
     return max(HEADER_BYTES, FILE.itemsize) + 8 * n_vcpus + records

@@ -18,13 +18,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.storm import ALL_BUT_SELF
+from ipitrace.abi.storm import ALL, ALL_BUT_SELF, TARGET_MASK
 from ipitrace.base.errors import MeasurementError
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
-from ipitrace.words.scenarios import Pattern
+from ipitrace.words.scenarios import Pattern, Route, routes_of
 
-_SENDER: Final = 0
+_AIMS: Final = {
+    Pattern.BROADCAST: ALL_BUT_SELF,
+    Pattern.BROADCAST_SELF: ALL,
+    Pattern.MULTICAST: TARGET_MASK,
+}
+"""The target of a send to several vCPUs."""
 _LARGEST_STAMP: Final = 1 << 62
 """14 years at 10 GHz; the sum of two such stamps still is an int64."""
 
@@ -74,50 +79,69 @@ def check_plausible(
     Raises:
         MeasurementError: it cannot; the message names the first reason.
     """
-    for reason in _reasons(storm, request, targets, elapsed_s):
+    routes = routes_of(request.scenario.pattern, targets)
+    for reason in _reasons(storm, request, routes, elapsed_s):
         raise MeasurementError(f"The guest's records cannot be true: {reason}.", _HINT)
 
 
 def _reasons(
-    storm: Storm, request: StormRequest, targets: Sequence[int], elapsed_s: float
+    storm: Storm, request: StormRequest, routes: Sequence[Route], elapsed_s: float
 ) -> Iterator[str]:
     """The reasons; each check requires that the checks before it found nothing."""
-    yield from _numbers(storm, request, targets)
+    yield from _senders(storm, request, routes)
+    for route in routes:
+        yield from _numbers(storm.sends_of(route.sender), request, route)
+    yield from _totals(storm, request, routes)
     yield from _stamps(storm)
-    yield from _order_of_sends(storm, request)
+    for route in routes:
+        yield from _order_of_sends(storm.sends_of(route.sender), request)
+    targets = {target for route in routes for target in route.targets}
     for vcpu, receipts in enumerate(storm.receipts):
         yield from _handler(storm, request, vcpu, receipts, is_target=vcpu in targets)
-    for target in targets:
-        yield from _acknowledgements(storm, target)
+    for route in routes:
+        for target in route.targets:
+            yield from _acknowledgements(storm, route.sender, target)
     yield from _duration(storm, elapsed_s)
 
 
-def _numbers(storm: Storm, request: StormRequest, targets: Sequence[int]) -> Iterator[str]:
-    """The number of records, and the numbers in them."""
-    sends = storm.sends
-    if len(sends) != request.count:
-        yield f"{len(sends)} sends were recorded, but {request.count} were requested"
-    seq = sends["seq"].astype(np.int64)
-    asked = np.arange(request.warmup, request.warmup + len(seq))
-    if (i := _first(seq != asked)) is not None:
-        yield f"a send has number {seq[i]} instead of {asked[i]}"
-    aim = ALL_BUT_SELF if request.scenario.pattern == Pattern.BROADCAST else targets[0]
-    # The micro-guest's deliberate fault has another target.
-    meant = sends["ack_tsc"] != 0 if request.inject else np.ones(len(sends), bool)
-    if (i := _first((sends["target"] != aim) & meant)) is not None:
-        yield f"send {seq[i]} went to vCPU {sends['target'][i]} instead of vCPU {aim}"
-    if (i := _first(sends["sender"] != _SENDER)) is not None:
-        yield f"send {seq[i]} came from vCPU {sends['sender'][i]}"
+def _senders(storm: Storm, request: StormRequest, routes: Sequence[Route]) -> Iterator[str]:
+    """The number of records, and who sent."""
+    expected = request.count * len(routes)
+    if len(storm.sends) != expected:
+        yield f"{len(storm.sends)} sends were recorded, but {expected} were requested"
+    senders = {route.sender for route in routes}
+    if (i := _first(~np.isin(storm.sends["sender"], list(senders)))) is not None:
+        yield f"send {storm.sends['seq'][i]} came from vCPU {storm.sends['sender'][i]}"
+
+
+def _totals(storm: Storm, request: StormRequest, routes: Sequence[Route]) -> Iterator[str]:
+    """The number of IPIs that were not acknowledged, and other numbers of the whole storm."""
     unanswered = _unanswered(storm)
-    if not unanswered <= storm.incomplete <= unanswered + request.warmup:
+    warmup = request.warmup * len(routes)
+    if not unanswered <= storm.incomplete <= unanswered + warmup:
         yield (
-            f"{unanswered} measured sends were not acknowledged, and with {request.warmup} of the "
+            f"{unanswered} measured sends were not acknowledged, and with {warmup} of the "
             f"warm-up the guest counts {storm.incomplete}"
         )
     if storm.as_asked is not None and not 0 <= storm.as_asked <= 1:
         yield f"the share of handler entries in the requested state is {storm.as_asked:g}"
     if not len(storm.receipts) == len(storm.handled) == request.n_vcpus:
         yield f"{len(storm.receipts)} vCPUs have records, but the guest has {request.n_vcpus}"
+
+
+def _numbers(sends: NDArray[np.void], request: StormRequest, route: Route) -> Iterator[str]:
+    """The numbers in the records of one sender."""
+    if len(sends) != request.count:
+        yield f"vCPU {route.sender} sent {len(sends)} IPIs, but {request.count} were requested"
+    seq = sends["seq"].astype(np.int64)
+    asked = np.arange(request.warmup, request.warmup + len(seq))
+    if (i := _first(seq != asked)) is not None:
+        yield f"a send has number {seq[i]} instead of {asked[i]}"
+    aim = _AIMS.get(request.scenario.pattern, route.targets[0])
+    # The micro-guest's deliberate fault has another target.
+    meant = sends["ack_tsc"] != 0 if request.inject else np.ones(len(sends), bool)
+    if (i := _first((sends["target"] != aim) & meant)) is not None:
+        yield f"send {seq[i]} went to vCPU {sends['target'][i]} instead of vCPU {aim}"
 
 
 def _stamps(storm: Storm) -> Iterator[str]:
@@ -136,10 +160,10 @@ def _stamps_of(name: str, stamps: NDArray[np.uint64], *, may_lack: bool) -> Iter
         yield f"a {name} is 0"
 
 
-def _order_of_sends(storm: Storm, request: StormRequest) -> Iterator[str]:
-    """The order of the sender's actions, which one vCPU executes sequentially."""
-    seq = storm.sends["seq"]
-    send, sent, ack = (_signed(storm.sends[f"{name}_tsc"]) for name in ("send", "sent", "ack"))
+def _order_of_sends(sends: NDArray[np.void], request: StormRequest) -> Iterator[str]:
+    """The order of one sender's actions, which one vCPU executes sequentially."""
+    seq = sends["seq"]
+    send, sent, ack = (_signed(sends[f"{name}_tsc"]) for name in ("send", "sent", "ack"))
     if (i := _first(sent < send)) is not None:
         yield f"send {seq[i]} was over {send[i] - sent[i]} cycles before it began"
     if (i := _first((ack != 0) & (ack < sent))) is not None:
@@ -181,7 +205,7 @@ def _handler(
         yield f"on vCPU {vcpu} a handler's EOI came {end[i] - entry[i + 1]} cycles into the next"
 
 
-def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
+def _acknowledgements(storm: Storm, sender: int, target: int) -> Iterator[str]:
     """Each acknowledgement belongs to a handler entry of its own, and is later than the entry.
 
     This is exact to the cycle if the vCPUs share a TSC: the handler's RDTSC is older than the
@@ -191,7 +215,8 @@ def _acknowledgements(storm: Storm, target: int) -> Iterator[str]:
     In a storm without a loss, this means D at most R for each IPI. IPIs of the warm-up that timed
     out may be handled late, and be counted as an acknowledgement.
     """
-    answered = storm.sends[storm.sends["ack_tsc"] != 0]
+    own = storm.sends_of(sender)
+    answered = own[own["ack_tsc"] != 0]
     began = _signed(storm.receipts[target]["handler_tsc"])
     entries = np.searchsorted(began, _signed(answered["ack_tsc"]), side="right")
     late = storm.incomplete - _unanswered(storm)

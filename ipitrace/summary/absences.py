@@ -11,7 +11,7 @@ from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.storms import HostSide, Measured, Repetition
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.metrics import DELIVER, TIMINGS
-from ipitrace.words.scenarios import Mode, Pattern, Scenario, TargetState
+from ipitrace.words.scenarios import SENDERS_ONLY, Mode, Scenario, TargetState
 
 _UNTRACED = "nothing was traced"
 _NO_CLOCK = "host events could not be placed on the guest's clock"
@@ -62,7 +62,7 @@ def target_notes(
     as_asked = [r.as_asked for r in storms if r.as_asked is not None]
     if as_asked and (share := sum(as_asked) / len(as_asked)) < _NEARLY_ALL:
         yield f"only {share:.0%} of the IPIs found their target {scenario.target_state}"
-    if scenario.pattern == Pattern.SELF or stats is None:
+    if scenario.pattern in SENDERS_ONLY or stats is None:
         return
     zero = PerSide(0.0, 0.0)
     halts = stats.get("halt_exits", zero).target

@@ -17,7 +17,7 @@ from ipitrace.summary.exits import by_reason
 from ipitrace.summary.stats import summarise
 from ipitrace.summary.storms import HostSide, Measured
 from ipitrace.summary.weights import Weights, without_weight, without_weight_in_exits
-from ipitrace.words.scenarios import SENDER, Mode
+from ipitrace.words.scenarios import Mode
 from ipitrace.words.stages import Stage
 
 _RARE: Final = 0.05
@@ -49,13 +49,14 @@ def exit_times(measured: Measured, weights: Weights | None) -> tuple[ExitTime, .
     staged = [r.watched for r in measured.of(Mode.STAGES) if r.watched is not None]
     light = any(len(table.reason) for w in staged for table in w.exits)
     chosen = staged if light else proving
-    reasons = _reasons(proving) if light else {}
+    senders = frozenset(route.sender for route in measured.routes)
+    reasons = _reasons(proving, senders) if light else {}
     removed = weights if light else None
     groups: dict[tuple[str, str], _Group] = {}
     for table in (table for watched in chosen for table in watched.exits):
         cycles, in_deliver = without_weight_in_exits(table, removed)
-        for name, hit in _named(table, reasons) if light else by_reason(table):
-            group = groups.setdefault((_side(table), name), _Group([]))
+        for name, hit in _named(table, reasons, senders) if light else by_reason(table):
+            group = groups.setdefault((_side(table, senders), name), _Group([]))
             group.cycles.append(cycles[hit])
             group.in_deliver_cycles += int(in_deliver[hit].sum())
     deliver = sum(_deliver_cycles(watched, removed) for watched in chosen)
@@ -81,8 +82,8 @@ def _row(side: str, name: str, group: _Group, deliver: int, *, removed: bool) ->
     )
 
 
-def _side(table: ExitTable) -> str:
-    return "sender" if table.vcpu == SENDER else "target"
+def _side(table: ExitTable, senders: frozenset[int]) -> str:
+    return "sender" if table.vcpu in senders else "target"
 
 
 def _deliver_cycles(watched: HostSide, weights: Weights | None) -> int:
@@ -92,7 +93,7 @@ def _deliver_cycles(watched: HostSide, weights: Weights | None) -> int:
     return int((handler - send)[handler != ABSENT].sum())
 
 
-def _reasons(proving: Sequence[HostSide]) -> dict[_Key, str]:
+def _reasons(proving: Sequence[HostSide], senders: frozenset[int]) -> dict[_Key, str]:
     """The reason of exits by side and signature; several if no single one can be told."""
     found: dict[_Key, Counter[str]] = {}
     for table in (table for watched in proving for table in watched.exits):
@@ -101,7 +102,7 @@ def _reasons(proving: Sequence[HostSide]) -> dict[_Key, str]:
                 *np.unique(table.signature[hit], return_counts=True), strict=True
             ):
                 for key in (int(signature), int(signature) & ~int(IN_DELIVER)):
-                    found.setdefault((_side(table), key), Counter())[name] += int(n)
+                    found.setdefault((_side(table, senders), key), Counter())[name] += int(n)
     return {key: _told(counts) for key, counts in found.items()}
 
 
@@ -110,9 +111,11 @@ def _told(counts: Counter[str]) -> str:
     return " or ".join(usual)
 
 
-def _named(table: ExitTable, reasons: dict[_Key, str]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _named(
+    table: ExitTable, reasons: dict[_Key, str], senders: frozenset[int]
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """The reasons of exits that were recorded without one, and which exits have each."""
-    side = _side(table)
+    side = _side(table, senders)
     for signature in np.unique(table.signature).tolist():
         alike = reasons.get((side, signature & ~IN_DELIVER), _UNKNOWN)
         yield reasons.get((side, signature), alike), table.signature == signature

@@ -12,11 +12,11 @@ from ipitrace.summary.sides import Sides
 from ipitrace.summary.storms import Measured
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import reason_name
-from ipitrace.words.scenarios import Pattern
 
 KVM_EXIT_SOURCE = "kvm_exit tracepoint"
 KVM_EXIT_UNSORTED = "kvm_exit tracepoint, reasons not known: see the note on the clock"
 KVM_STATS_SOURCE = "KVM_GET_STATS_FD"
+_NO_OTHERS = ("the sender is the target", "every target is a sender")
 _EXIT_COUNTERS = ("exits", "_exits")  # KVM's names: the total, and by reason
 
 
@@ -39,8 +39,8 @@ def exits_per_ipi(
     if source is None:
         nothing = "neither kvm_exit nor KVM_GET_STATS_FD counts exits on this host"
         absent = {"exits.source": nothing, "exits.sender": nothing, "exits.target": nothing}
-    if measured.scenario.pattern == Pattern.SELF:
-        absent["exits.target"] = "the sender is the target"
+    if not sides.others:
+        absent["exits.target"] = _NO_OTHERS[len(sides.senders) > 1]
     sender = {name: side.sender for name, side in by_reason.items() if side.sender}
     target = {name: side.target for name, side in by_reason.items() if side.target}
     return (

@@ -9,7 +9,7 @@ import numpy as np
 
 from ipitrace.correlate.breakdown import path_shares
 from ipitrace.correlate.spans import Spans
-from ipitrace.recording.row import RepetitionFigures, ScenarioResult
+from ipitrace.recording.row import RepetitionFigures, ScenarioResult, VcpuCycles
 from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exit_times import exit_times
 from ipitrace.summary.exits import exits_per_ipi
@@ -17,7 +17,7 @@ from ipitrace.summary.interrupts import host_interrupts
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
 from ipitrace.summary.stats import histogram, percentiles, summarise
-from ipitrace.summary.storms import Measured, Repetition
+from ipitrace.summary.storms import Measured, OfVcpu, Repetition
 from ipitrace.summary.weights import weigh
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
@@ -31,7 +31,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
     """
     scenario, targets, storms = measured.scenario, measured.targets, measured.headline
     timed_out = sum(r.timed_out for r in storms)
-    sides, proven = _sides(measured, storms), _sides(measured, measured.proving)
+    sides, proven = Sides.of(measured, storms), Sides.of(measured, measured.proving)
     stats = kvm_stats(storms, sides)
     exits, absent = exits_per_ipi(measured, proven, stats)
     watched = [r.watched for r in measured.proving if r.watched is not None]
@@ -49,7 +49,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         target_state=scenario.target_state,
         send_method=scenario.send_method,
         status=ScenarioStatus.MEASURED,
-        targets=len(targets),
+        targets=len(measured.routes[0].targets),
         pace_cycles=measured.pace_cycles,
         warmup=measured.warmup,
         repetitions=len(storms),
@@ -60,9 +60,11 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         send_cycles=summarise(np.concatenate([r.cycles.send for r in storms])),
         deliver_cycles=summarise(np.concatenate([r.cycles.deliver for r in storms])),
         round_trip_cycles=summarise(np.concatenate([r.cycles.round_trip for r in storms])),
+        last_deliver_cycles=summarise(np.concatenate([r.cycles.last_deliver for r in storms])),
+        vcpus=_vcpu_cycles(storms) or None,
         exits=exits,
         kvm_stats=stats,
-        events_per_ipi=events_per_ipi(measured.proving, partial(_sides, measured)),
+        events_per_ipi=events_per_ipi(measured.proving, partial(Sides.of, measured)),
         paths=_shares(spans) if spans else None,
         stages=stages_of(measured, weights),
         exit_times=exit_times(measured, weights) or None,
@@ -78,15 +80,9 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
     )
 
 
-def _sides(measured: Measured, storms: Sequence[Repetition]) -> Sides:
-    sent = sum(r.sent for r in storms)
-    delivered = sum(r.handled[t] for r in storms for t in measured.targets)
-    return Sides(measured.scenario, measured.targets, sent, max(delivered, 1))
-
-
 def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:
     """The figures of a single repetition."""
-    sides = _sides(measured, (storm,))
+    sides = Sides.of(measured, (storm,))
     alone = replace(measured, repetitions=(storm,))
     exits, _absent_exits = exits_per_ipi(alone, sides, kvm_stats((storm,), sides))
     proves = storm.watched is not None and storm.mode in PROVING
@@ -97,8 +93,26 @@ def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:
         send_cycles=percentiles(storm.cycles.send),
         deliver_cycles=percentiles(storm.cycles.deliver),
         round_trip_cycles=percentiles(storm.cycles.round_trip),
+        last_deliver_cycles=percentiles(storm.cycles.last_deliver),
         exits=exits if exits.source and storm.mode != Mode.STAGES else None,
         paths=_shares([storm.watched.spans]) if proves and storm.watched else None,
+    )
+
+
+def _vcpu_cycles(storms: Sequence[Repetition]) -> tuple[VcpuCycles, ...]:
+    """The cycles of each sender and target; empty if there is only one of each."""
+    parts: dict[int, list[OfVcpu]] = {}
+    for storm in storms:
+        for vcpu, own in storm.cycles.by_vcpu.items():
+            parts.setdefault(vcpu, []).append(own)
+    return tuple(
+        VcpuCycles(
+            vcpu=vcpu,
+            send_cycles=summarise(np.concatenate([one.send for one in own])),
+            deliver_cycles=summarise(np.concatenate([one.deliver for one in own])),
+            round_trip_cycles=summarise(np.concatenate([one.round_trip for one in own])),
+        )
+        for vcpu, own in parts.items()
     )
 
 
@@ -108,8 +122,7 @@ def _shares(spans: Sequence[Spans]) -> dict[str, float]:
 
 def _coalesced(storm: Repetition, targets: Iterable[int]) -> int:
     """Deliveries missing without a time-out; a timed-out send accounts for one of each target."""
-    expected = storm.sent - storm.timed_out
-    return sum(max(expected - storm.handled[target], 0) for target in targets)
+    return sum(max(storm.acknowledged[t] - storm.handled[t], 0) for t in targets)
 
 
 def _added(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:

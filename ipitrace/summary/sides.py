@@ -3,31 +3,45 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.recording.row import PerSide
-from ipitrace.summary.storms import Repetition
+from ipitrace.summary.storms import Measured, Repetition
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import SENDER, Pattern, Scenario
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The scenario, its targets, the number of sends and the number of deliveries."""
+    """Senders and targets, and by what their counts are divided.
 
-    scenario: Scenario
-    targets: tuple[int, ...]
+    Attributes:
+        senders: the vCPUs that send.
+        others: the targets that do not send.
+        sent: sends of all senders.
+        delivered: deliveries to `others`, or 1 if there were none.
+    """
+
+    senders: frozenset[int]
+    others: frozenset[int]
     sent: int
     delivered: int
 
+    @classmethod
+    def of(cls, measured: Measured, storms: Sequence[Repetition]) -> Self:
+        """The sides of a scenario in these repetitions."""
+        senders = frozenset(route.sender for route in measured.routes)
+        others = frozenset(measured.targets) - senders
+        delivered = sum(storm.handled[t] for storm in storms for t in others)
+        return cls(senders, others, sum(storm.sent for storm in storms), max(delivered, 1))
+
     def per_ipi(self, per_vcpu: Sequence[int] | NDArray[np.int64]) -> PerSide:
-        """Events per send on the sender, and per delivery on the targets."""
-        if self.scenario.pattern == Pattern.SELF:
-            return PerSide(int(per_vcpu[SENDER]) / self.sent, 0.0)
-        on_targets = sum(int(per_vcpu[t]) for t in self.targets)
-        return PerSide(int(per_vcpu[SENDER]) / self.sent, on_targets / self.delivered)
+        """Events per send on the senders, and per delivery on the other targets."""
+        on_senders = sum(int(per_vcpu[vcpu]) for vcpu in self.senders)
+        on_others = sum(int(per_vcpu[vcpu]) for vcpu in self.others)
+        return PerSide(on_senders / self.sent, on_others / self.delivered)
 
 
 def kvm_stats(storms: Sequence[Repetition], sides: Sides) -> dict[str, PerSide] | None:

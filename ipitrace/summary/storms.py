@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One storm, reduced to the data for its scenario's row."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,22 @@ from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import Mode, Scenario
+from ipitrace.words.scenarios import Mode, Route, Scenario, routes_of
 
 NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
 FOREIGN_STATS = "only the VMM of a vCPU can read its statistics from KVM"
+
+
+_NO_CYCLES = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class OfVcpu:
+    """The cycles of the IPIs that one vCPU sent (S, R) and handled (D); empty arrays if none."""
+
+    send: NDArray[np.int64] = field(default_factory=_NO_CYCLES.copy)
+    deliver: NDArray[np.int64] = field(default_factory=_NO_CYCLES.copy)
+    round_trip: NDArray[np.int64] = field(default_factory=_NO_CYCLES.copy)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,9 @@ class Cycles:
         early: handler entries whose stamp is not later than that of their send; if all vCPUs
             have the same TSC, there must be none.
         unpaired: handler entries without a matching send.
+        last_deliver: D of the last target of every send that all targets handled; empty if each
+            send has one target.
+        by_vcpu: the same by vCPU; empty if there are only one sender and one target.
     """
 
     send: NDArray[np.int64]
@@ -39,26 +54,45 @@ class Cycles:
     round_trip: NDArray[np.int64]
     early: int
     unpaired: int
+    last_deliver: NDArray[np.int64] = field(default_factory=_NO_CYCLES.copy)
+    by_vcpu: Mapping[int, OfVcpu] = field(default_factory=dict)
 
 
-def cycles_of(storm: Storm, targets: Iterable[int]) -> Cycles:
+def cycles_of(storm: Storm, routes: Sequence[Route]) -> Cycles:
     """S, D and R of a storm, computed only from the guest's own stamps."""
-    send_tsc = storm.sends["send_tsc"].astype(np.int64)
-    ack_tsc = storm.sends["ack_tsc"].astype(np.int64)
-    parts, unpaired = [], 0
-    for target in targets:
-        handled = storm.receipts[target]["handler_tsc"].astype(np.int64)
-        pairing = pair_receipts(send_tsc, handled)
-        handler = taken(handled, pairing.receipt_of_send)
-        parts.append((handler - send_tsc)[handler != ABSENT])
-        unpaired += pairing.unpaired
-    deliver = np.concatenate(parts)
+    by_vcpu: dict[int, OfVcpu] = {}
+    last: list[NDArray[np.int64]] = []
+    unpaired = 0
+    for route in routes:
+        sends = storm.sends_of(route.sender)
+        send_tsc = sends["send_tsc"].astype(np.int64)
+        ack_tsc = sends["ack_tsc"].astype(np.int64)
+        by_vcpu[route.sender] = replace(
+            by_vcpu.get(route.sender, OfVcpu()),
+            send=sends["sent_tsc"].astype(np.int64) - send_tsc,
+            round_trip=(ack_tsc - send_tsc)[ack_tsc != 0],
+        )
+        handlers = []
+        for target in route.targets:
+            handled = storm.receipts[target]["handler_tsc"].astype(np.int64)
+            pairing = pair_receipts(send_tsc, handled)
+            handler = taken(handled, pairing.receipt_of_send)
+            deliver = (handler - send_tsc)[handler != ABSENT]
+            by_vcpu[target] = replace(by_vcpu.get(target, OfVcpu()), deliver=deliver)
+            handlers.append(handler)
+            unpaired += pairing.unpaired
+        if len(handlers) > 1:
+            everywhere = np.all([handler != ABSENT for handler in handlers], axis=0)
+            last.append((np.max(handlers, axis=0) - send_tsc)[everywhere])
+    deliver = np.concatenate([by_vcpu[t].deliver for route in routes for t in route.targets])
     return Cycles(
-        send=storm.sends["sent_tsc"].astype(np.int64) - send_tsc,
+        send=np.concatenate([by_vcpu[route.sender].send for route in routes]),
         deliver=deliver,
-        round_trip=(ack_tsc - send_tsc)[ack_tsc != 0],
+        round_trip=np.concatenate([by_vcpu[route.sender].round_trip for route in routes]),
         early=int(np.count_nonzero(deliver <= 0)),
         unpaired=unpaired,
+        last_deliver=np.concatenate([_NO_CYCLES, *last]),
+        by_vcpu=dict(sorted(by_vcpu.items())) if len(routes) > 1 or last else {},
     )
 
 
@@ -92,6 +126,7 @@ class Repetition:
         stats: per vCPU, the increases of KVM's counters; None for the reason `no_stats`.
         as_asked: the share of handler entries that found their vCPU in the requested state;
             None if the guest does not check.
+        acknowledged: sends to each vCPU that did not time out.
     """
 
     mode: Mode
@@ -108,11 +143,12 @@ class Repetition:
     no_stats: str = NO_STATS_FD
     twins: Mapping[Kind, TwinDistance] = field(default_factory=dict)
     uncounted: frozenset[Kind] = frozenset()
+    acknowledged: tuple[int, ...] = ()
 
 
 def reduce_storm(
     storm: Storm,
-    targets: Sequence[int],
+    routes: Sequence[Route],
     mode: Mode,
     watched: HostSide | None = None,
     *,
@@ -124,7 +160,7 @@ def reduce_storm(
     """Reduce a storm to the data for its scenario's row."""
     return Repetition(
         mode=mode,
-        cycles=cycles_of(storm, targets),
+        cycles=cycles_of(storm, routes),
         n_vcpus=len(storm.handled),
         sent=len(storm.sends),
         handled=storm.handled,
@@ -137,7 +173,18 @@ def reduce_storm(
         order=order,
         as_asked=storm.as_asked,
         twins=twins or {},
+        acknowledged=_acknowledged(storm, routes),
     )
+
+
+def _acknowledged(storm: Storm, routes: Sequence[Route]) -> tuple[int, ...]:
+    """The sends to each vCPU that did not time out."""
+    counts = [0] * len(storm.handled)
+    for route in routes:
+        in_time = int(np.count_nonzero(storm.sends_of(route.sender)["ack_tsc"]))
+        for target in route.targets:
+            counts[target] += in_time
+    return tuple(counts)
 
 
 def _stats(storm: Storm) -> tuple[dict[str, int], ...] | None:
@@ -169,6 +216,11 @@ class Measured:
     repetitions: tuple[Repetition, ...]
     notes: tuple[str, ...] = field(default=())
     kvm_exit_fires: bool = False
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The senders, and the targets of each."""
+        return routes_of(self.scenario.pattern, self.targets)
 
     def of(self, mode: Mode) -> tuple[Repetition, ...]:
         """The repetitions of one mode."""

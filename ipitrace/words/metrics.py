@@ -74,10 +74,19 @@ DELIVER: Final = Timing(
     "cycles from before the send to the handler's first instruction",
     "to the handler's first instruction",
 )
+LAST_DELIVER: Final = Timing(
+    "last_deliver",
+    "D last",
+    "cycles from before the send to the handler's first instruction on the last target",
+    "until all targets have it",
+)
 ROUND_TRIP: Final = Timing("round_trip", "R", "cycles from before the send to the acknowledgement")
 TIMINGS: Final = (SEND, DELIVER, ROUND_TRIP)
+"""The timings that every scenario has."""
+ALL_TIMINGS: Final = (SEND, DELIVER, LAST_DELIVER, ROUND_TRIP)
+"""With that of scenarios whose sends have several targets."""
 
-_BY_NAME: Final = {timing.name: timing for timing in TIMINGS}
+_BY_NAME: Final = {timing.name: timing for timing in ALL_TIMINGS}
 SIDES: Final = {"sender": "the sender's, per send", "target": "the targets', per delivery"}
 TOTAL_EXITS: Final = "exits"
 
@@ -86,10 +95,11 @@ _WORST_RANK: Final = max(PATH_RANKS.values())
 
 
 def cycles_metric(kind: str, percentile: str) -> Metric:
-    """A percentile of S, D or R: `deliver.p50`."""
+    """A percentile of a timing: `deliver.p50`."""
     timing = _BY_NAME[kind]
     about = f"{percentile} of the {timing.meaning} ({timing.letter})"
-    return Metric(f"{kind}.{percentile}", "cycles", Scale.RELATIVE, -1, percentile == "p50", about)
+    headline = percentile == "p50" and timing in TIMINGS
+    return Metric(f"{kind}.{percentile}", "cycles", Scale.RELATIVE, -1, headline, about)
 
 
 def exits_metric(side: str, reason: str) -> Metric:

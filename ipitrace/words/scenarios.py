@@ -10,12 +10,20 @@ from ipitrace.base.errors import UsageError
 
 
 class Pattern(StrEnum):
-    """Who sends to whom."""
+    """Who sends to whom.
+
+    `broadcast`: to all vCPUs except the sender; `broadcast-self`: to all vCPUs. In a `ring`, each
+    vCPU sends to the next one. `multicast`: one send to some of the vCPUs. `unicast-logical`: to
+    one vCPU, by its logical APIC id.
+    """
 
     UNICAST = "unicast"
     SELF = "self"
     BROADCAST = "broadcast"
     RING = "ring"
+    MULTICAST = "multicast"
+    BROADCAST_SELF = "broadcast-self"
+    UNICAST_LOGICAL = "unicast-logical"
 
 
 class TargetState(StrEnum):
@@ -46,13 +54,16 @@ class SendMethod(StrEnum):
 
 
 LINUX_GUEST_ONLY: Mapping[str, str] = {
-    Pattern.RING: "the micro-guest has one sender",
-    SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
     SendMethod.SMP_CALL: "the micro-guest has no kernel",
 }
 """Words that the micro-guest does not know, and why."""
 
-MICRO_GUEST_ONLY: frozenset[str] = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
+MICRO_GUEST_ONLY: frozenset[str] = frozenset(
+    {
+        *(TargetState.MASKED, TargetState.PREEMPTED),
+        *(Pattern.MULTICAST, Pattern.BROADCAST_SELF, Pattern.UNICAST_LOGICAL),
+    }
+)
 """Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
 
 
@@ -75,6 +86,33 @@ class ScenarioStatus(StrEnum):
 
 
 SENDER = 0
+"""The vCPU that sends, unless all do."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One sender of a storm, and the vCPUs that handle each of its IPIs."""
+
+    sender: int
+    targets: tuple[int, ...]
+
+
+SENDERS_ONLY = frozenset({Pattern.SELF, Pattern.RING})
+"""Patterns in which every target is a sender: its exits are counted as a sender's."""
+
+
+def routes_of(pattern: Pattern, targets: Iterable[int]) -> tuple[Route, ...]:
+    """The senders of a storm.
+
+    Args:
+        pattern: of its scenario.
+        targets: the vCPUs that handle its IPIs; in a ring, each sends to the one after it.
+    """
+    handling = tuple(targets)
+    if pattern != Pattern.RING:
+        return (Route(SENDER, handling),)
+    following = (*handling[1:], *handling[:1])
+    return tuple(Route(vcpu, (after,)) for vcpu, after in zip(handling, following, strict=True))
 
 
 class Mode(StrEnum):
@@ -202,6 +240,55 @@ SCENARIOS: tuple[Scenario, ...] = (
         "each vCPU sends to the next one, all at once",
     ),
     Scenario(
+        "ring-xapic",
+        Pattern.RING,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as ring, through the memory-mapped ICR",
+    ),
+    Scenario(
+        "unicast-logical",
+        Pattern.UNICAST_LOGICAL,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "as unicast-running, by the target's logical id (x2APIC cluster)",
+    ),
+    Scenario(
+        "unicast-logical-xapic",
+        Pattern.UNICAST_LOGICAL,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as unicast-running-xapic, by the target's logical id (flat)",
+    ),
+    Scenario(
+        "multicast-running",
+        Pattern.MULTICAST,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "one send to each second vCPU of a cluster, by their logical ids; these spin",
+    ),
+    Scenario(
+        "multicast-xapic",
+        Pattern.MULTICAST,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as multicast-running, through the memory-mapped ICR (flat)",
+    ),
+    Scenario(
+        "broadcast-self",
+        Pattern.BROADCAST_SELF,
+        TargetState.RUNNING,
+        SendMethod.X2APIC,
+        "one send to all vCPUs, the sender included",
+    ),
+    Scenario(
+        "broadcast-self-xapic",
+        Pattern.BROADCAST_SELF,
+        TargetState.RUNNING,
+        SendMethod.XAPIC,
+        "as broadcast-self, through the memory-mapped ICR",
+    ),
+    Scenario(
         "unicast-running-smp-call",
         Pattern.UNICAST,
         TargetState.RUNNING,
@@ -221,6 +308,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.RUNNING,
         SendMethod.PV_HYPERCALL,
         "one KVM_HC_SEND_IPI hypercall to all other vCPUs",
+    ),
+    Scenario(
+        "multicast-pv",
+        Pattern.MULTICAST,
+        TargetState.RUNNING,
+        SendMethod.PV_HYPERCALL,
+        "as multicast-running, by one KVM_HC_SEND_IPI hypercall",
     ),
     Scenario(
         "unicast-running-passthrough",

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
     parser.add_argument("--wheel", type=Path, help="default: built from the checkout")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     parser.add_argument("--count", default="600", help="IPIs measured per scenario")
+    parser.add_argument(
+        "--then", help="options of a second `ipitrace run` in the same boot, into `second`"
+    )
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
     asked = parser.parse_args()
     try:
@@ -30,6 +34,9 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
         output = (asked.output or cache_dir() / "results" / host).resolve()
         arguments = ["run", "--count", asked.count, "-o", "/job/result/recording", *asked.more]
         command = ipitrace_command(arguments)
+        if asked.then is not None:
+            second = ["run", *shlex.split(asked.then), "-o", "/job/result/second"]
+            command = f"{{ {command} && {ipitrace_command(second)} >/job/result/second.txt; }}"
         run_on(boot, Request(asked.suite, command, asked.parameter, output, asked.wheel))
     except LabError as error:
         say(f"failed: {error}")

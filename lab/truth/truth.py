@@ -17,7 +17,7 @@ from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.recording.reader import read_rows, read_run
 from ipitrace.recording.result import RunResult
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import SENDER, Mode
 from ipitrace.words.stages import STAGES, Stage
 from lab.common.steps import LabError
 from lab.truth.stages import Stamp, read_stamps, stages_of
@@ -152,6 +152,7 @@ def _spans(ipis: Sequence[TrueIpi]) -> Spans:
     uncounted = np.full(n, ABSENT)
     return Spans(
         seq=np.array([ipi.seq for ipi in ipis]),
+        sender=np.full(n, SENDER),
         target=np.array([ipi.target for ipi in ipis]),
         path=np.zeros(n, np.int8),
         tsc=tsc,

@@ -17,6 +17,13 @@ INTEL_SCENARIOS = (
     "unicast-masked",
     "unicast-running-xapic",
 )
+GROUP_SCENARIOS = (
+    *("broadcast", "unicast-logical", "unicast-logical-xapic", "multicast-running"),
+    *("multicast-xapic", "broadcast-self", "broadcast-self-xapic", "broadcast-pv", "multicast-pv"),
+    "ring",
+)
+"""Sends with several targets or by logical ids, in a guest of four vCPUs on two CPUs."""
+GROUP_VCPUS = 4
 NO_APICV_SCENARIOS = ("unicast-running", "unicast-halted", "unicast-masked")
 
 
@@ -25,16 +32,23 @@ class LabResult:
     """A run made inside.
 
     Attributes:
-        output: the folder with the console's log and the recording.
+        output: the folder with the console's log and the recordings.
         printed: what ipitrace printed inside.
+        name: of the recording's folder.
     """
 
     output: Path
     printed: str
+    name: str = "recording"
 
     @property
     def recording(self) -> Path:
-        return self.output / "recording"
+        return self.output / self.name
+
+    @property
+    def second(self) -> "LabResult":
+        """The second run of the same boot."""
+        return LabResult(self.output, (self.output / "second.txt").read_text(), "second")
 
     @cached_property
     def run(self) -> RunResult:

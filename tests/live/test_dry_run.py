@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ipitrace.base.errors import ExitCode
 from ipitrace.host.cpus import Pinning
 from ipitrace.measure.guests import Guest
-from ipitrace.measure.request import RunRequest
+from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.measure.run import run
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.driver import LinuxGuest
@@ -36,6 +36,30 @@ def dry(*arguments: str, cwd: Path) -> dict[str, Any]:
     assert done.returncode == ExitCode.OK, done.stderr
     assert list(cwd.iterdir()) == []
     return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("name", "senders", "targets"),
+    [("ring", 4, 1), ("broadcast", 1, 3), ("multicast-running", 1, 2), ("broadcast-self", 1, 4)],
+)
+def test_a_dry_run_knows_senders_and_targets(
+    tmp_path: Path, name: str, senders: int, targets: int
+) -> None:
+    said = dry(
+        "--vm",
+        "micro:4",
+        "--count",
+        "50",
+        "--repeat",
+        "1",
+        "--no-trace",
+        "--scenario",
+        name,
+        cwd=tmp_path,
+    )
+    (storms,) = said["sending"]["scenarios"]
+    assert storms["targets"] == targets
+    assert storms["sends"] == senders * (50 + WARMUP)
 
 
 @pytest.mark.live

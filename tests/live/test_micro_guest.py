@@ -13,21 +13,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipitrace.abi.storm import ALL_BUT_SELF, StormSendMethod
+from ipitrace.abi.storm import ALL, ALL_BUT_SELF, TARGET_MASK, StormSendMethod
 from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.clock import Clock
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
+from ipitrace.storm.micro import hypercall
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.storm.micro.image import LogSizes, Payload, load_payload
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.words.scenarios import SCENARIOS, Pattern, TargetState
+from ipitrace.words.scenarios import SCENARIOS, Pattern, TargetState, routes_of
 
 pytestmark = pytest.mark.live("kvm")
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 RUNNABLE = [scenario.name for scenario in SCENARIOS if unsupported(scenario) is None]
 UNPINNED = [name for name in RUNNABLE if BY_NAME[name].target_state != TargetState.PREEMPTED]
+OF_TWO = [name for name in UNPINNED if BY_NAME[name].pattern != Pattern.MULTICAST]
+OF_FOUR = ["broadcast", "broadcast-halted", "broadcast-xapic", "broadcast-self"]
+OF_FOUR += ["broadcast-self-xapic", "multicast-running", "multicast-xapic", "ring", "ring-xapic"]
+AIMS = {
+    Pattern.BROADCAST: ALL_BUT_SELF,
+    Pattern.BROADCAST_SELF: ALL,
+    Pattern.MULTICAST: TARGET_MASK,
+}
 COUNT, WARMUP = 60, 10
 PATIENCE_S = 20.0  # this machine may be doing other things
 
@@ -78,42 +87,44 @@ def assert_honest(storm: Storm, name: str, n_vcpus: int, count: int = COUNT) -> 
     """Nothing lost, and every stamp in the order in which things happen."""
     guest = MicroGuest.prepare(n_vcpus, None)
     targets = guest.targets(BY_NAME[name])
-    sends = storm.sends
-    assert len(sends) == count
-    assert sends["seq"].tolist() == list(range(WARMUP, WARMUP + count))
-    send, sent, ack = (
-        sends[field].astype(np.int64) for field in ("send_tsc", "sent_tsc", "ack_tsc")
-    )
-    assert (np.diff(send) > 0).all()
-    assert (sent > send).all(), "S"
-    assert (ack >= sent).all(), "S <= R"
-    assert (send[1:] > ack[:-1]).all(), "a send before the acknowledgement of the one before"
-    assert (storm.incomplete, storm.spurious) == (0, 0)
     pattern = BY_NAME[name].pattern
-    aimed = ALL_BUT_SELF if pattern == Pattern.BROADCAST else targets[0]
-    assert set(sends["target"].tolist()) == {aimed}
-    for vcpu in range(n_vcpus):
-        receipts = storm.receipts[vcpu]
-        if vcpu not in targets:
-            assert (storm.handled[vcpu], len(receipts)) == (0, 0)
-            continue
-        assert storm.handled[vcpu] == len(receipts) == count
-        assert receipts["seq"].tolist() == list(range(WARMUP, WARMUP + count))
-        handler = receipts["handler_tsc"].astype(np.int64)
-        assert (handler > send).all(), "D"
-        assert (handler < ack).all(), "acknowledged before it was handled"
-        assert (receipts["eoi_tsc"] > receipts["handler_tsc"]).all()
+    routes = routes_of(pattern, targets)
+    assert len(storm.sends) == count * len(routes)
+    assert (storm.incomplete, storm.spurious) == (0, 0)
+    for route in routes:
+        sends = storm.sends_of(route.sender)
+        assert sends["seq"].tolist() == list(range(WARMUP, WARMUP + count))
+        send, sent, ack = (
+            sends[field].astype(np.int64) for field in ("send_tsc", "sent_tsc", "ack_tsc")
+        )
+        assert (np.diff(send) > 0).all()
+        assert (sent > send).all(), "S"
+        assert (ack >= sent).all(), "S <= R"
+        assert (send[1:] > ack[:-1]).all(), "a send before the acknowledgement of the one before"
+        assert set(sends["target"].tolist()) == {AIMS.get(pattern, route.targets[0])}
+        for vcpu in route.targets:
+            receipts = storm.receipts[vcpu]
+            assert storm.handled[vcpu] == len(receipts) == count
+            assert receipts["seq"].tolist() == list(range(WARMUP, WARMUP + count))
+            handler = receipts["handler_tsc"].astype(np.int64)
+            assert (handler > send).all(), "D"
+            assert (handler < ack).all(), "acknowledged before it was handled"
+            assert (receipts["eoi_tsc"] > receipts["handler_tsc"]).all()
+    for vcpu in set(range(n_vcpus)) - set(targets):
+        assert (storm.handled[vcpu], len(storm.receipts[vcpu])) == (0, 0)
     assert storm.start.ts_ns < storm.end.ts_ns
 
 
-@pytest.mark.parametrize("name", UNPINNED)
+@pytest.mark.parametrize("name", OF_TWO)
 def test_every_scenario(name: str) -> None:
     assert_honest(storm_of(name), name, 2)
 
 
 def test_both_ways_to_send_are_in_the_table() -> None:
-    assert {BY_NAME[name].send_method for name in RUNNABLE} == {"x2apic", "xapic"}
-    assert len(RUNNABLE) == 13
+    methods = {BY_NAME[name].send_method for name in RUNNABLE}
+    assert methods - {"pv-hypercall", "passthrough"} == {"x2apic", "xapic"}
+    hypercalls = 0 if hypercall.why_unsupported() else 2
+    assert len(RUNNABLE) == 21 + hypercalls
 
 
 def out_of_cpu(tid: int) -> int:
@@ -167,11 +178,30 @@ def test_a_guest_that_dies_while_its_target_is_preempted_is_told() -> None:
         guest.run(request("unicast-preempted", inject="hang", timeout_s=0.05), Hooks())
 
 
-@pytest.mark.parametrize("name", ["broadcast", "broadcast-halted", "broadcast-xapic"])
-def test_a_broadcast_reaches_all_three_others(name: str) -> None:
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_a_send_reaches_all_of_its_targets(name: str) -> None:
     """Four vCPUs may share fewer CPUs: few sends, much patience."""
     storm = storm_of(name, 4, count=8)
     assert_honest(storm, name, 4, 8)
+
+
+@pytest.mark.parametrize("name", ["unicast-logical", "unicast-logical-xapic"])
+def test_a_logical_id_is_that_of_one_vcpu(name: str) -> None:
+    storm = storm_of(name, 4, count=8)
+    assert storm.handled == (0, 8, 0, 0)
+
+
+def test_the_vcpus_of_a_ring_send_at_once() -> None:
+    storm = storm_of("ring")
+    first, second = (storm.sends_of(vcpu) for vcpu in (0, 1))
+    assert first["send_tsc"][0] < second["ack_tsc"][-1]
+    assert second["send_tsc"][0] < first["ack_tsc"][-1]
+
+
+def test_a_ring_that_loses_an_ipi_goes_on() -> None:
+    storm = storm_of("ring", inject="lost-ipi", timeout_s=0.3)
+    assert storm.incomplete == 2  # each sender's
+    assert storm.handled == (COUNT - 1, COUNT - 1)
 
 
 def test_a_unicast_leaves_the_bystanders_alone() -> None:

@@ -14,7 +14,7 @@ from ipitrace.render.page import TextPage
 from ipitrace.render.run.guest import guest_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
-from ipitrace.words.metrics import TIMINGS
+from ipitrace.words.metrics import ALL_TIMINGS, TIMINGS
 from ipitrace.words.scenarios import ScenarioStatus
 from ipitrace.words.sections import SECTIONS
 from ipitrace.words.stages import Stage
@@ -86,7 +86,7 @@ def _scenario(run: RunResult, row: ScenarioResult, width: int, marks: str) -> It
     yield styled(row.name, Style.STRONG) + _cut(f"  {_way(row)}", width - len(row.name))
     beside = {"D": _drawn(row.deliver_histogram, marks), "R": _where_it_goes(row)}
     hz = run.clock.tsc_hz
-    for timing in TIMINGS:
+    for timing in TIMINGS if row.last_deliver_cycles is None else ALL_TIMINGS:
         found = getattr(row, timing.field)
         if found is None:
             yield f"  {timing.letter} {'-':>9}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipitrace.recording.row import ScenarioResult, Summary
-from ipitrace.words.metrics import TIMINGS, exits_metric, path_metric
+from ipitrace.words.metrics import ALL_TIMINGS, exits_metric, path_metric
 from ipitrace.words.scenarios import ScenarioStatus
 
 _CYCLES = "cycles"
@@ -29,11 +29,11 @@ class Figure:
 
 
 def figures_of(row: ScenarioResult) -> Iterator[Figure]:
-    """The counts, the distributions of S, D and R, exits by reason and shares of paths."""
+    """The counts, the distributions of the timings, exits by reason and shares of paths."""
     if row.status != ScenarioStatus.MEASURED:
         return
     yield from _counts(row)
-    for timing in TIMINGS:
+    for timing in ALL_TIMINGS:
         yield from _cycles(timing.name, getattr(row, timing.field))
     for side in ("sender", "target"):
         exits = getattr(row.exits, side) if row.exits is not None else None

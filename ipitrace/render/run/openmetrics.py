@@ -16,7 +16,10 @@ _FIGURES: Final = {
         "deliveries",
         "delivered: handler entries; coalesced: deliveries that no handler saw",
     ),
-    "cycles": ("cycles", "TSC cycles of an IPI: send (S), deliver (D) or round_trip (R)"),
+    "cycles": (
+        "cycles",
+        "TSC cycles: send (S), deliver (D), last_deliver (D of the last target), round_trip (R)",
+    ),
     "exits": ("exits_per_ipi", "VM exits, the sender's per send and the targets' per delivery"),
     "path": ("path_share", "share of the IPIs that took the path"),
 }

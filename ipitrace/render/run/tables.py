@@ -19,7 +19,7 @@ from ipitrace.render.run.guest import guest_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.render.run.stages import stages_table
-from ipitrace.words.metrics import TIMINGS
+from ipitrace.words.metrics import ALL_TIMINGS, TIMINGS
 from ipitrace.words.scenarios import MODES, OLD_TRACED, Mode, ScenarioStatus
 from ipitrace.words.sections import ALL, SECTIONS
 
@@ -58,7 +58,7 @@ def _render(run: RunResult, page: Page, sections: Collection[str], *, verbose: b
     chosen = SECTIONS.keys() if verbose or ALL in sections else sections
     parts = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
     if measured:
-        parts.append(_cycles(run, measured, page))
+        parts += [_cycles(run, measured, page), _of_vcpus(measured, page)]
         tables: Mapping[str, Callable[[], Sequence[str]]] = {
             "exits": lambda: (_exits(measured, page), _exit_times(measured, page)),
             "paths": lambda: (_paths(measured, page),),
@@ -140,18 +140,45 @@ def _cycles(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     for row in rows:
         costs = run.observer.costs.get(row.name, {}) if run.observer else {}
         counts = (row.name, f"{row.sent} sent", f"{row.delivered} delivered")
-        for first, timing in zip(counts, TIMINGS, strict=True):
+        timings = TIMINGS if row.last_deliver_cycles is None else ALL_TIMINGS
+        firsts = (*counts, *[""] * (len(timings) - len(counts)))
+        for first, timing in zip(firsts, timings, strict=True):
             p50, ns, *rest = _summary_cells(getattr(row, timing.field), run.clock.tsc_hz)
             cost = costs.get(timing.name)
             full = cost.full if cost else None
             added = (f"{full.median:+d}" if full else _NOTHING,) if watched else ()
             lines.append((first, timing.letter, p50, ns, *added, *rest))
-    title = f"Cycles per IPI: {', '.join(timing.label for timing in TIMINGS)}"
+    explained = TIMINGS if all(row.last_deliver_cycles is None for row in rows) else ALL_TIMINGS
+    title = f"Cycles per IPI: {', '.join(timing.label for timing in explained)}"
     if watched:
         title += "; watching: cycles that the probes add to the p50, see the observer cost below"
     elif run.observer:
         title += "; of repetitions in which nothing was traced"
     return page.table(title, Table(headers, lines, text=(0, 1), keys=2))
+
+
+def _of_vcpus(rows: Sequence[ScenarioResult], page: Page) -> str:
+    """The vCPUs of scenarios with several targets or senders."""
+    headers = ("scenario", "vCPU", "S p50", "D p50", "D p90", "D p99", "D max", "R p50")
+    lines = []
+    for row in rows:
+        for own in row.vcpus or ():
+            deliver = own.deliver_cycles
+            of_deliver = (
+                (_NOTHING,) * 4
+                if deliver is None
+                else (f"{deliver.p50}", f"{deliver.p90}", f"{deliver.p99}", f"{deliver.max}")
+            )
+            sends = (_p50(own.send_cycles), *of_deliver, _p50(own.round_trip_cycles))
+            lines.append((row.name, f"{own.vcpu}", *sends))
+    if not lines:
+        return ""
+    title = "Cycles of each vCPU: S and R of the IPIs that it sent, D of those that it handled"
+    return page.table(title, Table(headers, lines, text=(0,), keys=2))
+
+
+def _p50(summary: Summary | None) -> str:
+    return _NOTHING if summary is None else f"{summary.p50}"
 
 
 def _summary_cells(summary: Summary | None, tsc_hz: float | None) -> tuple[str, ...]:

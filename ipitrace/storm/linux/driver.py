@@ -145,8 +145,6 @@ class LinuxGuest:
         for part in parts:
             if part in self.status.unsupported:
                 return self.status.unsupported[part]
-        if scenario.pattern == Pattern.RING:
-            return "ipitrace cannot yet distinguish the IPIs of several senders"
         if not MICRO_GUEST_ONLY.isdisjoint(parts):
             return f"{MODULE} does not do it"
         return None
@@ -157,6 +155,8 @@ class LinuxGuest:
             return (_SENDER,)
         if scenario.pattern == Pattern.UNICAST:
             return (_TARGET,)
+        if scenario.pattern == Pattern.RING:
+            return tuple(self.status.online)
         return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
 
     def describe(self) -> GuestResult:
@@ -187,8 +187,10 @@ class LinuxGuest:
         if request.inject not in {None, _LOST_IPI}:
             raise UsageError(f"Only the micro-guest takes --inject {request.inject}.", "")
         targets = self.targets(request.scenario)
-        asked = Asked(request.warmup + request.count, targets, self.n_vcpus)
-        most_bytes = limits.storm_bytes(asked.sends, len(targets), self.n_vcpus)
+        pattern = request.scenario.pattern
+        asked = Asked(request.warmup + request.count, targets, self.n_vcpus, pattern)
+        senders = len(asked.routes)
+        most_bytes = limits.storm_bytes(asked.sends, senders, len(targets), self.n_vcpus)
         if most_bytes > limits.STORM_BYTES:
             raise UsageError(
                 f"The records of {asked.sends} IPIs to {len(targets)} CPUs take "

@@ -13,6 +13,7 @@ from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Storm
 from ipitrace.storm.guest_json import shown
+from ipitrace.words.scenarios import Pattern, Route, routes_of
 
 _COUNT = np.dtype("<u8")
 _MIXED: Final = (
@@ -26,14 +27,21 @@ class Asked:
     """The request to the guest; its file may not contain more.
 
     Attributes:
-        sends: the number of sends, including the warm-up.
-        targets: the CPUs that handle each of them.
+        sends: the number of sends of each sender, including the warm-up.
+        targets: the CPUs that handle IPIs.
         n_vcpus: CPUs of the guest.
+        pattern: of the scenario.
     """
 
     sends: int
     targets: Collection[int]
     n_vcpus: int
+    pattern: Pattern = Pattern.UNICAST
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The senders, and the targets of each."""
+        return routes_of(self.pattern, self.targets)
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,13 @@ class StormFile:
         header: one abi.FILE.
         sends: dtype abi.SEND, including the warm-up.
         receipts: each vCPU's, dtype abi.RECEIPT, likewise.
+        routes: the senders, and the targets of each.
     """
 
     header: np.void
     sends: NDArray[np.void]
     receipts: tuple[NDArray[np.void], ...]
+    routes: tuple[Route, ...]
 
     @classmethod
     def parse(cls, data: bytes, asked: Asked) -> "StormFile":
@@ -66,7 +76,7 @@ class StormFile:
         if header["abi_version"] != ABI_VERSION:
             raise other_version(int(header["abi_version"]))
         header_bytes = _within(header, "header_bytes", FILE.itemsize, limits.HEADER_BYTES)
-        n_sends = _within(header, "n_sends", 0, asked.sends)
+        n_sends = _within(header, "n_sends", 0, asked.sends * len(asked.routes))
         n_vcpus = _within(header, "n_vcpus", 1, asked.n_vcpus)
         _within(header, "vector", *limits.VECTORS)
         if header["tsc_khz"]:
@@ -79,13 +89,13 @@ class StormFile:
                 raise _out_of_range(f"n_receipts of CPU {cpu}", n)
         receipts = tuple(reader.read(RECEIPT, n) for n in counts)
         reader.end()
-        return cls(header, sends, receipts)
+        return cls(header, sends, receipts, asked.routes)
 
     def storm(self, warmup: int, n_vcpus: int) -> Storm:
         """The measured part, without the data that only the host has.
 
         Args:
-            warmup: sends that are left out.
+            warmup: sends of each sender that are left out.
             n_vcpus: of the guest; the file ends with the last CPU that takes part.
 
         Raises:
@@ -93,20 +103,23 @@ class StormFile:
         """
         status = self.header["status"]
         state = int(status["state"])
-        if state != StormState.DONE or len(self.sends) <= warmup:
+        logs = [self.sends[self.sends["sender"] == route.sender] for route in self.routes]
+        if state != StormState.DONE or any(len(log) <= warmup for log in logs):
             raise MeasurementError(
                 f"The guest gave up after {int(status['sent'])} sends: "
                 f"{int(status['incomplete'])} IPIs were not acknowledged in time.",
                 "IPIs are lost, or the vCPUs get no CPU time: check the host's load.",
             )
-        measured = self.sends[warmup:]
-        first_tsc = measured["send_tsc"].min()
-        receipts = tuple(r[r["handler_tsc"] >= first_tsc] for r in self.receipts)
-        receipts += (np.zeros(0, RECEIPT),) * (n_vcpus - len(receipts))
+        receipts = [np.zeros(0, RECEIPT)] * n_vcpus
+        for route, log in zip(self.routes, logs, strict=True):
+            first_tsc = log["send_tsc"][warmup:].min()
+            for target in set(route.targets) & set(range(len(self.receipts))):
+                own = self.receipts[target]
+                receipts[target] = own[own["handler_tsc"] >= first_tsc]
         entries = sum(map(len, self.receipts))
         return Storm(
-            sends=measured,
-            receipts=receipts,
+            sends=np.concatenate([log[warmup:] for log in logs]),
+            receipts=tuple(receipts),
             handled=tuple(map(len, receipts)),
             incomplete=int(status["incomplete"]),
             spurious=int(status["spurious"]),

@@ -2,6 +2,7 @@
 """The driver of the micro-guest: a new VM for each storm."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ipitrace.abi.storm import (
@@ -16,7 +17,7 @@ from ipitrace.base.units import MIB
 from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
-from ipitrace.storm.micro import passthrough, preemptor
+from ipitrace.storm.micro import hypercall, passthrough, preemptor
 from ipitrace.storm.micro.image import (
     MAX_MEMORY,
     MG_MAX_VCPUS,
@@ -27,12 +28,24 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.words.scenarios import LINUX_GUEST_ONLY, Pattern, Scenario, SendMethod, TargetState
+from ipitrace.words.scenarios import (
+    LINUX_GUEST_ONLY,
+    Pattern,
+    Scenario,
+    SendMethod,
+    TargetState,
+    routes_of,
+)
 
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
 _MAX_INCOMPLETE = 3
+_FEWEST_TARGETS = 2  # of a multicast
+_FOUR_VCPUS = "micro:4"
+# vCPUs that one logical destination can name (SDM vol. 3A, 11.6.2.2 and 11.12.10.2).
+_FLAT_IDS, _CLUSTER_IDS = 8, 16
+_SENDER_HANDLES = {Pattern.SELF, Pattern.BROADCAST_SELF, Pattern.RING}
 _PREEMPTOR_S = 60.0  # the preempting process's time limit beyond the storm's
 
 # A word's number is that of the same name, but for these.
@@ -77,11 +90,13 @@ class MicroGuest:
         """Why this guest cannot run `scenario`, or None if it can."""
         if scenario.target_state == TargetState.PREEMPTED and self.pinned_cpus is None:
             return "a target can only be preempted if it is pinned to a CPU of its own"
+        if scenario.pattern == Pattern.MULTICAST and len(self.targets(scenario)) < _FEWEST_TARGETS:
+            return f"a multicast to two of the other vCPUs needs four vCPUs: --vm {_FOUR_VCPUS}"
         return unsupported(scenario)
 
     def vector(self, scenario: Scenario) -> int:
         """The interrupt vector of the IPIs of `scenario`."""
-        return MG_VECTOR_SELF if scenario.pattern == Pattern.SELF else MG_VECTOR_TARGET
+        return MG_VECTOR_SELF if scenario.pattern in _SENDER_HANDLES else MG_VECTOR_TARGET
 
     @property
     def max_count(self) -> int:
@@ -92,8 +107,13 @@ class MicroGuest:
         """The vCPUs that handle each IPI of `scenario`."""
         if scenario.pattern == Pattern.SELF:
             return (0,)
-        if scenario.pattern == Pattern.UNICAST:
+        if scenario.pattern in {Pattern.UNICAST, Pattern.UNICAST_LOGICAL}:
             return (1,)
+        if scenario.pattern == Pattern.MULTICAST:
+            ids = _FLAT_IDS if scenario.send_method == SendMethod.XAPIC else _CLUSTER_IDS
+            return tuple(range(1, min(self.n_vcpus, ids), 2))
+        if scenario.pattern in {Pattern.BROADCAST_SELF, Pattern.RING}:
+            return tuple(range(self.n_vcpus))
         return tuple(range(1, self.n_vcpus))
 
     def describe(self) -> GuestResult:
@@ -109,7 +129,9 @@ class MicroGuest:
         """
         scenario = request.scenario
         total = request.warmup + request.count
-        logs = LogSizes(sends=total, receipts_per_vcpu=total)
+        targets = self.targets(scenario)
+        senders = len(routes_of(scenario.pattern, targets))
+        logs = LogSizes(sends=total, receipts_per_vcpu=total, senders=senders)
         method = _METHODS[scenario.send_method]
         with Machine(self.payload, self.n_vcpus, logs, method) as machine:
             tsc_hz = (machine.tsc_khz or 0) * 1000 or request.tsc_hz
@@ -125,6 +147,7 @@ class MicroGuest:
                 pace_cycles=request.pace_cycles,
                 timeout_cycles=int(request.timeout_s * tsc_hz),
                 handler_burn_cycles=request.handler_burn_cycles,
+                target_mask=_mask(targets) if scenario.pattern == Pattern.MULTICAST else 0,
             )
             pace_s = request.pace_cycles / tsc_hz
             silence_s = request.timeout_s * (_MAX_INCOMPLETE + 1) + pace_s
@@ -162,12 +185,18 @@ def _with_heartbeat(hooks: Hooks, preempting: preemptor.Preemptor) -> Hooks:
     return replace(hooks, tick=tick)
 
 
+def _mask(vcpus: Iterable[int]) -> int:
+    return sum(1 << vcpu for vcpu in vcpus)
+
+
 def unsupported(scenario: Scenario) -> str | None:
     """Why no micro-guest can run `scenario` on this host, or None if one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
     if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
         return reason
     if scenario.target_state == TargetState.PREEMPTED and (reason := preemptor.why_not()):
+        return reason
+    if scenario.send_method == SendMethod.PV_HYPERCALL and (reason := hypercall.why_unsupported()):
         return reason
     return next((LINUX_GUEST_ONLY[part] for part in parts if part in LINUX_GUEST_ONLY), None)
 

@@ -48,13 +48,15 @@ VCPU = np.dtype(
     [
         ("handled", "<u8"),
         ("ready", "<u8"),
-        ("pad1", "<u8", (6,)),
+        ("phase", "<u8"),
+        ("pad1", "<u8", (5,)),
         ("next_receipt", "<u8"),
         ("end_receipt", "<u8"),
         ("xapic", "<u8"),
         ("stack", "<u8"),
         ("descriptors", "<u8"),
-        ("pad2", "<u8", (3,)),
+        ("vmmcall", "<u8"),
+        ("pad2", "<u8", (2,)),
     ]
 )
 """struct mg_vcpu."""
@@ -133,10 +135,11 @@ def load_payload(path: Path | None = None) -> Payload:
 
 @dataclass(frozen=True)
 class LogSizes:
-    """The sizes of the guest's logs, in records."""
+    """The sizes of the guest's logs, in records; `sends` are those of each sender."""
 
     sends: int
     receipts_per_vcpu: int
+    senders: int = 1
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,9 @@ class GuestMemory:
         """
         self._n_vcpus = n_vcpus
         self._sends_at = _LOGS
-        self._n_sends = logs.sends
+        self._n_sends = (logs.senders, logs.sends)
         self._n_receipts = logs.receipts_per_vcpu
-        receipts_at = _round_up(self._sends_at + logs.sends * SEND.itemsize, _PAGE)
+        receipts_at = _round_up(self._sends_at + logs.senders * logs.sends * SEND.itemsize, _PAGE)
         self._receipts_step = _round_up(logs.receipts_per_vcpu * RECEIPT.itemsize, _PAGE)
         self._receipts_at = receipts_at
         self.size = _round_up(receipts_at + n_vcpus * self._receipts_step, _LARGE_PAGE)
@@ -332,8 +335,9 @@ class GuestMemory:
         return self._view(MG_VCPUS, VCPU, self._n_vcpus)
 
     def sends(self) -> NDArray[np.void]:
-        """A copy of the sender's complete log, of the requested length."""
-        return self._view(self._sends_at, SEND, self._n_sends).copy()
+        """A copy of the senders' complete logs; shape (senders, sends of each)."""
+        count = self._n_sends[0] * self._n_sends[1]
+        return self._view(self._sends_at, SEND, count).copy().reshape(self._n_sends)
 
     def receipts(self, index: int) -> NDArray[np.void]:
         """A copy of the log of vCPU `index`.

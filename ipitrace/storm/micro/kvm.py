@@ -49,6 +49,9 @@ _GET_DEVICE_ATTR = 0x4018AEE2
 _CAP_X2APIC_API = 129
 _X2APIC_API_USE_32BIT_IDS = 1
 _X2APIC_API_DISABLE_BROADCAST_QUIRK = 2
+_CAP_DISABLE_QUIRKS2 = 213
+_QUIRK_FIX_HYPERCALL_INSN = 1 << 5
+_FEATURE_PV_SEND_IPI = 11
 _MP_STATE_RUNNABLE = 0
 _CPUID_ENTRIES = 256
 _CPUID_ENTRY = struct.Struct("<3I4I12x")
@@ -304,6 +307,25 @@ class Vm:
         enable = enable.ljust(104, b"\0")
         _ioctl(self.fd, "KVM_ENABLE_CAP(X86_PASSTHROUGH_IPI)", _ENABLE_CAP, bytearray(enable))
         self._features |= 1 << KVM_FEATURE_PASSTHROUGH_IPI
+
+    def keep_hypercalls(self) -> None:
+        """Let a hypercall instruction that this CPU does not have fault, before vCPUs are created.
+
+        Otherwise KVM replaces it and executes it again: for ever, where KVM's emulator executes
+        hypercalls. Kernels before Linux's f1a9761fbb00 (5.19) always replace it.
+        """
+        disable = struct.pack("<IIQ", _CAP_DISABLE_QUIRKS2, 0, _QUIRK_FIX_HYPERCALL_INSN)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.fd, _ENABLE_CAP, bytearray(disable.ljust(104, b"\0")), True)  # noqa: FBT003
+
+    @property
+    def offers_pv_ipis(self) -> bool:
+        """KVM's CPUID leaf has KVM_FEATURE_PV_SEND_IPI."""
+        for at in _entries(self._cpuid):
+            function, _index, _flags, eax, *_others = _CPUID_ENTRY.unpack_from(self._cpuid, at)
+            if function == KVM_CPUID_FEATURES:
+                return bool(eax >> _FEATURE_PV_SEND_IPI & 1)
+        return False
 
     def create_vcpu(self, index: int) -> KvmVcpu:
         """Create vCPU `index`, whose APIC id is the same number."""

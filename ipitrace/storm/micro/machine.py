@@ -80,6 +80,8 @@ class Machine:
             self._vm.set_memory(self.memory.host_address, self.memory.size)
             if method == StormSendMethod.PASSTHROUGH:
                 self._vm.enable_passthrough(MG_DESCRIPTORS, MG_MAX_VCPUS)
+            if method == StormSendMethod.PV_HYPERCALL:
+                self._vm.keep_hypercalls()
             for index in range(n_vcpus):
                 self._add_vcpu(index, method)
         except BaseException:
@@ -290,12 +292,12 @@ class Machine:
                 "Check that the payload belongs to this version of ipitrace.",
             )
         sends = self.memory.sends()
-        first_tsc = sends["send_tsc"][warmup]
+        first_tsc = sends["send_tsc"][:, warmup].min()
         receipts = [self.memory.receipts(i) for i in range(len(self._vcpus))]
         skipped = [int(np.searchsorted(r["handler_tsc"], first_tsc)) for r in receipts]
         handled = self.memory.handled()
         return Storm(
-            sends=sends[warmup:],
+            sends=sends[:, warmup:].reshape(-1),
             receipts=tuple(r[n:] for r, n in zip(receipts, skipped, strict=True)),
             handled=tuple(h - n for h, n in zip(handled, skipped, strict=True)),
             incomplete=int(status["incomplete"]),

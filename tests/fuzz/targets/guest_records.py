@@ -12,7 +12,7 @@ from ipitrace.storm.linux.driver import LinuxGuest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.storm.transport.shell import Finished
 from ipitrace.summary import reduce_storm
-from ipitrace.words.scenarios import SCENARIOS, Mode
+from ipitrace.words.scenarios import SCENARIOS, Mode, Route
 
 from ..pieces import saying_guest
 
@@ -27,4 +27,4 @@ def fuzz(data: bytes) -> None:
         guest = LinuxGuest.prepare(shell, None)
         request = StormRequest(_SCENARIO, n_vcpus=2, count=4, warmup=1, pace_cycles=0)
         storm = run_plausible(guest, request, Hooks())
-        reduce_storm(storm, guest.targets(_SCENARIO), Mode.OFF)
+        reduce_storm(storm, [Route(0, guest.targets(_SCENARIO))], Mode.OFF)

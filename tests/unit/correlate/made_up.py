@@ -173,7 +173,16 @@ def same(found: Spans, expected: Spans) -> bool:
     """Byte for byte."""
     return all(
         getattr(found, name).tobytes() == getattr(expected, name).tobytes()
-        for name in ("seq", "target", "path", "tsc", "sender_exits", "target_exits", "suspect")
+        for name in (
+            "seq",
+            "sender",
+            "target",
+            "path",
+            "tsc",
+            "sender_exits",
+            "target_exits",
+            "suspect",
+        )
     )
 
 

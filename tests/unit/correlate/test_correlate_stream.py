@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import SEEDS, Story, same, stories, tell
 
-from ipitrace.correlate.spans import Spans, correlate
+from ipitrace.correlate.spans import correlate, joined
 from ipitrace.correlate.stream import Chunk, correlate_stream
-
-
-def joined(parts: list[Spans]) -> Spans:
-    names = ("seq", "target", "path", "tsc", "sender_exits", "target_exits", "suspect")
-    unmatched: Counter[str] = Counter()
-    for part in parts:
-        unmatched.update(part.unmatched_events)
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Spans(**columns, unmatched_events=dict(unmatched))
 
 
 def chunks(story: Story, cuts: list[int]) -> Iterator[Chunk]:

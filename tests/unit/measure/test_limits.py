@@ -47,6 +47,8 @@ def test_the_pace_keeps_to_the_rate() -> None:
     assert limited_pace(60_000, DEFAULTS, 3e9) == 300_000
     assert limited_pace(2_700_000, DEFAULTS, 3e9) == 2_700_000
     assert limited_pace(0, RunLimits(7.0, None, by_default=False), 10.0) == 2  # never faster
+    assert limited_pace(0, DEFAULTS, 3e9, senders=4) == 1_200_000  # of all senders together
+    assert limited_pace(60_000, None, 3e9, senders=4) == 60_000
 
 
 def test_a_plan_that_takes_too_long_is_refused() -> None:

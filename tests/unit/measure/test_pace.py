@@ -65,6 +65,14 @@ def test_a_plan_has_the_pace_of_its_rate() -> None:
     assert next(made.storms()) == (117, 1_800_000)
 
 
+def test_the_senders_of_a_ring_share_the_rate() -> None:
+    (ring,) = select_scenarios(["ring"])
+    limited = replace(REQUEST, max_rate_hz=10_000.0, max_time_s=0.0)
+    kinds = {"traced": False, "ours": False, "tsc_hz": 2e9}
+    made = make_plan(limited, [ring, RUNNING], n_vcpus=8, **kinds)
+    assert made.paces == {"ring": 1_600_000, "unicast-running": 200_000}
+
+
 def test_repetitions_with_accounting_are_planned_and_limited() -> None:
     traced = replace(REQUEST, trace=True, probe_costs=True, repeat=2)
     planned = make_plan(traced, [RUNNING], traced=True, ours=True, tsc_hz=2e9)

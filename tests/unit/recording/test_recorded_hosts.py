@@ -70,7 +70,7 @@ def test_the_same_events_give_the_same_spans(name: str) -> None:
     first_ipi = 0
     for scenario, repetition, trace in recorded_traces(RECORDINGS / name):
         spans = correlate(trace)
-        columns = span_columns(RepetitionKey(scenario, repetition), spans, trace.sender, first_ipi)
+        columns = span_columns(RepetitionKey(scenario, repetition), spans, first_ipi)
         for column, values in columns.items():
             made.setdefault(column, []).extend(np.ma.asanyarray(values).tolist())
         first_ipi += len(spans.seq)

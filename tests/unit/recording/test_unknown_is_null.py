@@ -52,9 +52,7 @@ def test_what_is_not_known_is_null(recording: Path) -> None:
 def test_exits_that_nothing_counted_are_null() -> None:
     """On a KVM where kvm_exit never fires; the spans are made anew from the events."""
     for scenario, repetition, trace in recorded_traces(MICRO):
-        columns = span_columns(
-            RepetitionKey(scenario, repetition), correlate(trace), trace.sender, 0
-        )
+        columns = span_columns(RepetitionKey(scenario, repetition), correlate(trace), 0)
         for name in EXITS:
             column = pa.array(columns[name])
             assert (column.type, column.null_count) == (pa.int32(), len(column))

@@ -183,7 +183,7 @@ def test_csv_is_in_long_form() -> None:
     assert {row["problem"] for row in rows if row["metric"]} == {"a doubt"}
     (left_out,) = (row for row in rows if row["status"] == "unsupported")
     assert (left_out["scenario"], left_out["metric"], left_out["value"]) == ("ring", "", "")
-    assert "one sender" in left_out["problem"]
+    assert "too small" in left_out["problem"]
 
 
 def test_test_cases_of_a_run(jenkins_schema: xmlschema.XMLSchema) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from checks import assert_sound
 from runs import made_program_costs, made_run, measured_row, unsupported_row
+from strategies import left_alone, receipts, sends, storm
 
 from ipitrace.recording.host import KvmProcess, NeighboursResult, PinningResult
 from ipitrace.recording.result import Disturbance, Losses, RunLimits, RunResult
@@ -14,6 +15,7 @@ from ipitrace.recording.row import ExitsPerIpi
 from ipitrace.render.run.tables import render_run
 from ipitrace.render.scenarios import Offer, render_scenarios
 from ipitrace.storm.micro.driver import unsupported
+from ipitrace.summary import Measured, summarise_scenario
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 
 UNTRACED = {"observer": None, "observer_absent": "nothing was traced (--no-trace)"}
@@ -134,7 +136,7 @@ def test_self_has_one_line_of_exits() -> None:
 
 def test_what_could_not_be_measured_is_told() -> None:
     text = rendered(made_run(scenarios=(measured_row(), unsupported_row("ring"))))
-    assert re.search(r"ring: the micro-guest has one sender", text)
+    assert re.search(r"ring: the guest is too small", text)
 
 
 def test_a_partial_run_says_what_ended_it() -> None:
@@ -259,3 +261,23 @@ def test_interrupts_on_cpus_that_never_ran_the_vm_are_told() -> None:
     text = rendered(replace(run, scenarios=(row,)))
     assert "the host's own included: RES 9 on CPU 2" in flat(text)
     assert "NMI" not in text
+
+
+def test_several_targets_have_a_last_one_and_a_table_of_vcpus() -> None:
+    log = sends([(1000, 1010, 1100), (2000, 2020, 2200), (3000, 3030, 3300)])
+    handled = [receipts([]), receipts([1040, 2050, 3060]), receipts([1050, 2060, 3250])]
+    targets = (1, 2)
+    repetition = left_alone(storm(log, handled), targets)
+    (scenario,) = (s for s in SCENARIOS if s.name == "broadcast")
+    row = summarise_scenario(Measured(scenario, targets, 500, 100, 1, (repetition,)))
+    run = made_run(scenarios=(measured_row(traced=False), row), **UNTRACED)
+    text = rendered(run)
+    assert "last deliver (D last: until all targets have it)" in flat(text)
+    first = text.partition("Cycles of each vCPU")[0]
+    assert line_of(first, "6 delivered", "D last")[2:4] == ["60", "30"]
+    vcpus = text.partition("Cycles of each vCPU")[2]
+    assert line_of(vcpus, "broadcast", "0")[2:] == ["20", "-", "-", "-", "-", "200"]
+    assert line_of(vcpus, "broadcast", "2")[2:] == ["-", "60", "250", "250", "250", "-"]
+    alone = rendered(made_run(scenarios=(measured_row(traced=False),), **UNTRACED))
+    assert "D last" not in alone
+    assert "Cycles of each vCPU" not in alone

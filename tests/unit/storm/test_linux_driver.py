@@ -92,16 +92,19 @@ def test_what_the_helper_refuses_is_not_run() -> None:
         if scenario.send_method == SendMethod.PASSTHROUGH:
             assert reason is not None
     refused = {s.name for s in SCENARIOS if ours.unsupported(s)}
-    assert not refused & {"unicast-running", "unicast-blocked", "broadcast", "broadcast-pv"}
-    assert {"ring", "unicast-preempted", "unicast-running-passthrough"} <= refused
+    assert not refused & {"unicast-running", "unicast-blocked", "broadcast", "broadcast-pv", "ring"}
+    assert {"unicast-preempted", "unicast-running-passthrough", "multicast-running"} <= refused
 
 
 def test_targets_are_the_cpus_that_are_online() -> None:
     ours = replace(guest(None, None), status=replace(STATUS, online=(0, 1), n_cpus=3))
-    broadcast, one, myself = select_scenarios(["broadcast", "unicast-running", "self"])
+    broadcast, one, myself, ring = select_scenarios(
+        ["broadcast", "unicast-running", "self", "ring"]
+    )
     assert ours.targets(broadcast) == (1,)
     assert ours.targets(one) == (1,)
     assert ours.targets(myself) == (0,)
+    assert ours.targets(ring) == (0, 1)
 
 
 def test_this_machines_cpus_are_read() -> None:

@@ -200,7 +200,7 @@ def test_the_logs_have_their_places(payload: Payload) -> None:
     for (at, size), (next_at, _) in itertools.pairwise(regions):
         assert at + size <= next_at
     assert sum(regions[-1]) <= memory.size
-    assert memory.sends().shape == (1000,)
+    assert memory.sends().shape == (1, 1000)
     assert [len(memory.receipts(i)) for i in range(N_VCPUS)] == [0, 0, 0]
 
 
@@ -215,7 +215,7 @@ def test_what_was_logged_is_copied(payload: Payload) -> None:
     struct.pack_into("<Q", memory._memory, at, 99)
     struct.pack_into("<Q", memory._memory, 2 * MIB, 99)
     assert receipts.tolist() == [(11, 22, 0)]
-    assert sends[:1].tolist() == [(1, 2, 3, 0, 1, 0)]
+    assert sends[0, :1].tolist() == [(1, 2, 3, 0, 1, 0)]
 
 
 def largest(n_vcpus: int) -> LogSizes:
@@ -328,3 +328,11 @@ def test_a_payload_that_was_never_built(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot be read") as raised:
         load_payload(tmp_path / "microguest.bin")
     assert f"make -C {tmp_path}" in raised.value.hint
+
+
+def test_each_sender_has_a_log_of_its_own(payload: Payload) -> None:
+    memory = GuestMemory(payload, 2, LogSizes(3, 4, senders=2))
+    memory.write_params(send_method=0)
+    struct.pack_into("<Q", memory._memory, 2 * MIB + 3 * SEND.itemsize, 77)
+    assert memory.sends()["send_tsc"].tolist() == [[0, 0, 0], [77, 0, 0]]
+    assert int(memory.vcpus()["next_receipt"][0]) >= 2 * MIB + 6 * SEND.itemsize

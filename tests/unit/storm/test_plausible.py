@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from recorded import recorded_storms
+from strategies import receipts, sends
+from strategies import storm as storm_of
 
 from ipitrace.abi.storm import RECEIPT, SEND
 from ipitrace.base.errors import ExitCode, MeasurementError
 from ipitrace.storm.driver import Storm, StormRequest
 from ipitrace.storm.plausible import check_plausible
+from ipitrace.words.scenarios import SCENARIOS
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 TARGET = 1
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 @dataclass(frozen=True)
@@ -302,3 +306,28 @@ def test_an_empty_log_of_a_vcpu_that_is_no_target_is_sound(real: Real) -> None:
         storm, receipts=(*storm.receipts, np.zeros(0, RECEIPT)), handled=(*storm.handled, 0)
     )
     replace(real, storm=three, request=replace(real.request, n_vcpus=3)).check()
+
+
+def ring() -> tuple[Storm, StormRequest]:
+    """Two vCPUs that send to each other, both at once."""
+    logs = [sends([(at, at + 1, at + 9) for at in begun]) for begun in ((10, 30), (15, 100))]
+    logs[1]["sender"], logs[1]["target"] = 1, 0
+    one = storm_of(np.concatenate(logs), [receipts([17, 102]), receipts([12, 32])])
+    return one, StormRequest(BY_NAME["ring"], 2, 2, 0, 0)
+
+
+def test_each_sender_of_a_ring_is_checked() -> None:
+    storm, request = ring()
+    check_plausible(storm, request, (0, 1), 1e9)
+    for field, value, reason in (
+        ("sender", 0, "vCPU 0 sent 3 IPIs, but 2 were requested"),
+        ("sender", 2, "came from vCPU 2"),
+        ("target", 1, "went to vCPU 1 instead of vCPU 0"),
+        ("seq", 5, "a send has number 5 instead of 1"),
+        ("send_tsc", 16, "began -8 cycles after"),
+        ("ack_tsc", 101, "when send 1 was acknowledged, 2 IPIs must have been"),
+    ):
+        with pytest.raises(MeasurementError, match=reason):
+            check_plausible(with_send(storm, 3, **{field: value}), request, (0, 1), 1e9)
+    with pytest.raises(MeasurementError, match="4 sends were recorded, but 8 were requested"):
+        check_plausible(storm, replace(request, count=4), (0, 1), 1e9)

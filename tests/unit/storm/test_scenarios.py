@@ -5,14 +5,16 @@ import os
 import pytest
 
 from ipitrace.base.errors import UsageError
-from ipitrace.storm.micro import passthrough, preemptor
-from ipitrace.storm.micro.driver import unsupported
+from ipitrace.storm.micro import hypercall, passthrough, preemptor
+from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
     SCENARIOS,
     Pattern,
+    Route,
     SendMethod,
     TargetState,
+    routes_of,
     select_scenarios,
 )
 
@@ -70,15 +72,39 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
     preempted = {s.name for s in SCENARIOS if s.target_state == TargetState.PREEMPTED}
     if preemptor.why_not() is None:
         preempted = set()
+    by_hypercall = {s.name for s in SCENARIOS if s.send_method == SendMethod.PV_HYPERCALL}
+    if hypercall.why_unsupported() is None:
+        by_hypercall = set()
     assert cannot.keys() == {
-        "ring",
         "unicast-running-smp-call",
         "unicast-halted-smp-call",
-        "broadcast-pv",
+        *by_hypercall,
         *through_descriptors,
         *preempted,
     }
     assert all("posted-interrupt descriptors for sending" in cannot[n] for n in through_descriptors)
+    assert all("KVM_HC_SEND_IPI" in (cannot[n] or "") for n in by_hypercall)
+
+
+def test_a_multicast_has_two_targets_at_least_and_not_all() -> None:
+    named = [s for s in SCENARIOS if s.pattern == Pattern.MULTICAST]
+    assert named
+    for scenario in named:
+        for n_vcpus in (2, 3):
+            why = MicroGuest.prepare(n_vcpus, None).unsupported(scenario)
+            assert why is not None
+            assert "--vm micro:4" in why
+        assert MicroGuest.prepare(4, None).targets(scenario) == (1, 3)
+        assert MicroGuest.prepare(6, None).targets(scenario) == (1, 3, 5)
+        most = 8 if scenario.send_method == SendMethod.XAPIC else 16
+        assert MicroGuest.prepare(64, None).targets(scenario) == tuple(range(1, most, 2))
+
+
+def test_in_a_ring_each_vcpu_sends_to_the_next() -> None:
+    assert [(r.sender, r.targets) for r in routes_of(Pattern.RING, (0, 2, 3))] == [
+        *((0, (2,)), (2, (3,)), (3, (0,))),
+    ]
+    assert routes_of(Pattern.BROADCAST, (1, 2)) == (Route(0, (1, 2)),)
 
 
 def test_without_kvm_it_is_unknown_what_the_host_offers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ipitrace.storm.driver import StormRequest
 from ipitrace.storm.linux.storm_file import Asked, StormFile
 from ipitrace.storm.plausible import check_plausible
 from ipitrace.summary.storms import cycles_of
-from ipitrace.words.scenarios import select_scenarios
+from ipitrace.words.scenarios import Pattern, Route, select_scenarios
 
 NOBODY = np.zeros(0, RECEIPT)
 
@@ -42,7 +42,7 @@ def asked(truth: Truth, n_vcpus: int = 3) -> Asked:
 def test_a_file_gives_back_the_measured_part(truth: Truth, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, len(truth.sends) - 1))
     storm = StormFile.parse(storm_file(truth), asked(truth, 5)).storm(warmup, 5)
-    cycles = cycles_of(storm, [1])
+    cycles = cycles_of(storm, [Route(0, (1,))])
     assert cycles.send.tolist() == list(truth.send[warmup:])
     assert cycles.deliver.tolist() == list(truth.deliver[warmup:])
     assert cycles.round_trip.tolist() == list(truth.round_trip[warmup:])
@@ -104,6 +104,26 @@ def test_what_was_not_asked_for_is_refused() -> None:
         StormFile.parse(whole + b"\0\0\0", Asked(1, [1], 3))
 
 
+def test_the_senders_of_a_ring_have_their_own_warm_up() -> None:
+    """Two CPUs; the second begins to measure later, and its target with it."""
+    logs = [
+        sends([(at, at + 1, at + 9) for at in begun]) for begun in ((10, 30, 50), (15, 100, 120))
+    ]
+    logs[1]["sender"] = 1
+    handled = {1: receipts([12, 32, 52]), 0: receipts([17, 102, 122])}
+    header = np.zeros(1, FILE)
+    header["magic"], header["abi_version"], header["header_bytes"] = FILE_MAGIC, ABI_VERSION, 192
+    header["n_vcpus"], header["vector"], header["n_sends"] = 2, 0xEC, 6
+    header["status"]["state"] = StormState.DONE
+    counts = np.array([3, 3], "<u8")
+    parts = (header, *logs, counts, handled[0], handled[1])
+    data = b"".join(part.tobytes() for part in parts)
+    storm = StormFile.parse(data, Asked(3, (0, 1), 2, Pattern.RING)).storm(1, 2)
+    assert storm.sends["send_tsc"].tolist() == [30, 50, 100, 120]
+    assert [r["handler_tsc"].tolist() for r in storm.receipts] == [[102, 122], [32, 52]]
+    assert storm.handled == (2, 2)
+
+
 CHANGES = st.lists(
     st.tuples(st.integers(0, 1 << 30), st.binary(min_size=1, max_size=8)), max_size=6
 )
@@ -126,6 +146,6 @@ def test_whatever_a_file_says_it_is_told_or_taken(
         check_plausible(storm, request, [1], 1e9)
     except IpitraceError:
         return
-    cycles = cycles_of(storm, [1])
+    cycles = cycles_of(storm, [Route(0, (1,))])
     assert (cycles.send >= 0).all()
     assert len(cycles.deliver) <= n - 1

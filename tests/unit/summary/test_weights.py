@@ -18,7 +18,7 @@ from ipitrace.summary.single import ipi_without_weight
 from ipitrace.summary.storms import HostSide, Measured, Repetition, reduce_storm
 from ipitrace.summary.weights import Weights
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import Mode, select_scenarios
+from ipitrace.words.scenarios import Mode, Route, select_scenarios
 from ipitrace.words.stages import Stage
 
 (RUNNING,) = select_scenarios(["unicast-running"])
@@ -73,7 +73,7 @@ def stormy(mode: Mode, *, weight: float, longer: Mapping[Kind, int] | None = Non
     twins = {kind: TwinDistance(N, float(COST)) for kind, _ in (*PATH, *AFTER)}
     return reduce_storm(
         one,
-        (1,),
+        [Route(0, (1,))],
         mode,
         None if mode == Mode.OFF else HostSide(spans, exit_tables(trace, spans), None),
         twins=twins if mode == Mode.EVIDENCE else {},
