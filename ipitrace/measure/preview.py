@@ -15,7 +15,7 @@ from ipitrace.host.access import require_initial_pid_namespace, require_kvm, req
 from ipitrace.measure.guests import MICRO, Foreign, find_foreign, is_micro, micro_guest, vcpus_of
 from ipitrace.measure.limits import least_seconds
 from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
-from ipitrace.measure.request import WARMUP, RunRequest
+from ipitrace.measure.request import RunRequest, sends_in, warmup_of
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
 from ipitrace.storm.transport.registry import LOCAL
@@ -149,7 +149,11 @@ def _sending(plan: Plan, n_vcpus: int | None, unsupported: Mapping[str, str]) ->
             name=scenario.name,
             targets=_targets(scenario, n_vcpus),
             repetitions=repetitions,
-            sends=n_modes * (sum(plan.sends) + WARMUP * repetitions),
+            sends=n_modes
+            * (
+                sum(sends_in(scenario, sends) for sends in plan.sends)
+                + warmup_of(scenario) * repetitions
+            ),
             pace_cycles=plan.paces[scenario.name],
             most_per_s=plan.tsc_hz / max(plan.paces[scenario.name], 1),
         )
@@ -219,6 +223,8 @@ def _inside(
         yield "a VM, made with /dev/kvm in this process: one thread for each vCPU, and the payload"
         if any(s.target_state == TargetState.PREEMPTED for s in scenarios):
             yield "a process with real-time priority that preempts the target on the target's CPU"
+        if any(s.target_state == TargetState.OVERCOMMITTED for s in scenarios):
+            yield "threads that spin, two on each of their CPUs, in the scenarios with overcommit"
         return
     if (way or "").startswith("qga"):
         yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for the output of programs; removed at the end"

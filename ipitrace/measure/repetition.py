@@ -14,19 +14,21 @@ from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
+from ipitrace.correlate.waiting import switched_out_ns, waiting_of
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
+from ipitrace.measure.occupants import name_threads, other_threads
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
 from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.watching import ClockReader, Onlooker
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.summary import HostSide
+from ipitrace.summary import HostSide, Waited
 from ipitrace.tracer.session import Tracer
 from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import Mode, TargetState
 
 # Limits of the host events that are kept of one repetition. The recordings in
 # tests/data/recordings have 2 to 17 per IPI. A guest can cause any number of other events; the
@@ -95,12 +97,15 @@ def run_repetition(
     """
     attached = () if tracers is None else tracers.attached_in(mode)
     reader = ClockReader(clock)
-    onlooker = Onlooker(guest.pinned_cpus or ())
+    onlooker = Onlooker(guest.cpus_in(request.scenario) or ())
     n_targets = len(guest.targets(request.scenario))
     rate = _most_records_per_s(request, n_targets)
     paces = [DrainPace(tracer.slots_per_ring, rate) for tracer in attached]
 
+    vcpu_tids: list[int] = []
+
     def known(tids: Sequence[int]) -> None:
+        vcpu_tids.extend(tids)
         for tracer in attached:
             tracer.set_vcpu_threads(tids)
         onlooker.threads_known(tids)
@@ -152,7 +157,11 @@ def run_repetition(
         trace = on_one_clock(request, guest, storm, host)
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
-    return _with_trace(counted, trace, events, interrupts)
+    found = _with_trace(counted, trace, events, interrupts)
+    if request.scenario.target_state != TargetState.OVERCOMMITTED or found.watched is None:
+        return found
+    waited = _waited(trace, events, vcpu_tids, counted.looks)
+    return replace(found, watched=replace(found.watched, waited=waited))
 
 
 def _rest(tracer: Tracer) -> NDArray[np.void]:
@@ -182,6 +191,27 @@ def _with_trace(
         violations=violations(spans, trace.bound_cycles),
         seen=_seen(trace.events, counted.storm),
         switches=count_switches(events),
+    )
+
+
+def _waited(
+    trace: StormTrace, events: NDArray[np.void], vcpu_tids: Sequence[int], looks: Looks
+) -> Waited:
+    """What sharing CPUs did; to be called soon after the storm, while other threads still exist."""
+    delays_ns = [
+        late.run_delay_ns - early.run_delay_ns
+        for early, late in zip(
+            looks.start.threads if looks.start else (),
+            looks.end.threads if looks.end else (),
+            strict=True,
+        )
+        if early.run_delay_ns is not None and late.run_delay_ns is not None
+    ]
+    return Waited(
+        waiting=waiting_of(trace, vcpu_tids),
+        names=name_threads(other_threads(trace.events), vcpu_tids),
+        switched_out_ns=sum(switched_out_ns(events, vcpu) for vcpu in range(len(vcpu_tids))),
+        run_delay_ns=sum(delays_ns) if len(delays_ns) == len(vcpu_tids) else None,
     )
 
 

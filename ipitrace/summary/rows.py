@@ -12,6 +12,7 @@ from ipitrace.recording.row import RepetitionFigures, ScenarioResult
 from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exits import exit_times, exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
+from ipitrace.summary.overcommit import overcommit_of
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
 from ipitrace.summary.stats import percentiles, summarise
@@ -70,6 +71,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
         absent=absent | absent_figures(measured, watched, stats),
         notes=(*measured.notes, *target_notes(scenario, storms, stats)),
+        overcommit=overcommit_of(measured, exits, proven, sides),
     )
 
 

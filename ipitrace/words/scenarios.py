@@ -24,7 +24,8 @@ class TargetState(StrEnum):
     `halted`: the target is in HLT, and the host may still poll for it (halt_poll_ns).
     `blocked`: the target has been in HLT for so long that the host has put its thread to
     sleep. `masked`: the target has interrupts disabled, and enables them as soon as it sees
-    that the IPI has been sent.
+    that the IPI has been sent. `overcommitted`: the target spins, as all other vCPUs do, and each
+    CPU is shared by two vCPUs: a thread may be switched out at any time, the sender's as well.
     """
 
     RUNNING = "running"
@@ -33,6 +34,7 @@ class TargetState(StrEnum):
     BLOCKED = "blocked"
     PREEMPTED = "preempted"
     MASKED = "masked"
+    OVERCOMMITTED = "overcommitted"
 
 
 class SendMethod(StrEnum):
@@ -52,7 +54,9 @@ LINUX_GUEST_ONLY: Mapping[str, str] = {
 }
 """Words that the micro-guest does not know, and why."""
 
-MICRO_GUEST_ONLY: frozenset[str] = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
+MICRO_GUEST_ONLY: frozenset[str] = frozenset(
+    {TargetState.MASKED, TargetState.PREEMPTED, TargetState.OVERCOMMITTED}
+)
 """Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
 
 
@@ -193,6 +197,20 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.PREEMPTED,
         SendMethod.X2APIC,
         "one target whose thread is kept off its CPU until the IPI has been sent",
+    ),
+    Scenario(
+        "unicast-overcommit",
+        Pattern.UNICAST,
+        TargetState.OVERCOMMITTED,
+        SendMethod.X2APIC,
+        "one target; all vCPUs spin, and each CPU is shared by two of them",
+    ),
+    Scenario(
+        "broadcast-overcommit",
+        Pattern.BROADCAST,
+        TargetState.OVERCOMMITTED,
+        SendMethod.X2APIC,
+        "one send to all other vCPUs; all vCPUs spin, and each CPU is shared by two of them",
     ),
     Scenario(
         "ring",

@@ -16,12 +16,20 @@ from ipitrace.recording.result import (
 )
 from ipitrace.recording.row import PerSide, ScenarioResult, Summary
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
+from ipitrace.render.run.overcommit import overcommit_tables
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.render.run.stages import stages_table
 from ipitrace.words.disturbances import DisturbanceKind
 from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
 from ipitrace.words.metrics import TIMINGS
-from ipitrace.words.scenarios import MODES, OLD_TRACED, Mode, ScenarioStatus, SendMethod
+from ipitrace.words.scenarios import (
+    MODES,
+    OLD_TRACED,
+    Mode,
+    ScenarioStatus,
+    SendMethod,
+    TargetState,
+)
 
 _NOTHING = "-"
 _ADDED = {
@@ -48,6 +56,7 @@ def _render(run: RunResult, page: Page, *, verbose: bool) -> str:
     if measured:
         sections += [
             _cycles(run, measured, page),
+            *overcommit_tables(measured, page),
             _exits(measured, page),
             _exit_times(measured, page),
             _paths(measured, page),
@@ -353,10 +362,11 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
     ]
-    if run.host.pinning.overcommitted:
+    unmeant = [row.name for row in rows if row.target_state != TargetState.OVERCOMMITTED]
+    if run.host.pinning.overcommitted and unmeant:
         notes.append(
-            "note   more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
-            f"({run.host.pinning.why})"
+            f"note   more vCPUs than CPUs: the numbers of {', '.join(unmeant)} measure the "
+            f"scheduler, not IPIs ({run.host.pinning.why})"
         )
     notes += _neighbours(run)
     notes += [
@@ -392,10 +402,10 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
     """Interrupts that reached CPUs on which the VM never ran."""
-    vm_cpus = run.guest.pinned_cpus
-    if vm_cpus is None:
-        return
     for row in rows:
+        vm_cpus = run.guest.pinned_cpus if row.overcommit is None else row.overcommit.cpus
+        if vm_cpus is None:
+            continue
         counted = row.host_interrupts or {}
         found = arrived_elsewhere(counted, vm_cpus)
         if found:

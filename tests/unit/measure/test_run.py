@@ -50,6 +50,9 @@ class Scripted:
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         return (0,) if scenario.pattern == Pattern.SELF else (1,)
 
+    def cpus_in(self, _scenario: Scenario) -> tuple[int, ...] | None:
+        return self.pinned_cpus
+
     def describe(self) -> GuestResult:
         return micro_guest(2, None, "0" * 64)
 
