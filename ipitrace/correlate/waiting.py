@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time for which vCPUs' threads waited for their CPUs, and which threads ran instead.
 
-Every switch to or from a vCPU's thread was recorded with the other thread. Between two recorded
-switches of a CPU, one thread ran, or several of which none is a vCPU's. This needs vCPUs that are
-pinned and that do not sleep.
+Every switch on the vCPUs' CPUs was recorded with the thread before it and the thread after it. This
+needs vCPUs that are pinned and that do not sleep.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.stamps import ABSENT, Stamps
+from ipitrace.correlate.switches import of_others
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
 
 SEVERAL: Final = -1
-"""In place of a thread: several threads in turn, and no record shows when each of them ran."""
+"""In place of a thread: several threads in turn, because a switch between them was not recorded."""
+
+
+_FIELDS: Final = ("cpu", "vcpu", "arg", "word", "detail")
+_OUT, _IN = 0, 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def waiting_of(trace: StormTrace, tids: Sequence[int]) -> Waiting | None:
     """The waiting of sender and targets; None if it is not known.
 
     Args:
-        trace: the storm; its vCPUs are pinned.
+        trace: the storm; its vCPUs are pinned, and its events are with those of other threads.
         tids: each vCPU's thread.
     """
     if trace.cpus is None or not trace.complete:
@@ -91,11 +95,10 @@ def waiting_of(trace: StormTrace, tids: Sequence[int]) -> Waiting | None:
     timelines = {cpu: _timeline(switches[switches["cpu"] == cpu], tids) for cpu in involved}
     if any(not len(timeline.edges) for timeline in timelines.values()):
         return None  # no thread was switched in or out: it is not known which one ran
-    guest = GuestSide.of(trace)
+    guest, cpus = GuestSide.of(trace), trace.cpus
 
     def waits(vcpu: int, until: Stamps) -> Waits:
-        assert trace.cpus is not None
-        return _waits(timelines[trace.cpus[vcpu]], tids[vcpu], guest.send, until)
+        return _waits(timelines[cpus[vcpu]], tids[vcpu], guest.send, until)
 
     of_targets = [waits(t, guest.handler[:, i]) for i, t in enumerate(trace.targets)]
     return Waiting(waits(trace.sender, guest.ack), _side_by_side(of_targets))
@@ -104,8 +107,9 @@ def waiting_of(trace: StormTrace, tids: Sequence[int]) -> Waiting | None:
 def switched_out_ns(events: NDArray[np.void], vcpu: int) -> int:
     """The time from each switch of a vCPU's thread out to the next one in; of recorded pairs."""
     own = events[(events["kind"] == Kind.SCHED_SWITCH) & (events["vcpu"] == vcpu)]
+    own = own[~of_others(own)]
     own = own[np.argsort(own["ts_ns"], kind="stable")]
-    pairs = (own["detail"][:-1] == 0) & (own["detail"][1:] == 1)
+    pairs = (own["detail"][:-1] == _OUT) & (own["detail"][1:] == _IN)
     return int((own["ts_ns"][1:] - own["ts_ns"][:-1])[pairs].sum())
 
 
@@ -115,10 +119,10 @@ def _switches(trace: StormTrace) -> NDArray[np.void]:
     order = chosen[np.lexsort([trace.events["ts_ns"][chosen], trace.event_tsc[chosen]])]
     found = np.zeros(
         len(order),
-        [("tsc", "i8"), ("cpu", "u2"), ("vcpu", "u2"), ("word", "u4"), ("detail", "u2")],
+        [("tsc", "i8"), *((name, "u8") for name in _FIELDS)],
     )
     found["tsc"] = trace.event_tsc[order]
-    for name in ("cpu", "vcpu", "word", "detail"):
+    for name in _FIELDS:
         found[name] = trace.events[name][order]
     return found
 
@@ -126,15 +130,15 @@ def _switches(trace: StormTrace) -> NDArray[np.void]:
 def _timeline(switches: NDArray[np.void], tids: Sequence[int]) -> _Timeline:
     """The threads that ran on a CPU, from its recorded switches.
 
-    A record tells of the thread that ran before it and of the one that ran after it. One switch
-    from a vCPU's thread to another's has two records, of the same two threads.
+    One switch from a vCPU's thread to another's has two records, of the same two threads.
     """
     own = np.array([*tids], np.int64)[switches["vcpu"]]
-    other = switches["word"].astype(np.int64)
-    out = switches["detail"] == 0
-    before, after = np.where(out, own, other), np.where(out, other, own)
+    word, arg = switches["word"].astype(np.int64), switches["arg"].astype(np.int64)
+    out, in_ = switches["detail"] == _OUT, switches["detail"] == _IN
+    before = np.where(out, own, np.where(in_, word, arg))
+    after = np.where(in_, own, word)
     again = np.zeros(len(switches), np.bool_)
-    again[1:] = (before[1:] == before[:-1]) & (after[1:] == after[:-1]) & ~out[1:] & out[:-1]
+    again[1:] = (before[1:] == before[:-1]) & (after[1:] == after[:-1]) & in_[1:] & out[:-1]
     edges, before, after = switches["tsc"][~again], before[~again], after[~again]
     between = np.where(after[:-1] == before[1:], after[:-1], SEVERAL)
     return _Timeline(edges, np.concatenate([before[:1], between, after[-1:]]))

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ipitrace.correlate.switches import of_others
 from ipitrace.host.files import HOST, HostFiles
 from ipitrace.vm import VirtualMachine, discover, process_of
 from ipitrace.words.events import Kind
@@ -16,10 +17,11 @@ from ipitrace.words.threads import NamedThread, ThreadKind
 _IDLE: Final = 0  # the thread id of every CPU's idle task
 
 
-def other_threads(events: NDArray[np.void]) -> frozenset[int]:
-    """The threads that were switched in or out for vCPUs' threads, from recorded events."""
-    words = events["word"][events["kind"] == Kind.SCHED_SWITCH]
-    return frozenset(int(tid) for tid in np.unique(words))
+def switched_threads(events: NDArray[np.void]) -> frozenset[int]:
+    """The threads that were switched in or out, from recorded events."""
+    switches = events[events["kind"] == Kind.SCHED_SWITCH]
+    found = [switches["word"], switches["arg"][of_others(switches)]]
+    return frozenset(int(tid) for tid in np.unique(np.concatenate(found)))
 
 
 def name_threads(

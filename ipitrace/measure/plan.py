@@ -20,9 +20,7 @@ from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Scenario, TargetState
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
-_OVERCOMMITTED_S: Final = (
-    0.002  # of the order of the scheduler's slices, to send at any point of them
-)
+_OVERCOMMITTED_S: Final = 0.002  # of the order of the scheduler's slices, see pace_of()
 _BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
 # The edges, 25 MHz above multiples of 100 MHz, are apart from the rates that CPUs have: those are
 # near multiples of 100, 50 and 33 MHz.

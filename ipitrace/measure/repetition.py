@@ -13,11 +13,11 @@ from ipitrace.base.errors import MeasurementError
 from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
-from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
+from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches, of_others
 from ipitrace.correlate.waiting import switched_out_ns, waiting_of
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
-from ipitrace.measure.occupants import name_threads, other_threads
+from ipitrace.measure.occupants import name_threads, switched_threads
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
 from ipitrace.measure.tracers import Tracers
@@ -104,10 +104,14 @@ def run_repetition(
 
     vcpu_tids: list[int] = []
 
+    shared = request.scenario.target_state == TargetState.OVERCOMMITTED
+    switches_on = (guest.cpus_in(request.scenario) or ()) if shared else ()
+
     def known(tids: Sequence[int]) -> None:
         vcpu_tids.extend(tids)
         for tracer in attached:
-            tracer.set_vcpu_threads(tids)
+            proves = mode == Mode.EVIDENCE and tracer is attached[-1]
+            tracer.set_vcpu_threads(tids, switches_on if proves else ())
         onlooker.threads_known(tids)
 
     def tick(sent: int) -> float | None:
@@ -142,8 +146,9 @@ def run_repetition(
     sandwiches = tuple(reader.sandwiches)
     counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted)
     events = _rest(traced)
+    own = events[~of_others(events)]
     if lighter and tracers is not None:
-        counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), events))
+        counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), own))
     host = HostRecord(
         events=events,
         complete=_events_lost(traced) == lost_before,
@@ -152,13 +157,13 @@ def run_repetition(
         resolution_ns=1 if clock is None else clock.resolution_ns,
         stages_only=mode == Mode.STAGES,
     )
-    counted = replace(counted, looks=onlooker.looks(events))
+    counted = replace(counted, looks=onlooker.looks(own))
     try:
         trace = on_one_clock(request, guest, storm, host)
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
-    found = _with_trace(counted, trace, events, interrupts)
-    if request.scenario.target_state != TargetState.OVERCOMMITTED or found.watched is None:
+    found = _with_trace(counted, _of_vcpus(trace), own, interrupts)
+    if not shared or found.watched is None:
         return found
     waited = _waited(trace, events, vcpu_tids, counted.looks)
     return replace(found, watched=replace(found.watched, waited=waited))
@@ -194,6 +199,12 @@ def _with_trace(
     )
 
 
+def _of_vcpus(trace: StormTrace) -> StormTrace:
+    """The same without the switches between other threads."""
+    own = ~of_others(trace.events)
+    return replace(trace, events=trace.events[own], event_tsc=trace.event_tsc[own])
+
+
 def _waited(
     trace: StormTrace, events: NDArray[np.void], vcpu_tids: Sequence[int], looks: Looks
 ) -> Waited:
@@ -209,7 +220,7 @@ def _waited(
     ]
     return Waited(
         waiting=waiting_of(trace, vcpu_tids),
-        names=name_threads(other_threads(trace.events), vcpu_tids),
+        names=name_threads(switched_threads(trace.events), vcpu_tids),
         switched_out_ns=sum(switched_out_ns(events, vcpu) for vcpu in range(len(vcpu_tids))),
         run_delay_ns=sum(delays_ns) if len(delays_ns) == len(vcpu_tids) else None,
     )

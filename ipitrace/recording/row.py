@@ -214,7 +214,8 @@ class SideWaiting:
     """The waiting of one side inside IPIs.
 
     Attributes:
-        side: `target`, from the send to the handler; `sender`, from the send to the acknowledgement.
+        side: `target`, from the send to the handler; `sender`, from the send to the
+            acknowledgement.
         ipis: those for which it is known: sends of the sender, deliveries to the targets.
         off_at_send: the share of IPIs whose target had no CPU when the IPI was sent; None for the
             sender, which was running.
@@ -249,7 +250,6 @@ class Overcommit:
         ple_window_updates: kvm_ple_window_update, per IPI.
         yields_attempted: directed yields that the guest requested, per IPI, from KVM's statistics.
         yields_successful: those that found the requested vCPU waiting.
-        absent: the reason for each field that is null.
     """
 
     cpus: tuple[int, ...]
@@ -263,7 +263,6 @@ class Overcommit:
     ple_window_updates: PerSide | None
     yields_attempted: PerSide | None
     yields_successful: PerSide | None
-    absent: Mapping[str, str]
 
 
 @dataclass(frozen=True)

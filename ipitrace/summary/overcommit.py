@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ipitrace.correlate.stamps import ABSENT
 from ipitrace.correlate.waiting import SEVERAL, Waits
@@ -42,8 +41,8 @@ _YIELDS: Final = {
 
 def overcommit_of(
     measured: Measured, exits: ExitsPerIpi, proven: Sides, untraced: Sides
-) -> Overcommit | None:
-    """What sharing CPUs did; None if the scenario is not for that.
+) -> tuple[Overcommit | None, dict[str, str]]:
+    """What sharing CPUs did, and why parts of it are null; None if the scenario is not for that.
 
     Args:
         measured: the scenario's repetitions.
@@ -52,7 +51,7 @@ def overcommit_of(
         untraced: those of the repetitions that the row's timings are from.
     """
     if measured.scenario.target_state != TargetState.OVERCOMMITTED or measured.cpus is None:
-        return None
+        return None, {}
     absent: dict[str, str] = {}
     found = [
         (r, r.watched.waited)
@@ -85,7 +84,7 @@ def overcommit_of(
         field: _counter(measured.headline, untraced, name, field, absent)
         for field, name in _YIELDS.items()
     }
-    return Overcommit(
+    result = Overcommit(
         cpus=measured.cpus,
         vcpus_per_cpu=len(measured.cpus) // len(set(measured.cpus)),
         sides=sides,
@@ -97,8 +96,8 @@ def overcommit_of(
         ple_window_updates=_ple_updates(measured, proven, absent),
         yields_attempted=yields["yields_attempted"],
         yields_successful=yields["yields_successful"],
-        absent=absent,
     )
+    return result, {f"overcommit.{field}": why for field, why in absent.items()}
 
 
 def _split(
@@ -152,7 +151,7 @@ def _occupants(
     found = [Occupant(t.kind, t.name, ran / total) for t, ran in ordered[:_MOST_OCCUPANTS]]
     rest = sum(ran for _, ran in ordered[_MOST_OCCUPANTS:])
     if rest:
-        found.append(Occupant(ThreadKind.PROCESS, _OTHERS, rest / total))
+        found.append(Occupant(ThreadKind.OTHERS, _OTHERS, rest / total))
     return tuple(found)
 
 
@@ -169,9 +168,7 @@ def _ple_exits(exits: ExitsPerIpi, absent: dict[str, str]) -> PerSide | None:
 
 def _ple_updates(measured: Measured, proven: Sides, absent: dict[str, str]) -> PerSide | None:
     kind = Kind.KVM_PLE_WINDOW_UPDATE
-    counted: list[NDArray[np.int64]] = [
-        r.seen[kind] for r in measured.proving if r.seen is not None
-    ]
+    counted = [r.seen[kind] for r in measured.proving if r.seen is not None]
     name = HOST_EVENT_OF[kind].name
     if name in measured.left_out or not counted:
         absent["ple_window_updates"] = measured.left_out.get(name, _UNTRACED)
@@ -183,12 +180,11 @@ def _counter(
     storms: Iterable[Repetition], sides: Sides, name: str, field: str, absent: dict[str, str]
 ) -> PerSide | None:
     """A counter of KVM's statistics per IPI, also if it did not change."""
-    total: NDArray[np.int64] | None = None
+    parts = []
     for storm in storms:
         if storm.stats is None or not all(name in moved for moved in storm.stats):
             no_counter = f"this KVM's statistics have no {name}"
             absent[field] = storm.no_stats if storm.stats is None else no_counter
             return None
-        moved = np.array([of_vcpu[name] for of_vcpu in storm.stats], np.int64)
-        total = moved if total is None else total + moved
-    return None if total is None else sides.per_ipi(total)
+        parts.append([of_vcpu[name] for of_vcpu in storm.stats])
+    return sides.per_ipi(np.sum(parts, axis=0))

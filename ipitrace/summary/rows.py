@@ -32,6 +32,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
     sides, proven = _sides(measured, storms), _sides(measured, measured.proving)
     stats = kvm_stats(storms, sides)
     exits, absent = exits_per_ipi(measured, proven, stats)
+    overcommit, absent_there = overcommit_of(measured, exits, proven, sides)
     watched = [r.watched for r in measured.proving if r.watched is not None]
     spans = [w.spans for w in watched]
     interrupts = host_interrupts(watched)
@@ -69,9 +70,9 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         unmatched_events=_added(s.unmatched_events for s in spans) if spans else None,
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
-        absent=absent | absent_figures(measured, watched, stats),
+        absent=absent | absent_there | absent_figures(measured, watched, stats),
         notes=(*measured.notes, *target_notes(scenario, storms, stats)),
-        overcommit=overcommit_of(measured, exits, proven, sides),
+        overcommit=overcommit,
     )
 
 

@@ -14,7 +14,8 @@ class ThreadKind(StrEnum):
     PROCESS = "process"  # any other thread, user space's or the kernel's
     IDLE = "idle"  # the CPU's idle task
     ENDED = "ended"  # had ended when its name was read
-    SEVERAL = "several"  # several threads in turn; no record shows when each of them ran
+    OTHERS = "others"  # threads with small shares, added up
+    SEVERAL = "several"  # several threads in turn; a switch between them was not recorded
 
 
 @dataclass(frozen=True)

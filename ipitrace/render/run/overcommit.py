@@ -2,11 +2,12 @@
 """The tables of scenarios whose vCPUs share CPUs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from ipitrace.recording.row import Overcommit, PerSide, ScenarioResult, SideWaiting, Summary
 from ipitrace.render.page import Page, Table
 
+_Shared: TypeAlias = Sequence[tuple[str, Overcommit]]
 _NOTHING: Final = "-"
 _FEW: Final = 0.001  # of the waiting time: smaller shares are only in run.json
 
@@ -16,12 +17,15 @@ def overcommit_tables(rows: Sequence[ScenarioResult], page: Page) -> Iterator[st
     shared = [(row.name, row.overcommit) for row in rows if row.overcommit is not None]
     if not shared:
         return
-    yield _deliver(shared, page)
+    absent: dict[str, str] = {}
+    for row in rows:
+        absent |= row.absent or {} if row.overcommit is not None else {}
+    yield _deliver(shared, absent, page)
     yield _occupants(shared, page)
-    yield _per_ipi(shared, page)
+    yield _per_ipi(shared, absent, page)
 
 
-def _deliver(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
+def _deliver(shared: _Shared, absent: Mapping[str, str], page: Page) -> str:
     headers = ("scenario", "target", "IPIs", "share", "D p50", "p90", "p99", "max", "waited p50")
     lines = []
     for name, found in shared:
@@ -45,7 +49,9 @@ def _deliver(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
                 )
             )
     if not lines:
-        return page.paragraph(f"D by the state of the target: not known, {_why(shared, 'sides')}")
+        return page.paragraph(
+            f"D by the state of the target: not known, {absent['overcommit.sides']}"
+        )
     title = (
         "D by whether the target's thread kept its CPU from the send to the handler, by "
         "sched_switch, in the repetitions that record all events; waited: the cycles without a CPU"
@@ -67,7 +73,7 @@ def _waiting_words(found: Overcommit) -> str:
     return words
 
 
-def _occupants(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
+def _occupants(shared: _Shared, page: Page) -> str:
     headers = ("scenario", "vCPU", "IPIs that waited", "who ran instead", "share of waiting")
     lines = [
         (name, side.side, f"{side.waited:.1%}", occupant.name, f"{occupant.share:.1%}")
@@ -85,7 +91,7 @@ def _occupants(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
     return page.table(title, Table(headers, lines, text=(0, 1, 3), keys=3))
 
 
-def _per_ipi(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
+def _per_ipi(shared: _Shared, absent: Mapping[str, str], page: Page) -> str:
     """Exits and yields; a figure that is not known has its reason below the table."""
     columns = {
         "PLE exits": "ple_exits",
@@ -97,16 +103,14 @@ def _per_ipi(shared: Sequence[tuple[str, Overcommit]], page: Page) -> str:
         (name, *(_sides(getattr(found, field)) for field in columns.values()))
         for name, found in shared
     ]
-    reasons: Mapping[str, str] = {
-        label: why for label, field in columns.items() if (why := _why(shared, field))
+    reasons = {
+        label: why
+        for label, field in columns.items()
+        if (why := absent.get(f"overcommit.{field}")) is not None
     }
     title = "Pause-loop exiting (PLE) and directed yields per IPI, sender + target"
     remarks = [(f"  {label}: ", f"not known, {why}") for label, why in reasons.items()]
     return page.table(title, Table(("scenario", *columns), lines, text=(0,)), remarks)
-
-
-def _why(shared: Sequence[tuple[str, Overcommit]], field: str) -> str:
-    return "; ".join(dict.fromkeys(f.absent[field] for _, f in shared if field in f.absent))
 
 
 def _side(found: Overcommit, side: str) -> SideWaiting | None:

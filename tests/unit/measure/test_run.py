@@ -103,7 +103,7 @@ class ScriptedTracer:
     def take(self) -> Any:
         return np.zeros(0, HOST_EVENT)
 
-    def set_vcpu_threads(self, _tids: object) -> None: ...
+    def set_vcpu_threads(self, _tids: object, _switches_on: object = ()) -> None: ...
     def drain(self) -> int:
         return 0
 

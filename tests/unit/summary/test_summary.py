@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Truth, left_alone, receipts, recorded, sends, storm, truths
 
+from ipitrace.base.loading import unload
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.recording.result import PairedDifference
 from ipitrace.recording.row import PerSide, ScenarioResult
@@ -31,8 +32,8 @@ def row_of(name: str, *repetitions: Repetition, targets: tuple[int, ...] = (1,))
     """The row of these repetitions, after the checks that hold of every row."""
     measured = Measured(BY_NAME[name], targets, 500, 100, 1, repetitions)
     row = summarise_scenario(measured)
-    assert unexplained_nulls(asdict(row)) == []
-    assert told_in_vain(asdict(row)) == []
+    assert unexplained_nulls(unload(row)) == []
+    assert told_in_vain(unload(row)) == []
     return row
 
 
