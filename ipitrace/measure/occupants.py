@@ -2,7 +2,7 @@
 """Names the threads that ran on the vCPUs' CPUs, right after the storm in which they ran."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ipitrace.correlate.switches import of_others
 from ipitrace.host.files import HOST, HostFiles
-from ipitrace.vm import VirtualMachine, discover, process_of
+from ipitrace.vm import discover, process_of
 from ipitrace.words.events import Kind
 from ipitrace.words.threads import NamedThread, ThreadKind
 
@@ -52,16 +52,18 @@ def name_threads(
     named |= dict.fromkeys(
         processes.keys() - foreign.keys(), NamedThread(ThreadKind.IPITRACE, "ipitrace itself")
     )
-    others = _vcpus_of(discover(files, only=set(foreign.values())).vms) if foreign else {}
+    others = _vcpus_of(set(foreign.values()), files) if foreign else {}
     for tid, pid in foreign.items():
         named[tid] = others.get(tid) or _of_process(tid, pid, files)
     return named
 
 
-def _vcpus_of(machines: Iterable[VirtualMachine]) -> Mapping[int, NamedThread]:
+def _vcpus_of(pids: Collection[int], files: HostFiles) -> Mapping[int, NamedThread]:
+    """The known vCPUs' threads of these processes, found without disturbing their VMs."""
+    found = discover(files, lambda _pid, _fds: (None, "not asked"), dict, only=pids)
     return {
         vcpu.tid: NamedThread(ThreadKind.OTHER_VM, f"vCPU {vcpu.index} of {vm.name}")
-        for vm in machines
+        for vm in found.vms
         for vcpu in vm.vcpus
         if vcpu.tid is not None
     }
