@@ -17,7 +17,7 @@ from ipitrace.measure.turns import Turn, plan_turns
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.limits import FASTEST_TSC_HZ
-from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Scenario, TargetState
+from ipitrace.words.scenarios import MODES, OVERCOMMITTED, SCENARIOS, Mode, Scenario, TargetState
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
 _OVERCOMMITTED_S: Final = 0.002  # of the order of the scheduler's slices, see pace_of()
@@ -155,7 +155,7 @@ def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
     """
     if request.pace_cycles is not None:
         return request.pace_cycles
-    if scenario.target_state == TargetState.OVERCOMMITTED:
+    if scenario.target_state in OVERCOMMITTED:
         return int(_OVERCOMMITTED_S * _rounded(tsc_hz))
     if scenario.target_state != TargetState.BLOCKED:
         return _PACE_CYCLES

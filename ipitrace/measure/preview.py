@@ -20,7 +20,7 @@ from ipitrace.recording.result import RunLimits
 from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
-from ipitrace.words.scenarios import Pattern, Scenario, TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED, Pattern, Scenario, TargetState
 
 _LOADING: Final = (
     "the kernel checks each program only when it is loaded; the run reports the programs that the "
@@ -223,7 +223,7 @@ def _inside(
         yield "a VM, made with /dev/kvm in this process: one thread for each vCPU, and the payload"
         if any(s.target_state == TargetState.PREEMPTED for s in scenarios):
             yield "a process with real-time priority that preempts the target on the target's CPU"
-        if any(s.target_state == TargetState.OVERCOMMITTED for s in scenarios):
+        if any(s.target_state in OVERCOMMITTED for s in scenarios):
             yield "threads that spin, two on each of their CPUs, in the scenarios with overcommit"
         return
     if (way or "").startswith("qga"):

@@ -28,7 +28,7 @@ from ipitrace.summary import HostSide, Waited
 from ipitrace.tracer.session import Tracer
 from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
-from ipitrace.words.scenarios import Mode, TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED, Mode
 
 # Limits of the host events that are kept of one repetition. The recordings in
 # tests/data/recordings have 2 to 17 per IPI. A guest can cause any number of other events; the
@@ -104,7 +104,7 @@ def run_repetition(
 
     vcpu_tids: list[int] = []
 
-    shared = request.scenario.target_state == TargetState.OVERCOMMITTED
+    shared = request.scenario.target_state in OVERCOMMITTED
     switches_on = (guest.cpus_in(request.scenario) or ()) if shared else ()
 
     def known(tids: Sequence[int]) -> None:

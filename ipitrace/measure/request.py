@@ -11,7 +11,7 @@ from ipitrace.measure.limits import chosen_limits
 from ipitrace.measure.turns import split
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
-from ipitrace.words.scenarios import Scenario, TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED, Scenario
 
 WARMUP: Final = 100
 _SLOW_WARMUP: Final = 10
@@ -130,7 +130,7 @@ def sends_in(scenario: Scenario, sends: int) -> int:
 
 
 def _is_slow(scenario: Scenario) -> bool:
-    return scenario.target_state == TargetState.OVERCOMMITTED
+    return scenario.target_state in OVERCOMMITTED
 
 
 def limits_of(request: RunRequest, *, ours: bool) -> RunLimits | None:

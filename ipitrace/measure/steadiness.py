@@ -16,7 +16,7 @@ from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import Storm
 from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.scenarios import Scenario, TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED, Scenario, TargetState
 
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for this long, without waiting for a CPU, was stopped."""
@@ -194,7 +194,7 @@ def _lost(
 
 def _meant_to_wait(setting: Setting, n_vcpus: int) -> Collection[int]:
     """The vCPUs that the scenario itself keeps from their CPUs."""
-    if setting.scenario.target_state == TargetState.OVERCOMMITTED:
+    if setting.scenario.target_state in OVERCOMMITTED:
         return range(n_vcpus)
     return setting.targets if setting.scenario.target_state == TargetState.PREEMPTED else ()
 

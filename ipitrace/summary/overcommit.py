@@ -22,7 +22,7 @@ from ipitrace.summary.stats import summarise
 from ipitrace.summary.storms import Measured, Repetition, Waited
 from ipitrace.words.events import HOST_EVENT_OF, Kind
 from ipitrace.words.exit_reasons import PAUSE_EXITS
-from ipitrace.words.scenarios import TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED
 from ipitrace.words.stages import Stage
 from ipitrace.words.threads import NamedThread, ThreadKind
 
@@ -50,7 +50,7 @@ def overcommit_of(
         proven: the numbers of IPIs of these repetitions.
         untraced: those of the repetitions that the row's timings are from.
     """
-    if measured.scenario.target_state != TargetState.OVERCOMMITTED or measured.cpus is None:
+    if measured.scenario.target_state not in OVERCOMMITTED or measured.cpus is None:
         return None, {}
     absent: dict[str, str] = {}
     found = [

@@ -26,6 +26,7 @@ class TargetState(StrEnum):
     sleep. `masked`: the target has interrupts disabled, and enables them as soon as it sees
     that the IPI has been sent. `overcommitted`: the target spins, as all other vCPUs do, and each
     CPU is shared by two vCPUs: a thread may be switched out at any time, the sender's as well.
+    `overcommitted-kernel`: the same, and all vCPUs but the sender spin in guest kernel mode.
     """
 
     RUNNING = "running"
@@ -35,6 +36,7 @@ class TargetState(StrEnum):
     PREEMPTED = "preempted"
     MASKED = "masked"
     OVERCOMMITTED = "overcommitted"
+    OVERCOMMITTED_KERNEL = "overcommitted-kernel"
 
 
 class SendMethod(StrEnum):
@@ -47,6 +49,9 @@ class SendMethod(StrEnum):
     SMP_CALL = "smp-call"
 
 
+OVERCOMMITTED = frozenset({TargetState.OVERCOMMITTED, TargetState.OVERCOMMITTED_KERNEL})
+"""The states in which vCPUs share CPUs."""
+
 LINUX_GUEST_ONLY: Mapping[str, str] = {
     Pattern.RING: "the micro-guest has one sender",
     SendMethod.PV_HYPERCALL: "the micro-guest makes no hypercalls",
@@ -55,7 +60,7 @@ LINUX_GUEST_ONLY: Mapping[str, str] = {
 """Words that the micro-guest does not know, and why."""
 
 MICRO_GUEST_ONLY: frozenset[str] = frozenset(
-    {TargetState.MASKED, TargetState.PREEMPTED, TargetState.OVERCOMMITTED}
+    {TargetState.MASKED, TargetState.PREEMPTED, *OVERCOMMITTED}
 )
 """Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
 
@@ -211,6 +216,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.OVERCOMMITTED,
         SendMethod.X2APIC,
         "one send to all other vCPUs; all vCPUs spin, and each CPU is shared by two of them",
+    ),
+    Scenario(
+        "unicast-overcommit-kernel",
+        Pattern.UNICAST,
+        TargetState.OVERCOMMITTED_KERNEL,
+        SendMethod.X2APIC,
+        "as unicast-overcommit; all vCPUs but the sender spin in guest kernel mode",
     ),
     Scenario(
         "ring",

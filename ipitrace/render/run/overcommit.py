@@ -33,7 +33,7 @@ def _deliver(shared: _Shared, absent: Mapping[str, str], page: Page) -> str:
         if target is None:
             continue
         kinds = (
-            ("kept its CPU", found.deliver_running, None),
+            ("running", found.deliver_running, None),
             ("waited", found.deliver_waiting, target.waited_cycles),
         )
         for kind, deliver, waited in kinds:

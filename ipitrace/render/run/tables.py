@@ -25,10 +25,10 @@ from ipitrace.words.metrics import TIMINGS
 from ipitrace.words.scenarios import (
     MODES,
     OLD_TRACED,
+    OVERCOMMITTED,
     Mode,
     ScenarioStatus,
     SendMethod,
-    TargetState,
 )
 
 _NOTHING = "-"
@@ -362,7 +362,7 @@ def _notes(run: RunResult, rows: Sequence[ScenarioResult], page: Page) -> str:
     notes += [
         f"note   {row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced
     ]
-    unmeant = [row.name for row in rows if row.target_state != TargetState.OVERCOMMITTED]
+    unmeant = [row.name for row in rows if row.target_state not in OVERCOMMITTED]
     if run.host.pinning.overcommitted and unmeant:
         notes.append(
             f"note   more vCPUs than CPUs: the numbers of {', '.join(unmeant)} measure the "

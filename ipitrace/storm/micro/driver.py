@@ -28,7 +28,14 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.words.scenarios import LINUX_GUEST_ONLY, Pattern, Scenario, SendMethod, TargetState
+from ipitrace.words.scenarios import (
+    LINUX_GUEST_ONLY,
+    OVERCOMMITTED,
+    Pattern,
+    Scenario,
+    SendMethod,
+    TargetState,
+)
 
 NOT_SHARED = Pinning(None, overcommitted=True, why="no CPUs were chosen for vCPUs to share")
 MIN_VCPUS = 2
@@ -42,6 +49,7 @@ _OTHER_NAMES = {
     TargetState.RUNNING: StormTargetState.RUNNING_USER,
     TargetState.BLOCKED: StormTargetState.HALTED,
     TargetState.OVERCOMMITTED: StormTargetState.RUNNING_USER,
+    TargetState.OVERCOMMITTED_KERNEL: StormTargetState.RUNNING_KERNEL,
 }
 _PATTERNS = {pattern: StormPattern[pattern.name] for pattern in Pattern}
 _STATES = {
@@ -84,7 +92,7 @@ class MicroGuest:
         """Why this guest cannot run `scenario`, or None if it can."""
         if scenario.target_state == TargetState.PREEMPTED and self.pinned_cpus is None:
             return "a target can only be preempted if it is pinned to a CPU of its own"
-        if scenario.target_state == TargetState.OVERCOMMITTED and self.shared.cpus is None:
+        if scenario.target_state in OVERCOMMITTED and self.shared.cpus is None:
             return self.shared.why
         return unsupported(scenario)
 
@@ -107,7 +115,7 @@ class MicroGuest:
 
     def cpus_in(self, scenario: Scenario) -> tuple[int, ...] | None:
         """The host CPU that each vCPU is pinned to in storms of `scenario`, or None."""
-        if scenario.target_state == TargetState.OVERCOMMITTED:
+        if scenario.target_state in OVERCOMMITTED:
             return self.shared.cpus
         return self.pinned_cpus
 
