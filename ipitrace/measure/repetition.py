@@ -14,11 +14,10 @@ from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate
 from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches, of_others
-from ipitrace.correlate.waiting import switched_out_ns, waiting_of
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
-from ipitrace.measure.occupants import name_threads, switched_threads
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
+from ipitrace.measure.sharing import Sharing
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
 from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.watching import ClockReader, Onlooker
@@ -28,7 +27,7 @@ from ipitrace.summary import HostSide, Waited
 from ipitrace.tracer.session import Tracer
 from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
-from ipitrace.words.scenarios import OVERCOMMITTED, Mode
+from ipitrace.words.scenarios import Mode
 
 # Limits of the host events that are kept of one repetition. The recordings in
 # tests/data/recordings have 2 to 17 per IPI. A guest can cause any number of other events; the
@@ -101,30 +100,24 @@ def run_repetition(
     n_targets = len(guest.targets(request.scenario))
     rate = _most_records_per_s(request, n_targets)
     paces = [DrainPace(tracer.slots_per_ring, rate) for tracer in attached]
-
-    vcpu_tids: list[int] = []
-
-    shared = request.scenario.target_state in OVERCOMMITTED
-    switches_on = (guest.cpus_in(request.scenario) or ()) if shared else ()
+    sharing = Sharing(guest, request.scenario, mode)
 
     def known(tids: Sequence[int]) -> None:
-        vcpu_tids.extend(tids)
         for tracer in attached:
-            proves = mode == Mode.EVIDENCE and tracer is attached[-1]
-            tracer.set_vcpu_threads(tids, switches_on if proves else ())
+            tracer.set_vcpu_threads(tids, sharing.cpus if tracer is attached[-1] else ())
         onlooker.threads_known(tids)
+        sharing.threads_known(tids)
 
     def tick(sent: int) -> float | None:
         onlooker.tick()
         reader.read()
         told(sent)
-        return min(
-            (
-                pace.drained(tracer.drain(), time.monotonic())
-                for tracer, pace in zip(attached, paces, strict=True)
-            ),
-            default=None,
-        )
+        pauses_s = [
+            pace.drained(tracer.drain(), time.monotonic())
+            for tracer, pace in zip(attached, paces, strict=True)
+        ]
+        sharing.drained(attached)
+        return min(pauses_s, default=None)
 
     hooks = Hooks(threads_known=known, tick=tick, over=onlooker.over)
     reader.read(now=True)
@@ -162,11 +155,8 @@ def run_repetition(
         trace = on_one_clock(request, guest, storm, host)
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
-    found = _with_trace(counted, _of_vcpus(trace), own, interrupts)
-    if not shared or found.watched is None:
-        return found
-    waited = _waited(trace, events, vcpu_tids, counted.looks)
-    return replace(found, watched=replace(found.watched, waited=waited))
+    waited = sharing.waited(trace, events, counted.looks)
+    return _with_trace(counted, _of_vcpus(trace), own, interrupts, waited)
 
 
 def _rest(tracer: Tracer) -> NDArray[np.void]:
@@ -186,12 +176,13 @@ def _with_trace(
     trace: StormTrace,
     events: NDArray[np.void],
     interrupts: InterruptDelta | None,
+    waited: Waited | None,
 ) -> Recorded:
     """The same repetition with the results of its host events, on the guest's clock."""
     spans = correlate(trace)
     return replace(
         counted,
-        watched=HostSide(spans, exit_tables(trace, spans), interrupts),
+        watched=HostSide(spans, exit_tables(trace, spans), interrupts, waited),
         trace=trace,
         violations=violations(spans, trace.bound_cycles),
         seen=_seen(trace.events, counted.storm),
@@ -203,27 +194,6 @@ def _of_vcpus(trace: StormTrace) -> StormTrace:
     """The same without the switches between other threads."""
     own = ~of_others(trace.events)
     return replace(trace, events=trace.events[own], event_tsc=trace.event_tsc[own])
-
-
-def _waited(
-    trace: StormTrace, events: NDArray[np.void], vcpu_tids: Sequence[int], looks: Looks
-) -> Waited:
-    """What sharing CPUs did; to be called soon after the storm, while other threads still exist."""
-    delays_ns = [
-        late.run_delay_ns - early.run_delay_ns
-        for early, late in zip(
-            looks.start.threads if looks.start else (),
-            looks.end.threads if looks.end else (),
-            strict=True,
-        )
-        if early.run_delay_ns is not None and late.run_delay_ns is not None
-    ]
-    return Waited(
-        waiting=waiting_of(trace, vcpu_tids),
-        names=name_threads(switched_threads(trace.events), vcpu_tids),
-        switched_out_ns=sum(switched_out_ns(events, vcpu) for vcpu in range(len(vcpu_tids))),
-        run_delay_ns=sum(delays_ns) if len(delays_ns) == len(vcpu_tids) else None,
-    )
 
 
 def _seen(events: NDArray[np.void], storm: Storm) -> NDArray[np.int64]:

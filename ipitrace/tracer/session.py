@@ -27,7 +27,7 @@ from ipitrace.tracer.loading import Bpf, load_programs, try_attach
 from ipitrace.tracer.program import Hook, HookPlan, Probe, cflags, source
 from ipitrace.tracer.rings import RingReader
 from ipitrace.tracer.sizes import ring_slots
-from ipitrace.words.events import NR_KINDS
+from ipitrace.words.events import NR_KINDS, Kind
 
 MOST_EVENTS: Final = 16_000_000
 """The default limit of events between two calls of take(): about 400 MB."""
@@ -100,6 +100,7 @@ class Tracer:
         self._tids: tuple[int, ...] = ()
         self._switch_cpus: tuple[int, ...] = ()
         self._drained: list[tuple[int, int, NDArray[np.void]]] = []
+        self._news: list[tuple[int, int, NDArray[np.void]]] = []
         self._most = self._room = MOST_EVENTS
         self._links: dict[str, Probe] = {}
         self._last_seen: NDArray[np.uint64]
@@ -302,7 +303,13 @@ class Tracer:
         news = self._reader.drain(self._room)
         self._room -= sum(len(records) for _, _, records in news)
         self._drained += news
+        self._news = news
         return self._reader.fullest
+
+    def news(self, kind: Kind) -> NDArray[np.void]:
+        """The records of one kind that the last drain() found, as RING_EVENT; take() keeps them."""
+        found = [records for _, row, records in self._news if self._rows[row].event.kind == kind]
+        return np.concatenate([np.empty(0, RING_EVENT), *found])
 
     def take(self) -> NDArray[np.void]:
         """Every event drained since the last call, as HOST_EVENT sorted by ts_ns."""

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of threads that ran on the vCPUs' CPUs."""
 
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vm_trees import QEMU, QEMU_DEBUGFS
 
-from ipitrace.abi.events import HOST_EVENT
+from ipitrace.abi.events import RING_EVENT
 from ipitrace.host.files import HostFiles
-from ipitrace.measure.occupants import name_threads, switched_threads
-from ipitrace.words.events import Kind
+from ipitrace.measure.occupants import ThreadNames
 from ipitrace.words.threads import NamedThread, ThreadKind
 
 Make = Callable[[Mapping[str, str]], HostFiles]
@@ -20,6 +22,13 @@ def of_process(tid: int, pid: int, comm: str) -> dict[str, str]:
         f"/proc/{tid}/status": f"Name:\t{comm}\nTgid:\t{pid}\n",
         f"/proc/{pid}/comm": f"{comm}\n",
     }
+
+
+def switches(*words: int) -> Any:
+    """A switch out for each of these threads."""
+    records = np.zeros(len(words), RING_EVENT)
+    records["word"] = words
+    return records
 
 
 def test_each_kind_of_thread(make_files: Make) -> None:
@@ -33,10 +42,12 @@ def test_each_kind_of_thread(make_files: Make) -> None:
         | of_process(9, 9, "evil\x1b[2J")
         | of_process(51, 50, "ipitrace")
     )
-    found = name_threads([0, 9, 21, 22, 40, 41, 51, 703, 704, 999], (20, 21, 22), 50, files)
-    assert found == {
+    names = ThreadNames((20, 21, 22), 50, files)
+    names.look(switches(0, 9, 21, 22, 40, 41, 51, 703, 704, 999))
+    assert names.result() == {
         0: NamedThread(ThreadKind.IDLE, "idle"),
         9: NamedThread(ThreadKind.PROCESS, "evil\x1b[2J (pid 9)"),  # renderers make it plain
+        20: NamedThread(ThreadKind.VCPU, "vCPU 0"),
         21: NamedThread(ThreadKind.VCPU, "vCPU 1"),
         22: NamedThread(ThreadKind.VCPU, "vCPU 2"),
         40: NamedThread(ThreadKind.PROCESS, "stress (pid 40)"),
@@ -47,10 +58,21 @@ def test_each_kind_of_thread(make_files: Make) -> None:
     }
 
 
-def test_threads_of_both_sides_of_a_switch_are_found() -> None:
-    events = np.zeros(4, HOST_EVENT)
-    events["kind"] = [Kind.SCHED_SWITCH] * 3 + [Kind.KVM_APIC_IPI]
-    events["detail"] = 0, 1, 2, 2
-    events["word"] = 5, 6, 7, 8
-    events["arg"] = 0x99, 0x99, 9, 10
-    assert switched_threads(events) == {5, 6, 7, 9}
+def test_threads_on_both_sides_of_a_switch_are_found(make_files: Make) -> None:
+    processes = [of_process(tid, tid, f"p{tid}") for tid in (5, 6, 7, 9, 0x99)]
+    names = ThreadNames((), 50, make_files({k: v for p in processes for k, v in p.items()}))
+    records = switches(5, 6, 7)
+    records["detail"] = 0, 1, 2
+    records["arg"] = 0x99, 0x99, 9  # of the first two it is no thread
+    names.look(records)
+    assert names.result().keys() == {0, 5, 6, 7, 9}
+
+
+def test_a_thread_keeps_the_name_that_it_had_when_it_was_seen(
+    make_files: Make, tmp_path: Path
+) -> None:
+    names = ThreadNames((), 50, make_files(of_process(5, 5, "brief")))
+    names.look(switches(5))
+    shutil.rmtree(tmp_path / "proc")
+    names.look(switches(5))
+    assert names.result()[5] == NamedThread(ThreadKind.PROCESS, "brief (pid 5)")
