@@ -100,6 +100,7 @@ def test_a_process_on_the_targets_cpu_is_named(tmp_path: Path) -> None:
     assert ("process", f"spinner (pid {pid})") not in shares(side(row, "sender"))
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) > 32, reason="64 vCPUs have a CPU each")
 def test_other_scenarios_are_warned_of_overcommit(tmp_path: Path) -> None:
     n = 2 * len(os.sched_getaffinity(0))
     words = ("run", "--no-trace", "--vm", f"micro:{n}", "--repeat", "1", "--count", "3")

@@ -501,9 +501,15 @@ def test_switches_between_others_are_recorded_where_asked(workers: list[Worker])
             assert set(others["vcpu"]) == {0}
             assert set(others["cpu"]) == {cpu}
             assert not np.isin(others["word"], [asleep.tid, second.tid]).any()
+            tracer.detach()
+            tracer.drain()
+            events = np.concatenate([events, tracer.take()])
             assert int(tracer.seen().sum()) == np.count_nonzero(~of_others(events))
+            tracer.attach()
             assert tracer.losses().ring_overruns == {"sched_switch": 0}
         tracer.set_vcpu_threads([asleep.tid, second.tid])
+        tracer.drain()
+        tracer.take()  # of the time before
         first.do(lambda: nap(50))
         tracer.drain()
         assert not of_others(tracer.take()).any()
