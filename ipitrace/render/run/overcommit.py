@@ -62,7 +62,7 @@ def _deliver(shared: _Shared, absent: Mapping[str, str], page: Page) -> str:
 
 def _waiting_words(found: Overcommit) -> str:
     target, cpus = _side(found, "target"), sorted(set(found.cpus))
-    words = f"{found.vcpus_per_cpu} vCPUs on each of the CPUs {', '.join(map(str, cpus))}"
+    words = f"{found.vcpus_per_cpu} vCPUs on each CPU ({', '.join(map(str, cpus))})"
     if target is not None and target.off_at_send is not None:
         words += f"; {target.off_at_send:.1%} of the IPIs met a target without a CPU"
     if found.switched_out_s is not None and found.run_delay_s is not None:

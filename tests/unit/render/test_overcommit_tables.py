@@ -48,7 +48,7 @@ def test_d_of_both_kinds_of_ipis() -> None:
     assert cells(text, "running ", "33.3%")[2:] == ["100", "33.3%", "20", "30", "40", "50", "-"]
     line = ["waited", "200", "66.7%", "2000", "3000", "4000", "5000", "70"]
     assert cells(text, "waited ", "2000")[1:] == line
-    assert "2 vCPUs on each of the CPUs 4, 7; 66.0% of the IPIs met a target without a CPU" in text
+    assert "2 vCPUs on each CPU (4, 7); 66.0% of the IPIs met a target without a CPU" in text
     assert "switched out for 10.377 s, and waited for 10.239 s by the kernel's schedstat" in text
 
 
