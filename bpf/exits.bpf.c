@@ -18,6 +18,9 @@ static __always_inline bool is_send_ipi(u64 nr)
 
 RECORD_IF(kvm_hypercall, is_send_ipi, FIELD(kvm_hypercall, a0), FIELD(kvm_hypercall, nr), 0)
 
+RECORD(kvm_ple_window_update, FIELD(kvm_ple_window_update, old), FIELD(kvm_ple_window_update, new),
+       0)
+
 #ifdef HAVE_kvm_emulate_insn
 PROBE(kvm_emulate_insn)
 {

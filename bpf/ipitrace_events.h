@@ -27,8 +27,8 @@ struct ipitrace_event {
 };
 
 /*
- * The head of one ring, alone on its cache line. `written` + `counted` is the
- * number of events that passed the filter, read by user space or not. The exact
+ * The head of one ring, alone on its cache line. `written` + `counted` - `others` is
+ * the number of events that passed the filter, read by user space or not. The exact
  * number of lost records is `written` minus the number of records read.
  */
 struct ipitrace_head {
@@ -38,7 +38,8 @@ struct ipitrace_head {
 	__u64 busy;
 	__u64 elsewhere; /* vCPU 0 only: events in other threads of the process, no record */
 	__u64 count_only; /* set by user space: count only, write no records */
-	__u64 pad[2];
+	__u64 others; /* of `written`: no events of a vCPU, see IPITRACE_SCHED_SWITCH */
+	__u64 pad[1];
 };
 
 /* ICRs: the interrupt command registers and the self-IPI register. */
@@ -67,7 +68,11 @@ enum ipitrace_kind {
 	IPITRACE_CALL_FUNCTION_ENTRY = 20, /* detail: vector */
 	IPITRACE_CALL_FUNCTION_SINGLE_ENTRY = 21, /* detail: vector */
 	IPITRACE_IPI_SEND_CPU = 22, /* word: destination CPU */
-	IPITRACE_SCHED_SWITCH = 23, /* word: the other task's tid, detail: 0 out, 1 in */
+	/*
+	 * word: the other task's tid, detail: 0 out, 1 in. detail 2: a switch from thread arg
+	 * to thread word, neither of which is a vCPU's, on a CPU that user space asked for.
+	 */
+	IPITRACE_SCHED_SWITCH = 23,
 	/*
 	 * Functions of the kernel. The first three run for the vCPU that an interrupt is
 	 * for, which may be any: a record shows only whose thread was interrupted.
@@ -81,7 +86,8 @@ enum ipitrace_kind {
 	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
-	IPITRACE_NR_KINDS = 32,
+	IPITRACE_KVM_PLE_WINDOW_UPDATE = 32, /* word: new window, arg: old one */
+	IPITRACE_NR_KINDS = 33,
 };
 
 #endif

@@ -24,12 +24,15 @@ struct cell {
 	u16 vcpu_plus_1[TIDS_PER_CELL];
 };
 
+#define MOST_CPUS 8192 /* NR_CPUS_RANGE_END, arch/x86/Kconfig */
 #define AT_LEAST_1(n) ((n) + !(n)) /* no map is empty */
 
 BPF_F_TABLE("array", u32, struct ipitrace_event, slots, AT_LEAST_1(N_RINGS *N_SLOTS), MMAPABLE);
 BPF_F_TABLE("array", u32, struct ipitrace_head, heads, N_ROWS, MMAPABLE);
 BPF_F_TABLE("array", u32, struct cell, vcpu_of_tid, 1, MMAPABLE);
 BPF_ARRAY(our_process, u32, 1);
+/* vCPU plus one for each CPU on which switches between other threads are recorded; else 0. */
+BPF_ARRAY(vcpu_of_cpu, u32, MOST_CPUS);
 /* A handler does not interrupt itself, so each CPU's cell has one writer. */
 BPF_PERCPU_ARRAY(unattributed, u64, N_ROWS);
 

@@ -19,7 +19,8 @@ RING_HEAD: Final = np.dtype(
         ("busy", "u8"),
         ("elsewhere", "u8"),
         ("count_only", "u8"),
-        ("pad", "u8", (2,)),
+        ("others", "u8"),
+        ("pad", "u8", (1,)),
     ]
 )
 

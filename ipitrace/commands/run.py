@@ -82,7 +82,11 @@ def _limit(_context: click.Context, _option: click.Parameter, value: str | None)
     f"(see 'ipitrace scenarios'). Default: {', '.join(DEFAULT_SCENARIOS)}.",
 )
 @click.option(
-    "--count", default=4000, show_default=True, metavar="N", help="Sends measured per scenario."
+    "--count",
+    default=4000,
+    show_default=True,
+    metavar="N",
+    help="Sends measured per scenario; scenarios with overcommit have at most 50 in a repetition.",
 )
 @click.option(
     "--pace",

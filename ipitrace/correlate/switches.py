@@ -9,6 +9,18 @@ from numpy.typing import NDArray
 
 from ipitrace.words.events import Kind
 
+OTHERS: Final = 2
+"""`detail` of a switch between two threads of which none is a vCPU's."""
+
+
+def of_others(events: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which records are switches between two threads of which none is a vCPU's.
+
+    They are in the events of a vCPU that shares the CPU, and are no event of that vCPU.
+    """
+    is_switch = events["kind"] == Kind.SCHED_SWITCH
+    return np.asarray(is_switch & (events["detail"] == OTHERS))
+
 
 @dataclass(frozen=True)
 class Switches:

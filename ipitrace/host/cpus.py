@@ -11,6 +11,8 @@ from ipitrace.base.errors import UsageError
 from ipitrace.host.files import HOST, HostFiles, parse_cpu_list
 
 _CPU_DIR: Final = "/sys/devices/system/cpu"
+VCPUS_PER_CPU: Final = 2
+"""vCPUs that share a CPU in scenarios with overcommitted vCPUs."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,27 @@ def choose_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPl
         overcommitted=False,
         why=_reason(chosen, places),
     )
+
+
+def share_cpus(n_vcpus: int, allowed: Collection[int], topology: Iterable[CpuPlace]) -> Pinning:
+    """Choose a CPU for each two of the vCPUs; `cpus` is None where that is not possible.
+
+    vCPU i shares its CPU with vCPU i + n_vcpus / 2: with four vCPUs or more, a sender (vCPU 0) and
+    its first target (vCPU 1) are on different CPUs.
+    """
+    n_cpus, left = divmod(n_vcpus, VCPUS_PER_CPU)
+    if left:
+        why = f"{n_vcpus} vCPUs cannot be divided among CPUs with {VCPUS_PER_CPU} vCPUs each"
+        return Pinning(None, overcommitted=True, why=why)
+    chosen = choose_cpus(n_cpus, allowed, topology)
+    if chosen.cpus is None:
+        why = (
+            f"{n_vcpus} vCPUs, {VCPUS_PER_CPU} on each CPU, need {n_cpus} CPUs, and {len(allowed)} "
+            "are allowed"
+        )
+        return Pinning(None, overcommitted=True, why=why)
+    why = f"{VCPUS_PER_CPU} vCPUs on each CPU"
+    return Pinning(chosen.cpus * VCPUS_PER_CPU, overcommitted=True, why=why)
 
 
 # A CPU's groups, the closest first. The last one contains every CPU.

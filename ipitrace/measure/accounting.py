@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ipitrace.measure.online import OnlineCheck
 from ipitrace.measure.performing import Context, Gathered, storm_request, storm_s
-from ipitrace.measure.request import WARMUP
+from ipitrace.measure.request import warmup_of
 from ipitrace.measure.tracers import Tracers
 from ipitrace.recording.program_costs import ModeCosts, ProgramCost, ProgramCosts, Spread
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
 from ipitrace.tracer.run_time import accounting, own_cost_ns, read_run_time
 from ipitrace.tracer.session import Tracer
-from ipitrace.words.scenarios import Mode
+from ipitrace.words.scenarios import Mode, Scenario
 
 _METHOD: Final = (
     "the kernel's run_cnt and run_time_ns of each program, in repetitions after all others, "
@@ -75,25 +75,26 @@ class ProgramAccounts:
             HostError, MeasurementError: see run_plausible(); or the time is up, or a CPU went
                 offline.
         """
-        online = OnlineCheck(context.guest.driver.pinned_cpus)
+        online = OnlineCheck(context.plan.cpus(context.guest.driver))
         turns = context.plan.accounted_turns(context.request.seed)
         total = context.plan.n_sends
         done = total - sum(turn.sends for turn in turns)
 
-        def told(tracer: Tracer, name: str, before: int, sent: int) -> None:
+        def told(tracer: Tracer, scenario: Scenario, before: int, sent: int) -> None:
             tracer.drain()
             tracer.take()
             gathered.budget.check()
             online.check()
-            context.progress(name, (before + max(sent - WARMUP, 0)) / total)
+            measured = max(sent - warmup_of(scenario), 0)
+            context.progress(scenario.name, (before + measured) / total)
 
         for turn in turns:
             request = storm_request(context, turn)
             tracer = self._tracers.attach_alone(turn.mode)
             gathered.budget.begin()
-            tick = partial(told, tracer, turn.scenario.name, done)
+            tick = partial(told, tracer, turn.scenario, done)
             storm = self._account(context.guest.driver, request, turn.mode, tracer, tick)
-            gathered.budget.end(storm_s(storm, context.plan.tsc_hz))
+            gathered.budget.end(storm_s(storm, request.warmup, context.plan.tsc_hz))
             done += turn.sends
 
     def _account(

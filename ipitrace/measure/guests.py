@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ipitrace.base.errors import UsageError
 from ipitrace.host.access import require_kvm
-from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology
+from ipitrace.host.cpus import Pinning, allowed_cpus, choose_cpus, read_topology, share_cpus
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux.driver import LinuxGuest
 from ipitrace.storm.micro.driver import MAX_VCPUS, MIN_VCPUS, MicroGuest
@@ -160,8 +160,7 @@ def why_not(vm: str, via: str | None, scenarios: Iterable[Scenario]) -> dict[str
     with contextlib.ExitStack() as stack:
         if is_micro(vm, via):
             n_vcpus = _checked_vcpus(vcpus_of(vm))
-            pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
-            unsupported = MicroGuest.prepare(n_vcpus, pinning.cpus).unsupported
+            unsupported = _micro_driver(n_vcpus)[0].unsupported
         else:
             shell = stack.enter_context(open_way(vm, via))
             unsupported = LinuxGuest.prepare(shell, None).unsupported
@@ -230,10 +229,10 @@ def micro_guest(n_vcpus: int) -> Guest:
     """
     _checked_vcpus(n_vcpus)
     require_kvm()
-    pinning = choose_cpus(n_vcpus, allowed_cpus(), read_topology())
+    driver, pinning = _micro_driver(n_vcpus)
     own = os.getpid()
     return Guest(
-        MicroGuest.prepare(n_vcpus, pinning.cpus),
+        driver,
         pinning,
         own,
         None,
@@ -241,6 +240,14 @@ def micro_guest(n_vcpus: int) -> Guest:
         tsc_stated_by="KVM_GET_TSC_KHZ",
         ours=True,
     )
+
+
+def _micro_driver(n_vcpus: int) -> tuple[MicroGuest, Pinning]:
+    """The driver, and where its vCPUs run unless they share CPUs."""
+    allowed, topology = allowed_cpus(), read_topology()
+    pinning = choose_cpus(n_vcpus, allowed, topology)
+    shared = share_cpus(n_vcpus, allowed, topology)
+    return MicroGuest.prepare(n_vcpus, pinning.cpus, shared), pinning
 
 
 def _checked_vcpus(n_vcpus: int) -> int:

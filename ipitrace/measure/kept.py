@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The repetitions that a run has completed so far, by scenario."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ipitrace.correlate.switches import NO_SWITCHES, Switches
 from ipitrace.measure.repetition import Recorded
-from ipitrace.measure.request import WARMUP
 from ipitrace.storm.driver import StormRequest
 from ipitrace.summary import Measured, Repetition, reduce_storm
 from ipitrace.words.scenarios import Scenario, routes_of
@@ -19,6 +18,8 @@ class _OfScenario:
     scenario: Scenario
     targets: tuple[int, ...]
     pace_cycles: int
+    warmup: int
+    cpus: tuple[int, ...] | None
     repetitions: list[Repetition] = field(default_factory=list)
     notes: set[str] = field(default_factory=set)
     switches: Switches = NO_SWITCHES
@@ -47,12 +48,25 @@ class KeptRepetitions:
         self.incomplete = 0
 
     def add(
-        self, request: StormRequest, targets: tuple[int, ...], recorded: Recorded, order: int
+        self,
+        request: StormRequest,
+        targets: tuple[int, ...],
+        recorded: Recorded,
+        order: int,
+        cpus: tuple[int, ...] | None = None,
     ) -> None:
-        """Add a repetition; `order` is its number in the run."""
+        """Add a repetition.
+
+        Args:
+            request: its storm.
+            targets: the vCPUs that handled its IPIs.
+            recorded: what was recorded.
+            order: its number in the run.
+            cpus: the host CPU of each vCPU; None if they are not pinned.
+        """
         scenario = request.scenario
         kept = self._by_name.setdefault(
-            scenario.name, _OfScenario(scenario, targets, request.pace_cycles)
+            scenario.name, _OfScenario(scenario, targets, request.pace_cycles, request.warmup, cpus)
         )
         kept.repetitions.append(
             reduce_storm(
@@ -73,8 +87,12 @@ class KeptRepetitions:
             kept.notes.add(f"no stages: {recorded.no_trace_reason}")
         self.incomplete += recorded.storm.incomplete
 
-    def finished(self, n_modes: int, *, kvm_exit_fires: bool) -> list[Measured]:
+    def finished(
+        self, n_modes: int, *, kvm_exit_fires: bool, left_out: Mapping[str, str]
+    ) -> list[Measured]:
         """The scenarios with at least one repetition in all modes.
+
+        `left_out` are the events that were not traced, and why.
 
         Repetitions of a block in which not all modes ran are not included.
         """
@@ -87,11 +105,13 @@ class KeptRepetitions:
                         kept.scenario,
                         kept.targets,
                         kept.pace_cycles,
-                        WARMUP,
+                        kept.warmup,
                         kept.bound_cycles,
                         tuple(kept.repetitions[:whole]),
                         tuple(kept.all_notes()),
                         kvm_exit_fires=kvm_exit_fires,
+                        cpus=kept.cpus,
+                        left_out=left_out,
                     )
                 )
         return found

@@ -29,15 +29,16 @@ class Lookout:
         disturbances: in the order in which they were found.
     """
 
-    def __init__(self, guest: Guest, neighbours: Neighbours) -> None:
+    def __init__(self, guest: Guest, neighbours: Neighbours, cpus: Collection[int]) -> None:
         """Start before the first repetition.
 
         Args:
             guest: the guest that is measured.
             neighbours: the neighbours before ipitrace loaded its BPF programs.
+            cpus: the host CPUs that the vCPUs are pinned to; empty if they are not.
         """
         self._guest = guest
-        self._cpus = frozenset(guest.driver.pinned_cpus or ())
+        self._cpus = frozenset(cpus)
         self._first: Conditions | None = None
         self._last: Conditions | None = None
         self._runs: set[OtherRun] = set()
@@ -57,7 +58,7 @@ class Lookout:
             setting = Setting(
                 scenario=request.scenario,
                 targets=self._guest.driver.targets(request.scenario),
-                pinned=self._guest.driver.pinned_cpus,
+                pinned=self._guest.driver.cpus_in(request.scenario),
                 ours=self._guest.ours,
                 first=self._first,
                 before=self._last or start,

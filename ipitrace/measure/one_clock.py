@@ -106,7 +106,7 @@ def on_one_clock(
         events=measured,
         event_tsc=to_guest(measured["ts_ns"]),
         bound_cycles=bound_of(np.array([*window, *measured["ts_ns"]])),
-        cpus=guest.pinned_cpus,
+        cpus=guest.cpus_in(request.scenario),
         complete=host.complete,
         exits_fire=bool((events["kind"] == Kind.KVM_EXIT).any()),
         suspect=[(int(low), int(high)) for low, high in (to_guest(np.array(c)) for c in changes)],

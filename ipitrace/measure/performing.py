@@ -24,7 +24,7 @@ from ipitrace.measure.lookout import Lookout
 from ipitrace.measure.online import OnlineCheck, gone_offline
 from ipitrace.measure.plan import Plan
 from ipitrace.measure.repetition import run_repetition
-from ipitrace.measure.request import WARMUP, RunRequest
+from ipitrace.measure.request import RunRequest, warmup_of
 from ipitrace.measure.rows import RowWriter
 from ipitrace.measure.steadiness import silence
 from ipitrace.measure.tracers import Tracers
@@ -90,7 +90,7 @@ def perform(
             raise InterruptedRunError("Interrupted.", NOTHING_WRITTEN) from None
         return InterruptedRunError("Interrupted.", _KEPT)
     except IpitraceError as raised:
-        error = gone_offline(context.guest.driver.pinned_cpus) or raised
+        error = gone_offline(context.plan.cpus(context.guest.driver)) or raised
         measured = finished(context, gathered)
         if not measured and not isinstance(error, MeasurementError):
             raise
@@ -102,21 +102,23 @@ def perform(
 def finished(context: Context, gathered: Gathered) -> list[Measured]:
     """The scenarios with at least one repetition in all modes. Call this before tracing ends."""
     fires = context.tracers is not None and context.tracers.exits_fire()
-    return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires)
+    left_out = {} if context.tracers is None else context.tracers.evidence.left_out
+    return gathered.kept.finished(len(context.plan.modes), kvm_exit_fires=fires, left_out=left_out)
 
 
 def perform_turns(context: Context, gathered: Gathered) -> None:
     """Run the repetitions that are measured; to be called by perform()."""
     budget = gathered.budget
-    online = OnlineCheck(context.guest.driver.pinned_cpus)
+    online = OnlineCheck(context.plan.cpus(context.guest.driver))
     turns = context.plan.turns(context.request.seed)
     total = context.plan.n_sends
     done = 0
 
-    def told(name: str, before: int, sent: int) -> None:
+    def told(scenario: Scenario, before: int, sent: int) -> None:
         budget.check()
         online.check()
-        context.progress(name, (before + max(sent - WARMUP, 0)) / total)
+        measured = max(sent - warmup_of(scenario), 0)
+        context.progress(scenario.name, (before + measured) / total)
 
     for number, turn in enumerate(turns):
         request = storm_request(context, turn)
@@ -129,13 +131,14 @@ def perform_turns(context: Context, gathered: Gathered) -> None:
             tracers=context.tracers,
             mode=turn.mode,
             clock=context.clock,
-            told=partial(told, turn.scenario.name, done),
+            told=partial(told, turn.scenario, done),
             earlier=gathered.clocks.latest(),
         )
         tsc_hz = gathered.clocks.tsc_hz(recorded)
-        budget.end(storm_s(recorded.storm, tsc_hz))
+        budget.end(storm_s(recorded.storm, request.warmup, tsc_hz))
         targets = context.guest.driver.targets(turn.scenario)
-        gathered.kept.add(request, targets, recorded, number)
+        cpus = context.guest.driver.cpus_in(turn.scenario)
+        gathered.kept.add(request, targets, recorded, number, cpus)
         gathered.lookout.after(request, recorded, number, tsc_hz)
         routes = routes_of(turn.scenario.pattern, targets)
         gathered.rows.write(RepetitionKey(turn.scenario.name, number), routes, recorded)
@@ -149,7 +152,7 @@ def storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
         turn.scenario,
         context.guest.driver.n_vcpus,
         turn.sends,
-        WARMUP,
+        warmup_of(turn.scenario),
         context.plan.paces[turn.scenario.name],
         inject=context.request.inject,
         handler_burn_cycles=context.request.handler_burn_cycles,
@@ -157,12 +160,12 @@ def storm_request(context: Context, turn: Turn[Scenario]) -> StormRequest:
     )
 
 
-def storm_s(storm: Storm, tsc_hz: float | None) -> float | None:
+def storm_s(storm: Storm, warmup: int, tsc_hz: float | None) -> float | None:
     """The storm's duration by the guest's stamps; the warm-up's time is estimated from it."""
     measured = len(storm.sends_of(SENDER))
     if tsc_hz is None or not measured:
         return None
-    return silence(storm, tsc_hz)[0] * (measured + WARMUP) / measured
+    return silence(storm, tsc_hz)[0] * (measured + warmup) / measured
 
 
 @contextlib.contextmanager

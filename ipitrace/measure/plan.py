@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipitrace.base.errors import HostError, UsageError
@@ -12,14 +12,23 @@ from ipitrace.host.fingerprint import read_fingerprint
 from ipitrace.measure.clocks import tsc_hz_of_host
 from ipitrace.measure.guests import Guest
 from ipitrace.measure.limits import check_time, limited_pace
-from ipitrace.measure.request import WARMUP, RunRequest, limits_of, sends_of
+from ipitrace.measure.request import RunRequest, limits_of, sends_in, sends_of, warmup_of
 from ipitrace.measure.turns import Turn, plan_turns
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.limits import FASTEST_TSC_HZ
-from ipitrace.words.scenarios import MODES, SCENARIOS, Mode, Pattern, Scenario, TargetState
+from ipitrace.words.scenarios import (
+    MODES,
+    OVERCOMMITTED,
+    SCENARIOS,
+    Mode,
+    Pattern,
+    Scenario,
+    TargetState,
+)
 
 _PACE_CYCLES: Final = 60_000  # long enough for a target to be back in its waiting loop
+_OVERCOMMITTED_S: Final = 0.002  # of the order of the scheduler's slices, see pace_of()
 _BLOCKED_S: Final = 0.0005  # beyond twice the time for which the host polls, see pace_of()
 # The edges, 25 MHz above multiples of 100 MHz, are apart from the rates that CPUs have: those are
 # near multiples of 100, 50 and 33 MHz.
@@ -34,7 +43,8 @@ class Plan:
     Attributes:
         scenarios: the requested ones that the guest can run, in the requested order.
         modes: the modes in which each of them runs.
-        sends: measured sends of each repetition of a scenario and mode.
+        sends: measured sends of each repetition of a scenario and mode; overcommitted scenarios
+            have fewer, see sends_in().
         paces: scenario name to cycles from an acknowledgement to the next send. The limit of
             the rate is already applied.
         limits: the limits of rate and time; None if there are none.
@@ -53,11 +63,19 @@ class Plan:
 
     def turns(self, seed: int) -> tuple[Turn[Scenario], ...]:
         """Every repetition, in the order in which to run them."""
-        return plan_turns(self.scenarios, sends=self.sends, modes=self.modes, seed=seed)
+        return self._turns(self.modes, seed)
 
     def accounted_turns(self, seed: int) -> tuple[Turn[Scenario], ...]:
         """The repetitions with accounting; they run after all others."""
-        return plan_turns(self.scenarios, sends=self.sends, modes=self.accounted, seed=seed)
+        return self._turns(self.accounted, seed)
+
+    def _turns(self, modes: tuple[Mode, ...], seed: int) -> tuple[Turn[Scenario], ...]:
+        turns = plan_turns(self.scenarios, sends=self.sends, modes=modes, seed=seed)
+        return tuple(replace(t, sends=sends_in(t.scenario, t.sends)) for t in turns)
+
+    def cpus(self, driver: Driver) -> tuple[int, ...]:
+        """The host CPUs that vCPUs are pinned to in any of the scenarios; () if they are not."""
+        return tuple(sorted({cpu for s in self.scenarios for cpu in driver.cpus_in(s) or ()}))
 
     @property
     def n_modes(self) -> int:
@@ -67,13 +85,15 @@ class Plan:
     @property
     def n_sends(self) -> int:
         """Measured sends of all repetitions."""
-        return len(self.scenarios) * self.n_modes * sum(self.sends)
+        each = (sends_in(s, sends) for s in self.scenarios for sends in self.sends)
+        return self.n_modes * sum(each)
 
     def storms(self) -> Iterator[tuple[int, int]]:
         """Yield sends (warm-up included) and pace of the storms of each scenario and block."""
         for scenario in self.scenarios:
             for sends in self.sends:
-                yield self.n_modes * (sends + WARMUP), self.paces[scenario.name]
+                each = sends_in(scenario, sends) + warmup_of(scenario)
+                yield self.n_modes * each, self.paces[scenario.name]
 
 
 def plan_for(request: RunRequest, guest: Guest) -> Plan:
@@ -153,11 +173,15 @@ def pace_of(request: RunRequest, scenario: Scenario, tsc_hz: float) -> int:
     """The requested pace, otherwise the pace that lets the target reach its state.
 
     A blocked target must stay in HLT for longer than the host polls for it
-    (kvm.halt_poll_ns, 200 us by default). `tsc_hz` is the guest TSC's rate. It is rounded here:
+    (kvm.halt_poll_ns, 200 us by default). Sends to overcommitted targets are spread over the
+    scheduler's slices: with a shorter pace, most would follow in the slice in which the target
+    has just run. `tsc_hz` is the guest TSC's rate. It is rounded here:
     runs are comparable only with the same pace, and measured rates of one TSC differ by some ppm.
     """
     if request.pace_cycles is not None:
         return request.pace_cycles
+    if scenario.target_state in OVERCOMMITTED:
+        return int(_OVERCOMMITTED_S * _rounded(tsc_hz))
     if scenario.target_state != TargetState.BLOCKED:
         return _PACE_CYCLES
     parameters = read_fingerprint().kvm_parameters or {}

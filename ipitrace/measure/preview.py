@@ -15,13 +15,21 @@ from ipitrace.host.access import require_initial_pid_namespace, require_kvm, req
 from ipitrace.measure.guests import MICRO, Foreign, find_foreign, is_micro, micro_guest, vcpus_of
 from ipitrace.measure.limits import least_seconds
 from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
-from ipitrace.measure.request import WARMUP, RunRequest
+from ipitrace.measure.request import RunRequest, sends_in, warmup_of
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
 from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
-from ipitrace.words.scenarios import SENDER, Pattern, Route, Scenario, TargetState, routes_of
+from ipitrace.words.scenarios import (
+    OVERCOMMITTED,
+    SENDER,
+    Pattern,
+    Route,
+    Scenario,
+    TargetState,
+    routes_of,
+)
 
 _LOADING: Final = (
     "the kernel checks each program only when it is loaded; the run reports the programs that the "
@@ -160,7 +168,12 @@ def _sending(
                 name=scenario.name,
                 targets=None if known is None else len(known[0].targets),
                 repetitions=repetitions,
-                sends=senders * n_modes * (sum(plan.sends) + WARMUP * repetitions),
+                sends=senders
+                * n_modes
+                * (
+                    sum(sends_in(scenario, sends) for sends in plan.sends)
+                    + warmup_of(scenario) * repetitions
+                ),
                 pace_cycles=plan.paces[scenario.name],
                 most_per_s=senders * plan.tsc_hz / max(plan.paces[scenario.name], 1),
             )
@@ -236,6 +249,8 @@ def _inside(
         yield "a VM, made with /dev/kvm in this process: one thread for each vCPU, and the payload"
         if any(s.target_state == TargetState.PREEMPTED for s in scenarios):
             yield "a process with real-time priority that preempts the target on the target's CPU"
+        if any(s.target_state in OVERCOMMITTED for s in scenarios):
+            yield "threads that spin, two on each of their CPUs, in the scenarios with overcommit"
         return
     if (way or "").startswith("qga"):
         yield "mktemp -d /tmp/ipitrace.XXXXXXXXXX, for the output of programs; removed at the end"

@@ -13,16 +13,17 @@ from ipitrace.base.errors import MeasurementError
 from ipitrace.clock import Clock, Sandwich
 from ipitrace.correlate.exits import exit_tables
 from ipitrace.correlate.spans import StormTrace, correlate, joined
-from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches
+from ipitrace.correlate.switches import NO_SWITCHES, Switches, count_switches, of_others
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta, delta, read_interrupts
 from ipitrace.measure.one_clock import HostRecord, on_one_clock, violations
+from ipitrace.measure.sharing import Sharing
 from ipitrace.measure.steadiness import NO_LOOKS, Looks
 from ipitrace.measure.tracers import Tracers
 from ipitrace.measure.watching import ClockReader, Onlooker
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.summary import HostSide
+from ipitrace.summary import HostSide, Waited
 from ipitrace.tracer.session import Tracer
 from ipitrace.tracer.sizes import DrainPace
 from ipitrace.words.events import NR_KINDS, Kind
@@ -97,27 +98,28 @@ def run_repetition(
     """
     attached = () if tracers is None else tracers.attached_in(mode)
     reader = ClockReader(clock)
-    onlooker = Onlooker(guest.pinned_cpus or ())
+    onlooker = Onlooker(guest.cpus_in(request.scenario) or ())
     n_targets = len(guest.targets(request.scenario))
     rate = _most_records_per_s(request, n_targets)
     paces = [DrainPace(tracer.slots_per_ring, rate) for tracer in attached]
+    sharing = Sharing(guest, request.scenario, mode)
 
     def known(tids: Sequence[int]) -> None:
         for tracer in attached:
-            tracer.set_vcpu_threads(tids)
+            tracer.set_vcpu_threads(tids, sharing.cpus if tracer is attached[-1] else ())
         onlooker.threads_known(tids)
+        sharing.threads_known(tids)
 
     def tick(sent: int) -> float | None:
         onlooker.tick()
         reader.read()
         told(sent)
-        return min(
-            (
-                pace.drained(tracer.drain(), time.monotonic())
-                for tracer, pace in zip(attached, paces, strict=True)
-            ),
-            default=None,
-        )
+        pauses_s = [
+            pace.drained(tracer.drain(), time.monotonic())
+            for tracer, pace in zip(attached, paces, strict=True)
+        ]
+        sharing.drained(attached)
+        return min(pauses_s, default=None)
 
     hooks = Hooks(threads_known=known, tick=tick, over=onlooker.over)
     reader.read(now=True)
@@ -140,8 +142,9 @@ def run_repetition(
     sandwiches = tuple(reader.sandwiches)
     counted = Recorded(storm, mode, sandwiches=sandwiches, seen=storm.counted, uncounted=uncounted)
     events = _rest(traced)
+    own = events[~of_others(events)]
     if lighter and tracers is not None:
-        counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), events))
+        counted = replace(counted, twins=tracers.twins(_rest(lighter[0]), own))
     host = HostRecord(
         events=events,
         complete=_events_lost(traced) == lost_before,
@@ -150,12 +153,14 @@ def run_repetition(
         resolution_ns=1 if clock is None else clock.resolution_ns,
         stages_only=mode == Mode.STAGES,
     )
-    counted = replace(counted, looks=onlooker.looks(events))
+    counted = replace(counted, looks=onlooker.looks(own))
     try:
         trace = on_one_clock(request, guest, storm, host)
     except MeasurementError as error:
         return replace(counted, no_trace_reason=error.message)
-    return _with_trace(counted, request.scenario, trace, events, interrupts)
+    waited = sharing.waited(trace, events, counted.looks)
+    counted = replace(counted, switches=count_switches(own))
+    return _with_trace(counted, request.scenario, _of_vcpus(trace), interrupts, waited)
 
 
 def _rest(tracer: Tracer) -> NDArray[np.void]:
@@ -174,20 +179,25 @@ def _with_trace(
     counted: Recorded,
     scenario: Scenario,
     trace: StormTrace,
-    events: NDArray[np.void],
     interrupts: InterruptDelta | None,
+    waited: Waited | None,
 ) -> Recorded:
     """The same repetition with the results of its host events, on the guest's clock."""
     routes = routes_of(scenario.pattern, trace.targets)
     spans = joined([correlate(trace.of_route(route)) for route in routes])
     return replace(
         counted,
-        watched=HostSide(spans, exit_tables(trace, spans), interrupts),
+        watched=HostSide(spans, exit_tables(trace, spans), interrupts, waited),
         trace=trace,
         violations=violations(spans, trace.bound_cycles),
         seen=_seen(trace.events, counted.storm),
-        switches=count_switches(events),
     )
+
+
+def _of_vcpus(trace: StormTrace) -> StormTrace:
+    """The same without the switches between other threads."""
+    own = ~of_others(trace.events)
+    return replace(trace, events=trace.events[own], event_tsc=trace.event_tsc[own])
 
 
 def _seen(events: NDArray[np.void], storm: Storm) -> NDArray[np.int64]:

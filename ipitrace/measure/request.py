@@ -11,9 +11,11 @@ from ipitrace.measure.limits import chosen_limits
 from ipitrace.measure.turns import split
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
-from ipitrace.words.scenarios import Scenario
+from ipitrace.words.scenarios import OVERCOMMITTED, Scenario
 
 WARMUP: Final = 100
+_SLOW_WARMUP: Final = 10
+_MOST_SLOW_SENDS: Final = 50
 REPETITIONS: Final = 6  # the fewest whose extremes enclose the median with 95 % confidence
 MAX_REPETITIONS: Final = 1000
 MAX_OF_ALL_SCENARIOS: Final = 4000  # limited by recording.writer.MOST_RUN_BYTES
@@ -28,7 +30,8 @@ class RunRequest:
 
     Attributes:
         scenarios: in the order to run.
-        count: measured sends of each scenario.
+        count: measured sends of each scenario; at most 50 in a repetition of an overcommitted
+            one, in which a send takes milliseconds.
         pace_cycles: cycles from one acknowledgement to the next send; None means that the
             scenario decides.
         trace: attach BPF programs and measure their cost; False attaches none.
@@ -116,11 +119,25 @@ def check_count(request: RunRequest, guest: Driver) -> None:
         )
 
 
+def warmup_of(scenario: Scenario) -> int:
+    """Sends of a storm that are not measured; few where a send takes milliseconds."""
+    return _SLOW_WARMUP if _is_slow(scenario) else WARMUP
+
+
+def sends_in(scenario: Scenario, sends: int) -> int:
+    """Measured sends of a repetition for which `sends` were requested."""
+    return min(sends, _MOST_SLOW_SENDS) if _is_slow(scenario) else sends
+
+
+def _is_slow(scenario: Scenario) -> bool:
+    return scenario.target_state in OVERCOMMITTED
+
+
 def limits_of(request: RunRequest, *, ours: bool) -> RunLimits | None:
     """The limits that apply to the run; see limits.chosen_limits()."""
     return chosen_limits(request.max_rate_hz, request.max_time_s, ours=ours)
 
 
 def sends_of(request: RunRequest) -> tuple[int, ...]:
-    """Measured sends of each repetition, the same for each scenario and mode."""
+    """Measured sends of each repetition, before sends_in()."""
     return split(request.count, max(request.repeat, -(-request.count // _MOST_SENDS)))

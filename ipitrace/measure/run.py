@@ -66,8 +66,8 @@ def run(
         if tracers is not None and plan.accounted:
             accounts = ProgramAccounts(tracers, plan.accounted)
         opened()
-        stack.enter_context(announced(driver.pinned_cpus or ()))
-        lookout = Lookout(guest, neighbours)
+        stack.enter_context(announced(plan.cpus(driver)))
+        lookout = Lookout(guest, neighbours, plan.cpus(driver))
         context = Context(request, guest, plan, tracers, clock, progress)
         gathered = Gathered(clocks, kept, RowWriter(sink), lookout, Budget(plan.limits))
         failure = perform(context, gathered, perform_turns)

@@ -16,7 +16,7 @@ from ipitrace.host.conditions import Conditions, CpuLook, ThreadLook
 from ipitrace.recording.result import Disturbance
 from ipitrace.storm.driver import Storm
 from ipitrace.words.disturbances import DisturbanceKind
-from ipitrace.words.scenarios import SENDER, Scenario, TargetState
+from ipitrace.words.scenarios import OVERCOMMITTED, SENDER, Scenario, TargetState
 
 STOPPED_S: Final = 1.0
 """A guest that sends nothing for this long, without waiting for a CPU, was stopped."""
@@ -178,7 +178,7 @@ def _lost(
         )
     # The thread also waits during the warm-up.
     whole_s = storm_s * (len(storm.sends) + setting.warmup) / max(len(storm.sends), 1)
-    meant = setting.targets if setting.scenario.target_state == TargetState.PREEMPTED else ()
+    meant = _meant_to_wait(setting, len(waits))
     for vcpu, wait_s in enumerate(waits):
         share = min((wait_s or 0.0) / whole_s, 1.0) if whole_s else 0.0
         if share >= WAITED_SHARE and vcpu not in meant:
@@ -190,6 +190,13 @@ def _lost(
                 worthless=False,
                 share=share,
             )
+
+
+def _meant_to_wait(setting: Setting, n_vcpus: int) -> Collection[int]:
+    """The vCPUs that the scenario itself keeps from their CPUs."""
+    if setting.scenario.target_state in OVERCOMMITTED:
+        return range(n_vcpus)
+    return setting.targets if setting.scenario.target_state == TargetState.PREEMPTED else ()
 
 
 def _idle_s(

@@ -235,6 +235,77 @@ class RepetitionFigures:
 
 
 @dataclass(frozen=True)
+class Occupant:
+    """What ran on a vCPU's CPU while the vCPU waited for it.
+
+    Attributes:
+        kind: a words.threads.ThreadKind.
+        name: as the process named itself, if it is one.
+        share: of the side's waiting time.
+    """
+
+    kind: str
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class SideWaiting:
+    """The waiting of one side inside IPIs.
+
+    Attributes:
+        side: `target`, from the send to the handler; `sender`, from the send to the
+            acknowledgement.
+        ipis: those for which it is known: sends of the sender, deliveries to the targets.
+        off_at_send: the share of IPIs whose target had no CPU when the IPI was sent; None for the
+            sender, which was running.
+        waited: the share of IPIs in which the thread had no CPU for any time.
+        waited_cycles: the time without a CPU of these IPIs; None if there are none.
+        occupants: what ran instead, the largest share first; small ones are added up.
+    """
+
+    side: str
+    ipis: int
+    off_at_send: float | None
+    waited: float
+    waited_cycles: Summary | None
+    occupants: tuple[Occupant, ...]
+
+
+@dataclass(frozen=True)
+class Overcommit:
+    """What sharing CPUs did to the IPIs of a scenario.
+
+    Attributes:
+        cpus: the host CPU of each vCPU.
+        vcpus_per_cpu: vCPUs on each of these CPUs.
+        sides: the waiting of sender and targets, in the repetitions that recorded all events.
+        deliver_running: D of the IPIs whose target had its CPU from the send to the handler;
+            deliver_waiting: D of the others. Both are of the same repetitions as `sides`.
+        switched_out_s: the time from each switch of a vCPU's thread out to its next switch in, of
+            all vCPUs and these repetitions, warm-up included.
+        run_delay_s: the time for which the same threads waited for a CPU, from the kernel's
+            schedstat. It should be nearly the same.
+        ple_exits: exits because of pause-loop exiting, per IPI.
+        ple_window_updates: kvm_ple_window_update, per IPI.
+        yields_attempted: directed yields that the guest requested, per IPI, from KVM's statistics.
+        yields_successful: those that found the requested vCPU waiting.
+    """
+
+    cpus: tuple[int, ...]
+    vcpus_per_cpu: int
+    sides: tuple[SideWaiting, ...] | None
+    deliver_running: Summary | None
+    deliver_waiting: Summary | None
+    switched_out_s: float | None
+    run_delay_s: float | None
+    ple_exits: PerSide | None
+    ple_window_updates: PerSide | None
+    yields_attempted: PerSide | None
+    yields_successful: PerSide | None
+
+
+@dataclass(frozen=True)
 class ScenarioResult:
     """One scenario's row.
 
@@ -264,6 +335,7 @@ class ScenarioResult:
         last_deliver_cycles: the D of the last target of each send that all targets handled;
             None if sends have one target.
         vcpus: the cycles of each vCPU; None if there are only one sender and one target.
+        overcommit: what sharing CPUs did; None unless the scenario is for that.
     """
 
     name: str
@@ -300,3 +372,4 @@ class ScenarioResult:
     deliver_histogram: Histogram | None = field(default=None, metadata=LATER)
     last_deliver_cycles: Summary | None = field(default=None, metadata=LATER)
     vcpus: tuple[VcpuCycles, ...] | None = field(default=None, metadata=LATER)
+    overcommit: Overcommit | None = field(default=None, metadata=LATER)

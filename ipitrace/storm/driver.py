@@ -161,6 +161,9 @@ class Driver(Protocol):
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         """The vCPUs that handle each IPI of `scenario`."""
 
+    def cpus_in(self, scenario: Scenario) -> tuple[int, ...] | None:
+        """The host CPU of each vCPU in storms of `scenario`, if they are pinned."""
+
     def describe(self) -> GuestResult:
         """The guest as in run.json."""
 

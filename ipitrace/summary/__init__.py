@@ -3,12 +3,13 @@
 
 from ipitrace.summary.observer import observer_costs
 from ipitrace.summary.rows import summarise_scenario
-from ipitrace.summary.storms import HostSide, Measured, Repetition, reduce_storm
+from ipitrace.summary.storms import HostSide, Measured, Repetition, Waited, reduce_storm
 
 __all__ = [
     "HostSide",
     "Measured",
     "Repetition",
+    "Waited",
     "observer_costs",
     "reduce_storm",
     "summarise_scenario",

@@ -14,6 +14,7 @@ from ipitrace.summary.absences import absent_figures, target_notes
 from ipitrace.summary.exit_times import exit_times
 from ipitrace.summary.exits import exits_per_ipi
 from ipitrace.summary.interrupts import host_interrupts
+from ipitrace.summary.overcommit import overcommit_of
 from ipitrace.summary.sides import Sides, events_per_ipi, kvm_stats
 from ipitrace.summary.stages import stages_of
 from ipitrace.summary.stats import histogram, percentiles, summarise
@@ -34,6 +35,7 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
     sides, proven = Sides.of(measured, storms), Sides.of(measured, measured.proving)
     stats = kvm_stats(storms, sides)
     exits, absent = exits_per_ipi(measured, proven, stats)
+    overcommit, absent_there = overcommit_of(measured, exits, proven, sides)
     watched = [r.watched for r in measured.proving if r.watched is not None]
     spans = [w.spans for w in watched]
     weights = weigh(measured, cycles_per_ns)
@@ -74,9 +76,10 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
         unmatched_events=_added(s.unmatched_events for s in spans) if spans else None,
         suspect_spans=sum(int(np.count_nonzero(s.suspect)) for s in spans),
         repetition_figures=tuple(_figures(measured, r) for r in measured.repetitions),
-        absent=absent | absent_figures(measured, watched, stats),
+        absent=absent | absent_there | absent_figures(measured, watched, stats),
         deliver_histogram=histogram(np.concatenate([r.cycles.deliver for r in storms])),
         notes=(*measured.notes, *target_notes(scenario, storms, stats)),
+        overcommit=overcommit,
     )
 
 

@@ -11,11 +11,13 @@ from ipitrace.correlate.exits import ExitTable
 from ipitrace.correlate.pairing import pair_receipts, taken
 from ipitrace.correlate.spans import Spans
 from ipitrace.correlate.stamps import ABSENT
+from ipitrace.correlate.waiting import Waiting
 from ipitrace.correlate.weights import TwinDistance
 from ipitrace.host.interrupts import InterruptDelta
 from ipitrace.storm.driver import Storm
 from ipitrace.words.events import Kind
 from ipitrace.words.scenarios import Mode, Route, Scenario, routes_of
+from ipitrace.words.threads import NamedThread
 
 NO_STATS_FD = "this KVM has no KVM_GET_STATS_FD"
 FOREIGN_STATS = "only the VMM of a vCPU can read its statistics from KVM"
@@ -97,6 +99,23 @@ def cycles_of(storm: Storm, routes: Sequence[Route]) -> Cycles:
 
 
 @dataclass(frozen=True)
+class Waited:
+    """What sharing CPUs did in one recorded storm.
+
+    Attributes:
+        waiting: the waiting in the IPIs; None if it is not known.
+        names: the threads in it, by thread id.
+        switched_out_ns: see recording.row.Overcommit.
+        run_delay_ns: likewise; None if the kernel does not report it.
+    """
+
+    waiting: Waiting | None
+    names: Mapping[int, NamedThread]
+    switched_out_ns: int
+    run_delay_ns: int | None
+
+
+@dataclass(frozen=True)
 class HostSide:
     """Host data of one recorded repetition between its first and last measured send.
 
@@ -105,11 +124,13 @@ class HostSide:
         exits: the exits of the sender and of each target.
         interrupts: the increases of rows of /proc/interrupts, including the warm-up; None if
             the file cannot be read.
+        waited: None unless the scenario is overcommitted.
     """
 
     spans: Spans
     exits: Sequence[ExitTable]
     interrupts: InterruptDelta | None
+    waited: Waited | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +227,8 @@ class Measured:
     Attributes:
         kvm_exit_fires: kvm_exit fired at some time in this run. Where it did not fire, there
             was then no exit.
+        cpus: the host CPU of each vCPU; None if they are not pinned.
+        left_out: the events that were not traced, and why.
     """
 
     scenario: Scenario
@@ -216,6 +239,8 @@ class Measured:
     repetitions: tuple[Repetition, ...]
     notes: tuple[str, ...] = field(default=())
     kvm_exit_fires: bool = False
+    cpus: tuple[int, ...] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def routes(self) -> tuple[Route, ...]:

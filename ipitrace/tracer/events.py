@@ -262,6 +262,12 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         on_return=True,
     ),
+    EventSpec(
+        Kind.KVM_PLE_WINDOW_UPDATE,
+        "kvm",
+        _same("new", "old"),
+        ("vcpu_id:u32 new:u32 old:u32",),
+    ),
 )
 
 

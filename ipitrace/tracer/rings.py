@@ -33,7 +33,8 @@ class RingReader:
     def seen(self) -> NDArray[np.uint64]:
         """Number of events, recorded or only counted, (n_vcpus, n_rows)."""
         heads = self._heads
-        seen: NDArray[np.uint64] = heads["written"] + heads["counted"] + heads["elsewhere"]
+        in_threads: NDArray[np.uint64] = heads["written"] + heads["counted"] - heads["others"]
+        seen: NDArray[np.uint64] = in_threads + heads["elsewhere"]
         return seen
 
     def missed(self) -> NDArray[np.uint64]:

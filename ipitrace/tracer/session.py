@@ -2,7 +2,7 @@
 """A tracer of one VM: load once, then attach, drain and detach repeatedly."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -98,7 +98,9 @@ class Tracer:
         self._maps: _Maps | None = maps
         self._reader: RingReader | None = maps.reader
         self._tids: tuple[int, ...] = ()
+        self._switch_cpus: tuple[int, ...] = ()
         self._drained: list[tuple[int, int, NDArray[np.void]]] = []
+        self._news: list[tuple[int, int, NDArray[np.void]]] = []
         self._most = self._room = MOST_EVENTS
         self._links: dict[str, Probe] = {}
         self._last_seen: NDArray[np.uint64]
@@ -194,11 +196,17 @@ class Tracer:
         detached = (probe.event for probe in self._probes if probe.event.name not in self._links)
         return frozenset(event.kind for event in detached)
 
-    def set_vcpu_threads(self, tids: Sequence[int]) -> None:
+    def set_vcpu_threads(self, tids: Sequence[int], switches_on: Sequence[int] = ()) -> None:
         """Trace only these threads; tids[i] is the thread of vCPU i.
 
         Call it while detached or while the vCPUs do not run: a ring supports one writer at a
         time.
+
+        Args:
+            tids: the threads.
+            switches_on: the CPU that vCPU i is pinned to, in order to record the switches between
+                other threads on these CPUs, too; see correlate.switches.of_others(). A vCPU that
+                moved to another CPU would give its ring a second writer.
         """
         if len(tids) > self._n_vcpus:
             raise ValueError(f"{len(tids)} threads for {self._n_vcpus} vCPUs")
@@ -211,6 +219,15 @@ class Tracer:
         table[list(self._tids)] = 0
         self._tids = tuple(tids)
         table[list(tids)] = np.arange(1, len(tids) + 1)
+        self._record_switches_on({cpu: switches_on.index(cpu) for cpu in switches_on})
+
+    def _record_switches_on(self, vcpu_of_cpu: Mapping[int, int]) -> None:
+        asked = self._open_bpf()["vcpu_of_cpu"]
+        for cpu in self._switch_cpus:
+            asked[cpu] = 0
+        self._switch_cpus = tuple(vcpu_of_cpu)
+        for cpu, vcpu in vcpu_of_cpu.items():
+            asked[cpu] = vcpu + 1
 
     @signals_deferred()
     def attach(self, *, counting_only: bool = False, without: Collection[Kind] = ()) -> None:
@@ -295,7 +312,13 @@ class Tracer:
         news = self._reader.drain(self._room)
         self._room -= sum(len(records) for _, _, records in news)
         self._drained += news
+        self._news = news
         return self._reader.fullest
+
+    def news(self, kind: Kind) -> NDArray[np.void]:
+        """The records of one kind that the last drain() found, as RING_EVENT; take() keeps them."""
+        found = [records for _, row, records in self._news if self._rows[row].event.kind == kind]
+        return np.concatenate([np.empty(0, RING_EVENT), *found])
 
     def take(self) -> NDArray[np.void]:
         """Every event drained since the last call, as HOST_EVENT sorted by ts_ns."""

@@ -44,6 +44,7 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_SET_MSR_IRQOFF = 29
     HANDLE_FASTPATH_WRMSR = 30
     HANDLE_FASTPATH_WRMSR_IMM = 31
+    KVM_PLE_WINDOW_UPDATE = 32
 
 
 NR_KINDS: Final = len(Kind)
@@ -247,6 +248,11 @@ HOST_EVENTS: Final = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
         "returned {word}",
+    ),
+    HostEvent(
+        Kind.KVM_PLE_WINDOW_UPDATE,
+        "KVM changes how long the vCPU may spin before it exits (pause-loop exiting).",
+        "window {arg} becomes {word}",
     ),
 )
 """In the order of Kind."""

@@ -231,6 +231,8 @@ SVM_REASONS: Final[dict[int, str]] = (
         0xFFFFFFFF: "invalid_guest_state",
     }
 )
+PAUSE_EXITS: Final = (VMX_REASONS[40], SVM_REASONS[0x77])
+"""The names of exits that a loop of PAUSE causes (pause-loop exiting, AMD's pause filter)."""
 _U32: Final = 0xFFFFFFFF
 
 

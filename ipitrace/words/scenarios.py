@@ -32,7 +32,9 @@ class TargetState(StrEnum):
     `halted`: the target is in HLT, and the host may still poll for it (halt_poll_ns).
     `blocked`: the target has been in HLT for so long that the host has put its thread to
     sleep. `masked`: the target has interrupts disabled, and enables them as soon as it sees
-    that the IPI has been sent.
+    that the IPI has been sent. `overcommitted`: the target spins, as all other vCPUs do, and each
+    CPU is shared by two vCPUs: a thread may be switched out at any time, the sender's as well.
+    `overcommitted-kernel`: the same, and all vCPUs but the sender spin in guest kernel mode.
     """
 
     RUNNING = "running"
@@ -41,6 +43,8 @@ class TargetState(StrEnum):
     BLOCKED = "blocked"
     PREEMPTED = "preempted"
     MASKED = "masked"
+    OVERCOMMITTED = "overcommitted"
+    OVERCOMMITTED_KERNEL = "overcommitted-kernel"
 
 
 class SendMethod(StrEnum):
@@ -53,6 +57,9 @@ class SendMethod(StrEnum):
     SMP_CALL = "smp-call"
 
 
+OVERCOMMITTED = frozenset({TargetState.OVERCOMMITTED, TargetState.OVERCOMMITTED_KERNEL})
+"""The states in which vCPUs share CPUs."""
+
 LINUX_GUEST_ONLY: Mapping[str, str] = {
     SendMethod.SMP_CALL: "the micro-guest has no kernel",
 }
@@ -60,7 +67,7 @@ LINUX_GUEST_ONLY: Mapping[str, str] = {
 
 MICRO_GUEST_ONLY: frozenset[str] = frozenset(
     {
-        *(TargetState.MASKED, TargetState.PREEMPTED),
+        *(TargetState.MASKED, TargetState.PREEMPTED, *OVERCOMMITTED),
         *(Pattern.MULTICAST, Pattern.BROADCAST_SELF, Pattern.UNICAST_LOGICAL),
     }
 )
@@ -231,6 +238,27 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.PREEMPTED,
         SendMethod.X2APIC,
         "one target whose thread is kept off its CPU until the IPI has been sent",
+    ),
+    Scenario(
+        "unicast-overcommit",
+        Pattern.UNICAST,
+        TargetState.OVERCOMMITTED,
+        SendMethod.X2APIC,
+        "one target; all vCPUs spin, and each CPU is shared by two of them",
+    ),
+    Scenario(
+        "broadcast-overcommit",
+        Pattern.BROADCAST,
+        TargetState.OVERCOMMITTED,
+        SendMethod.X2APIC,
+        "one send to all other vCPUs; all vCPUs spin, and each CPU is shared by two of them",
+    ),
+    Scenario(
+        "unicast-overcommit-kernel",
+        Pattern.UNICAST,
+        TargetState.OVERCOMMITTED_KERNEL,
+        SendMethod.X2APIC,
+        "as unicast-overcommit; all vCPUs but the sender spin in guest kernel mode",
     ),
     Scenario(
         "ring",

@@ -124,7 +124,7 @@ def test_both_ways_to_send_are_in_the_table() -> None:
     methods = {BY_NAME[name].send_method for name in RUNNABLE}
     assert methods - {"pv-hypercall", "passthrough"} == {"x2apic", "xapic"}
     hypercalls = 0 if hypercall.why_unsupported() else 2
-    assert len(RUNNABLE) == 21 + hypercalls
+    assert len(RUNNABLE) == 24 + hypercalls
 
 
 def out_of_cpu(tid: int) -> int:

@@ -17,7 +17,7 @@ from workers import Witness, Worker, nap
 
 from ipitrace.abi.events import HOST_EVENT
 from ipitrace.base.errors import HostError
-from ipitrace.correlate.switches import Switches, count_switches
+from ipitrace.correlate.switches import Switches, count_switches, of_others
 from ipitrace.tracer import Tracer, attaching, bpf_links, kernel
 from ipitrace.tracer.btf import Arg
 from ipitrace.tracer.events import EVENT_BY_NAME, EVENTS
@@ -476,3 +476,40 @@ def test_a_function_that_cannot_be_probed_is_left_out(
         pytest.raises(HostError, match="No event could be attached"),
     ):
         tracer.attach()
+
+
+def test_switches_between_others_are_recorded_where_asked(workers: list[Worker]) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    first, second, asleep = workers
+    for worker in workers:
+        os.sched_setaffinity(worker.tid, {cpu})
+    with Tracer.load(pid=os.getpid(), n_vcpus=2, only=["sched_switch"]) as tracer:
+        tracer.attach()
+        for asked in ((), (cpu, cpu)):
+            tracer.set_vcpu_threads([asleep.tid, second.tid], asked)
+            first.do(lambda: nap(50))
+            tracer.drain()
+            events = tracer.take()
+            others = events[of_others(events)]
+            if not asked:
+                assert not len(others)
+                continue
+            # The thread came and left fifty times, and is no vCPU's: it is in the ring of the
+            # first vCPU of its CPU, and in no count.
+            assert np.count_nonzero(others["word"] == first.tid) >= 40
+            assert np.count_nonzero(others["arg"] == first.tid) >= 40
+            assert set(others["vcpu"]) == {0}
+            assert set(others["cpu"]) == {cpu}
+            assert not np.isin(others["word"], [asleep.tid, second.tid]).any()
+            tracer.detach()
+            tracer.drain()
+            events = np.concatenate([events, tracer.take()])
+            assert int(tracer.seen().sum()) == np.count_nonzero(~of_others(events))
+            tracer.attach()
+            assert tracer.losses().ring_overruns == {"sched_switch": 0}
+        tracer.set_vcpu_threads([asleep.tid, second.tid])
+        tracer.drain()
+        tracer.take()  # of the time before
+        first.do(lambda: nap(50))
+        tracer.drain()
+        assert not of_others(tracer.take()).any()

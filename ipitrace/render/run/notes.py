@@ -10,7 +10,7 @@ from ipitrace.recording.disturbances import describe_disturbances
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import ScenarioResult
 from ipitrace.words.interrupts import POSTED_ROWS, arrived_elsewhere
-from ipitrace.words.scenarios import ScenarioStatus, SendMethod
+from ipitrace.words.scenarios import OVERCOMMITTED, ScenarioStatus, SendMethod
 
 NOTE: Final = "note   "
 DOUBT: Final = "DOUBT  "
@@ -37,10 +37,11 @@ def notes_of(run: RunResult, rows: Sequence[ScenarioResult]) -> list[Note]:
     """What a reader must know of the numbers of the measured `rows`; doubts come last."""
     notes = [f"{row.name}: {note}" for row in rows for note in row.notes]
     notes += [f"{row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced]
-    if run.host.pinning.overcommitted:
+    unmeant = [row.name for row in rows if row.target_state not in OVERCOMMITTED]
+    if run.host.pinning.overcommitted and unmeant:
         notes.append(
-            "more vCPUs than CPUs: these numbers measure the scheduler, not IPIs "
-            f"({run.host.pinning.why})"
+            f"more vCPUs than CPUs: the numbers of {', '.join(unmeant)} measure the scheduler, not "
+            f"IPIs ({run.host.pinning.why})"
         )
     notes += _neighbours(run)
     notes += [
@@ -74,10 +75,10 @@ def _neighbours(run: RunResult) -> Iterator[str]:
 
 def _foreign(run: RunResult, rows: Sequence[ScenarioResult]) -> Iterator[str]:
     """Interrupts that reached CPUs on which the VM never ran."""
-    vm_cpus = run.guest.pinned_cpus
-    if vm_cpus is None:
-        return
     for row in rows:
+        vm_cpus = run.guest.pinned_cpus if row.overcommit is None else row.overcommit.cpus
+        if vm_cpus is None:
+            continue
         counted = row.host_interrupts or {}
         found = arrived_elsewhere(counted, vm_cpus)
         if found:

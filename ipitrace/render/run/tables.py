@@ -17,6 +17,7 @@ from ipitrace.recording.row import PerSide, ScenarioResult, Summary
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
 from ipitrace.render.run.guest import guest_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
+from ipitrace.render.run.overcommit import overcommit_tables
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.render.run.stages import stages_table
 from ipitrace.words.metrics import ALL_TIMINGS, TIMINGS
@@ -59,6 +60,7 @@ def _render(run: RunResult, page: Page, sections: Collection[str], *, verbose: b
     parts = [page.heading(f"ipitrace run, started {run.started_at}"), _header(run, page)]
     if measured:
         parts += [_cycles(run, measured, page), _of_vcpus(measured, page)]
+        parts += overcommit_tables(measured, page)
         tables: Mapping[str, Callable[[], Sequence[str]]] = {
             "exits": lambda: (_exits(measured, page), _exit_times(measured, page)),
             "paths": lambda: (_paths(measured, page),),

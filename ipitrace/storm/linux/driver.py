@@ -159,6 +159,10 @@ class LinuxGuest:
             return tuple(self.status.online)
         return tuple(cpu for cpu in self.status.online if cpu != _SENDER)
 
+    def cpus_in(self, _scenario: Scenario) -> tuple[int, ...] | None:
+        """The host CPU of each guest CPU: the VM's owner pins them, for all scenarios."""
+        return self.pinned_cpus
+
     def describe(self) -> GuestResult:
         """The guest as in run.json."""
         vm, module = self.vm, self.status.module

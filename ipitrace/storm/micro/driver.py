@@ -14,6 +14,7 @@ from ipitrace.abi.storm import (
     StormTargetState,
 )
 from ipitrace.base.units import MIB
+from ipitrace.host.cpus import Pinning
 from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
@@ -30,6 +31,7 @@ from ipitrace.storm.micro.image import (
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.words.scenarios import (
     LINUX_GUEST_ONLY,
+    OVERCOMMITTED,
     Pattern,
     Scenario,
     SendMethod,
@@ -37,6 +39,7 @@ from ipitrace.words.scenarios import (
     routes_of,
 )
 
+NOT_SHARED = Pinning(None, overcommitted=True, why="no CPUs were chosen for vCPUs to share")
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
 MAX_COUNT = 10_000_000
@@ -52,6 +55,8 @@ _PREEMPTOR_S = 60.0  # the preempting process's time limit beyond the storm's
 _OTHER_NAMES = {
     TargetState.RUNNING: StormTargetState.RUNNING_USER,
     TargetState.BLOCKED: StormTargetState.HALTED,
+    TargetState.OVERCOMMITTED: StormTargetState.RUNNING_USER,
+    TargetState.OVERCOMMITTED_KERNEL: StormTargetState.RUNNING_KERNEL,
 }
 _PATTERNS = {pattern: StormPattern[pattern.name] for pattern in Pattern}
 _STATES = {
@@ -69,22 +74,26 @@ class MicroGuest:
         n_vcpus: 2 to 64; vCPU 0 sends.
         pinned_cpus: the host CPU that each vCPU is pinned to, or None.
         payload: the program that the vCPUs run.
+        shared: where the vCPUs run in scenarios in which they share CPUs.
     """
 
     n_vcpus: int
     pinned_cpus: tuple[int, ...] | None
     payload: Payload
+    shared: Pinning = NOT_SHARED
     apic_ids: None = None
     tsc_khz: None = None  # KVM reports it when there is a VM
 
     @classmethod
-    def prepare(cls, n_vcpus: int, cpus: tuple[int, ...] | None) -> "MicroGuest":
+    def prepare(
+        cls, n_vcpus: int, cpus: tuple[int, ...] | None, shared: Pinning = NOT_SHARED
+    ) -> "MicroGuest":
         """Load the payload.
 
         Raises:
                 HostError: the payload was not built.
         """
-        return cls(n_vcpus, cpus, load_payload())
+        return cls(n_vcpus, cpus, load_payload(), shared)
 
     def unsupported(self, scenario: Scenario) -> str | None:
         """Why this guest cannot run `scenario`, or None if it can."""
@@ -92,6 +101,8 @@ class MicroGuest:
             return "a target can only be preempted if it is pinned to a CPU of its own"
         if scenario.pattern == Pattern.MULTICAST and len(self.targets(scenario)) < _FEWEST_TARGETS:
             return f"a multicast to two of the other vCPUs needs four vCPUs: --vm {_FOUR_VCPUS}"
+        if scenario.target_state in OVERCOMMITTED and self.shared.cpus is None:
+            return self.shared.why
         return unsupported(scenario)
 
     def vector(self, scenario: Scenario) -> int:
@@ -115,6 +126,12 @@ class MicroGuest:
         if scenario.pattern in {Pattern.BROADCAST_SELF, Pattern.RING}:
             return tuple(range(self.n_vcpus))
         return tuple(range(1, self.n_vcpus))
+
+    def cpus_in(self, scenario: Scenario) -> tuple[int, ...] | None:
+        """The host CPU that each vCPU is pinned to in storms of `scenario`, or None."""
+        if scenario.target_state in OVERCOMMITTED:
+            return self.shared.cpus
+        return self.pinned_cpus
 
     def describe(self) -> GuestResult:
         """The guest as in run.json."""
@@ -154,7 +171,7 @@ class MicroGuest:
             longest_s = limits.STORM_S + 2 * total * pace_s
             with self._preemptor(scenario, machine, total, longest_s) as preempting:
                 storm = machine.run(
-                    self.pinned_cpus,
+                    self.cpus_in(scenario),
                     hooks if preempting is None else _with_heartbeat(hooks, preempting),
                     warmup=request.warmup,
                     silence_s=silence_s,

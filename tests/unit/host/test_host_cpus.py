@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipitrace.base.errors import UsageError
-from ipitrace.host.cpus import CpuPlace, Pinning, choose_cpus, read_topology
+from ipitrace.host.cpus import CpuPlace, Pinning, choose_cpus, read_topology, share_cpus
 from ipitrace.host.files import HostFiles
 
 Make = Callable[[Mapping[str, str]], HostFiles]
@@ -228,3 +228,30 @@ def test_topology_from_sysfs(make_files: Make) -> None:
 
 def test_no_sysfs_no_topology(make_files: Make) -> None:
     assert read_topology(make_files({})) == ()
+
+
+@given(requests())
+def test_every_cpu_is_shared_by_two(ask: Request) -> None:
+    n_vcpus, allowed, topology = ask
+    shared = share_cpus(n_vcpus, allowed, topology)
+    assert shared.overcommitted
+    if n_vcpus % 2 or n_vcpus // 2 > len(allowed):
+        assert shared.cpus is None
+        return
+    assert shared.cpus is not None
+    assert len(shared.cpus) == n_vcpus
+    half = n_vcpus // 2
+    assert shared.cpus[:half] == shared.cpus[half:]
+    assert shared.cpus[:half] == choose_cpus(half, allowed, topology).cpus
+
+
+@pytest.mark.parametrize(
+    ("n_vcpus", "why"),
+    [
+        (3, "3 vCPUs cannot be divided among CPUs with 2 vCPUs each"),
+        (6, "6 vCPUs, 2 on each CPU, need 3 CPUs, and 2 are allowed"),
+        (4, "2 vCPUs on each CPU"),
+    ],
+)
+def test_why_cpus_are_shared_or_not(n_vcpus: int, why: str) -> None:
+    assert share_cpus(n_vcpus, {3, 4}, ()).why == why

@@ -13,7 +13,9 @@ from ipitrace.measure.request import WARMUP, RunRequest
 from ipitrace.storm.limits import FASTEST_TSC_HZ
 from ipitrace.words.scenarios import Mode, select_scenarios
 
-BLOCKED, RUNNING = select_scenarios(["unicast-blocked", "unicast-running"])
+BLOCKED, RUNNING, OVERCOMMIT = select_scenarios(
+    ["unicast-blocked", "unicast-running", "unicast-overcommit"]
+)
 REQUEST = RunRequest((BLOCKED, RUNNING), count=100, pace_cycles=None, trace=False)
 
 
@@ -89,3 +91,18 @@ def test_repetitions_with_accounting_are_planned_and_limited() -> None:
     with pytest.raises(UsageError) as raised:
         make_plan(traced, [RUNNING], traced=False, ours=False, tsc_hz=2e9)
     assert "nothing of this guest is traced" in raised.value.message
+
+
+def test_overcommitted_scenarios_have_few_sends_and_spread_them() -> None:
+    asked = replace(REQUEST, count=4000, repeat=2)
+    planned = make_plan(asked, [RUNNING, OVERCOMMIT], traced=False, ours=True, tsc_hz=2_596e6)
+    sends = {turn.scenario.name: turn.sends for turn in planned.turns(1)}
+    assert sends == {"unicast-running": 2000, "unicast-overcommit": 50}
+    assert planned.paces["unicast-overcommit"] == 5_200_000  # 2 ms at 2,600 MHz
+    assert planned.n_sends == 2 * (2000 + 50)
+    assert list(planned.storms()) == [
+        *([(2000 + WARMUP, 60_000)] * 2),
+        *([(50 + 10, 5_200_000)] * 2),
+    ]
+    few = make_plan(replace(asked, count=20), [OVERCOMMIT], traced=False, ours=True, tsc_hz=2_596e6)
+    assert {turn.sends for turn in few.turns(1)} == {10}

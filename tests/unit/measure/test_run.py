@@ -50,6 +50,9 @@ class Scripted:
     def targets(self, scenario: Scenario) -> tuple[int, ...]:
         return (0,) if scenario.pattern == Pattern.SELF else (1,)
 
+    def cpus_in(self, _scenario: Scenario) -> tuple[int, ...] | None:
+        return self.pinned_cpus
+
     def describe(self) -> GuestResult:
         return micro_guest(2, None, "0" * 64)
 
@@ -101,7 +104,7 @@ class ScriptedTracer:
     def take(self) -> Any:
         return np.zeros(0, HOST_EVENT)
 
-    def set_vcpu_threads(self, _tids: object) -> None: ...
+    def set_vcpu_threads(self, _tids: object, _switches_on: object = ()) -> None: ...
     def drain(self) -> int:
         return 0
 

@@ -178,6 +178,16 @@ def test_a_target_that_is_kept_preempted_is_meant_to_wait() -> None:
     assert found(waiting, setting=replace(SETTING, scenario=preempted)) == []
 
 
+def test_overcommitted_vcpus_are_meant_to_wait() -> None:
+    setting = replace(SETTING, scenario=BY_NAME["unicast-overcommit"])
+    for vcpu in (0, 1):
+        waiting = moved(vcpu, run_delay_ns=8 * S)
+        assert [one.kind for one in found(waiting)] == ["waited"]
+        assert found(waiting, setting=setting) == []
+    (only,) = found(moved(0, last_cpu=1), setting=setting)
+    assert (only.kind, only.worthless) == ("moved", True)
+
+
 @pytest.mark.parametrize(
     ("end", "kind", "worthless", "words"),
     [

@@ -21,6 +21,7 @@ from ipitrace.words.metrics import CYCLES_METRICS, SIDES, Scale, exits_metric, p
 from ipitrace.words.paths import IpiPath
 from ipitrace.words.scenarios import Mode, Pattern, ScenarioStatus, SendMethod, TargetState
 from ipitrace.words.stages import STAGES
+from ipitrace.words.threads import ThreadKind
 
 PATHS = [path.text for path in IpiPath]
 UNSEEN_BY_WATCH = {IpiPath.MSR_FASTPATH.text, IpiPath.EXITLESS.text}
@@ -46,6 +47,7 @@ WORDS: dict[str, dict[str, list[str | None]]] = {
         "repetition/paths/0/propertyNames": [*PATHS],
         "disturbance/kind": [*DisturbanceKind],
         "disturbance/mode/0": [*Mode],
+        "occupant/kind": [*ThreadKind],
     },
     "watch": {
         "vm/pairs/items/mode": [*MODES],
