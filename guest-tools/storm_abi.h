@@ -14,6 +14,7 @@
 
 #define STORM_ABI_VERSION 2
 #define STORM_ALL_BUT_SELF 0xffff
+#define STORM_ALL 0xfffe
 /* The module's name when the format was made; the format keeps it. */
 #define STORM_FILE_MAGIC "IPISTORM"
 
@@ -40,6 +41,9 @@ enum storm_send_method {
 	STORM_PV_HYPERCALL = 2, /* KVM_HC_SEND_IPI */
 	STORM_PASSTHROUGH = 3, /* through the target's posted-interrupt descriptor */
 	STORM_SMP_CALL = 4, /* the guest kernel's smp_call_function */
+	STORM_HV_HYPERCALL = 5, /* HvCallSendSyntheticClusterIpi */
+	/* HvCallSendSyntheticClusterIpiEx; a broadcast is to all processors, the sender included */
+	STORM_HV_HYPERCALL_EX = 6,
 };
 
 /* Faults injected in the middle of the storm, to test that they are reported. */
@@ -99,7 +103,7 @@ struct storm_send {
 	unsigned long long sent_tsc; /* after them */
 	unsigned long long ack_tsc; /* every target's acknowledgement seen; 0: timed out */
 	unsigned int seq; /* 0 for the first, warm-up included */
-	unsigned short target; /* vCPU index, or STORM_ALL_BUT_SELF */
+	unsigned short target; /* vCPU index, STORM_ALL_BUT_SELF or STORM_ALL */
 	unsigned short sender; /* vCPU index */
 };
 

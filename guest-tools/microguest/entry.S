@@ -259,6 +259,8 @@ service_entry:
 	iretq
 3:	cmp	$MG_SERVICE_POST, %eax
 	je	mg_post
+	cmp	$MG_SERVICE_HV, %eax
+	je	mg_hv_send
 	cmp	$MG_SERVICE_REPORT, %eax
 	jne	mg_triple_fault
 	mov	%esi, %eax

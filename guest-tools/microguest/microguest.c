@@ -48,6 +48,7 @@ void mg_sender_in_user_mode(void);
 void mg_sender(void);
 void mg_main(u32 index);
 void mg_exception(u64 vector, u64 error, u64 rip);
+void mg_enable_hyperv(const volatile struct storm_params *params, u32 vector);
 void mg_enable_passthrough(volatile struct mg_vcpu *all, u32 n_vcpus);
 
 static const volatile struct storm_params *const params = (void *)MG_PARAMS;
@@ -155,6 +156,21 @@ static inline void timed_post(volatile struct storm_send *record, u32 vector, u3
 	record->sent_tsc = (u64)edx << 32 | eax;
 }
 
+/* The same by the Hyper-V hypercall that mg_enable_hyperv() prepared; see mg_hv_send. */
+static inline void timed_hv_send(volatile struct storm_send *record)
+{
+	register u64 before_low asm("r12");
+	register u64 before_high asm("r13");
+	u32 eax = MG_SERVICE_HV, edx;
+
+	asm volatile("int3"
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high)
+		     :
+		     : "rbx", "rcx", "memory", "cc");
+	record->send_tsc = before_high << 32 | before_low;
+	record->sent_tsc = (u64)edx << 32 | eax;
+}
+
 static inline void ask(u32 service, u32 operand)
 {
 	u32 eax = service;
@@ -169,6 +185,18 @@ static void report(enum storm_state state)
 	ask(MG_SERVICE_REPORT, state);
 }
 
+static int by_hyperv(void)
+{
+	return params->send_method == STORM_HV_HYPERCALL ||
+	       params->send_method == STORM_HV_HYPERCALL_EX;
+}
+
+/* Whether a send is to all processors, the sender included. */
+static int to_all(void)
+{
+	return params->pattern == STORM_BROADCAST && params->send_method == STORM_HV_HYPERCALL_EX;
+}
+
 /* Sends one IPI as described by params, and stamps it. */
 static void send(volatile struct storm_send *record)
 {
@@ -177,7 +205,7 @@ static void send(volatile struct storm_send *record)
 
 	record->target = high;
 	if (params->pattern == STORM_BROADCAST) {
-		record->target = STORM_ALL_BUT_SELF;
+		record->target = to_all() ? STORM_ALL : STORM_ALL_BUT_SELF;
 		low |= ICR_TO_ALL_BUT_SELF;
 		high = 0;
 	} else if (params->pattern == STORM_SELF) {
@@ -192,7 +220,9 @@ static void send(volatile struct storm_send *record)
 					  : params->pattern == STORM_BROADCAST;
 		timed_post(record, low & 0xff, first,
 			   params->pattern == STORM_BROADCAST ? params->n_vcpus - 1 : 1);
-	} else if (xapic_mode)
+	} else if (by_hyperv())
+		timed_hv_send(record);
+	else if (xapic_mode)
 		timed_send(record, 0, low, high << 24);
 	else
 		timed_send(record, msr, low, high);
@@ -247,7 +277,9 @@ static int storm(u64 seq, u64 count, int injecting)
 	const u64 ready = params->target_state == STORM_PREEMPTED ? MG_READY_PREEMPTED : MG_READY;
 	struct wait wait = {.first = 1, .last = params->n_vcpus - 1};
 
-	if (params->pattern == STORM_SELF)
+	if (to_all())
+		wait.first = 0;
+	else if (params->pattern == STORM_SELF)
 		wait.first = wait.last = 0;
 	else if (params->pattern == STORM_UNICAST)
 		wait.first = wait.last = params->target;
@@ -324,6 +356,8 @@ void mg_main(u32 index)
 	if (index == 0) {
 		if (params->send_method == STORM_PASSTHROUGH)
 			mg_enable_passthrough(vcpus, params->n_vcpus);
+		else if (by_hyperv())
+			mg_enable_hyperv(params, to_all() ? MG_VECTOR_SELF : MG_VECTOR_TARGET);
 		touch(sends, sends + (params->warmup + params->count) * sizeof(struct storm_send));
 		mg_sender_in_user_mode();
 	} else if (params->target_state == STORM_HALTED) {

@@ -11,6 +11,7 @@ import numpy as np
 
 ABI_VERSION = 2
 ALL_BUT_SELF = 0xFFFF
+ALL = 0xFFFE
 FILE_MAGIC = b"IPISTORM"  # the module's name when the format was made
 
 
@@ -41,6 +42,8 @@ class StormSendMethod(IntEnum):
     PV_HYPERCALL = 2
     PASSTHROUGH = 3
     SMP_CALL = 4
+    HV_HYPERCALL = 5
+    HV_HYPERCALL_EX = 6
 
 
 class StormInject(IntEnum):

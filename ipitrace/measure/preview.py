@@ -190,7 +190,7 @@ def _traced(request: RunRequest, guest: PreviewedGuest) -> bool:
 def _targets(scenario: Scenario, n_vcpus: int | None) -> int | None:
     if scenario.pattern in {Pattern.UNICAST, Pattern.SELF}:
         return 1
-    return None if n_vcpus is None else n_vcpus - 1
+    return None if n_vcpus is None else n_vcpus - (not scenario.to_all)
 
 
 def _limits_words(limits: RunLimits | None) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.storm import ALL_BUT_SELF
+from ipitrace.abi.storm import ALL, ALL_BUT_SELF
 from ipitrace.base.errors import MeasurementError
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Driver, Hooks, Storm, StormRequest
@@ -101,7 +101,9 @@ def _numbers(storm: Storm, request: StormRequest, targets: Sequence[int]) -> Ite
     asked = np.arange(request.warmup, request.warmup + len(seq))
     if (i := _first(seq != asked)) is not None:
         yield f"a send has number {seq[i]} instead of {asked[i]}"
-    aim = ALL_BUT_SELF if request.scenario.pattern == Pattern.BROADCAST else targets[0]
+    aim = targets[0]
+    if request.scenario.pattern == Pattern.BROADCAST:
+        aim = ALL if request.scenario.to_all else ALL_BUT_SELF
     # The micro-guest's deliberate fault has another target.
     meant = sends["ack_tsc"] != 0 if request.inject else np.ones(len(sends), bool)
     if (i := _first((sends["target"] != aim) & meant)) is not None:

@@ -18,7 +18,7 @@ from ipitrace.summary.stats import percentiles, summarise
 from ipitrace.summary.storms import Measured, Repetition
 from ipitrace.words.interrupts import POSTED_ROWS
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.scenarios import PROVING, Mode, ScenarioStatus
+from ipitrace.words.scenarios import PROVING, SENDER, Mode, ScenarioStatus
 
 
 def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -> ScenarioResult:
@@ -75,8 +75,9 @@ def summarise_scenario(measured: Measured, cycles_per_ns: float | None = None) -
 
 def _sides(measured: Measured, storms: Sequence[Repetition]) -> Sides:
     sent = sum(r.sent for r in storms)
-    delivered = sum(r.handled[t] for r in storms for t in measured.targets)
-    return Sides(measured.scenario, measured.targets, sent, max(delivered, 1))
+    others = tuple(t for t in measured.targets if t != SENDER)
+    delivered = sum(r.handled[t] for r in storms for t in others)
+    return Sides(others, sent, max(delivered, 1))
 
 
 def _figures(measured: Measured, storm: Repetition) -> RepetitionFigures:

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from ipitrace.recording.row import PerSide
 from ipitrace.summary.storms import Repetition
 from ipitrace.words.events import Kind
-from ipitrace.words.scenarios import SENDER, Pattern, Scenario
+from ipitrace.words.scenarios import SENDER
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The scenario, its targets, the number of sends and the number of deliveries."""
+    """The targets other than the sender, the number of sends, and of deliveries to these targets.
 
-    scenario: Scenario
+    What happens on the sender counts for the sender only, even if it is one of the targets.
+    """
+
     targets: tuple[int, ...]
     sent: int
     delivered: int
 
     def per_ipi(self, per_vcpu: Sequence[int] | NDArray[np.int64]) -> PerSide:
         """Events per send on the sender, and per delivery on the targets."""
-        if self.scenario.pattern == Pattern.SELF:
-            return PerSide(int(per_vcpu[SENDER]) / self.sent, 0.0)
         on_targets = sum(int(per_vcpu[t]) for t in self.targets)
         return PerSide(int(per_vcpu[SENDER]) / self.sent, on_targets / self.delivered)
 

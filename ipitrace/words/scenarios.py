@@ -36,13 +36,19 @@ class TargetState(StrEnum):
 
 
 class SendMethod(StrEnum):
-    """How the sender sends the IPI; `smp-call` is the guest kernel's own function call."""
+    """How the sender sends the IPI.
+
+    `smp-call` is the guest kernel's own function call. `hv-hypercall` is Hyper-V's hypercall
+    HvCallSendSyntheticClusterIpi, and `hv-hypercall-ex` HvCallSendSyntheticClusterIpiEx.
+    """
 
     X2APIC = "x2apic"
     XAPIC = "xapic"
     PV_HYPERCALL = "pv-hypercall"
     PASSTHROUGH = "passthrough"
     SMP_CALL = "smp-call"
+    HV_HYPERCALL = "hv-hypercall"
+    HV_HYPERCALL_EX = "hv-hypercall-ex"
 
 
 LINUX_GUEST_ONLY: Mapping[str, str] = {
@@ -52,7 +58,12 @@ LINUX_GUEST_ONLY: Mapping[str, str] = {
 }
 """Words that the micro-guest does not know, and why."""
 
-MICRO_GUEST_ONLY: frozenset[str] = frozenset({TargetState.MASKED, TargetState.PREEMPTED})
+HV_METHODS: frozenset[SendMethod] = frozenset({SendMethod.HV_HYPERCALL, SendMethod.HV_HYPERCALL_EX})
+"""The methods that need a guest with Hyper-V's interface."""
+
+MICRO_GUEST_ONLY: frozenset[str] = frozenset(
+    {TargetState.MASKED, TargetState.PREEMPTED, *HV_METHODS}
+)
 """Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
 
 
@@ -65,6 +76,11 @@ class Scenario:
     target_state: TargetState
     send_method: SendMethod
     about: str
+
+    @property
+    def to_all(self) -> bool:
+        """Whether the sender gets the IPI, too: Hyper-V's set of all processors includes it."""
+        return self.pattern == Pattern.BROADCAST and self.send_method == SendMethod.HV_HYPERCALL_EX
 
 
 class ScenarioStatus(StrEnum):
@@ -270,6 +286,41 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.HALTED,
         SendMethod.PASSTHROUGH,
         "as broadcast-halted, through one descriptor after the other",
+    ),
+    Scenario(
+        "unicast-running-hv",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL,
+        "as unicast-running, by Hyper-V's hypercall with a mask of processors",
+    ),
+    Scenario(
+        "unicast-halted-hv",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.HV_HYPERCALL,
+        "as unicast-halted, by Hyper-V's hypercall with a mask of processors",
+    ),
+    Scenario(
+        "broadcast-hv",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL,
+        "one Hyper-V hypercall with a mask of all other vCPUs",
+    ),
+    Scenario(
+        "unicast-running-hv-ex",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL_EX,
+        "as unicast-running, by Hyper-V's hypercall with a sparse set of processors",
+    ),
+    Scenario(
+        "broadcast-hv-ex",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL_EX,
+        "one Hyper-V hypercall to all vCPUs, which include the sender",
     ),
 )
 

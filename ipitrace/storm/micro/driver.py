@@ -13,6 +13,7 @@ from ipitrace.abi.storm import (
     StormTargetState,
 )
 from ipitrace.base.units import MIB
+from ipitrace.host.kvm_extensions import HYPERV_IPIS, why_not_offered
 from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
@@ -27,7 +28,14 @@ from ipitrace.storm.micro.image import (
     load_payload,
 )
 from ipitrace.storm.micro.machine import Machine
-from ipitrace.words.scenarios import LINUX_GUEST_ONLY, Pattern, Scenario, SendMethod, TargetState
+from ipitrace.words.scenarios import (
+    HV_METHODS,
+    LINUX_GUEST_ONLY,
+    Pattern,
+    Scenario,
+    SendMethod,
+    TargetState,
+)
 
 MIN_VCPUS = 2
 MAX_VCPUS = MG_MAX_VCPUS
@@ -81,7 +89,8 @@ class MicroGuest:
 
     def vector(self, scenario: Scenario) -> int:
         """The interrupt vector of the IPIs of `scenario`."""
-        return MG_VECTOR_SELF if scenario.pattern == Pattern.SELF else MG_VECTOR_TARGET
+        to_sender = scenario.pattern == Pattern.SELF or scenario.to_all
+        return MG_VECTOR_SELF if to_sender else MG_VECTOR_TARGET
 
     @property
     def max_count(self) -> int:
@@ -94,7 +103,7 @@ class MicroGuest:
             return (0,)
         if scenario.pattern == Pattern.UNICAST:
             return (1,)
-        return tuple(range(1, self.n_vcpus))
+        return tuple(range(0 if scenario.to_all else 1, self.n_vcpus))
 
     def describe(self) -> GuestResult:
         """The guest as in run.json."""
@@ -166,6 +175,10 @@ def unsupported(scenario: Scenario) -> str | None:
     """Why no micro-guest can run `scenario` on this host, or None if one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
     if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
+        return reason
+    if scenario.send_method in HV_METHODS and (
+        reason := why_not_offered("IPIs by Hyper-V's hypercalls", *HYPERV_IPIS)
+    ):
         return reason
     if scenario.target_state == TargetState.PREEMPTED and (reason := preemptor.why_not()):
         return reason

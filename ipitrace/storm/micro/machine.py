@@ -80,6 +80,8 @@ class Machine:
             self._vm.set_memory(self.memory.host_address, self.memory.size)
             if method == StormSendMethod.PASSTHROUGH:
                 self._vm.enable_passthrough(MG_DESCRIPTORS, MG_MAX_VCPUS)
+            elif method in {StormSendMethod.HV_HYPERCALL, StormSendMethod.HV_HYPERCALL_EX}:
+                self._vm.enable_hyperv()
             for index in range(n_vcpus):
                 self._add_vcpu(index, method)
         except BaseException:
