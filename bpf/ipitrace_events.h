@@ -81,7 +81,9 @@ enum ipitrace_kind {
 	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
-	IPITRACE_NR_KINDS = 32,
+	IPITRACE_KVM_HV_SEND_IPI = 32, /* arg: processor_mask, detail: vector */
+	IPITRACE_KVM_HV_SEND_IPI_EX = 33, /* word: format, arg: valid_bank_mask, detail: vector */
+	IPITRACE_NR_KINDS = 34,
 };
 
 #endif

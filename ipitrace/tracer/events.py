@@ -262,6 +262,18 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         on_return=True,
     ),
+    EventSpec(
+        Kind.KVM_HV_SEND_IPI,
+        "kvm",
+        _same("vector", "processor_mask"),
+        ("vector:u32 processor_mask:u64",),
+    ),
+    EventSpec(
+        Kind.KVM_HV_SEND_IPI_EX,
+        "kvm",
+        _same("vector", "format", "valid_bank_mask"),
+        ("vector:u32 format:u64 valid_bank_mask:u64",),
+    ),
 )
 
 

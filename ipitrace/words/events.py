@@ -44,6 +44,8 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_SET_MSR_IRQOFF = 29
     HANDLE_FASTPATH_WRMSR = 30
     HANDLE_FASTPATH_WRMSR_IMM = 31
+    KVM_HV_SEND_IPI = 32
+    KVM_HV_SEND_IPI_EX = 33
 
 
 NR_KINDS: Final = len(Kind)
@@ -51,6 +53,7 @@ NR_KINDS: Final = len(Kind)
 _NO_VECTOR: Final = 0xFFFF
 _NO_REASON: Final = 0xFFFF_FFFF
 _VECTOR_UNKNOWN: Final = "vector not known"
+_HV_SETS: Final = {0: "a sparse set", 1: "all processors"}  # enum HV_GENERIC_SET_FORMAT
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def _inhibit(arg: int, word: int, detail: int | None) -> str:
 
 def _switch(_arg: int, word: int, detail: int | None) -> str:
     return f"in, after thread {word}" if detail else f"out, for thread {word}"
+
+
+def _processors(arg: int, word: int, detail: int | None) -> str:
+    return f"vector {detail:#x}, {_HV_SETS.get(word, f'set of format {word}')}, banks {arg:#x}"
 
 
 def _posted(_arg: int, _word: int, detail: int | None) -> str:
@@ -247,6 +254,16 @@ HOST_EVENTS: Final = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
         "returned {word}",
+    ),
+    HostEvent(
+        Kind.KVM_HV_SEND_IPI,
+        "The guest sends an IPI by Hyper-V's hypercall, to a mask of processors.",
+        "vector {detail:#x}, processors {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_HV_SEND_IPI_EX,
+        "The guest sends an IPI by Hyper-V's extended hypercall, to a set of processors.",
+        _processors,
     ),
 )
 """In the order of Kind."""
