@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lab.common.session import Parts, Request, run_on
 from lab.common.steps import LabError, say
 
 FAILED = 3
+WATCHED_COUNT = "300"  # enough for `watch` to say that no IPI is missing
+_WATCHED = Path(__file__).with_name("watched.py")
 
 
 def main(host: str, boot: Callable[[Parts], None]) -> int:
@@ -23,6 +26,13 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
     parser.add_argument("--wheel", type=Path, help="default: built from the checkout")
     parser.add_argument("-o", "--output", type=Path, help="default: in the cache folder")
     parser.add_argument("--count", default="600", help="IPIs measured per scenario")
+    parser.add_argument(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="SCENARIO",
+        help="afterwards, also count a storm of it by `ipitrace watch` (watched.json)",
+    )
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
     asked = parser.parse_args()
     try:
@@ -30,7 +40,13 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
         output = (asked.output or cache_dir() / "results" / host).resolve()
         arguments = ["run", "--count", asked.count, "-o", "/job/result/recording", *asked.more]
         command = ipitrace_command(arguments)
-        run_on(boot, Request(asked.suite, command, asked.parameter, output, asked.wheel))
+        files = {}
+        if asked.watch:
+            words = shlex.join(["python3", f"/job/{_WATCHED.name}", WATCHED_COUNT, *asked.watch])
+            command = f"{{ {command} && {words}; }}"
+            files[_WATCHED.name] = _WATCHED
+        request = Request(asked.suite, command, asked.parameter, output, asked.wheel, files=files)
+        run_on(boot, request)
     except LabError as error:
         say(f"failed: {error}")
         return FAILED

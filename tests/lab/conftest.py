@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from lab_result import AMD_SCENARIOS, INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
+from lab_result import AMD_SCENARIOS, HV_SCENARIOS, INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
 
 from lab.common.cache import cache_dir
 from lab.common.job import build_wheel
@@ -20,6 +20,7 @@ from lab.common.job import build_wheel
 LAB_VARIABLE = "IPITRACE_LAB"
 ARTIFACTS_VARIABLE = "IPITRACE_ARTIFACTS"
 CHECKOUT = Path(__file__).parents[2]
+WATCH = [word for name in HV_SCENARIOS for word in ("--watch", name)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -34,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def amd() -> LabResult:
     """A run on the AMD host."""
-    return run_lab("amd", "--count", "150", scenarios=AMD_SCENARIOS)
+    return run_lab("amd", "--count", "150", *WATCH, scenarios=AMD_SCENARIOS)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def intel_runs(
     Bochs has one thread: there are as many at once as there are CPUs.
     """
     wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))))
-    with_apicv = (*wheel, "--count", "150")
+    with_apicv = (*wheel, "--count", "150", *WATCH)
     no_apicv = (*wheel, "--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
     runs: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "intel": (INTEL_SCENARIOS, with_apicv),
