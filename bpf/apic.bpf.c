@@ -3,6 +3,12 @@
 
 RECORD(kvm_apic_ipi, FIELD(kvm_apic_ipi, dest_id), FIELD(kvm_apic_ipi, icr_low), 0)
 
+/* Hyper-V's hypercalls do not use the APIC that kvm_apic_ipi is fired for. */
+RECORD(kvm_hv_send_ipi, FIELD(kvm_hv_send_ipi, processor_mask), 0, FIELD(kvm_hv_send_ipi, vector))
+
+RECORD(kvm_hv_send_ipi_ex, FIELD(kvm_hv_send_ipi_ex, valid_bank_mask),
+       FIELD(kvm_hv_send_ipi_ex, format), FIELD(kvm_hv_send_ipi_ex, vector))
+
 RECORD(kvm_apic_accept_irq, FIELD(kvm_apic_accept_irq, dm), FIELD(kvm_apic_accept_irq, apicid),
        FIELD(kvm_apic_accept_irq, vec))
 

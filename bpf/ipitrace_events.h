@@ -87,7 +87,9 @@ enum ipitrace_kind {
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
 	IPITRACE_KVM_PLE_WINDOW_UPDATE = 32, /* word: new window, arg: old one */
-	IPITRACE_NR_KINDS = 33,
+	IPITRACE_KVM_HV_SEND_IPI = 33, /* arg: processor_mask, detail: vector */
+	IPITRACE_KVM_HV_SEND_IPI_EX = 34, /* word: format, arg: valid_bank_mask, detail: vector */
+	IPITRACE_NR_KINDS = 35,
 };
 
 #endif

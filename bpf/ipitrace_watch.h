@@ -37,6 +37,7 @@ enum ipitrace_watch_sent_by {
 	IPITRACE_WATCH_SENT_BY_ICR = 0,
 	IPITRACE_WATCH_SENT_BY_HYPERCALL = 1,
 	IPITRACE_WATCH_SENT_BY_AVIC = 2, /* after kvm_avic_incomplete_ipi */
+	IPITRACE_WATCH_SENT_BY_HV = 3, /* Hyper-V's hypercalls */
 };
 
 /* Bits of the keys IPI and OTHER (target, vector, mode), and of IPI only (the rest). */

@@ -12,7 +12,8 @@
  * The interrupt is an IPI if it is accepted in the thread of a vCPU that is sending one
  * with this vector and mode: KVM accepts the interrupts of a send before the ICR write or
  * the hypercall is over (kvm_irq_delivery_to_apic() and kvm_pv_send_ipi() in
- * arch/x86/kvm/lapic.c). Its argument named apicid is KVM's vcpu_id.
+ * arch/x86/kvm/lapic.c, kvm_hv_send_ipi() in arch/x86/kvm/hyperv.c). Its argument named apicid
+ * is KVM's vcpu_id.
  */
 #include "ipitrace_watch.h"
 #include "probe.h"
@@ -184,6 +185,47 @@ PROBE(kvm_hypercall)
 		return 0;
 	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_SENT_BY_HYPERCALL, false);
 	leave(head);
+	return 0;
+}
+#endif
+
+#define HV_LOW_VECTOR 0x10 /* HV_IPI_LOW_VECTOR, arch/x86/include/asm/hyperv-tlfs.h */
+
+/* One send by a Hyper-V hypercall, always with delivery mode 0 (fixed). */
+static __always_inline void hv_send(u32 vector, bool one_target)
+{
+	struct ipitrace_watch_head *head;
+	int slot;
+
+	if (vector < HV_LOW_VECTOR || vector > ICR_VECTOR)
+		return; /* KVM refuses it */
+	slot = this_slot();
+	if (slot < 0) {
+		stranger(1);
+		return;
+	}
+	head = enter(slot);
+	if (!head)
+		return;
+	open_send(head, vector, IPITRACE_WATCH_SENT_BY_HV, one_target);
+	leave(head);
+}
+
+#ifdef HAVE_kvm_hv_send_ipi
+PROBE(kvm_hv_send_ipi)
+{
+	u64 processors = FIELD(kvm_hv_send_ipi, processor_mask);
+
+	hv_send(FIELD(kvm_hv_send_ipi, vector), !(processors & (processors - 1)));
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_hv_send_ipi_ex
+/* The event does not have the processors of the set. */
+PROBE(kvm_hv_send_ipi_ex)
+{
+	hv_send(FIELD(kvm_hv_send_ipi_ex, vector), false);
 	return 0;
 }
 #endif

@@ -45,6 +45,9 @@ enum storm_send_method {
 	STORM_PV_HYPERCALL = 2, /* KVM_HC_SEND_IPI */
 	STORM_PASSTHROUGH = 3, /* through the target's posted-interrupt descriptor */
 	STORM_SMP_CALL = 4, /* the guest kernel's smp_call_function */
+	STORM_HV_HYPERCALL = 5, /* HvCallSendSyntheticClusterIpi */
+	/* HvCallSendSyntheticClusterIpiEx; a broadcast is to all processors, the sender included */
+	STORM_HV_HYPERCALL_EX = 6,
 };
 
 /* Faults injected in the middle of the storm, to test that they are reported. */

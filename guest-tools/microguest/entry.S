@@ -263,6 +263,8 @@ service_entry:
 	je	mg_vmcall
 	cmp	$MG_SERVICE_VMMCALL, %eax
 	je	mg_vmmcall
+	cmp	$MG_SERVICE_HV, %eax
+	je	mg_hv_send
 	cmp	$MG_SERVICE_REPORT, %eax
 	jne	mg_triple_fault
 	mov	%esi, %eax

@@ -55,6 +55,7 @@ void mg_sender_in_user_mode(void);
 void mg_sender(void);
 void mg_main(u32 index);
 void mg_exception(u64 vector, u64 error, u64 rip);
+void mg_enable_hyperv(const volatile struct storm_params *params, u32 vector, u64 processors);
 void mg_enable_passthrough(volatile struct mg_vcpu *all, u32 n_vcpus);
 
 static const volatile struct storm_params *const params = (void *)MG_PARAMS;
@@ -218,6 +219,21 @@ static inline void timed_hypercall(volatile struct storm_send *record, u32 vecto
 	record->sent_tsc = (u64)edx << 32 | eax;
 }
 
+/* The same by the Hyper-V hypercall that mg_enable_hyperv() prepared; see mg_hv_send. */
+static inline void timed_hv_send(volatile struct storm_send *record)
+{
+	register u64 before_low asm("r12");
+	register u64 before_high asm("r13");
+	u32 eax = MG_SERVICE_HV, edx;
+
+	asm volatile("int3"
+		     : "+a"(eax), "=d"(edx), "=r"(before_low), "=r"(before_high)
+		     :
+		     : "rbx", "rcx", "memory", "cc");
+	record->send_tsc = before_high << 32 | before_low;
+	record->sent_tsc = (u64)edx << 32 | eax;
+}
+
 static inline void ask(u32 service, u32 operand)
 {
 	u32 eax = service;
@@ -250,6 +266,12 @@ static u64 targets_of(u32 self)
 		return 1ull << (self + 1) % params->n_vcpus;
 	}
 	return 1ull << params->target;
+}
+
+static int by_hyperv(void)
+{
+	return params->send_method == STORM_HV_HYPERCALL ||
+	       params->send_method == STORM_HV_HYPERCALL_EX;
 }
 
 /* Sends one IPI as described by params, and stamps it. */
@@ -293,6 +315,8 @@ static void send(volatile struct storm_send *record, u64 targets)
 			   params->pattern == STORM_BROADCAST ? params->n_vcpus - 1 : 1);
 	else if (params->send_method == STORM_PV_HYPERCALL)
 		timed_hypercall(record, low & 0xff, targets);
+	else if (by_hyperv())
+		timed_hv_send(record);
 	else if (xapic_mode)
 		timed_send(record, 0, low, high << 24);
 	else
@@ -446,6 +470,12 @@ void mg_main(u32 index)
 			mg_enable_passthrough(vcpus, params->n_vcpus);
 		if (params->send_method == STORM_PV_HYPERCALL)
 			vcpus[0].vmmcall = has_vmmcall();
+		if (by_hyperv())
+			mg_enable_hyperv(params,
+					 params->pattern == STORM_BROADCAST_SELF ?
+						 MG_VECTOR_SELF :
+						 MG_VECTOR_TARGET,
+					 targets_of(index));
 		touch((u64)sends_of(index), (u64)sends_of(index + 1));
 		mg_sender_in_user_mode();
 	} else if (params->target_state == STORM_HALTED) {

@@ -15,6 +15,9 @@
 #define MG_VCPU_SIZE 128
 #define MG_MAX_VCPUS 64
 
+#define MG_HV_PAGE 0x2e000 /* KVM's hypercall page, once enabled */
+#define MG_HV_CALL 0x2f000 /* struct mg_hv_call */
+
 /* Values of `ready` in struct mg_vcpu of a target. */
 #define MG_READY 1 /* the target waits for the IPI */
 #define MG_READY_PREEMPTED 2 /* the same, and the VMM keeps its thread off the CPU */
@@ -40,6 +43,7 @@
 #define MG_SERVICE_POST 4
 #define MG_SERVICE_VMCALL 5
 #define MG_SERVICE_VMMCALL 6
+#define MG_SERVICE_HV 7
 
 #define MG_XAPIC_BASE 0xfee00000
 
@@ -61,6 +65,11 @@
 #define MG_START_CR3 40
 #define MG_START_CR4 48
 #define MG_START_EFER 56
+
+/* Offsets in struct mg_hv_call, checked in the same way. */
+#define MG_HV_CALL_CONTROL 0
+#define MG_HV_CALL_INPUT 8
+#define MG_HV_CALL_OUTPUT 16
 
 #define MG_PARAMS_BURN 72 /* handler_burn_cycles in struct storm_params, checked in the same way */
 
@@ -101,6 +110,19 @@ struct mg_foreign {
 	unsigned int apic_id;
 	unsigned int count;
 	unsigned int emulated; /* 0: the physical ICR; 1: the guest's own, by the other MSR */
+};
+
+/* The Hyper-V hypercall that sends: its three registers, and the _ex form's input in memory. */
+struct mg_hv_call {
+	unsigned long long control;
+	unsigned long long input; /* the plain form: the vector */
+	unsigned long long output; /* the plain form: the processors, one bit each */
+	unsigned long long pad;
+	unsigned int vector;
+	unsigned int reserved;
+	unsigned long long format;
+	unsigned long long valid_banks;
+	unsigned long long bank[1];
 };
 
 /* At the payload's start, after the jump; offsets are from MG_LOAD. */

@@ -46,6 +46,8 @@ class StormSendMethod(IntEnum):
     PV_HYPERCALL = 2
     PASSTHROUGH = 3
     SMP_CALL = 4
+    HV_HYPERCALL = 5
+    HV_HYPERCALL_EX = 6
 
 
 class StormInject(IntEnum):

@@ -25,6 +25,7 @@ class SentBy(IntEnum):
     ICR = 0
     HYPERCALL = 1
     AVIC = 2
+    HV = 3
 
 
 # `struct ipitrace_watch_cell`; the meaning of its key depends on the What in its top bits.

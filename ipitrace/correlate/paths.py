@@ -89,6 +89,7 @@ def classify(
     exit_path: NDArray[np.int8],
     any_exit: NDArray[np.bool_],
     hypercall: NDArray[np.bool_],
+    hv_hypercall: NDArray[np.bool_],
     avic_incomplete: NDArray[np.bool_],
     fastpath: NDArray[np.bool_],
     kvm_took_it: NDArray[np.bool_],
@@ -102,6 +103,7 @@ def classify(
             UNKNOWN if there is none.
         any_exit: an exit was seen that a send could have caused.
         hypercall: kvm_hypercall SEND_IPI seen.
+        hv_hypercall: kvm_hv_send_ipi or kvm_hv_send_ipi_ex seen.
         avic_incomplete: kvm_avic_incomplete_ipi seen.
         fastpath: KVM's MSR fastpath was seen to run.
         kvm_took_it: any KVM event of the send was seen.
@@ -116,5 +118,8 @@ def classify(
             path[kvm_took_it] = IpiPath.EMULATED
     path[fastpath & (path == IpiPath.MSR_EXIT)] = IpiPath.MSR_FASTPATH
     path[avic_incomplete] = IpiPath.AVIC_INCOMPLETE
+    # The exit does not show whose hypercall it was: KVM's or Hyper-V's.
+    path[path == IpiPath.PV_HYPERCALL] = IpiPath.UNKNOWN
     path[hypercall] = IpiPath.PV_HYPERCALL
+    path[hv_hypercall] = IpiPath.HV_HYPERCALL
     return path

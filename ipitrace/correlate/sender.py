@@ -12,7 +12,7 @@ from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import ICR_WRITES
+from ipitrace.words.stages import HV_SENDS, ICR_WRITES
 
 _T = TypeVar("_T", np.int64, np.int8)
 _FASTPATHS = tuple(kind for kind in Kind if kind.name.lower().startswith("handle_fastpath"))
@@ -32,7 +32,9 @@ class SenderSide:
     """Data common to all targets of a send; every array has shape (n sends,).
 
     Attributes:
-        ipi: kvm_apic_ipi.
+        apic_ipi: kvm_apic_ipi.
+        hv: kvm_hv_send_ipi and kvm_hv_send_ipi_ex, by kind.
+        ipi: the first of these.
         icr_write: the ICR write as reported by kvm_msr or kvm_apic.
         exit: the kvm_exit of the exit in which KVM handled the IPI.
         entry: the kvm_entry that ended this exit.
@@ -57,9 +59,14 @@ class SenderSide:
             return np.asarray(e["detail"] == vector)
 
         accepts = (Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ)
-        self.ipi = first_in(
+        self.apic_ipi = first_in(
             events.stamps(vcpu, [Kind.KVM_APIC_IPI], is_ipi_with(vector)), low, done
         )
+        self.hv = {
+            kind: first_in(events.stamps(vcpu, [kind], has_vector), low, done) for kind in HV_SENDS
+        }
+        hv_hypercall = earliest(*self.hv.values())
+        self.ipi = earliest(self.apic_ipi, hv_hypercall)
         self.icr_write = first_in(events.stamps(vcpu, ICR_WRITES, is_icr_write), low, done)
         hypercall = first_in(events.stamps(vcpu, [Kind.KVM_HYPERCALL]), low, done)
         incomplete = first_in(events.stamps(vcpu, [Kind.KVM_AVIC_INCOMPLETE_IPI]), low, done)
@@ -84,6 +91,7 @@ class SenderSide:
             exit_path=_at(exit_path, at, IpiPath.UNKNOWN),
             any_exit=first_in(provable, low, done) != ABSENT,
             hypercall=hypercall != ABSENT,
+            hv_hypercall=hv_hypercall != ABSENT,
             avic_incomplete=incomplete != ABSENT,
             fastpath=(fastpath != ABSENT) & (seen != ABSENT),
             kvm_took_it=seen != ABSENT,

@@ -150,7 +150,8 @@ def _unmatched(
     carrying: tuple[
         tuple[Kind, Sequence[int], Callable[[Events], NDArray[np.bool_]], NDArray[np.int64]], ...
     ] = (
-        (Kind.KVM_APIC_IPI, sender, is_ipi_with(trace.vector), sent.ipi),
+        (Kind.KVM_APIC_IPI, sender, is_ipi_with(trace.vector), sent.apic_ipi),
+        *((kind, sender, has_vector, taken) for kind, taken in sent.hv.items()),
         (Kind.KVM_APIC_ACCEPT_IRQ, sender, has_vector, tsc[..., Stage.ACCEPT]),
         (Kind.KVM_APICV_ACCEPT_IRQ, sender, has_vector, tsc[..., Stage.APICV_ACCEPT]),
         (Kind.KVM_INJ_VIRQ, targets, has_vector, tsc[..., Stage.INJECT]),

@@ -29,6 +29,7 @@ from ipitrace.tracer.compiler import compile_programs
 from ipitrace.tracer.loading import Bpf, load_programs, try_attach
 from ipitrace.tracer.program import WATCH_SOURCES, Hook, Probe, source, watch_cflags
 
+HV_SENDS: Final = ("kvm_hv_send_ipi", "kvm_hv_send_ipi_ex")
 EVENTS: Final = (
     "kvm_exit",
     "kvm_entry",
@@ -38,6 +39,7 @@ EVENTS: Final = (
     "kvm_hypercall",
     "kvm_vcpu_wakeup",
     "kvm_avic_incomplete_ipi",
+    *HV_SENDS,
 )
 # kvm_msr adds a cost to every MSR exit, and no information if kvm_exit and kvm_entry are attached.
 ENDS_SENDS: Final = "kvm_msr"

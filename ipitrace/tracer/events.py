@@ -268,6 +268,18 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         _same("new", "old"),
         ("vcpu_id:u32 new:u32 old:u32",),
     ),
+    EventSpec(
+        Kind.KVM_HV_SEND_IPI,
+        "kvm",
+        _same("vector", "processor_mask"),
+        ("vector:u32 processor_mask:u64",),
+    ),
+    EventSpec(
+        Kind.KVM_HV_SEND_IPI_EX,
+        "kvm",
+        _same("vector", "format", "valid_bank_mask"),
+        ("vector:u32 format:u64 valid_bank_mask:u64",),
+    ),
 )
 
 

@@ -274,5 +274,6 @@ def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
         path[isa == 0] = IpiPath.EMULATED
     sent_by = _field(keys, "SENT_BY")
     path[sent_by == SentBy.HYPERCALL] = IpiPath.PV_HYPERCALL
+    path[sent_by == SentBy.HV] = IpiPath.HV_HYPERCALL
     path[sent_by == SentBy.AVIC] = IpiPath.AVIC_INCOMPLETE
     return path

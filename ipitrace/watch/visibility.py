@@ -13,6 +13,8 @@ accepted proves that it is active. Only many that it did not accept show that it
 
 from collections.abc import Mapping
 
+from ipitrace.host.kvm_extensions import HYPERV_IPIS, offers
+from ipitrace.tracer.counting import HV_SENDS
 from ipitrace.watch.evidence import ENOUGH, NEEDED, bound_in_words
 from ipitrace.watch.model import Visibility
 
@@ -31,8 +33,39 @@ def hint(backend: str | None, parameters: Mapping[str, str] | None) -> str:
     return f"hint, not evidence: {backend} has {', '.join(named)}" if named else ""
 
 
+def hyperv_gap(left_out: Mapping[str, str]) -> str:
+    """Why IPIs that guests send by Hyper-V's hypercalls are not all counted; "" if they are.
+
+    Whether a VM has Hyper-V's interface is not known, only whether this KVM offers it.
+
+    Args:
+        left_out: the events that cannot be watched, with the reason.
+    """
+    missing = [name for name in HV_SENDS if name in left_out]
+    if not missing:
+        return ""
+    try:
+        offered = offers(*HYPERV_IPIS)
+    except OSError:
+        offered = True  # as far as is known
+    if not offered:
+        return ""
+    reasons = ", ".join(dict.fromkeys(left_out[name] for name in missing))
+    return (
+        f"{' and '.join(missing)} cannot be watched ({reasons}): IPIs that a guest sends by "
+        "Hyper-V's hypercalls may be missing"
+    )
+
+
 def visibility(
-    *, accepted: int, taken: int, others_accepted: int, others_taken: int, watched: bool, hint: str
+    *,
+    accepted: int,
+    taken: int,
+    others_accepted: int,
+    others_taken: int,
+    watched: bool,
+    hint: str,
+    hyperv_gap: str = "",
 ) -> Visibility:
     """Decide by interrupts with a vector: how many were accepted, and how many by APICv or AVIC.
 
@@ -43,6 +76,7 @@ def visibility(
         others_taken: the interrupts among them that APICv or AVIC accepted.
         watched: kvm_apicv_accept_irq could be watched at all.
         hint: the result of hint().
+        hyperv_gap: the result of hyperv_gap().
     """
     tail = f" ({hint})" if hint else ""
     if not watched:
@@ -59,6 +93,8 @@ def visibility(
         )
     seen = accepted + others_accepted
     none = f"APICv or AVIC accepted none of {seen:,} interrupt{'' if seen == 1 else 's'} seen"
+    if hyperv_gap:
+        return Visibility(complete=None, why=f"{hyperv_gap}; {none}{tail}")
     if seen >= ENOUGH:
         return Visibility(
             complete=True,

@@ -39,7 +39,7 @@ from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, WatchedVm, cells_for, slots_for
 from ipitrace.watch.traffic import Traffic, has_exits, traffic
 from ipitrace.watch.unseen import Strangers
-from ipitrace.watch.visibility import hint, visibility
+from ipitrace.watch.visibility import hint, hyperv_gap, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
@@ -60,6 +60,7 @@ class Watcher:
         self._sight = sight
         fingerprint = read_fingerprint()
         self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
+        self._hyperv_gap = hyperv_gap(counting.left_out)
         self._number = 0
         self._departed = 0
         self._ended = Ended()
@@ -317,6 +318,7 @@ class Watcher:
                 others_taken=done.head("apicv", 1).total,
                 watched="kvm_apicv_accept_irq" in self._events,
                 hint=self._hint,
+                hyperv_gap=self._hyperv_gap,
             ),
             sends=done.head("sends"),
             ipis=done.ipis(),

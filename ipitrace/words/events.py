@@ -45,6 +45,8 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_WRMSR = 30
     HANDLE_FASTPATH_WRMSR_IMM = 31
     KVM_PLE_WINDOW_UPDATE = 32
+    KVM_HV_SEND_IPI = 33
+    KVM_HV_SEND_IPI_EX = 34
 
 
 NR_KINDS: Final = len(Kind)
@@ -52,6 +54,7 @@ NR_KINDS: Final = len(Kind)
 _NO_VECTOR: Final = 0xFFFF
 _NO_REASON: Final = 0xFFFF_FFFF
 _VECTOR_UNKNOWN: Final = "vector not known"
+_HV_SETS: Final = {0: "a sparse set", 1: "all processors"}  # enum HV_GENERIC_SET_FORMAT
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ def _inhibit(arg: int, word: int, detail: int | None) -> str:
 
 def _switch(_arg: int, word: int, detail: int | None) -> str:
     return f"in, after thread {word}" if detail else f"out, for thread {word}"
+
+
+def _processors(arg: int, word: int, detail: int | None) -> str:
+    return f"vector {detail:#x}, {_HV_SETS.get(word, f'set of format {word}')}, banks {arg:#x}"
 
 
 def _posted(_arg: int, _word: int, detail: int | None) -> str:
@@ -253,6 +260,16 @@ HOST_EVENTS: Final = (
         Kind.KVM_PLE_WINDOW_UPDATE,
         "KVM changes how long the vCPU may spin before it exits (pause-loop exiting).",
         "window {arg} becomes {word}",
+    ),
+    HostEvent(
+        Kind.KVM_HV_SEND_IPI,
+        "The guest sends an IPI by Hyper-V's hypercall, to a mask of processors.",
+        "vector {detail:#x}, processors {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_HV_SEND_IPI_EX,
+        "The guest sends an IPI by Hyper-V's extended hypercall, to a set of processors.",
+        _processors,
     ),
 )
 """In the order of Kind."""

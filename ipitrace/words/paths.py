@@ -18,6 +18,7 @@ class IpiPath(IntEnum):
     PV_HYPERCALL = 6
     AVIC_INCOMPLETE = 7
     EXITLESS = 8
+    HV_HYPERCALL = 9
 
     @property
     def text(self) -> str:
@@ -50,6 +51,7 @@ PATHS: Final = (
     PathSpec(IpiPath.PV_HYPERCALL, 2, "the KVM_HC_SEND_IPI hypercall"),
     PathSpec(IpiPath.AVIC_INCOMPLETE, 2, "AVIC could not complete the IPI, and KVM delivered it"),
     PathSpec(IpiPath.EXITLESS, 0, "no exit and no KVM event of the sender, while both are watched"),
+    PathSpec(IpiPath.HV_HYPERCALL, 2, "a Hyper-V hypercall: HvCallSendSyntheticClusterIpi(Ex)"),
 )
 
 PATH_RANKS: Final = {spec.path.text: spec.rank for spec in PATHS if spec.rank is not None}

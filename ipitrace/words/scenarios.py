@@ -48,17 +48,26 @@ class TargetState(StrEnum):
 
 
 class SendMethod(StrEnum):
-    """How the sender sends the IPI; `smp-call` is the guest kernel's own function call."""
+    """How the sender sends the IPI.
+
+    `smp-call` is the guest kernel's own function call. `hv-hypercall` is Hyper-V's hypercall
+    HvCallSendSyntheticClusterIpi, and `hv-hypercall-ex` HvCallSendSyntheticClusterIpiEx.
+    """
 
     X2APIC = "x2apic"
     XAPIC = "xapic"
     PV_HYPERCALL = "pv-hypercall"
     PASSTHROUGH = "passthrough"
     SMP_CALL = "smp-call"
+    HV_HYPERCALL = "hv-hypercall"
+    HV_HYPERCALL_EX = "hv-hypercall-ex"
 
 
 OVERCOMMITTED = frozenset({TargetState.OVERCOMMITTED, TargetState.OVERCOMMITTED_KERNEL})
 """The states in which vCPUs share CPUs."""
+
+HV_METHODS: frozenset[SendMethod] = frozenset({SendMethod.HV_HYPERCALL, SendMethod.HV_HYPERCALL_EX})
+"""The methods that need a guest with Hyper-V's interface."""
 
 LINUX_GUEST_ONLY: Mapping[str, str] = {
     SendMethod.SMP_CALL: "the micro-guest has no kernel",
@@ -69,6 +78,7 @@ MICRO_GUEST_ONLY: frozenset[str] = frozenset(
     {
         *(TargetState.MASKED, TargetState.PREEMPTED, *OVERCOMMITTED),
         *(Pattern.MULTICAST, Pattern.BROADCAST_SELF, Pattern.UNICAST_LOGICAL),
+        *HV_METHODS,
     }
 )
 """Words that ipitrace_storm, the kernel module of Linux guests, does not know."""
@@ -392,6 +402,41 @@ SCENARIOS: tuple[Scenario, ...] = (
         TargetState.HALTED,
         SendMethod.PASSTHROUGH,
         "as broadcast-halted, through one descriptor after the other",
+    ),
+    Scenario(
+        "unicast-running-hv",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL,
+        "as unicast-running, by Hyper-V's hypercall with a mask of processors",
+    ),
+    Scenario(
+        "unicast-halted-hv",
+        Pattern.UNICAST,
+        TargetState.HALTED,
+        SendMethod.HV_HYPERCALL,
+        "as unicast-halted, by Hyper-V's hypercall with a mask of processors",
+    ),
+    Scenario(
+        "broadcast-hv",
+        Pattern.BROADCAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL,
+        "one Hyper-V hypercall with a mask of all other vCPUs",
+    ),
+    Scenario(
+        "unicast-running-hv-ex",
+        Pattern.UNICAST,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL_EX,
+        "as unicast-running, by Hyper-V's hypercall with a sparse set of processors",
+    ),
+    Scenario(
+        "broadcast-self-hv-ex",
+        Pattern.BROADCAST_SELF,
+        TargetState.RUNNING,
+        SendMethod.HV_HYPERCALL_EX,
+        "one Hyper-V hypercall to all vCPUs, which include the sender",
     ),
 )
 

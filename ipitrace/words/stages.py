@@ -69,7 +69,7 @@ class StageSpec:
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(Stage.SEND, "sender", "before the instruction that sends"),
     StageSpec(Stage.SENDER_EXIT, "sender", "kvm_exit of the exit in which KVM handles the send"),
-    StageSpec(Stage.IPI, "sender", "kvm_apic_ipi: KVM's local APIC sends the IPI"),
+    StageSpec(Stage.IPI, "sender", "kvm_apic_ipi or kvm_hv_send_ipi(_ex): KVM sends the IPI"),
     StageSpec(Stage.ACCEPT, "sender", "kvm_apic_accept_irq: the target's APIC accepts the IPI"),
     StageSpec(Stage.APICV_ACCEPT, "sender", "kvm_apicv_accept_irq: the IPI was posted"),
     StageSpec(Stage.KICK, "sender", "ipi_send_cpu or doorbell to the target's CPU"),
@@ -97,6 +97,7 @@ HOST_INTERRUPTS = (
     Kind.CALL_FUNCTION_SINGLE_ENTRY,
 )
 ICR_WRITES = (Kind.KVM_MSR, Kind.KVM_APIC)
+HV_SENDS = (Kind.KVM_HV_SEND_IPI, Kind.KVM_HV_SEND_IPI_EX)
 
 KIND_OF_STAGE = {
     Stage.SENDER_EXIT: Kind.KVM_EXIT,
@@ -117,7 +118,7 @@ KIND_OF_STAGE = {
 
 STAGE_KINDS = frozenset(
     {
-        *(Kind.KVM_EXIT, Kind.KVM_ENTRY, Kind.KVM_APIC_IPI),
+        *(Kind.KVM_EXIT, Kind.KVM_ENTRY, Kind.KVM_APIC_IPI, *HV_SENDS),
         *(Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ, Kind.KVM_INJ_VIRQ),
         *(Kind.KVM_EOI, Kind.KVM_PV_EOI, Kind.KVM_VCPU_WAKEUP, Kind.SCHED_SWITCH),
         *(Kind.IPI_SEND_CPU, Kind.KVM_AVIC_DOORBELL, *HOST_INTERRUPTS),

@@ -14,6 +14,8 @@ from lab.common.session import Parts, Request, run_on
 from lab.common.steps import LabError, say
 
 FAILED = 3
+WATCHED_COUNT = "300"  # enough for `watch` to say that no IPI is missing
+_WATCHED = Path(__file__).with_name("watched.py")
 
 
 def main(host: str, boot: Callable[[Parts], None]) -> int:
@@ -27,6 +29,13 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
     parser.add_argument(
         "--then", help="options of a second `ipitrace run` in the same boot, into `second`"
     )
+    parser.add_argument(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="SCENARIO",
+        help="afterwards, also count a storm of it by `ipitrace watch` (watched.json)",
+    )
     parser.add_argument("more", nargs="*", help="further options of `ipitrace run`, after --")
     asked = parser.parse_args()
     try:
@@ -37,7 +46,13 @@ def main(host: str, boot: Callable[[Parts], None]) -> int:
         if asked.then is not None:
             second = ["run", *shlex.split(asked.then), "-o", "/job/result/second"]
             command = f"{{ {command} && {ipitrace_command(second)} >/job/result/second.txt; }}"
-        run_on(boot, Request(asked.suite, command, asked.parameter, output, asked.wheel))
+        files = {}
+        if asked.watch:
+            words = shlex.join(["python3", f"/job/{_WATCHED.name}", WATCHED_COUNT, *asked.watch])
+            command = f"{{ {command} && {words}; }}"
+            files[_WATCHED.name] = _WATCHED
+        request = Request(asked.suite, command, asked.parameter, output, asked.wheel, files=files)
+        run_on(boot, request)
     except LabError as error:
         say(f"failed: {error}")
         return FAILED

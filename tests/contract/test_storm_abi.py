@@ -14,6 +14,7 @@ import pytest
 
 from ipitrace.abi import storm as abi
 from ipitrace.base.resources import guest_tools_dir
+from ipitrace.host import kvm_extensions
 from ipitrace.storm.micro import image, kvm
 from ipitrace.storm.micro.passthrough import FOREIGN
 from ipitrace.words.scenarios import MICRO_GUEST_ONLY, Pattern, SendMethod, TargetState
@@ -39,7 +40,7 @@ ENUM_PREFIXES = {"storm_inject": "STORM_INJECT_"}
 
 # Known to the payload's own C and assembly alone.
 PRIVATE = re.compile(
-    r"MG_(SERVICE_\w+|PARAMS_BURN|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC|STACK)|START_\w+)$"
+    r"MG_(SERVICE_\w+|PARAMS_BURN|VCPU_(HANDLED|READY|NEXT_RECEIPT|END_RECEIPT|XAPIC|STACK)|START_\w+|HV_CALL_\w+)$"
 )
 
 KVM_STRUCTS = {
@@ -57,8 +58,12 @@ KVM_NUMBERS = {
             *("CREATE_VCPU", "SET_USER_MEMORY_REGION", "SET_TSS_ADDR", "CREATE_IRQCHIP", "RUN"),
             *("GET_REGS", "SET_REGS", "GET_SREGS", "SET_SREGS", "SET_CPUID2", "SET_MP_STATE"),
             *("ENABLE_CAP", "GET_TSC_KHZ", "GET_STATS_FD", "SET_DEVICE_ATTR", "GET_DEVICE_ATTR"),
-            "CAP_X2APIC_API",
+            *("CAP_X2APIC_API", "GET_SUPPORTED_HV_CPUID"),
         )
+    },
+    **{
+        f"KVM_{name}": getattr(kvm_extensions, name)
+        for name in ("CAP_HYPERV_SEND_IPI", "CAP_HYPERV_CPUID")
     },
     **{f"KVM_EXIT_{reason.name}": reason for reason in kvm.ExitReason},
     "KVM_API_VERSION": kvm.API_VERSION,
@@ -120,7 +125,7 @@ def ask(directory: Path, includes: str, questions: list[str]) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def said_by_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     questions = [name for file in HEADERS for name in defines(file)]
-    for struct in (*STRUCTS, "mg_header", "mg_start", "mg_foreign"):
+    for struct in (*STRUCTS, "mg_header", "mg_start", "mg_foreign", "mg_hv_call"):
         questions.append(f"sizeof(struct {struct})")
         for member in members(struct):
             questions.append(f"offsetof(struct {struct}, {member})")
@@ -151,12 +156,13 @@ def test_no_enum_or_struct_is_without_its_mirror() -> None:
     text = "".join(header(name) for name in HEADERS)
     assert set(re.findall(r"^enum (\w+) {", text, re.MULTILINE)) == set(ENUMS)
     structs = set(re.findall(r"^struct (\w+) {", text, re.MULTILINE))
-    assert structs == {*STRUCTS, "mg_header", "mg_start", "mg_foreign"}
+    assert structs == {*STRUCTS, "mg_header", "mg_start", "mg_foreign", "mg_hv_call"}
 
 
 def test_the_abi_version_and_its_marks(said_by_c: dict[str, int]) -> None:
     assert said_by_c["STORM_ABI_VERSION"] == abi.ABI_VERSION
     assert said_by_c["STORM_ALL_BUT_SELF"] == abi.ALL_BUT_SELF
+    assert said_by_c["STORM_ALL"] == abi.ALL
     assert f'#define STORM_FILE_MAGIC "{abi.FILE_MAGIC.decode()}"\n' in header("storm_abi.h")
 
 
@@ -188,6 +194,8 @@ def test_the_tables_of_the_vmm_do_not_overlap_the_payload(said_by_c: dict[str, i
             (image.MG_START, said_by_c["sizeof(struct mg_start)"]),
             (image.MG_FOREIGN, said_by_c["sizeof(struct mg_foreign)"]),
             (image.MG_VCPUS, n * said_by_c["MG_VCPU_SIZE"]),
+            (image.MG_HV_PAGE, image._PAGE),
+            (image.MG_HV_CALL, said_by_c["sizeof(struct mg_hv_call)"]),
             (image._STACKS, n * image._STACK_SIZE),
             (image._LOGS, 1),
         ]

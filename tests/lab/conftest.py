@@ -16,6 +16,7 @@ from lab_result import (
     AMD_SCENARIOS,
     GROUP_SCENARIOS,
     GROUP_VCPUS,
+    HV_SCENARIOS,
     INTEL_SCENARIOS,
     NO_APICV_SCENARIOS,
     LabResult,
@@ -33,6 +34,7 @@ GROUPS = " ".join(
         *(f"--scenario {name}" for name in GROUP_SCENARIOS),
     ]
 )
+WATCH = [word for name in HV_SCENARIOS for word in ("--watch", name)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -47,7 +49,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def amd() -> LabResult:
     """A run on the AMD host."""
-    return run_lab("amd", "--count", "150", "--then", GROUPS, scenarios=AMD_SCENARIOS)
+    return run_lab("amd", "--count", "150", "--then", GROUPS, *WATCH, scenarios=AMD_SCENARIOS)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +61,7 @@ def intel_runs(
     Bochs has one thread: there are as many at once as there are CPUs.
     """
     wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))))
-    with_apicv = (*wheel, "--count", "150", "--then", GROUPS)
+    with_apicv = (*wheel, "--count", "150", "--then", GROUPS, *WATCH)
     no_apicv = (*wheel, "--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
     runs: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "intel": (INTEL_SCENARIOS, with_apicv),

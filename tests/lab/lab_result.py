@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is run on an emulated host, and what came back, as tests ask for it."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ipitrace.recording.reader import read_run
 from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import PerSide, ScenarioResult
 from ipitrace.words.scenarios import DEFAULT_SCENARIOS
+from lab.common.command import WATCHED_COUNT
+from lab.common.watched import RESULT
 
-AMD_SCENARIOS = (*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic")
+HV_SCENARIOS = (
+    *("unicast-running-hv", "unicast-halted-hv", "broadcast-hv"),
+    *("unicast-running-hv-ex", "broadcast-self-hv-ex"),
+)
+HV_TO_ALL = "broadcast-self-hv-ex"
+AMD_SCENARIOS = (
+    *(*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic"),
+    *HV_SCENARIOS,
+)
 INTEL_SCENARIOS = (
     *DEFAULT_SCENARIOS,
     "unicast-running-kernel",
     "unicast-masked",
     "unicast-running-xapic",
+    *HV_SCENARIOS,
 )
 GROUP_SCENARIOS = (
     *("broadcast", "unicast-logical", "unicast-logical-xapic", "multicast-running"),
@@ -51,6 +65,12 @@ class LabResult:
         return LabResult(self.output, (self.output / "second.txt").read_text(), "second")
 
     @cached_property
+    def watched(self) -> Mapping[str, Any]:
+        """What `watch` counted, by scenario: lab/common/watched.py."""
+        found: Mapping[str, Any] = json.loads((self.output / RESULT).read_text())
+        return found
+
+    @cached_property
     def run(self) -> RunResult:
         return read_run(self.recording)
 
@@ -71,3 +91,21 @@ class LabResult:
         events = self.scenario(name).events_per_ipi
         assert events is not None
         return events[tracepoint]
+
+
+def assert_watched(lab: LabResult, name: str) -> None:
+    """In a storm by Hyper-V's hypercalls, `watch` counted exactly what the handlers counted.
+
+    The hypercall to all processors also goes to the sender.
+    """
+    found = lab.watched[name]
+    count = found["sends"]["total"]
+    targets = (0, 1) if name == HV_TO_ALL else (1,)
+    assert found["before"] == 0
+    assert count == int(WATCHED_COUNT)
+    assert found["handled"] == [count if vcpu in targets else 0 for vcpu in range(2)]
+    pairs = {(p["sender"], p["target"], p["path"]): p["ipis"]["total"] for p in found["pairs"]}
+    assert pairs == {(0, target, "hv-hypercall"): count for target in targets}
+    assert found["ipis"]["total"] == count * len(targets)
+    assert found["missed"]["total"] == found["unplaced"]["total"] == 0
+    assert not {p["vector"] for p in found["pairs"]} & {o["vector"] for o in found["others"]}

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_result import AMD_SCENARIOS, LabResult
+from lab_result import AMD_SCENARIOS, HV_SCENARIOS, HV_TO_ALL, LabResult, assert_watched
 
 CHECKOUT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.lab("amd")
 
 XAPIC = "unicast-running-xapic"
-BY_MSR = tuple(name for name in AMD_SCENARIOS if name != XAPIC)
+BY_MSR = tuple(name for name in AMD_SCENARIOS if name not in {XAPIC, *HV_SCENARIOS})
 
 
 def test_the_run_is_whole_and_says_where_it_was_made(amd: LabResult) -> None:
@@ -48,6 +48,24 @@ def test_through_memory_both_halves_of_a_send_exit(amd: LabResult) -> None:
     assert amd.exits(XAPIC, "sender", "npf") == pytest.approx(2, abs=0.05)
     assert amd.exits(XAPIC, "target", "npf") == pytest.approx(1, abs=0.05)
     assert amd.scenario(XAPIC).paths == {"mmio": 1.0}
+
+
+@pytest.mark.parametrize("name", HV_SCENARIOS)
+def test_a_hyperv_hypercall_is_one_exit_and_the_path_is_proved(amd: LabResult, name: str) -> None:
+    assert amd.scenario(name).paths == {"hv-hypercall": 1.0}
+    assert amd.exits(name, "sender", "hypercall") == pytest.approx(1, abs=0.02)
+    event = "kvm_hv_send_ipi_ex" if name.endswith("-ex") else "kvm_hv_send_ipi"
+    assert amd.events(name, event).sender == pytest.approx(1)
+    targets = amd.scenario(name).targets
+    assert targets == (2 if name == HV_TO_ALL else 1)
+    assert amd.events(name, "kvm_apic_accept_irq").sender == pytest.approx(targets)
+    assert "kvm_apic_ipi" not in (amd.scenario(name).events_per_ipi or {})
+
+
+@pytest.mark.parametrize("name", HV_SCENARIOS)
+def test_watch_counts_every_ipi_of_a_hyperv_hypercall(amd: LabResult, name: str) -> None:
+    assert_watched(amd, name)
+    assert amd.watched[name]["visibility"]["complete"] is True
 
 
 def test_a_masked_target_exits_when_it_unmasks(amd: LabResult) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from lab_result import INTEL_SCENARIOS, NO_APICV_SCENARIOS, LabResult
+from lab_result import (
+    HV_SCENARIOS,
+    HV_TO_ALL,
+    INTEL_SCENARIOS,
+    NO_APICV_SCENARIOS,
+    LabResult,
+    assert_watched,
+)
 
 from lab.common.image import make_disk
 from lab.common.rootfs import SUITE
@@ -21,7 +28,7 @@ pytestmark = pytest.mark.lab("intel")
 SELF, HALTED = "self", "unicast-halted"
 RUNNING, KERNEL, MASKED = "unicast-running", "unicast-running-kernel", "unicast-masked"
 XAPIC = "unicast-running-xapic"
-TO_ANOTHER = tuple(name for name in INTEL_SCENARIOS if name != SELF)
+TO_ANOTHER = tuple(name for name in INTEL_SCENARIOS if name not in {SELF, *HV_SCENARIOS})
 NEVER_HALTED = tuple(name for name in TO_ANOTHER if name != HALTED)
 REENTER_GUEST = 1  # EXIT_FASTPATH_REENTER_GUEST, arch/x86/include/asm/kvm_host.h
 # The emulated host's timer and the ends of a storm add a few exits.
@@ -119,6 +126,28 @@ def test_paths_are_proved(intel: LabResult) -> None:
     # kvm keeps destination shorthands off the fastpath
     assert intel.scenario("broadcast").paths == {"msr-exit": 1.0}
     assert intel.scenario(XAPIC).paths == {"apic-write": 1.0}
+
+
+@pytest.mark.parametrize("name", HV_SCENARIOS)
+def test_a_hyperv_hypercall_is_one_exit_and_the_path_is_proved(intel: LabResult, name: str) -> None:
+    assert intel.scenario(name).paths == {"hv-hypercall": 1.0}
+    assert intel.exits(name, "sender", "VMCALL") == ONE
+    assert intel.exits(name, "sender", "MSR_WRITE") == 0
+    assert intel.exits(name, "target", "MSR_WRITE") == 0
+    targets = intel.scenario(name).targets
+    assert targets == (2 if name == HV_TO_ALL else 1)
+    own = "kvm_hv_send_ipi_ex" if name.endswith("-ex") else "kvm_hv_send_ipi"
+    assert intel.events(name, own).sender == pytest.approx(1)
+    for event in ("kvm_apic_accept_irq", "kvm_apicv_accept_irq", "vmx_deliver_interrupt"):
+        assert intel.events(name, event).sender == pytest.approx(targets)
+    assert "kvm_apic_ipi" not in (intel.scenario(name).events_per_ipi or {})
+
+
+@pytest.mark.parametrize("name", HV_SCENARIOS)
+def test_watch_counts_every_ipi_of_a_hyperv_hypercall(intel: LabResult, name: str) -> None:
+    assert_watched(intel, name)
+    # With APICv, the guest could send to itself without a trace.
+    assert intel.watched[name]["visibility"]["complete"] is False
 
 
 def test_late_posts_are_told(intel: LabResult) -> None:

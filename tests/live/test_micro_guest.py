@@ -16,13 +16,14 @@ import pytest
 from ipitrace.abi.storm import ALL, ALL_BUT_SELF, TARGET_MASK, StormSendMethod
 from ipitrace.base.errors import HostError, MeasurementError
 from ipitrace.clock import Clock
+from ipitrace.host.kvm_extensions import HYPERV_IPIS, offers
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
 from ipitrace.storm.micro import hypercall
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
 from ipitrace.storm.micro.image import LogSizes, Payload, load_payload
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.storm.plausible import run_plausible
-from ipitrace.words.scenarios import SCENARIOS, Pattern, TargetState, routes_of
+from ipitrace.words.scenarios import HV_METHODS, SCENARIOS, Pattern, TargetState, routes_of
 
 pytestmark = pytest.mark.live("kvm")
 
@@ -122,8 +123,9 @@ def test_every_scenario(name: str) -> None:
 
 def test_both_ways_to_send_are_in_the_table() -> None:
     methods = {BY_NAME[name].send_method for name in RUNNABLE}
-    assert methods - {"pv-hypercall", "passthrough"} == {"x2apic", "xapic"}
+    assert methods - {"pv-hypercall", "passthrough", *HV_METHODS} == {"x2apic", "xapic"}
     hypercalls = 0 if hypercall.why_unsupported() else 2
+    hypercalls += 5 if offers(*HYPERV_IPIS) else 0
     assert len(RUNNABLE) == 24 + hypercalls
 
 

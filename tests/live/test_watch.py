@@ -23,8 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import ipitrace
 from ipitrace.abi.watch import What
-from ipitrace.tracer.counting import Counting
+from ipitrace.storm.micro.driver import unsupported
+from ipitrace.tracer.counting import HV_SENDS, Counting
 from ipitrace.vm import find_vms
+from ipitrace.words.scenarios import select_scenarios
 
 pytestmark = pytest.mark.live
 
@@ -131,11 +133,17 @@ def interval_after_now(process: "subprocess.Popen[str]") -> dict[str, Any]:
         ("unicast-blocked", 2, {(0, 1, 0xF0)}),
         ("self", 2, {(0, 0, 0xF1)}),
         ("broadcast", 4, {(0, 1, 0xF0), (0, 2, 0xF0), (0, 3, 0xF0)}),
+        ("unicast-running-hv", 2, {(0, 1, 0xF0)}),
+        ("broadcast-hv", 4, {(0, 1, 0xF0), (0, 2, 0xF0), (0, 3, 0xF0)}),
+        ("unicast-running-hv-ex", 2, {(0, 1, 0xF0)}),
+        ("broadcast-self-hv-ex", 3, {(0, 0, 0xF1), (0, 1, 0xF1), (0, 2, 0xF1)}),
     ],
 )
 def test_every_ipi_of_a_storm_is_counted(
     scenario: str, n_vcpus: int, pairs: set[tuple[int, int, int]]
 ) -> None:
+    if why := unsupported(*select_scenarios([scenario])):
+        pytest.skip(why)
     count = 300
     with (
         stepped_guest(scenario, n_vcpus, count) as guest,
@@ -162,6 +170,11 @@ def test_every_ipi_of_a_storm_is_counted(
     assert (woken[1] > 0) == (scenario == "unicast-blocked")
     assert vm["visibility"]["complete"] is True
     assert vm["exits"]["absent"] if vm["exits"]["reasons"] is None else vm["exits"]["source"]
+
+
+def test_the_tracepoints_of_hyperv_are_watched_even_where_kvm_offers_no_hyperv() -> None:
+    with Counting.load(n_slots=1, n_cells=4) as own:
+        assert own.hooks.keys() >= set(HV_SENDS)
 
 
 def test_one_interrupt_is_not_enough_for_a_claim() -> None:

@@ -15,6 +15,7 @@ from ipitrace.abi.storm import (
 )
 from ipitrace.base.units import MIB
 from ipitrace.host.cpus import Pinning
+from ipitrace.host.kvm_extensions import HYPERV_IPIS, why_not_offered
 from ipitrace.recording.guest import GuestResult, micro_guest
 from ipitrace.storm import limits
 from ipitrace.storm.driver import Hooks, Storm, StormRequest
@@ -30,6 +31,7 @@ from ipitrace.storm.micro.image import (
 )
 from ipitrace.storm.micro.machine import Machine
 from ipitrace.words.scenarios import (
+    HV_METHODS,
     LINUX_GUEST_ONLY,
     OVERCOMMITTED,
     Pattern,
@@ -210,6 +212,10 @@ def unsupported(scenario: Scenario) -> str | None:
     """Why no micro-guest can run `scenario` on this host, or None if one can."""
     parts = (scenario.pattern, scenario.target_state, scenario.send_method)
     if scenario.send_method == SendMethod.PASSTHROUGH and (reason := passthrough.why_unsupported()):
+        return reason
+    if scenario.send_method in HV_METHODS and (
+        reason := why_not_offered("IPIs by Hyper-V's hypercalls", *HYPERV_IPIS)
+    ):
         return reason
     if scenario.target_state == TargetState.PREEMPTED and (reason := preemptor.why_not()):
         return reason

@@ -29,6 +29,7 @@ _GET_API_VERSION = 0xAE00
 _CREATE_VM = 0xAE01
 _GET_VCPU_MMAP_SIZE = 0xAE04
 _GET_SUPPORTED_CPUID = 0xC008AE05
+_GET_SUPPORTED_HV_CPUID = 0xC008AEC1
 _CREATE_VCPU = 0xAE41
 _SET_USER_MEMORY_REGION = 0x4020AE46
 _SET_TSS_ADDR = 0xAE47
@@ -55,6 +56,7 @@ _FEATURE_PV_SEND_IPI = 11
 _MP_STATE_RUNNABLE = 0
 _CPUID_ENTRIES = 256
 _CPUID_ENTRY = struct.Struct("<3I4I12x")
+_HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)  # a guest looks for Hyper-V in the first
 _TSS_ADDR = 0x7FFBD000  # three pages below 2 GiB, because CPython's ioctl takes a signed int
 
 _EXIT_IO_OUT = 1
@@ -157,6 +159,14 @@ def _ioctl(fd: int, what: str, request: int, argument: int | object = 0) -> int:
         ) from error
 
 
+def _read_cpuid(fd: int, what: str, request: int) -> bytes:
+    """A struct kvm_cpuid2 that KVM fills."""
+    buffer = bytearray(8 + _CPUID_ENTRIES * _CPUID_ENTRY.size)
+    struct.pack_into("<I", buffer, 0, _CPUID_ENTRIES)
+    _ioctl(fd, what, request, buffer)
+    return bytes(buffer)
+
+
 class KvmVcpu:
     """One vCPU: its file descriptor and its mapped struct kvm_run."""
 
@@ -217,6 +227,10 @@ class KvmVcpu:
     def set_cpuid(self, cpuid: bytes) -> None:
         """Set the results of CPUID (struct kvm_cpuid2)."""
         _ioctl(self.fd, "KVM_SET_CPUID2", _SET_CPUID2, bytearray(cpuid))
+
+    def hyperv_cpuid(self) -> bytes:
+        """The leaves of CPUID with which KVM offers Hyper-V's interface (struct kvm_cpuid2)."""
+        return _read_cpuid(self.fd, "KVM_GET_SUPPORTED_HV_CPUID", _GET_SUPPORTED_HV_CPUID)
 
     def set_runnable(self) -> None:
         """Let an application processor run without waiting for a SIPI."""
@@ -288,8 +302,9 @@ class Vm:
         flags = _X2APIC_API_USE_32BIT_IDS | _X2APIC_API_DISABLE_BROADCAST_QUIRK
         enable = struct.pack("<IIQ", _CAP_X2APIC_API, 0, flags).ljust(104, b"\0")
         _ioctl(self.fd, "KVM_ENABLE_CAP(X2APIC_API)", _ENABLE_CAP, bytearray(enable))
-        self._cpuid = self._supported_cpuid()
+        self._cpuid = _read_cpuid(self._kvm_fd, "KVM_GET_SUPPORTED_CPUID", _GET_SUPPORTED_CPUID)
         self._features = 0  # additional features of KVM's CPUID leaf
+        self._hyperv = False
         self._run_size = _ioctl(self._kvm_fd, "KVM_GET_VCPU_MMAP_SIZE", _GET_VCPU_MMAP_SIZE)
 
     def set_memory(self, host_address: int, size: int) -> None:
@@ -327,22 +342,21 @@ class Vm:
                 return bool(eax >> _FEATURE_PV_SEND_IPI & 1)
         return False
 
+    def enable_hyperv(self) -> None:
+        """Offer Hyper-V's interface to the guest, before vCPUs are created."""
+        self._hyperv = True
+
     def create_vcpu(self, index: int) -> KvmVcpu:
         """Create vCPU `index`, whose APIC id is the same number."""
         fd = _ioctl(self.fd, "KVM_CREATE_VCPU", _CREATE_VCPU, index)
         vcpu = KvmVcpu(fd, self._run_size)
         try:
-            vcpu.set_cpuid(_cpuid_of(self._cpuid, index, self._features))
+            cpuid = _cpuid_of(self._cpuid, index, self._features)
+            vcpu.set_cpuid(_with_hyperv(cpuid, vcpu.hyperv_cpuid()) if self._hyperv else cpuid)
         except HostError:
             vcpu.close()
             raise
         return vcpu
-
-    def _supported_cpuid(self) -> bytes:
-        buffer = bytearray(8 + _CPUID_ENTRIES * _CPUID_ENTRY.size)
-        struct.pack_into("<I", buffer, 0, _CPUID_ENTRIES)
-        _ioctl(self._kvm_fd, "KVM_GET_SUPPORTED_CPUID", _GET_SUPPORTED_CPUID, buffer)
-        return bytes(buffer)
 
     def close(self) -> None:
         """Close the VM's descriptors."""
@@ -420,3 +434,14 @@ def _cpuid_of(supported: bytes, apic_id: int, features: int) -> bytes:
             eax |= features
         _CPUID_ENTRY.pack_into(cpuid, at, function, index, flags, eax, ebx, ecx, edx)
     return bytes(cpuid)
+
+
+def _with_hyperv(cpuid: bytes, hyperv: bytes) -> bytes:
+    """These results of CPUID, with Hyper-V's leaves instead of KVM's own."""
+    kept = [
+        whole[at : at + _CPUID_ENTRY.size]
+        for whole in (cpuid, hyperv)
+        for at in _entries(whole)
+        if whole is hyperv or struct.unpack_from("<I", whole, at)[0] not in _HYPERVISOR_LEAVES
+    ]
+    return struct.pack("<II", len(kept), 0) + b"".join(kept)

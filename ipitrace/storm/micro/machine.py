@@ -82,6 +82,8 @@ class Machine:
                 self._vm.enable_passthrough(MG_DESCRIPTORS, MG_MAX_VCPUS)
             if method == StormSendMethod.PV_HYPERCALL:
                 self._vm.keep_hypercalls()
+            elif method in {StormSendMethod.HV_HYPERCALL, StormSendMethod.HV_HYPERCALL_EX}:
+                self._vm.enable_hyperv()
             for index in range(n_vcpus):
                 self._add_vcpu(index, method)
         except BaseException:

@@ -215,6 +215,22 @@ def hypercall(ipi: Ipi) -> None:
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
 
 
+def hv_hypercall(isa: int, reason: int, kind: Kind) -> Part:
+    def send(ipi: Ipi) -> None:
+        ipi.exit(ipi.sender, isa, reason, Stage.SENDER_EXIT)
+        ipi.event(ipi.sender, kind, Stage.IPI, detail=VECTOR, arg=1)
+        ipi.deliver(kick=True)
+        ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
+
+    return send
+
+
+def hv_emulated(ipi: Ipi) -> None:
+    """Where kvm_exit never fires."""
+    ipi.event(ipi.sender, Kind.KVM_HV_SEND_IPI, Stage.IPI, detail=VECTOR, arg=1)
+    ipi.deliver(kick=True)
+
+
 def avic_incomplete(ipi: Ipi) -> None:
     ipi.exit(ipi.sender, Isa.SVM, 0x401, Stage.SENDER_EXIT)
     ipi.event(ipi.sender, Kind.KVM_AVIC_INCOMPLETE_IPI, word=1, arg=VECTOR)
@@ -387,6 +403,13 @@ MODELS = {
         IpiPath.APIC_WRITE,
     ),
     "pv-hypercall": Model(hypercall, VMX_RUNNING, IpiPath.PV_HYPERCALL),
+    "hv-hypercall": Model(
+        hv_hypercall(Isa.VMX, 18, Kind.KVM_HV_SEND_IPI), VMX_RUNNING, IpiPath.HV_HYPERCALL
+    ),
+    "hv-hypercall-ex": Model(
+        hv_hypercall(Isa.SVM, 0x81, Kind.KVM_HV_SEND_IPI_EX), SVM_HALTED, IpiPath.HV_HYPERCALL
+    ),
+    "hv-emulated": Model(hv_emulated, emulated_running, IpiPath.HV_HYPERCALL),
     "avic": Model(avic_incomplete, posted, IpiPath.AVIC_INCOMPLETE),
     "exitless": Model(nothing, posted, IpiPath.EXITLESS),
     "exitless-halted": Model(nothing, posted_woken, IpiPath.EXITLESS),

@@ -16,7 +16,7 @@ from ipitrace.correlate.stamps import ABSENT
 from ipitrace.words.events import Kind
 from ipitrace.words.exit_reasons import Isa
 from ipitrace.words.paths import IpiPath
-from ipitrace.words.stages import GUEST_STAMPS, Stage
+from ipitrace.words.stages import GUEST_STAMPS, HV_SENDS, Stage
 
 
 def assert_true(story: Story, trace: StormTrace | None = None) -> None:
@@ -57,7 +57,7 @@ def test_events_told_twice_change_no_span_and_are_counted(story: Story, seed: in
     twice = [h for h in story.happenings if h.kind != Kind.KVM_EXIT and rng.random() < 0.5]
     spans = correlate(story.with_events([*story.happenings, *twice]))
     assert same(spans, correlate(story.trace))
-    carrying = {Kind.KVM_APIC_IPI, Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ}
+    carrying = {Kind.KVM_APIC_IPI, Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ, *HV_SENDS}
     counts: dict[str, int] = {}
     for h in twice:
         if h.kind in carrying | {Kind.KVM_INJ_VIRQ}:
@@ -93,7 +93,9 @@ def test_other_vcpus_and_other_vectors_change_nothing(story: Story, seed: int) -
             (Kind.IPI_SEND_CPU, {"word": 99}),
             (Kind.KVM_AVIC_DOORBELL, {"word": 1, "detail": 99}),
             (Kind.SCHED_SWITCH, {"detail": 0}),
-        ][int(rng.integers(0, 15))]
+            (Kind.KVM_HV_SEND_IPI, {"detail": timer, "arg": 2}),
+            (Kind.KVM_HV_SEND_IPI_EX, {"detail": timer, "word": 1}),
+        ][int(rng.integers(0, 17))]
         foreign.append(Happening(tsc, vcpu, kind, -1, **more))
     assert_true(story, story.with_events([*story.happenings, *foreign]))
 
@@ -170,6 +172,8 @@ def test_an_ipi_without_any_event_is_counted(story: Story, data: st.DataObject) 
 def test_events_with_the_vector_and_no_send_are_counted(story: Story, data: st.DataObject) -> None:
     strays = [
         (Kind.KVM_APIC_IPI, 0, {"word": VECTOR}),
+        (Kind.KVM_HV_SEND_IPI, 0, {"detail": VECTOR}),
+        (Kind.KVM_HV_SEND_IPI_EX, 0, {"detail": VECTOR}),
         (Kind.KVM_APIC_ACCEPT_IRQ, 0, {"detail": VECTOR, "word": story.trace.targets[0]}),
         (Kind.KVM_APICV_ACCEPT_IRQ, 0, {"detail": VECTOR, "word": story.trace.targets[0]}),
         (Kind.KVM_INJ_VIRQ, story.trace.targets[0], {"detail": VECTOR}),
@@ -283,6 +287,14 @@ def test_an_exit_that_can_be_anything_proves_nothing_alone(isa: int, reason: int
     spans = correlate(story.with_events([alone]))
     assert spans.path.tolist() == [IpiPath.UNKNOWN]
     assert spans.stage(Stage.SENDER_EXIT).tolist() == [ABSENT]
+
+
+@pytest.mark.parametrize("name", ["pv-hypercall", "hv-hypercall", "hv-hypercall-ex"])
+def test_the_exit_of_a_hypercall_does_not_show_whose_hypercall_it_was(name: str) -> None:
+    story = tell(name, 3, 2)
+    sends = {Kind.KVM_HYPERCALL, *HV_SENDS}
+    kept = [h for h in story.happenings if h.kind not in sends]
+    assert correlate(story.with_events(kept)).path.tolist() == [IpiPath.UNKNOWN] * 3
 
 
 def test_nothing_is_exitless_when_exits_are_not_told() -> None:

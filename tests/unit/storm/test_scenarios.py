@@ -5,10 +5,13 @@ import os
 import pytest
 
 from ipitrace.base.errors import UsageError
+from ipitrace.host.kvm_extensions import HYPERV_IPIS, offers
 from ipitrace.storm.micro import hypercall, passthrough, preemptor
 from ipitrace.storm.micro.driver import MicroGuest, unsupported
+from ipitrace.storm.micro.image import MG_VECTOR_SELF, MG_VECTOR_TARGET, Payload
 from ipitrace.words.scenarios import (
     DEFAULT_SCENARIOS,
+    HV_METHODS,
     SCENARIOS,
     Pattern,
     Route,
@@ -69,6 +72,9 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
     through_descriptors = {s.name for s in SCENARIOS if s.send_method == SendMethod.PASSTHROUGH}
     if passthrough.why_unsupported() is None:
         through_descriptors = set()
+    through_hyperv = {s.name for s in SCENARIOS if s.send_method in HV_METHODS}
+    if offers(*HYPERV_IPIS):
+        through_hyperv = set()
     preempted = {s.name for s in SCENARIOS if s.target_state == TargetState.PREEMPTED}
     if preemptor.why_not() is None:
         preempted = set()
@@ -80,8 +86,10 @@ def test_what_the_micro_guest_cannot_run_has_a_reason() -> None:
         "unicast-halted-smp-call",
         *by_hypercall,
         *through_descriptors,
+        *through_hyperv,
         *preempted,
     }
+    assert all("Hyper-V's hypercalls" in cannot[n] for n in through_hyperv)
     assert all("posted-interrupt descriptors for sending" in cannot[n] for n in through_descriptors)
     assert all("KVM_HC_SEND_IPI" in (cannot[n] or "") for n in by_hypercall)
 
@@ -107,12 +115,20 @@ def test_in_a_ring_each_vcpu_sends_to_the_next() -> None:
     assert routes_of(Pattern.BROADCAST, (1, 2)) == (Route(0, (1, 2)),)
 
 
+def test_hypervs_set_of_all_processors_includes_the_sender() -> None:
+    guest = MicroGuest(4, None, Payload(b"", 0, 0, 0, 0, 0, 0, 0))
+    to_all, to_others = select_scenarios(["broadcast-self-hv-ex", "broadcast-hv"])
+    assert (guest.targets(to_all), guest.targets(to_others)) == ((0, 1, 2, 3), (1, 2, 3))
+    assert (guest.vector(to_all), guest.vector(to_others)) == (MG_VECTOR_SELF, MG_VECTOR_TARGET)
+
+
 def test_without_kvm_it_is_unknown_what_the_host_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_arguments: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    offers.cache_clear()
     monkeypatch.setattr(os, "open", refused)
-    why = passthrough.why_unsupported.__wrapped__()
+    why = passthrough.why_unsupported()
     assert why is not None
     assert why.startswith("it is unknown whether the host offers")
     assert why.endswith("/dev/kvm cannot be opened (Permission denied)")

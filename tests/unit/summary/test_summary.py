@@ -169,6 +169,21 @@ def test_an_event_is_counted_by_the_repetitions_that_had_it() -> None:
     }
 
 
+def test_what_happens_on_a_sender_that_is_a_target_counts_for_the_sender_only() -> None:
+    events = {(Kind.KVM_HV_SEND_IPI_EX, 0): 3, (Kind.KVM_EOI, 0): 6, (Kind.KVM_EOI, 1): 3}
+    storms = storm(
+        THREE, [THREE_HANDLED] * 2, stats=([{"exits": 0}] * 2, [{"exits": 6}, {"exits": 9}])
+    )
+    row = row_of("broadcast-self-hv-ex", recorded(storms, (0, 1), seen=events), targets=(0, 1))
+    assert (row.sent, row.delivered, row.targets, row.coalesced) == (3, 6, 2, 0)
+    assert row.events_per_ipi is not None
+    assert row.events_per_ipi["kvm_hv_send_ipi_ex"] == PerSide(1.0, 0.0)
+    assert row.events_per_ipi["kvm_eoi"] == PerSide(2.0, 1.0)
+    assert row.exits is not None
+    assert row.exits.sender == {"exits": 2.0}
+    assert row.exits.target == {"exits": 3.0}
+
+
 def test_self_has_no_other_side() -> None:
     stats = ([{"exits": 5}, {"exits": 1}], [{"exits": 11}, {"exits": 100}])
     row = row_of(

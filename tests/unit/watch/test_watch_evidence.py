@@ -8,16 +8,22 @@ from scipy.stats import binomtest
 
 from ipitrace.host.files import HostFiles
 from ipitrace.host.interrupts import parse_interrupts
+from ipitrace.watch import visibility as judging
 from ipitrace.watch.evidence import CONFIDENCE, ENOUGH, MOST_SHARE, most_share
 from ipitrace.watch.late_posts import late_posts
 from ipitrace.watch.model import CpuPosts, Visibility
 from ipitrace.watch.roster import cells_for, slots_for
-from ipitrace.watch.visibility import hint, visibility
+from ipitrace.watch.visibility import hint, hyperv_gap, visibility
 from ipitrace.watch.vm_stats import read_vm_exits
 
 
 def judged(
-    accepted: int = 0, taken: int = 0, others: tuple[int, int] = (0, 0), *, watched: bool = True
+    accepted: int = 0,
+    taken: int = 0,
+    others: tuple[int, int] = (0, 0),
+    *,
+    watched: bool = True,
+    gap: str = "",
 ) -> Visibility:
     return visibility(
         accepted=accepted,
@@ -26,6 +32,7 @@ def judged(
         others_taken=others[1],
         watched=watched,
         hint="hint, not evidence: x",
+        hyperv_gap=gap,
     )
 
 
@@ -45,11 +52,34 @@ def judged(
         (judged(10, 10), False),
         (judged(0, 0, (5, 5)), False),
         (judged(1_000, watched=False), None),
+        (judged(1_000, gap="cannot be watched"), None),
+        (judged(0, gap="cannot be watched"), None),
+        (judged(10, 1, gap="cannot be watched"), False),
     ],
 )
 def test_evidence_decides(found: Visibility, complete: bool | None) -> None:  # noqa: FBT001
     assert found.complete is complete
     assert ("hint, not evidence" in found.why) == (complete is not True)
+
+
+def test_hyperv_ipis_that_cannot_be_watched_leave_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless this KVM offers none: a kernel without the tracepoints has no such IPIs."""
+    left_out = {"kvm_hv_send_ipi_ex": "refused", "kvm_entry": "refused"}
+    asked: list[bool | None] = []
+
+    def offers(*_extensions: int) -> bool:
+        (answer,) = asked
+        if answer is None:
+            raise PermissionError
+        return answer
+
+    monkeypatch.setattr(judging, "offers", offers)
+    for answer, complete in ((True, None), (None, None), (False, True)):
+        asked[:] = [answer]
+        gap = hyperv_gap(left_out)
+        assert ("kvm_hv_send_ipi_ex cannot be watched (refused)" in gap) == (complete is None)
+        assert judged(1_000, gap=gap).complete is complete
+        assert hyperv_gap({"kvm_entry": "refused"}) == ""
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 298, 299, 300, 10_000, 1_000_000])

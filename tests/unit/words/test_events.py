@@ -37,4 +37,9 @@ def test_words_of_some() -> None:
     assert words[Kind.KVM_VCPU_WAKEUP].describe(5, 0, 1) == "after 5 ns of waiting"
     assert words[Kind.KVM_APICV_INHIBIT_CHANGED].describe(4, 2, 1) == "reason 2 set, inhibits 0x4"
     assert words[Kind.KVM_EOI].describe(0, 0, 0xFFFF) == "nothing in service"
+    assert words[Kind.KVM_HV_SEND_IPI].describe(0x6, 0, 0xF0) == "vector 0xf0, processors 0x6"
+    of_set = words[Kind.KVM_HV_SEND_IPI_EX]
+    assert of_set.describe(1, 0, 0xF0) == "vector 0xf0, a sparse set, banks 0x1"
+    assert of_set.describe(0, 1, 0xF1) == "vector 0xf1, all processors, banks 0x0"
+    assert of_set.describe(0, 7, 0xF1) == "vector 0xf1, set of format 7, banks 0x0"
     assert words[Kind.VMX_DELIVER_INTERRUPT].describe(0, 0, None) == "vector not known"
