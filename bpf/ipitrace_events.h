@@ -81,7 +81,10 @@ enum ipitrace_kind {
 	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
-	IPITRACE_NR_KINDS = 32,
+	IPITRACE_KVM_AVIC_UNACCELERATED_ACCESS =
+		32, /* ICRs only; word: offset, detail: rw | ft << 1 */
+	IPITRACE_KVM_VMGEXIT_ENTER = 33, /* word: exit_reason, arg: info1 */
+	IPITRACE_NR_KINDS = 34,
 };
 
 #endif

@@ -44,6 +44,7 @@ enum ipitrace_watch_sent_by {
 #define IPITRACE_WATCH_VECTOR_SHIFT 16 /* 8 bits */
 #define IPITRACE_WATCH_MODE_SHIFT 24 /* 3 bits: the ICR's delivery mode, bits 10:8 */
 #define IPITRACE_WATCH_SENT_BY_SHIFT 27 /* 2 bits */
+#define IPITRACE_WATCH_CAUSE_SHIFT 29 /* 3 bits, after AVIC: the id of the event, 7 at most */
 #define IPITRACE_WATCH_ISA_SHIFT 32 /* 2 bits, of the exit of the send; 0: none seen */
 /* 16 bits, of the same exit; without VMX's flags; 0xffff for larger reasons of SVM. */
 #define IPITRACE_WATCH_REASON_SHIFT 34

@@ -35,7 +35,7 @@ BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
 #define MODE_LOWEST 1
 
 /* `open`: vector and mode as in the ICR, how the send was requested, and how it ends. */
-#define OPEN_SENT_BY_SHIFT 16
+#define OPEN_HOW_SHIFT 16 /* how the send was requested: bits of HOW */
 #define OPEN_ONE_TARGET (1 << 30) /* ends with the first accepted interrupt */
 #define OPEN (1u << 31)
 
@@ -86,6 +86,11 @@ static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 
 	head->unplaced[what]++;
 }
 
+/* How a send was requested, as in a key, from bit 0. */
+#define HOW(sent_by, cause) \
+	((sent_by) | (cause) << (IPITRACE_WATCH_CAUSE_SHIFT - IPITRACE_WATCH_SENT_BY_SHIFT))
+#define HOW_MASK 0x1f
+
 /* The slot's head, reserved until leave(); NULL if the event cannot be counted. */
 static __always_inline struct ipitrace_watch_head *enter(u32 slot)
 {
@@ -121,19 +126,19 @@ static __always_inline u64 interrupt_key(u64 target, u64 vector, u64 mode)
 }
 
 static __always_inline u64 ipi_key(struct ipitrace_watch_head *head, u64 target, u64 vector,
-				   u64 mode, u64 sent_by)
+				   u64 mode, u64 how)
 {
-	return interrupt_key(target, vector, mode) | sent_by << IPITRACE_WATCH_SENT_BY_SHIFT |
+	return interrupt_key(target, vector, mode) | how << IPITRACE_WATCH_SENT_BY_SHIFT |
 	       (u64)head->exit_isa << IPITRACE_WATCH_ISA_SHIFT |
 	       (u64)head->exit_reason << IPITRACE_WATCH_REASON_SHIFT;
 }
 
-static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 sent_by,
+static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 how,
 				      bool one_target)
 {
 	head->sends++;
 	head->open = OPEN | (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT)) |
-		     sent_by << OPEN_SENT_BY_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
+		     how << OPEN_HOW_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
 }
 
 #ifdef HAVE_kvm_apic_ipi
@@ -144,7 +149,7 @@ PROBE(kvm_apic_ipi)
 	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
-	u32 sent_by;
+	u32 how;
 	bool one;
 
 	if (slot < 0) {
@@ -154,12 +159,12 @@ PROBE(kvm_apic_ipi)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	sent_by = head->open & OPEN ? IPITRACE_WATCH_SENT_BY_ICR
-				    : head->open >> OPEN_SENT_BY_SHIFT & 3;
+	how = head->open & OPEN ? HOW(IPITRACE_WATCH_SENT_BY_ICR, 0)
+				: head->open >> OPEN_HOW_SHIFT & HOW_MASK;
 	/* 0xff is xAPIC's broadcast. In x2APIC mode it is one vCPU: the send stays open longer. */
 	one = mode == MODE_LOWEST ||
 	      (!(icr_low & (ICR_LOGICAL | ICR_SHORTHAND)) && dest != 0xff && dest != ~0u);
-	open_send(head, icr_low, sent_by, one);
+	open_send(head, icr_low, how, one);
 	leave(head);
 	return 0;
 }
@@ -182,18 +187,23 @@ PROBE(kvm_hypercall)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_SENT_BY_HYPERCALL, false);
+	open_send(head, FIELD(kvm_hypercall, a3), HOW(IPITRACE_WATCH_SENT_BY_HYPERCALL, 0), false);
 	leave(head);
 	return 0;
 }
 #endif
 
 #ifdef HAVE_kvm_avic_incomplete_ipi
-#define TARGET_NOT_RUNNING 1 /* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
+/* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
+#define INVALID_INT_TYPE 0
+#define TARGET_NOT_RUNNING 1
+#define INVALID_TARGET 2
+#define OTHER_CAUSE 7
 
 /*
- * Either KVM repeats the whole send, and reports it, or the hardware has already set the
- * targets' IRR and KVM only wakes them: the targets are then not known.
+ * Of an invalid type or target, KVM repeats the whole send, and reports it. If a target is not
+ * running, the hardware has already set the targets' IRR and KVM only wakes them: the targets are
+ * then not known. For all other causes nothing is sent.
  */
 PROBE(kvm_avic_incomplete_ipi)
 {
@@ -201,20 +211,25 @@ PROBE(kvm_avic_incomplete_ipi)
 	u32 id = FIELD(kvm_avic_incomplete_ipi, id);
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
+	u32 how;
 
 	if (slot < 0)
 		return 0;
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = IPITRACE_WATCH_SENT_BY_AVIC << OPEN_SENT_BY_SHIFT;
-	if (id == TARGET_NOT_RUNNING) {
+	how = HOW(IPITRACE_WATCH_SENT_BY_AVIC, id < OTHER_CAUSE ? id : OTHER_CAUSE);
+	head->open = 0;
+	if (id == INVALID_INT_TYPE || id == INVALID_TARGET)
+		head->open = how << OPEN_HOW_SHIFT;
+	else
 		head->sends++;
+	if (id == TARGET_NOT_RUNNING) {
 		head->fixed[0]++;
 		head->apicv[0]++;
 		add(slot, head, IPITRACE_WATCH_IPI,
 		    ipi_key(head, IPITRACE_WATCH_TARGET_UNKNOWN, icr_low & ICR_VECTOR,
-			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, IPITRACE_WATCH_SENT_BY_AVIC));
+			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, how));
 	}
 	leave(head);
 	return 0;
@@ -241,7 +256,7 @@ PROBE(kvm_apic_accept_irq)
 	head->last_what = ipi ? IPITRACE_WATCH_IPI : IPITRACE_WATCH_OTHER;
 	if (ipi) {
 		add(slot, head, IPITRACE_WATCH_IPI,
-		    ipi_key(head, target, vector, mode, head->open >> OPEN_SENT_BY_SHIFT & 3));
+		    ipi_key(head, target, vector, mode, head->open >> OPEN_HOW_SHIFT & HOW_MASK));
 		if (mode <= MODE_LOWEST)
 			head->fixed[0]++;
 		if (head->open & OPEN_ONE_TARGET)

@@ -37,6 +37,7 @@ WATCH_KEY: Final = {
     "VECTOR": (16, 8),
     "MODE": (24, 3),
     "SENT_BY": (27, 2),
+    "CAUSE": (29, 3),
     "ISA": (32, 2),
     "REASON": (34, 16),
     "WHAT": (60, 4),

@@ -262,6 +262,19 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         on_return=True,
     ),
+    EventSpec(
+        Kind.KVM_AVIC_UNACCELERATED_ACCESS,
+        "kvm",
+        _same("offset", "ft", "rw"),
+        ("vcpu:u32 offset:u32 ft:bool rw:bool vec:u32",),
+    ),
+    # Its raw arguments have only a pointer to the guest's message.
+    EventSpec(
+        Kind.KVM_VMGEXIT_ENTER,
+        "kvm",
+        _same("exit_reason", "info1"),
+        ("vcpu_id:u32 ghcb:*ghcb",),
+    ),
 )
 
 

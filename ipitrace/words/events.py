@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.exit_reasons import Isa, reason_name
 
 
 class Kind(IntEnum):
@@ -44,6 +44,8 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_SET_MSR_IRQOFF = 29
     HANDLE_FASTPATH_WRMSR = 30
     HANDLE_FASTPATH_WRMSR_IMM = 31
+    KVM_AVIC_UNACCELERATED_ACCESS = 32
+    KVM_VMGEXIT_ENTER = 33
 
 
 NR_KINDS: Final = len(Kind)
@@ -106,6 +108,15 @@ def _register(arg: int, word: int, detail: int | None) -> str:
 
 def _access(detail: int | None) -> str:
     return "write" if (detail or 0) & 1 else "read"
+
+
+def _unaccelerated(_arg: int, word: int, detail: int | None) -> str:
+    when = "after" if (detail or 0) & 2 else "before"
+    return f"{_access(detail)} of register {word:#x}, {when} the instruction"
+
+
+def _vmgexit(arg: int, word: int, _detail: int | None) -> str:
+    return f"{reason_name(Isa.SVM, word)}, info {arg:#x}"
 
 
 def _wakeup(arg: int, _word: int, detail: int | None) -> str:
@@ -247,6 +258,16 @@ HOST_EVENTS: Final = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
         "returned {word}",
+    ),
+    HostEvent(
+        Kind.KVM_AVIC_UNACCELERATED_ACCESS,
+        "AVIC leaves the guest's access to the ICR or the self-IPI register to KVM.",
+        _unaccelerated,
+    ),
+    HostEvent(
+        Kind.KVM_VMGEXIT_ENTER,
+        "A guest with SEV-ES asks KVM for what it could not do itself, with the reason.",
+        _vmgexit,
     ),
 )
 """In the order of Kind."""

@@ -23,8 +23,16 @@ from ipitrace.words.scenarios import Mode, Pattern, ScenarioStatus, SendMethod, 
 from ipitrace.words.stages import STAGES
 
 PATHS = [path.text for path in IpiPath]
-UNSEEN_BY_WATCH = {IpiPath.MSR_FASTPATH.text, IpiPath.EXITLESS.text}
-"""No event of the ones that are counted tells of them."""
+UNSEEN_BY_WATCH = {
+    path.text
+    for path in (
+        IpiPath.MSR_FASTPATH,
+        IpiPath.EXITLESS,
+        IpiPath.AVIC_INVALID_PAGE,
+        IpiPath.AVIC_INVALID_VECTOR,
+    )
+}
+"""No event of the ones that are counted tells of the first two; the others deliver no IPI."""
 WATCHED_PATHS = [path for path in PATHS if path not in UNSEEN_BY_WATCH]
 UNITS = [m.unit for m in (CYCLES_METRICS[0], exits_metric("sender", "HLT"), path_metric("mmio"))]
 
