@@ -14,6 +14,7 @@ from ipitrace.storm.transport.agent import LibvirtAgent, SocketAgent
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.storm.transport.registry import TRANSPORTS
 from ipitrace.storm.transport.ssh import SshShell
+from ipitrace.vm.confidential import Kind
 from ipitrace.vm.model import ApicMode, Evidence
 from ipitrace.watch.traffic import MODES
 from ipitrace.words.disturbances import DisturbanceKind
@@ -73,6 +74,7 @@ WORDS: dict[str, dict[str, list[str | None]]] = {
     "list": {
         "missing/items": ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"],
         "vm/apic_mode": [*get_args(ApicMode), None],
+        "confidential/kind": [*get_args(Kind)],
         "vcpu/evidence": [*get_args(Evidence), None],
     },
 }
