@@ -19,6 +19,8 @@ static __always_inline bool is_send_ipi(u64 nr)
 	return nr == KVM_HC_SEND_IPI;
 }
 
+RECORD(kvm_xen_hypercall, FIELD(kvm_xen_hypercall, a0), FIELD(kvm_xen_hypercall, nr), 0)
+
 RECORD_IF(kvm_hypercall, is_send_ipi, FIELD(kvm_hypercall, a0), FIELD(kvm_hypercall, nr), 0)
 
 #ifdef HAVE_kvm_emulate_insn

@@ -84,7 +84,8 @@ enum ipitrace_kind {
 	IPITRACE_KVM_AVIC_UNACCELERATED_ACCESS =
 		32, /* ICRs only; word: offset, detail: rw | ft << 1 */
 	IPITRACE_KVM_VMGEXIT_ENTER = 33, /* word: exit_reason, arg: info1 */
-	IPITRACE_NR_KINDS = 34,
+	IPITRACE_KVM_XEN_HYPERCALL = 34, /* word: nr, arg: a0 */
+	IPITRACE_NR_KINDS = 35,
 };
 
 #endif

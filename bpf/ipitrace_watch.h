@@ -51,7 +51,7 @@ enum ipitrace_watch_sent_by {
 #define IPITRACE_WATCH_WHAT_SHIFT 60
 #define IPITRACE_WATCH_TARGET_UNKNOWN 0xffff
 
-/* A slot's fixed counters; 128 bytes. */
+/* A slot's fixed counters; 192 bytes, whole cache lines. */
 struct ipitrace_watch_head {
 	__u64 events; /* programs that ran for this slot */
 	__u64 missed; /* events rejected because a program was already running */
@@ -68,6 +68,9 @@ struct ipitrace_watch_head {
 	__u16 exit_reason; /* of the current exit */
 	__u8 exit_isa; /* 0: no current exit */
 	__u8 last_what; /* kind of the last accepted interrupt */
+	/* A counter again: */
+	__u64 xen_hypercalls;
+	__u64 pad[7];
 };
 
 #endif

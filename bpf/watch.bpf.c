@@ -193,6 +193,24 @@ PROBE(kvm_hypercall)
 }
 #endif
 
+#ifdef HAVE_kvm_xen_hypercall
+/* One of them sends to an event channel: which of the vCPUs it notifies is not reported. */
+PROBE(kvm_xen_hypercall)
+{
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->xen_hypercalls++;
+	leave(head);
+	return 0;
+}
+#endif
+
 #ifdef HAVE_kvm_avic_incomplete_ipi
 /* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
 #define INVALID_INT_TYPE 0

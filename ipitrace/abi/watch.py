@@ -64,5 +64,7 @@ WATCH_HEAD: Final = np.dtype(
         ("exit_reason", "u2"),
         ("exit_isa", "u1"),
         ("last_what", "u1"),
+        ("xen_hypercalls", "u8"),
+        ("pad", "u8", (7,)),
     ]
 )

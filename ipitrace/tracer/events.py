@@ -275,6 +275,15 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         _same("exit_reason", "info1"),
         ("vcpu_id:u32 ghcb:*ghcb",),
     ),
+    EventSpec(
+        Kind.KVM_XEN_HYPERCALL,
+        "kvm",
+        _same("nr", "a0"),
+        (
+            "cpl:u8 nr:u64 a0:u64 a1:u64 a2:u64 a3:u64 a4:u64 a5:u64",
+            "nr:u64 a0:u64 a1:u64 a2:u64 a3:u64 a4:u64 a5:u64",
+        ),
+    ),
 )
 
 

@@ -43,6 +43,7 @@ _HEADS: Final = (
     "fixed",
     "apicv",
     "unplaced",
+    "xen_hypercalls",
 )
 _KEY_BITS: Final = 34  # width of the keys of _grouped()
 _NONE: Final = Count(0, 0)

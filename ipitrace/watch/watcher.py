@@ -22,6 +22,7 @@ from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.ended import Ended, largest
 from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
+from ipitrace.watch.mechanisms import Facts
 from ipitrace.watch.model import (
     MOST_ENDED_PAIRS,
     MOST_STRANGERS,
@@ -58,15 +59,16 @@ class Watcher:
         self._presence: Presence[WatchedVm] = Presence(changes if all_vms else still_there)
         self._arrivals = Arrivals()
         self._sight = sight
-        fingerprint = read_fingerprint()
-        self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
+        self._fingerprint = read_fingerprint()
+        self._hint = hint(self._fingerprint.kvm_backend, self._fingerprint.kvm_parameters)
+        self._isa = host_isa()
         self._number = 0
         self._departed = 0
         self._ended = Ended()
         self._strangers = Strangers()
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
-        self._exit_evidence = ExitEvidence(host_isa())
+        self._exit_evidence = ExitEvidence(self._isa)
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -310,14 +312,7 @@ class Watcher:
             name=watched.vm.name,
             pid=watched.vm.pid,
             vcpus=done.vcpus(),
-            visibility=visibility(
-                accepted=done.head("fixed", 0).total,
-                taken=done.head("apicv", 0).total,
-                others_accepted=done.head("fixed", 1).total,
-                others_taken=done.head("apicv", 1).total,
-                watched="kvm_apicv_accept_irq" in self._events,
-                hint=self._hint,
-            ),
+            visibility=visibility(self._facts(watched, done), self._hint),
             sends=done.head("sends"),
             ipis=done.ipis(),
             pairs=pairs,
@@ -334,6 +329,23 @@ class Watcher:
             watched_s=now_s - watched.since_s,
             unwatched=watched.unwatched,
             uid=watched.vm.uid,
+        )
+
+    def _facts(self, watched: WatchedVm, done: Traffic) -> Facts:
+        """What is known about the VM's ways of sending."""
+        reasons = done.exits()
+        return Facts(
+            accepted=done.head("fixed", 0).total + done.head("fixed", 1).total,
+            taken=done.head("apicv", 0).total + done.head("apicv", 1).total,
+            hooks=self._events,
+            isa=self._isa,
+            backend=self._fingerprint.kvm_backend,
+            parameters=self._fingerprint.kvm_parameters,
+            exit_reasons=frozenset(row.reason for row in reasons) if reasons else None,
+            xen_hypercalls=done.head("xen_hypercalls").total,
+            confidential=watched.vm.confidential is not None,
+            unwatched=len(watched.unwatched),
+            missed=done.head("missed").total,
         )
 
     def _exits(

@@ -46,6 +46,7 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_WRMSR_IMM = 31
     KVM_AVIC_UNACCELERATED_ACCESS = 32
     KVM_VMGEXIT_ENTER = 33
+    KVM_XEN_HYPERCALL = 34
 
 
 NR_KINDS: Final = len(Kind)
@@ -268,6 +269,11 @@ HOST_EVENTS: Final = (
         Kind.KVM_VMGEXIT_ENTER,
         "A guest with SEV-ES asks KVM for what it could not do itself, with the reason.",
         _vmgexit,
+    ),
+    HostEvent(
+        Kind.KVM_XEN_HYPERCALL,
+        "A Xen guest calls KVM.",
+        "number {word}, first argument {arg:#x}",
     ),
 )
 """In the order of Kind."""

@@ -111,6 +111,11 @@ def test_a_send_without_an_exit_is_emulated_only_where_kvm_exit_never_fires() ->
     assert (silent.path, other.path) == ("emulated", "unknown")
 
 
+def test_xen_hypercalls_are_added_up_over_vcpus() -> None:
+    found = since_zero({}, {}, xen_hypercalls=3)
+    assert found.head("xen_hypercalls") == Count(3, 3)
+
+
 def test_that_kvm_exit_never_fires_takes_many_events_without_it() -> None:
     """Those of one send whose exit began before it was watched are no evidence."""
     vmx, neither = ExitEvidence(VMX), ExitEvidence(0)
