@@ -115,6 +115,14 @@ def test_a_new_kernel_hooks_kvm_exit_by_its_format() -> None:
     assert {"-DHOOK_kvm_exit=CLASSIC", "-DARG_kvm_exit_info1=info1"} <= set(flags(a_plan))
 
 
+def test_the_message_of_a_vmgexit_is_read_by_its_format() -> None:
+    columns = {"kvm_vmgexit_enter": parse_format((TRACEFS / "6.18/kvm_vmgexit_enter").read_text())}
+    offer = KernelOffer(args={"kvm_vmgexit_enter": args("vcpu_id:u32 ghcb:*ghcb")}, columns=columns)
+    a_plan = planned(offer, "kvm_vmgexit_enter")
+    assert [probe.hook for probe in a_plan.probes] == ["classic"]
+    assert "-DARG_kvm_vmgexit_enter_exit_reason=exit_reason" in flags(a_plan)
+
+
 def test_an_older_kernel_has_the_reason_in_the_raw_arguments() -> None:
     offer = KernelOffer(
         args={"kvm_exit": args("exit_reason:u32 vcpu:*kvm_vcpu isa:u32")},
