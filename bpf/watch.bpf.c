@@ -36,6 +36,8 @@ BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
 
 /* `open`: vector and mode as in the ICR, how the send was requested, and how it ends. */
 #define OPEN_HOW_SHIFT 16 /* how the send was requested: bits of HOW */
+#define OPEN_WAKES (1 << 28) /* AVIC has set the IRR, and KVM wakes the targets: none seen yet */
+#define OPEN_WOKE (1 << 29) /* the same, and the targets seen are counted */
 #define OPEN_ONE_TARGET (1 << 30) /* ends with the first accepted interrupt */
 #define OPEN (1u << 31)
 
@@ -141,6 +143,24 @@ static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_
 		     how << OPEN_HOW_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
 }
 
+/* An IPI that AVIC has set in the target's IRR. */
+static __always_inline void count_woken(u32 slot, struct ipitrace_watch_head *head, u64 target)
+{
+	head->fixed[0]++;
+	head->apicv[0]++;
+	add(slot, head, IPITRACE_WATCH_IPI,
+	    ipi_key(head, target, head->open & ICR_VECTOR, head->open >> ICR_MODE_SHIFT & ICR_MODE,
+		    head->open >> OPEN_HOW_SHIFT & HOW_MASK));
+}
+
+/* The end of a send. Older kernels do not report the targets that they wake. */
+static __always_inline void close_send(u32 slot, struct ipitrace_watch_head *head)
+{
+	if (head->open & OPEN_WAKES)
+		count_woken(slot, head, IPITRACE_WATCH_TARGET_UNKNOWN);
+	head->open = 0;
+}
+
 #ifdef HAVE_kvm_apic_ipi
 PROBE(kvm_apic_ipi)
 {
@@ -220,8 +240,9 @@ PROBE(kvm_xen_hypercall)
 
 /*
  * Of an invalid type or target, KVM repeats the whole send, and reports it. If a target is not
- * running, the hardware has already set the targets' IRR and KVM only wakes them: the targets are
- * then not known. For all other causes nothing is sent.
+ * running, the hardware has already set the targets' IRR and KVM only wakes them: it reports each
+ * by kvm_apicv_accept_irq alone (avic_kick_vcpu() in arch/x86/kvm/svm/avic.c), older kernels by
+ * nothing. For all other causes nothing is sent.
  */
 PROBE(kvm_avic_incomplete_ipi)
 {
@@ -237,18 +258,14 @@ PROBE(kvm_avic_incomplete_ipi)
 	if (!head)
 		return 0;
 	how = HOW(IPITRACE_WATCH_SENT_BY_AVIC, id < OTHER_CAUSE ? id : OTHER_CAUSE);
-	head->open = 0;
+	close_send(slot, head);
 	if (id == INVALID_INT_TYPE || id == INVALID_TARGET)
 		head->open = how << OPEN_HOW_SHIFT;
 	else
 		head->sends++;
-	if (id == TARGET_NOT_RUNNING) {
-		head->fixed[0]++;
-		head->apicv[0]++;
-		add(slot, head, IPITRACE_WATCH_IPI,
-		    ipi_key(head, IPITRACE_WATCH_TARGET_UNKNOWN, icr_low & ICR_VECTOR,
-			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, how));
-	}
+	if (id == TARGET_NOT_RUNNING)
+		head->open = OPEN_WAKES | how << OPEN_HOW_SHIFT |
+			     (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT));
 	leave(head);
 	return 0;
 }
@@ -290,9 +307,13 @@ PROBE(kvm_apic_accept_irq)
 #endif
 
 #ifdef HAVE_kvm_apicv_accept_irq
-/* Follows kvm_apic_accept_irq of the same interrupt if APICv or AVIC accepts it. */
+/*
+ * Follows kvm_apic_accept_irq of the same interrupt if APICv or AVIC accepts it; alone for a target
+ * that KVM wakes after kvm_avic_incomplete_ipi.
+ */
 PROBE(kvm_apicv_accept_irq)
 {
+	u32 vector = FIELD(kvm_apicv_accept_irq, vec) & ICR_VECTOR;
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
 
@@ -301,7 +322,10 @@ PROBE(kvm_apicv_accept_irq)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	if (head->last_what == IPITRACE_WATCH_IPI)
+	if (head->open & (OPEN_WAKES | OPEN_WOKE) && (head->open & ICR_VECTOR) == vector) {
+		head->open = (head->open & ~OPEN_WAKES) | OPEN_WOKE;
+		count_woken(slot, head, FIELD(kvm_apicv_accept_irq, apicid) & 0xffff);
+	} else if (head->last_what == IPITRACE_WATCH_IPI)
 		head->apicv[0]++;
 	else
 		head->apicv[1]++;
@@ -326,7 +350,7 @@ PROBE(kvm_exit)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = 0;
+	close_send(slot, head);
 	head->exit_isa = isa & 3;
 	/* VMX has flags above the reason; SVM uses these bits for other reasons. */
 	head->exit_reason = isa == ISA_VMX || reason <= 0xffff ? reason : 0xffff;
@@ -349,7 +373,7 @@ PROBE(kvm_entry)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = 0;
+	close_send(slot, head);
 	head->exit_isa = 0;
 	head->exit_reason = 0;
 	leave(head);
