@@ -29,7 +29,8 @@ class Facts:
         xen_hypercalls: hypercalls of the VM that kvm_xen_hypercall reported.
         confidential: the VMM's command line makes it a confidential VM.
         unwatched: vCPUs that are not watched.
-        missed: events that were not counted.
+        missed: events of the VM that were not counted.
+        skipped: events of SHOW_SENDS, of any VM, for which the kernel skipped the program.
     """
 
     accepted: int = 0
@@ -43,6 +44,7 @@ class Facts:
     confidential: bool = False
     unwatched: int = 0
     missed: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Mechanism:
     evidence: str
     excluded: Callable[[Facts], bool | None]
 
+
+SHOW_SENDS: Final = ("kvm_apic_ipi", "kvm_apic_accept_irq", "kvm_hypercall")
+"""The events by which IPIs are counted."""
 
 _APICV_EVENT: Final = "kvm_apicv_accept_irq"
 _HYPERV_EVENTS: Final = {"kvm_hv_send_ipi", "kvm_hv_send_ipi_ex"}
@@ -195,8 +200,8 @@ MECHANISMS: Final = (
     ),
     Mechanism(
         "events that were missed",
-        "a program did not run because another one was running",
-        "none was missed",
-        lambda facts: None if facts.missed else True,
+        "a program did not run because another one was running on the same CPU",
+        "none was missed, and the kernel skipped no program that counts IPIs",
+        lambda facts: None if facts.missed or facts.skipped else True,
     ),
 )

@@ -22,7 +22,7 @@ from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.ended import Ended, largest
 from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
-from ipitrace.watch.mechanisms import Facts
+from ipitrace.watch.mechanisms import SHOW_SENDS, Facts
 from ipitrace.watch.model import (
     MOST_ENDED_PAIRS,
     MOST_STRANGERS,
@@ -69,6 +69,7 @@ class Watcher:
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
         self._exit_evidence = ExitEvidence(self._isa)
+        self._skipped: Mapping[str, int | None] = {}
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -121,6 +122,7 @@ class Watcher:
         until then.
         """
         self._roster.settle()
+        self._skipped = self._counting.recursion_misses()
         now_s, cpu_s = time.monotonic(), time.process_time()
         posts = read_interrupts()
         vms_on: dict[int, set[str]] = {}
@@ -346,6 +348,7 @@ class Watcher:
             confidential=watched.vm.confidential is not None,
             unwatched=len(watched.unwatched),
             missed=done.head("missed").total,
+            skipped=sum(self._skipped.get(name) or 0 for name in SHOW_SENDS),
         )
 
     def _exits(
@@ -384,7 +387,7 @@ class Watcher:
         return VmExits(SOURCE, tuple(rows), None)
 
     def _recursion_misses(self) -> int | None:
-        known = [n for n in self._counting.recursion_misses().values() if n is not None]
+        known = [n for n in self._skipped.values() if n is not None]
         return sum(known) if known else None
 
 

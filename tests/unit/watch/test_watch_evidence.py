@@ -94,6 +94,7 @@ UNPROVED: list[tuple[str, Facts, dict[str, Any], bool | None]] = [
     ("a KVM that is not known", INTEL, {"backend": None}, None),
     ("vCPUs that are not watched", INTEL, {"unwatched": 1}, None),
     ("events that were missed", INTEL, {"missed": 1}, None),
+    ("events that were missed", INTEL, {"skipped": 1}, None),
 ]
 
 
