@@ -6,6 +6,11 @@
 RECORD(kvm_avic_incomplete_ipi, ICR(kvm_avic_incomplete_ipi), FIELD(kvm_avic_incomplete_ipi, id),
        FIELD(kvm_avic_incomplete_ipi, index))
 
+RECORD_IF(kvm_avic_unaccelerated_access, is_icr_register, 0,
+	  FIELD(kvm_avic_unaccelerated_access, offset),
+	  !!FIELD(kvm_avic_unaccelerated_access, rw) | !!FIELD(kvm_avic_unaccelerated_access, ft)
+							       << 1)
+
 RECORD(kvm_avic_kick_vcpu_slowpath, ICR(kvm_avic_kick_vcpu_slowpath),
        FIELD(kvm_avic_kick_vcpu_slowpath, index), 0)
 

@@ -89,7 +89,11 @@ enum ipitrace_kind {
 	IPITRACE_KVM_PLE_WINDOW_UPDATE = 32, /* word: new window, arg: old one */
 	IPITRACE_KVM_HV_SEND_IPI = 33, /* arg: processor_mask, detail: vector */
 	IPITRACE_KVM_HV_SEND_IPI_EX = 34, /* word: format, arg: valid_bank_mask, detail: vector */
-	IPITRACE_NR_KINDS = 35,
+	IPITRACE_KVM_AVIC_UNACCELERATED_ACCESS =
+		35, /* ICRs only; word: offset, detail: rw | ft << 1 */
+	IPITRACE_KVM_VMGEXIT_ENTER = 36, /* word: exit_reason, arg: info1 */
+	IPITRACE_KVM_XEN_HYPERCALL = 37, /* word: nr, arg: a0 */
+	IPITRACE_NR_KINDS = 38,
 };
 
 #endif

@@ -45,13 +45,14 @@ enum ipitrace_watch_sent_by {
 #define IPITRACE_WATCH_VECTOR_SHIFT 16 /* 8 bits */
 #define IPITRACE_WATCH_MODE_SHIFT 24 /* 3 bits: the ICR's delivery mode, bits 10:8 */
 #define IPITRACE_WATCH_SENT_BY_SHIFT 27 /* 2 bits */
+#define IPITRACE_WATCH_CAUSE_SHIFT 29 /* 3 bits, after AVIC: the id of the event, 7 at most */
 #define IPITRACE_WATCH_ISA_SHIFT 32 /* 2 bits, of the exit of the send; 0: none seen */
 /* 16 bits, of the same exit; without VMX's flags; 0xffff for larger reasons of SVM. */
 #define IPITRACE_WATCH_REASON_SHIFT 34
 #define IPITRACE_WATCH_WHAT_SHIFT 60
 #define IPITRACE_WATCH_TARGET_UNKNOWN 0xffff
 
-/* A slot's fixed counters; 128 bytes. */
+/* A slot's fixed counters; 192 bytes, whole cache lines. */
 struct ipitrace_watch_head {
 	__u64 events; /* programs that ran for this slot */
 	__u64 missed; /* events rejected because a program was already running */
@@ -68,6 +69,9 @@ struct ipitrace_watch_head {
 	__u16 exit_reason; /* of the current exit */
 	__u8 exit_isa; /* 0: no current exit */
 	__u8 last_what; /* kind of the last accepted interrupt */
+	/* A counter again: */
+	__u64 xen_hypercalls;
+	__u64 pad[7];
 };
 
 #endif

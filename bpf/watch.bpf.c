@@ -36,7 +36,9 @@ BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
 #define MODE_LOWEST 1
 
 /* `open`: vector and mode as in the ICR, how the send was requested, and how it ends. */
-#define OPEN_SENT_BY_SHIFT 16
+#define OPEN_HOW_SHIFT 16 /* how the send was requested: bits of HOW */
+#define OPEN_WAKES (1 << 28) /* AVIC has set the IRR, and KVM wakes the targets: none seen yet */
+#define OPEN_WOKE (1 << 29) /* the same, and the targets seen are counted */
 #define OPEN_ONE_TARGET (1 << 30) /* ends with the first accepted interrupt */
 #define OPEN (1u << 31)
 
@@ -87,6 +89,11 @@ static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 
 	head->unplaced[what]++;
 }
 
+/* How a send was requested, as in a key, from bit 0. */
+#define HOW(sent_by, cause) \
+	((sent_by) | (cause) << (IPITRACE_WATCH_CAUSE_SHIFT - IPITRACE_WATCH_SENT_BY_SHIFT))
+#define HOW_MASK 0x1f
+
 /* The slot's head, reserved until leave(); NULL if the event cannot be counted. */
 static __always_inline struct ipitrace_watch_head *enter(u32 slot)
 {
@@ -122,19 +129,37 @@ static __always_inline u64 interrupt_key(u64 target, u64 vector, u64 mode)
 }
 
 static __always_inline u64 ipi_key(struct ipitrace_watch_head *head, u64 target, u64 vector,
-				   u64 mode, u64 sent_by)
+				   u64 mode, u64 how)
 {
-	return interrupt_key(target, vector, mode) | sent_by << IPITRACE_WATCH_SENT_BY_SHIFT |
+	return interrupt_key(target, vector, mode) | how << IPITRACE_WATCH_SENT_BY_SHIFT |
 	       (u64)head->exit_isa << IPITRACE_WATCH_ISA_SHIFT |
 	       (u64)head->exit_reason << IPITRACE_WATCH_REASON_SHIFT;
 }
 
-static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 sent_by,
+static __always_inline void open_send(struct ipitrace_watch_head *head, u32 icr_low, u32 how,
 				      bool one_target)
 {
 	head->sends++;
 	head->open = OPEN | (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT)) |
-		     sent_by << OPEN_SENT_BY_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
+		     how << OPEN_HOW_SHIFT | (one_target ? OPEN_ONE_TARGET : 0);
+}
+
+/* An IPI that AVIC has set in the target's IRR. */
+static __always_inline void count_woken(u32 slot, struct ipitrace_watch_head *head, u64 target)
+{
+	head->fixed[0]++;
+	head->apicv[0]++;
+	add(slot, head, IPITRACE_WATCH_IPI,
+	    ipi_key(head, target, head->open & ICR_VECTOR, head->open >> ICR_MODE_SHIFT & ICR_MODE,
+		    head->open >> OPEN_HOW_SHIFT & HOW_MASK));
+}
+
+/* The end of a send. Older kernels do not report the targets that they wake. */
+static __always_inline void close_send(u32 slot, struct ipitrace_watch_head *head)
+{
+	if (head->open & OPEN_WAKES)
+		count_woken(slot, head, IPITRACE_WATCH_TARGET_UNKNOWN);
+	head->open = 0;
 }
 
 #ifdef HAVE_kvm_apic_ipi
@@ -145,7 +170,7 @@ PROBE(kvm_apic_ipi)
 	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
-	u32 sent_by;
+	u32 how;
 	bool one;
 
 	if (slot < 0) {
@@ -155,12 +180,12 @@ PROBE(kvm_apic_ipi)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	sent_by = head->open & OPEN ? IPITRACE_WATCH_SENT_BY_ICR
-				    : head->open >> OPEN_SENT_BY_SHIFT & 3;
+	how = head->open & OPEN ? HOW(IPITRACE_WATCH_SENT_BY_ICR, 0)
+				: head->open >> OPEN_HOW_SHIFT & HOW_MASK;
 	/* 0xff is xAPIC's broadcast. In x2APIC mode it is one vCPU: the send stays open longer. */
 	one = mode == MODE_LOWEST ||
 	      (!(icr_low & (ICR_LOGICAL | ICR_SHORTHAND)) && dest != 0xff && dest != ~0u);
-	open_send(head, icr_low, sent_by, one);
+	open_send(head, icr_low, how, one);
 	leave(head);
 	return 0;
 }
@@ -183,7 +208,7 @@ PROBE(kvm_hypercall)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	open_send(head, FIELD(kvm_hypercall, a3), IPITRACE_WATCH_SENT_BY_HYPERCALL, false);
+	open_send(head, FIELD(kvm_hypercall, a3), HOW(IPITRACE_WATCH_SENT_BY_HYPERCALL, 0), false);
 	leave(head);
 	return 0;
 }
@@ -207,7 +232,7 @@ static __always_inline void hv_send(u32 vector, bool one_target)
 	head = enter(slot);
 	if (!head)
 		return;
-	open_send(head, vector, IPITRACE_WATCH_SENT_BY_HV, one_target);
+	open_send(head, vector, HOW(IPITRACE_WATCH_SENT_BY_HV, 0), one_target);
 	leave(head);
 }
 
@@ -230,17 +255,10 @@ PROBE(kvm_hv_send_ipi_ex)
 }
 #endif
 
-#ifdef HAVE_kvm_avic_incomplete_ipi
-#define TARGET_NOT_RUNNING 1 /* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
-
-/*
- * Either KVM repeats the whole send, and reports it, or the hardware has already set the
- * targets' IRR and KVM only wakes them: the targets are then not known.
- */
-PROBE(kvm_avic_incomplete_ipi)
+#ifdef HAVE_kvm_xen_hypercall
+/* One of them sends to an event channel: which of the vCPUs it notifies is not reported. */
+PROBE(kvm_xen_hypercall)
 {
-	u32 icr_low = FIELD(kvm_avic_incomplete_ipi, icrl);
-	u32 id = FIELD(kvm_avic_incomplete_ipi, id);
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
 
@@ -249,15 +267,47 @@ PROBE(kvm_avic_incomplete_ipi)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = IPITRACE_WATCH_SENT_BY_AVIC << OPEN_SENT_BY_SHIFT;
-	if (id == TARGET_NOT_RUNNING) {
+	head->xen_hypercalls++;
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_avic_incomplete_ipi
+/* enum avic_ipi_failure_cause, arch/x86/include/asm/svm.h */
+#define INVALID_INT_TYPE 0
+#define TARGET_NOT_RUNNING 1
+#define INVALID_TARGET 2
+#define OTHER_CAUSE 7
+
+/*
+ * Of an invalid type or target, KVM repeats the whole send, and reports it. If a target is not
+ * running, the hardware has already set the targets' IRR and KVM only wakes them: it reports each
+ * by kvm_apicv_accept_irq alone (avic_kick_vcpu() in arch/x86/kvm/svm/avic.c), older kernels by
+ * nothing. For all other causes nothing is sent.
+ */
+PROBE(kvm_avic_incomplete_ipi)
+{
+	u32 icr_low = FIELD(kvm_avic_incomplete_ipi, icrl);
+	u32 id = FIELD(kvm_avic_incomplete_ipi, id);
+	struct ipitrace_watch_head *head;
+	int slot = this_slot();
+	u32 how;
+
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	how = HOW(IPITRACE_WATCH_SENT_BY_AVIC, id < OTHER_CAUSE ? id : OTHER_CAUSE);
+	close_send(slot, head);
+	if (id == INVALID_INT_TYPE || id == INVALID_TARGET)
+		head->open = how << OPEN_HOW_SHIFT;
+	else
 		head->sends++;
-		head->fixed[0]++;
-		head->apicv[0]++;
-		add(slot, head, IPITRACE_WATCH_IPI,
-		    ipi_key(head, IPITRACE_WATCH_TARGET_UNKNOWN, icr_low & ICR_VECTOR,
-			    icr_low >> ICR_MODE_SHIFT & ICR_MODE, IPITRACE_WATCH_SENT_BY_AVIC));
-	}
+	if (id == TARGET_NOT_RUNNING)
+		head->open = OPEN_WAKES | how << OPEN_HOW_SHIFT |
+			     (icr_low & (ICR_VECTOR | ICR_MODE << ICR_MODE_SHIFT));
 	leave(head);
 	return 0;
 }
@@ -283,7 +333,7 @@ PROBE(kvm_apic_accept_irq)
 	head->last_what = ipi ? IPITRACE_WATCH_IPI : IPITRACE_WATCH_OTHER;
 	if (ipi) {
 		add(slot, head, IPITRACE_WATCH_IPI,
-		    ipi_key(head, target, vector, mode, head->open >> OPEN_SENT_BY_SHIFT & 3));
+		    ipi_key(head, target, vector, mode, head->open >> OPEN_HOW_SHIFT & HOW_MASK));
 		if (mode <= MODE_LOWEST)
 			head->fixed[0]++;
 		if (head->open & OPEN_ONE_TARGET)
@@ -299,9 +349,13 @@ PROBE(kvm_apic_accept_irq)
 #endif
 
 #ifdef HAVE_kvm_apicv_accept_irq
-/* Follows kvm_apic_accept_irq of the same interrupt if APICv or AVIC accepts it. */
+/*
+ * Follows kvm_apic_accept_irq of the same interrupt if APICv or AVIC accepts it; alone for a target
+ * that KVM wakes after kvm_avic_incomplete_ipi.
+ */
 PROBE(kvm_apicv_accept_irq)
 {
+	u32 vector = FIELD(kvm_apicv_accept_irq, vec) & ICR_VECTOR;
 	struct ipitrace_watch_head *head;
 	int slot = this_slot();
 
@@ -310,7 +364,10 @@ PROBE(kvm_apicv_accept_irq)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	if (head->last_what == IPITRACE_WATCH_IPI)
+	if (head->open & (OPEN_WAKES | OPEN_WOKE) && (head->open & ICR_VECTOR) == vector) {
+		head->open = (head->open & ~OPEN_WAKES) | OPEN_WOKE;
+		count_woken(slot, head, FIELD(kvm_apicv_accept_irq, apicid) & 0xffff);
+	} else if (head->last_what == IPITRACE_WATCH_IPI)
 		head->apicv[0]++;
 	else
 		head->apicv[1]++;
@@ -335,7 +392,7 @@ PROBE(kvm_exit)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = 0;
+	close_send(slot, head);
 	head->exit_isa = isa & 3;
 	/* VMX has flags above the reason; SVM uses these bits for other reasons. */
 	head->exit_reason = isa == ISA_VMX || reason <= 0xffff ? reason : 0xffff;
@@ -358,7 +415,7 @@ PROBE(kvm_entry)
 	head = enter(slot);
 	if (!head)
 		return 0;
-	head->open = 0;
+	close_send(slot, head);
 	head->exit_isa = 0;
 	head->exit_reason = 0;
 	leave(head);

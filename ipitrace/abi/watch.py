@@ -38,6 +38,7 @@ WATCH_KEY: Final = {
     "VECTOR": (16, 8),
     "MODE": (24, 3),
     "SENT_BY": (27, 2),
+    "CAUSE": (29, 3),
     "ISA": (32, 2),
     "REASON": (34, 16),
     "WHAT": (60, 4),
@@ -64,5 +65,7 @@ WATCH_HEAD: Final = np.dtype(
         ("exit_reason", "u2"),
         ("exit_isa", "u1"),
         ("last_what", "u1"),
+        ("xen_hypercalls", "u8"),
+        ("pad", "u8", (7,)),
     ]
 )

@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.correlate.events import EventIndex, Events, Keep, count_in, earliest, first_in
-from ipitrace.correlate.paths import classify, path_of_exits, proves_alone
+from ipitrace.correlate.paths import (
+    classify,
+    is_sending_access,
+    may_send,
+    path_of_avic_cause,
+    path_of_exits,
+    proves_alone,
+)
 from ipitrace.correlate.stamps import ABSENT, NEVER, Stamps, absent_last
 from ipitrace.correlate.trace import GuestSide, StormTrace
 from ipitrace.words.events import Kind
@@ -58,6 +65,12 @@ class SenderSide:
         def has_vector(e: Events) -> NDArray[np.bool_]:
             return np.asarray(e["detail"] == vector)
 
+        def sends_by_access(e: Events) -> NDArray[np.bool_]:
+            return is_sending_access(e["word"], e["detail"])
+
+        def sends_by_vmgexit(e: Events) -> NDArray[np.bool_]:
+            return may_send(e["word"], e["arg"])
+
         accepts = (Kind.KVM_APIC_ACCEPT_IRQ, Kind.KVM_APICV_ACCEPT_IRQ)
         self.apic_ipi = first_in(
             events.stamps(vcpu, [Kind.KVM_APIC_IPI], is_ipi_with(vector)), low, done
@@ -69,9 +82,16 @@ class SenderSide:
         self.ipi = earliest(self.apic_ipi, hv_hypercall)
         self.icr_write = first_in(events.stamps(vcpu, ICR_WRITES, is_icr_write), low, done)
         hypercall = first_in(events.stamps(vcpu, [Kind.KVM_HYPERCALL]), low, done)
-        incomplete = first_in(events.stamps(vcpu, [Kind.KVM_AVIC_INCOMPLETE_IPI]), low, done)
+        failures = events.of(vcpu, Kind.KVM_AVIC_INCOMPLETE_IPI)
+        incomplete = first_in(failures.tsc, low, done)
+        unaccelerated = first_in(
+            events.stamps(vcpu, [Kind.KVM_AVIC_UNACCELERATED_ACCESS], sends_by_access), low, done
+        )
+        vmgexit = first_in(
+            events.stamps(vcpu, [Kind.KVM_VMGEXIT_ENTER], sends_by_vmgexit), low, done
+        )
         accept = first_in(events.stamps(vcpu, accepts, has_vector), low, done)
-        seen = earliest(self.ipi, self.icr_write, hypercall, incomplete, accept)
+        seen = earliest(self.ipi, self.icr_write, hypercall, incomplete, unaccelerated, accept)
         exits = events.of(vcpu, Kind.KVM_EXIT)
         entries = events.of(vcpu, Kind.KVM_ENTRY).tsc
         exit_path = path_of_exits(exits["detail"], exits["word"], exits["arg"])
@@ -80,7 +100,7 @@ class SenderSide:
         self.entry = _entry_that_ends(exits.tsc, at, entries, guest.until)
         self.first_event = earliest(seen, self.exit)
         exit_first = np.where((seen == ABSENT) | (self.exit <= seen), self.exit, ABSENT)
-        self.began = earliest(self.ipi, hypercall, incomplete, exit_first)
+        self.began = earliest(self.ipi, hypercall, incomplete, unaccelerated, exit_first)
         self.exits = count_in(exits.tsc, low, guest.until)
         fastpath = first_in(events.stamps(vcpu, _FASTPATHS), seen, done)
         provable = exits.tsc[exit_path != IpiPath.UNKNOWN]
@@ -92,7 +112,13 @@ class SenderSide:
             any_exit=first_in(provable, low, done) != ABSENT,
             hypercall=hypercall != ABSENT,
             hv_hypercall=hv_hypercall != ABSENT,
-            avic_incomplete=incomplete != ABSENT,
+            avic_incomplete=_at(
+                path_of_avic_cause(failures["word"]),
+                np.where(incomplete == ABSENT, -1, np.searchsorted(failures.tsc, low)),
+                IpiPath.UNKNOWN,
+            ),
+            unaccelerated=unaccelerated != ABSENT,
+            vmgexit=vmgexit != ABSENT,
             fastpath=(fastpath != ABSENT) & (seen != ABSENT),
             kvm_took_it=seen != ABSENT,
             exits_fire=trace.exits_fire,

@@ -310,7 +310,14 @@ def _elsewhere(driver: LinuxGuest, name: str, machine: VirtualMachine | None) ->
         pinning = Pinning(None, overcommitted=False, why=f"unknown: {absent}")
         return Guest(driver, pinning, None, absent, frozenset({os.getpid()}), shares_tsc=False)
     own = frozenset({os.getpid(), machine.pid})
-    return Guest(driver, _pinning(driver, machine), machine.pid, None, own)
+    return Guest(
+        driver,
+        _pinning(driver, machine),
+        machine.pid,
+        None,
+        own,
+        shares_tsc=driver.protected_tsc is None,
+    )
 
 
 def _pinning(driver: LinuxGuest, machine: VirtualMachine) -> Pinning:

@@ -18,7 +18,7 @@ from ipitrace.measure.plan import Plan, known_tsc_hz, make_plan
 from ipitrace.measure.request import RunRequest, sends_in, warmup_of
 from ipitrace.recording.result import RunLimits
 from ipitrace.storm.driver import Driver
-from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE
+from ipitrace.storm.linux.helper import HELPER, INSTALLED, MODULE, SNP_GUEST
 from ipitrace.storm.transport.registry import LOCAL
 from ipitrace.tracer.attaching import chosen_events, plan_for_this_kernel
 from ipitrace.words.scenarios import (
@@ -259,7 +259,7 @@ def _inside(
         f"{HELPER} status; the helper must have this version, and the kernel module {MODULE} must "
         "be loaded"
     )
-    yield "cat /proc/cpuinfo"
+    yield f"cat /proc/cpuinfo, and {SNP_GUEST} if the guest may have Secure TSC"
     for s in scenarios:
         yield (
             f"{HELPER} run --pattern {s.pattern} --state {s.target_state} --method "

@@ -280,6 +280,28 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         _same("vector", "format", "valid_bank_mask"),
         ("vector:u32 format:u64 valid_bank_mask:u64",),
     ),
+    EventSpec(
+        Kind.KVM_AVIC_UNACCELERATED_ACCESS,
+        "kvm",
+        _same("offset", "ft", "rw"),
+        ("vcpu:u32 offset:u32 ft:bool rw:bool vec:u32",),
+    ),
+    # Its raw arguments have only a pointer to the guest's message.
+    EventSpec(
+        Kind.KVM_VMGEXIT_ENTER,
+        "kvm",
+        _same("exit_reason", "info1"),
+        ("vcpu_id:u32 ghcb:*ghcb",),
+    ),
+    EventSpec(
+        Kind.KVM_XEN_HYPERCALL,
+        "kvm",
+        _same("nr", "a0"),
+        (
+            "cpl:u8 nr:u64 a0:u64 a1:u64 a2:u64 a3:u64 a4:u64 a5:u64",
+            "nr:u64 a0:u64 a1:u64 a2:u64 a3:u64 a4:u64 a5:u64",
+        ),
+    ),
 )
 
 

@@ -233,6 +233,7 @@ def _machine(vm: _Found, line: CommandLine, around: _Around) -> VirtualMachine |
         creator_tid=vm.directory.creator_tid if vm.directory else None,
         unknown=unknown,
         uid=uid,
+        confidential=line.confidential,
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from ipitrace.vm.confidential import Confidential
+
 ApicMode = Literal["x2apic", "xapic", "off"]
 OWN_NAME = "pid:"
 """The prefix of aliases that ipitrace gives; no other name may begin with it."""
@@ -59,6 +61,8 @@ class VirtualMachine:
     unknown: Mapping[str, str]
     uid: int | None = None
     """The effective user of its process: any user may give a VM any name."""
+    confidential: Confidential | None = None
+    """How it is protected from the host; None if its VMM's command line does not name it."""
 
     @property
     def own_name(self) -> str:

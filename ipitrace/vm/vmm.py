@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Final
 
 from ipitrace.base.units import KIB, MIB
+from ipitrace.vm.confidential import Confidential, confidential
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ _VMMS: Final = (
     Vmm("crosvm", r"crosvm", ("--mem", "-m")),
     Vmm("kvmtool", r"lkvm|lkvm-static|kvmtool", ("--mem", "-m"), name_options=("--name",)),
 )
+_MAY_PROTECT: Final = ("QEMU", "cloud-hypervisor")
 _SUFFIXES: Final = {"": 0, "b": 1, "k": KIB, "m": MIB, "g": KIB**3, "t": KIB**4}
 _ADDRESS_BITS: Final = 64
 
@@ -45,6 +47,7 @@ class CommandLine:
     name: str | None
     uuid: str | None
     memory_bytes: int | None
+    confidential: Confidential | None = None
 
 
 def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
@@ -60,6 +63,7 @@ def parse_command_line(program: str, arguments: Sequence[str]) -> CommandLine:
                 None if name is None else _subvalue(name, "guest"),
                 _option(arguments, ("-uuid", "--uuid")),
                 None if memory is None else _bytes(_subvalue(memory, "size"), vmm.memory_unit),
+                confidential(arguments) if vmm.title in _MAY_PROTECT else None,
             )
     return CommandLine(f"unknown VMM ({program})", None, None, None)
 

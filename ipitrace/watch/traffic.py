@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipitrace.abi.watch import WATCH_KEY, WATCH_TARGET_UNKNOWN, SentBy, What
-from ipitrace.correlate.paths import path_of_exits
+from ipitrace.correlate.paths import INFO_OF_ICR_WRITE, path_of_avic_cause, path_of_exits
 from ipitrace.tracer.counting import Counts
 from ipitrace.watch.model import (
     Count,
@@ -23,16 +23,16 @@ from ipitrace.watch.model import (
     VcpuCounts,
     VcpuPair,
 )
-from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.exit_reasons import Isa, reason_name
 from ipitrace.words.paths import IpiPath
 
 # The ICR's delivery modes (SDM vol. 3A, "Interrupt Command Register"); KVM keeps 3 for
 # remote reads of its own (APIC_DM_REMRD) and 7 for the legacy controller.
 MODES: Final = ("fixed", "lowest", "smi", "remote-read", "nmi", "init", "startup", "extint")
 
-# An APIC-write exit has the register in info1. Here it is known to be the ICR, because KVM
-# sent an IPI afterwards.
-_ICR: Final = 0x300
+# An exit for an access to the APIC's page has the register in info1. Here it is known to be a
+# write of the ICR, because KVM sent an IPI afterwards.
+_ICR_WRITE: Final = (INFO_OF_ICR_WRITE[Isa.SVM], INFO_OF_ICR_WRITE[Isa.VMX])
 
 _HEADS: Final = (
     "events",
@@ -43,6 +43,7 @@ _HEADS: Final = (
     "fixed",
     "apicv",
     "unplaced",
+    "xen_hypercalls",
 )
 _KEY_BITS: Final = 34  # width of the keys of _grouped()
 _NONE: Final = Count(0, 0)
@@ -269,11 +270,12 @@ def _paths(keys: NDArray[np.uint64], *, exits_silent: bool) -> NDArray[np.int8]:
     """
     isa = _field(keys, "ISA")
     reason = _field(keys, "REASON").astype(np.uint32)
-    path = path_of_exits(isa, reason, np.full(len(keys), _ICR))
+    path = path_of_exits(isa, reason, np.where(isa == Isa.SVM, *_ICR_WRITE))
     if exits_silent:
         path[isa == 0] = IpiPath.EMULATED
     sent_by = _field(keys, "SENT_BY")
     path[sent_by == SentBy.HYPERCALL] = IpiPath.PV_HYPERCALL
     path[sent_by == SentBy.HV] = IpiPath.HV_HYPERCALL
-    path[sent_by == SentBy.AVIC] = IpiPath.AVIC_INCOMPLETE
+    by_avic = sent_by == SentBy.AVIC
+    path[by_avic] = path_of_avic_cause(_field(keys[by_avic], "CAUSE"))
     return path

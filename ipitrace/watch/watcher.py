@@ -22,6 +22,7 @@ from ipitrace.watch.arrivals import Arrivals
 from ipitrace.watch.ended import Ended, largest
 from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
+from ipitrace.watch.mechanisms import SHOW_SENDS, Facts
 from ipitrace.watch.model import (
     MOST_ENDED_PAIRS,
     MOST_STRANGERS,
@@ -39,7 +40,7 @@ from ipitrace.watch.presence import Presence
 from ipitrace.watch.roster import Roster, WatchedVm, cells_for, slots_for
 from ipitrace.watch.traffic import Traffic, has_exits, traffic
 from ipitrace.watch.unseen import Strangers
-from ipitrace.watch.visibility import hint, hyperv_gap, visibility
+from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
@@ -58,16 +59,17 @@ class Watcher:
         self._presence: Presence[WatchedVm] = Presence(changes if all_vms else still_there)
         self._arrivals = Arrivals()
         self._sight = sight
-        fingerprint = read_fingerprint()
-        self._hint = hint(fingerprint.kvm_backend, fingerprint.kvm_parameters)
-        self._hyperv_gap = hyperv_gap(counting.left_out)
+        self._fingerprint = read_fingerprint()
+        self._hint = hint(self._fingerprint.kvm_backend, self._fingerprint.kvm_parameters)
+        self._isa = host_isa()
         self._number = 0
         self._departed = 0
         self._ended = Ended()
         self._strangers = Strangers()
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
-        self._exit_evidence = ExitEvidence(host_isa())
+        self._exit_evidence = ExitEvidence(self._isa)
+        self._skipped: Mapping[str, int | None] = {}
         self._began_s = self._former_s = time.monotonic()
         self._began_cpu_s = self._former_cpu_s = time.process_time()
         self._first_posts = self._posts = read_interrupts()
@@ -120,6 +122,7 @@ class Watcher:
         until then.
         """
         self._roster.settle()
+        self._skipped = self._counting.recursion_misses()
         now_s, cpu_s = time.monotonic(), time.process_time()
         posts = read_interrupts()
         vms_on: dict[int, set[str]] = {}
@@ -311,15 +314,7 @@ class Watcher:
             name=watched.vm.name,
             pid=watched.vm.pid,
             vcpus=done.vcpus(),
-            visibility=visibility(
-                accepted=done.head("fixed", 0).total,
-                taken=done.head("apicv", 0).total,
-                others_accepted=done.head("fixed", 1).total,
-                others_taken=done.head("apicv", 1).total,
-                watched="kvm_apicv_accept_irq" in self._events,
-                hint=self._hint,
-                hyperv_gap=self._hyperv_gap,
-            ),
+            visibility=visibility(self._facts(watched, done), self._hint),
             sends=done.head("sends"),
             ipis=done.ipis(),
             pairs=pairs,
@@ -336,6 +331,24 @@ class Watcher:
             watched_s=now_s - watched.since_s,
             unwatched=watched.unwatched,
             uid=watched.vm.uid,
+        )
+
+    def _facts(self, watched: WatchedVm, done: Traffic) -> Facts:
+        """What is known about the VM's ways of sending."""
+        reasons = done.exits()
+        return Facts(
+            accepted=done.head("fixed", 0).total + done.head("fixed", 1).total,
+            taken=done.head("apicv", 0).total + done.head("apicv", 1).total,
+            hooks=self._events,
+            isa=self._isa,
+            backend=self._fingerprint.kvm_backend,
+            parameters=self._fingerprint.kvm_parameters,
+            exit_reasons=frozenset(row.reason for row in reasons) if reasons else None,
+            xen_hypercalls=done.head("xen_hypercalls").total,
+            confidential=watched.vm.confidential is not None,
+            unwatched=len(watched.unwatched),
+            missed=done.head("missed").total,
+            skipped=sum(self._skipped.get(name) or 0 for name in SHOW_SENDS),
         )
 
     def _exits(
@@ -374,7 +387,7 @@ class Watcher:
         return VmExits(SOURCE, tuple(rows), None)
 
     def _recursion_misses(self) -> int | None:
-        known = [n for n in self._counting.recursion_misses().values() if n is not None]
+        known = [n for n in self._skipped.values() if n is not None]
         return sum(known) if known else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from ipitrace.words.exit_reasons import reason_name
+from ipitrace.words.exit_reasons import Isa, reason_name
 
 
 class Kind(IntEnum):
@@ -47,6 +47,9 @@ class Kind(IntEnum):
     KVM_PLE_WINDOW_UPDATE = 32
     KVM_HV_SEND_IPI = 33
     KVM_HV_SEND_IPI_EX = 34
+    KVM_AVIC_UNACCELERATED_ACCESS = 35
+    KVM_VMGEXIT_ENTER = 36
+    KVM_XEN_HYPERCALL = 37
 
 
 NR_KINDS: Final = len(Kind)
@@ -110,6 +113,15 @@ def _register(arg: int, word: int, detail: int | None) -> str:
 
 def _access(detail: int | None) -> str:
     return "write" if (detail or 0) & 1 else "read"
+
+
+def _unaccelerated(_arg: int, word: int, detail: int | None) -> str:
+    when = "after" if (detail or 0) & 2 else "before"
+    return f"{_access(detail)} of register {word:#x}, {when} the instruction"
+
+
+def _vmgexit(arg: int, word: int, _detail: int | None) -> str:
+    return f"{reason_name(Isa.SVM, word)}, info {arg:#x}"
 
 
 def _wakeup(arg: int, _word: int, detail: int | None) -> str:
@@ -270,6 +282,21 @@ HOST_EVENTS: Final = (
         Kind.KVM_HV_SEND_IPI_EX,
         "The guest sends an IPI by Hyper-V's extended hypercall, to a set of processors.",
         _processors,
+    ),
+    HostEvent(
+        Kind.KVM_AVIC_UNACCELERATED_ACCESS,
+        "AVIC leaves the guest's access to the ICR or the self-IPI register to KVM.",
+        _unaccelerated,
+    ),
+    HostEvent(
+        Kind.KVM_VMGEXIT_ENTER,
+        "A guest with SEV-ES asks KVM for what it could not do itself, with the reason.",
+        _vmgexit,
+    ),
+    HostEvent(
+        Kind.KVM_XEN_HYPERCALL,
+        "A Xen guest calls KVM.",
+        "number {word}, first argument {arg:#x}",
     ),
 )
 """In the order of Kind."""

@@ -19,7 +19,8 @@ class Isa(IntEnum):
 # Numbers: Intel SDM vol. 3C, appendix C, table C-1. Spelling: print format of kvm_exit in
 # Linux 6.18, which comes from VMX_EXIT_REASONS in arch/x86/include/uapi/asm/vmx.h.
 # Old kernels printed 7 as PENDING_INTERRUPT. Not in the kernel's list: 5, 6, 11, 17,
-# 65, 66, 69-73, 76 and 78-81 (Xen's vmx.h gives 78-81 the same numbers).
+# 65, 66, 69-73, 76 and 78-81 (Xen's vmx.h gives 78-81 the same numbers). 76 has a number there
+# since 6.18 and no name. 71 is from the TDX module's source (vm_exit_basic_reason_e).
 VMX_REASONS: Final[dict[int, str]] = {
     0: "EXCEPTION_NMI",
     1: "EXTERNAL_INTERRUPT",
@@ -89,6 +90,7 @@ VMX_REASONS: Final[dict[int, str]] = {
     68: "TPAUSE",
     69: "LOADIWKEY",
     70: "ENCLV",
+    71: "SGX_CONFLICT",
     72: "ENQCMD",
     73: "ENQCMDS",
     74: "BUS_LOCK",
@@ -144,8 +146,9 @@ _SVM_EXCEPTIONS: Final[dict[int, str]] = {
 # kvm_exit in Linux 6.18, which comes from SVM_EXIT_REASONS in
 # arch/x86/include/uapi/asm/svm.h ("read_rt" is TR, the kernel's own spelling).
 # Not in the kernel's 6.18 list: odd control registers, 0x8c, 0x8e, 0xa0, 0xa1, 0xa3, 0xa4,
-# 0x407 (posted to the KVM list as pml_full), 0x8000fffe, 0x8000ffff, and exceptions 2 and
-# above 19.
+# 0x407 (posted to the KVM list as pml_full), and exceptions 2 and above 19. Numbers of the same
+# header without a name there: 0x80000018, 0x8000001a, 0x8000fffe, 0x8000ffff and SVM_EXIT_SW.
+# 0x80000014 is from the GHCB specification.
 SVM_REASONS: Final[dict[int, str]] = (
     {n: f"read_cr{n}" for n in range(16)}
     | {0x10 + n: f"write_cr{n}" for n in range(16)}
@@ -225,9 +228,13 @@ SVM_REASONS: Final[dict[int, str]] = (
         0x80000011: "vmgexit_guest_request",
         0x80000012: "vmgexit_ext_guest_request",
         0x80000013: "vmgexit_ap_creation",
+        0x80000014: "vmgexit_hv_doorbell_page",
+        0x80000018: "vmgexit_snp_run_vmpl",
+        0x8000001A: "vmgexit_savic",
         0x8000FFFD: "vmgexit_hypervisor_feature",
         0x8000FFFE: "vmgexit_term_request",
         0x8000FFFF: "vmgexit_unsupported_event",
+        0xF0000000: "sw",
         0xFFFFFFFF: "invalid_guest_state",
     }
 )

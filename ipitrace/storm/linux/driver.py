@@ -113,6 +113,15 @@ class LinuxGuest:
     def _vcpu_ids(self) -> tuple[int, ...]:
         return self.cpus.apic_ids if self.cpus.apic_ids is not None else tuple(range(self.n_vcpus))
 
+    @property
+    def protected_tsc(self) -> str | None:
+        """Why the host does not decide the guest's TSC; None if it does, as far as is known."""
+        found = None if self.vm is None else self.vm.confidential
+        if found is not None and found.protected_tsc:
+            secure = "" if found.kind == "TDX" else " with Secure TSC"
+            return f"the VM's command line makes it a {found.kind} guest{secure}"
+        return self.cpus.protected_tsc
+
     def tids(self) -> tuple[int, ...]:
         """The host thread of each guest CPU, found by its APIC id.
 
@@ -284,6 +293,11 @@ class LinuxGuest:
         vm = self.vm
         if vm is None:
             return None, "nothing was traced"
+        if self.protected_tsc is not None:
+            return None, (
+                f"{self.protected_tsc}, so its host does not decide its TSC, and the offset that "
+                "KVM shows means nothing"
+            )
         found = read_vm_tsc(vm.creator_tid or vm.pid, vm.vm_fd)
         if any(i not in found.vcpus for i in self._vcpu_ids()):
             return None, found.absent or "debugfs does not show every vCPU"

@@ -2,6 +2,7 @@
 """The helper in a Linux guest: its path, and its report on the guest."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -21,6 +22,9 @@ MODULE: Final = "ipitrace_storm"
 HELPER: Final = "ipitrace-storm"
 INSTALLED: Final = "/var/lib/ipitrace"
 """The one folder in a guest that `ipitrace guest install` makes."""
+
+SNP_GUEST: Final = "/sys/devices/system/cpu/sev/vmpl"
+"""A file that only SEV-SNP guests have (Documentation/ABI/testing/sysfs-devices-system-cpu)."""
 
 INSTALL: Final = "Put it there and load it: ipitrace guest install --vm ... --via ..."
 _MOST_VERSION: Final = 0xFFFF_FFFF  # an unsigned int in storm_abi.h
@@ -141,11 +145,13 @@ class GuestCpus:
         apic_ids: each CPU's APIC id, by its number; None if not all are shown.
         native: whether there is no hypervisor.
         emulated: the emulator of the CPUs, None for real ones.
+        protected_tsc: why the guest's host does not decide its TSC; None if it does.
     """
 
     apic_ids: tuple[int, ...] | None
     native: bool
     emulated: str | None
+    protected_tsc: str | None = None
 
 
 def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
@@ -175,7 +181,22 @@ def read_cpus(shell: Shell, n_cpus: int) -> GuestCpus:
         apic_ids=tuple(ids[cpu] for cpu in range(n_cpus)) if all_shown else None,
         native=bool(flags) and "hypervisor" not in flags,
         emulated="QEMU TCG" if TCG_CPU in text else None,
+        protected_tsc=_protected_tsc(shell, flags),
     )
+
+
+def _protected_tsc(shell: Shell, flags: AbstractSet[str]) -> str | None:
+    """Why the guest's host does not decide its TSC, by the guest's own kernel; None if it does.
+
+    Of a guest with Secure TSC, Linux marks the TSC as reliable (sme_early_init() in
+    arch/x86/mm/mem_encrypt_amd.c, Linux 6.14), which it does not for a usual KVM guest. SNP_GUEST
+    is there since Linux 6.11.
+    """
+    if "tdx_guest" in flags:
+        return "its kernel shows that it is a TDX guest"
+    if "tsc_reliable" in flags and shell.run(["cat", SNP_GUEST]).status == 0:
+        return "its kernel shows that it is a SEV-SNP guest with Secure TSC"
+    return None
 
 
 def _number(value: str, most: int) -> int:

@@ -225,17 +225,50 @@ def hv_hypercall(isa: int, reason: int, kind: Kind) -> Part:
     return send
 
 
+def avic_incomplete(cause: int) -> Part:
+    def send(ipi: Ipi) -> None:
+        ipi.exit(ipi.sender, Isa.SVM, 0x401, Stage.SENDER_EXIT)
+        ipi.event(ipi.sender, Kind.KVM_AVIC_INCOMPLETE_IPI, word=cause, arg=VECTOR)
+        ipi.deliver(kick=False, posted=True, doorbell=True)
+        ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
+
+    return send
+
+
 def hv_emulated(ipi: Ipi) -> None:
     """Where kvm_exit never fires."""
     ipi.event(ipi.sender, Kind.KVM_HV_SEND_IPI, Stage.IPI, detail=VECTOR, arg=1)
     ipi.deliver(kick=True)
 
 
-def avic_incomplete(ipi: Ipi) -> None:
+def avic_untold(ipi: Ipi) -> None:
+    """The exit alone, where the tracepoint cannot be watched: its info1 has no cause."""
     ipi.exit(ipi.sender, Isa.SVM, 0x401, Stage.SENDER_EXIT)
-    ipi.event(ipi.sender, Kind.KVM_AVIC_INCOMPLETE_IPI, word=1, arg=VECTOR)
     ipi.deliver(kick=False, posted=True, doorbell=True)
     ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
+
+
+def avic_unaccelerated(ipi: Ipi) -> None:
+    ipi.exit(ipi.sender, Isa.SVM, 0x402, Stage.SENDER_EXIT, arg=1 << 32 | ICR)
+    ipi.event(ipi.sender, Kind.KVM_AVIC_UNACCELERATED_ACCESS, word=ICR, detail=3)
+    ipi.take_on()
+    ipi.deliver(kick=False, posted=True, doorbell=True)
+    ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
+
+
+def vmgexit(reason: int, info1: int, *, msr: bool, told: bool = True) -> Part:
+    """SEV-ES: KVM runs its usual handler for the reason in the guest's message."""
+
+    def send(ipi: Ipi) -> None:
+        ipi.exit(ipi.sender, Isa.SVM, 0x403, Stage.SENDER_EXIT)
+        if told:
+            ipi.event(ipi.sender, Kind.KVM_VMGEXIT_ENTER, word=reason, arg=info1)
+        ipi.take_on()
+        ipi.deliver(kick=True)
+        ipi.wrote_icr(msr=msr)
+        ipi.entry(ipi.sender, Stage.SENDER_ENTRY)
+
+    return send
 
 
 def nothing(ipi: Ipi) -> None:
@@ -325,6 +358,16 @@ def posted_woken(ipi: Ipi, target: int) -> None:
     halts_again(ipi, target, Isa.VMX, 12)
 
 
+def idle_halt_of_avic(ipi: Ipi, target: int) -> None:
+    """Idle HLT intercept, Linux 6.18 on Zen 5: the target's exits are for 0xa6."""
+    ipi.event(target, Kind.SCHED_SWITCH, Stage.SCHED_IN, of=[target], detail=1)
+    ipi.event(target, Kind.KVM_VCPU_WAKEUP, Stage.WAKEUP, of=[target], detail=3)
+    ipi.entry(target, Stage.TARGET_ENTRY, of=[target])
+    ipi.handle(target)
+    ipi.end(target)
+    halts_again(ipi, target, Isa.SVM, 0xA6)
+
+
 def lazy_eoi(ipi: Ipi, target: int) -> None:
     """With PV EOI, KVM learns of the last one at the next exit: no stage of either."""
     ipi.exit(target, Isa.VMX, 1, Stage.TARGET_EXIT, of=[target])
@@ -410,7 +453,20 @@ MODELS = {
         hv_hypercall(Isa.SVM, 0x81, Kind.KVM_HV_SEND_IPI_EX), SVM_HALTED, IpiPath.HV_HYPERCALL
     ),
     "hv-emulated": Model(hv_emulated, emulated_running, IpiPath.HV_HYPERCALL),
-    "avic": Model(avic_incomplete, posted, IpiPath.AVIC_INCOMPLETE),
+    "svm-idle-halted": Model(trapped(Isa.SVM, 0x7C), woken(Isa.SVM, 0xA6, 0x7C), IpiPath.MSR_EXIT),
+    "avic": Model(avic_incomplete(1), posted, IpiPath.AVIC_NOT_RUNNING),
+    "avic-idle-halted": Model(avic_incomplete(1), idle_halt_of_avic, IpiPath.AVIC_NOT_RUNNING),
+    "avic-type": Model(avic_incomplete(0), posted, IpiPath.AVIC_INVALID_TYPE),
+    "avic-target": Model(avic_incomplete(2), posted, IpiPath.AVIC_INVALID_TARGET),
+    "avic-page": Model(avic_incomplete(3), posted, IpiPath.AVIC_INVALID_PAGE),
+    "avic-vector": Model(avic_incomplete(4), posted, IpiPath.AVIC_INVALID_VECTOR),
+    "avic-newer": Model(avic_incomplete(5), posted, IpiPath.AVIC_INCOMPLETE),
+    "avic-untold": Model(avic_untold, posted, IpiPath.AVIC_INCOMPLETE),
+    "avic-unaccelerated": Model(avic_unaccelerated, posted, IpiPath.AVIC_UNACCELERATED),
+    "vmgexit": Model(vmgexit(0x7C, 1, msr=True), SVM_RUNNING, IpiPath.VMGEXIT),
+    "vmgexit-mmio": Model(vmgexit(0x80000002, ICR, msr=False), SVM_RUNNING, IpiPath.VMGEXIT),
+    "vmgexit-untold": Model(vmgexit(0, 0, msr=True, told=False), SVM_RUNNING, IpiPath.VMGEXIT),
+    "exitless-idle-halted": Model(nothing, idle_halt_of_avic, IpiPath.EXITLESS),
     "exitless": Model(nothing, posted, IpiPath.EXITLESS),
     "exitless-halted": Model(nothing, posted_woken, IpiPath.EXITLESS),
 }

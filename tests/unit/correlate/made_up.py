@@ -106,7 +106,9 @@ def tell(
         ]
         happenings += ipi.happenings
         over[i] = max([ack, *(h.tsc for h in ipi.happenings)])
-        now = int(over[i]) + pace
+        # A window may begin in the middle between an acknowledgement and the next send: what
+        # happens after the acknowledgement is over by then.
+        now = 2 * int(over[i]) - ack + pace
     happenings.sort(key=lambda h: h.tsc)
     events, event_tsc = records(happenings)
     exits = [h for h in happenings if h.kind == Kind.KVM_EXIT]

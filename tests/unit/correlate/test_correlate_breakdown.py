@@ -108,7 +108,7 @@ def test_paths_are_shared_out() -> None:
     assert path_shares(parts) == {
         IpiPath.MSR_EXIT: 0.6,
         IpiPath.EXITLESS: 0.3,
-        IpiPath.AVIC_INCOMPLETE: 0.1,
+        IpiPath.AVIC_NOT_RUNNING: 0.1,
     }
     assert path_shares([]) == {}
     empty = correlate(tell("vmx", 0, 1).trace)

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from ipitrace.words.exit_reasons import SVM_REASONS, VMX_REASONS, reason_name
 
-FORMAT = (Path(__file__).parent / "data" / "kvm_exit-6.18.format").read_text()
+TRACEFS = Path(__file__).parents[2] / "data" / "tracefs"
+FORMATS = [
+    path for path in sorted(TRACEFS.glob("*/kvm_exit")) if "__print_symbolic" in path.read_text()
+]
 
 
 def kernel_names(text: str) -> dict[int, dict[int, str]]:
@@ -24,9 +27,14 @@ def _pairs(table: str) -> dict[int, str]:
     return names
 
 
+def test_there_is_a_list_of_a_running_kernel() -> None:
+    assert "6.18" in [path.parent.name for path in FORMATS]
+
+
+@pytest.mark.parametrize("path", FORMATS, ids=lambda path: path.parent.name)
 @pytest.mark.parametrize("isa", [1, 2])
-def test_every_name_the_kernel_prints_is_ours(isa: int) -> None:
-    names = kernel_names(FORMAT)[isa]
+def test_every_name_the_kernel_prints_is_ours(isa: int, path: Path) -> None:
+    names = kernel_names(path.read_text())[isa]
     assert len(names) > 60
     assert {number: reason_name(isa, number) for number in names} == names
 
@@ -48,7 +56,12 @@ def test_every_name_the_kernel_prints_is_ours(isa: int) -> None:
         (2, 0x49, "svm:0x49"),
         (2, -1, "invalid_guest_state"),
         (2, 2**64 - 1, "invalid_guest_state"),
-        (2, 0xF0000000, "svm:0xf0000000"),
+        (2, 0xA6, "idle-halt"),
+        (2, 0x403, "vmgexit"),
+        (2, 0x80000018, "vmgexit_snp_run_vmpl"),
+        (2, 0x8000001A, "vmgexit_savic"),
+        (2, 0xF0000000, "sw"),
+        (2, 0xF0000001, "svm:0xf0000001"),
         (3, 1, "isa3:0x1"),
     ],
 )

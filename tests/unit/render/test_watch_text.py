@@ -13,6 +13,7 @@ from ipitrace.render.grid import columns_of
 from ipitrace.render.watch.openmetrics import render_openmetrics
 from ipitrace.render.watch.text import render_interval
 from ipitrace.vm.discovery import LONGEST_NAME
+from ipitrace.watch.mechanisms import Facts
 from ipitrace.watch.model import (
     SCHEMA_VERSION,
     Count,
@@ -135,14 +136,8 @@ def test_it_fits_the_terminal(width: int, height: int, n_vms: int) -> None:
 
 
 def test_at_80_by_24_nothing_of_one_vm_is_cut_off() -> None:
-    long = visibility(
-        accepted=1_769_000,
-        taken=0,
-        others_accepted=0,
-        others_taken=0,
-        watched=True,
-        hint="",
-    )
+    hooks = frozenset({"kvm_apicv_accept_irq", "kvm_hypercall", "kvm_apic_accept_irq"})
+    long = visibility(Facts(accepted=1_769_000, hooks=hooks), "")
     big = replace(vm(n_pairs=60), visibility=long)
     lines = render_interval(interval(big), width=80, height=24).splitlines()
     assert lines[2].split()[-1] == "others/s"

@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from strategies import Truth, truths
+from test_storm_file import storm_file
 
 from ipitrace.base.errors import HostError, UsageError
+from ipitrace.measure.guests import _elsewhere
 from ipitrace.storm.driver import Hooks, StormRequest
 from ipitrace.storm.linux.driver import LinuxGuest
 from ipitrace.storm.linux.helper import GuestCpus, HelperStatus, Module, read_cpus, read_status
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.storm.transport.shell import Finished
+from ipitrace.summary.storms import cycles_of
 from ipitrace.vm import Vcpu, VirtualMachine
-from ipitrace.words.scenarios import SCENARIOS, SendMethod, select_scenarios
+from ipitrace.vm.confidential import Confidential
+from ipitrace.words.scenarios import SCENARIOS, Route, SendMethod, select_scenarios
 
 STATUS = HelperStatus(
     abi_version=2,
@@ -118,6 +124,83 @@ def test_this_machines_cpus_are_read() -> None:
 def test_a_helper_that_is_none(helper: str) -> None:
     with pytest.raises(HostError):
         read_status(LocalShell(), helper)
+
+
+class Guests:
+    """A guest that prints this /proc/cpuinfo, and is or is not a SEV-SNP guest."""
+
+    via = "none"
+
+    def __init__(self, flags: str, *, snp: bool = False) -> None:
+        self._cpuinfo = f"processor : 0\nflags : fpu hypervisor {flags}\napicid : 0\n".encode()
+        self._snp = snp
+
+    def run(self, command: Sequence[str], **_more: object) -> Finished:
+        if command == ["cat", "/proc/cpuinfo"]:
+            return Finished(0, self._cpuinfo, "")
+        assert command == ["cat", "/sys/devices/system/cpu/sev/vmpl"]
+        return Finished(0, b"0\n", "") if self._snp else Finished(1, b"", "No such file")
+
+
+@pytest.mark.parametrize(
+    ("shell", "why"),
+    [
+        (Guests("tsc_known_freq"), None),
+        (Guests("tsc_known_freq", snp=True), None),  # a SEV-SNP guest whose host decides its TSC
+        (Guests("tsc_reliable"), None),
+        (Guests("tsc_reliable", snp=True), "SEV-SNP guest with Secure TSC"),
+        (Guests("tdx_guest tsc_reliable"), "TDX guest"),
+    ],
+)
+def test_a_guests_own_kernel_shows_a_protected_tsc(shell: Guests, why: str | None) -> None:
+    found = read_cpus(shell, 1).protected_tsc
+    assert (found is None) == (why is None)
+    assert (why or "") in (found or "")
+
+
+TDX, SECURE = Confidential("TDX", protected_tsc=True), Confidential("SEV-SNP", protected_tsc=True)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "vm", "why"),
+    [
+        (None, TDX, "the VM's command line makes it a TDX guest, so its host"),
+        (None, SECURE, "makes it a SEV-SNP guest with Secure TSC, so its host"),
+        ("its kernel shows X", None, "its kernel shows X, so its host does not decide its TSC"),
+        (None, Confidential("SEV-SNP", protected_tsc=False), "debugfs"),
+        (None, None, "debugfs"),
+    ],
+)
+@given(truth=truths(min_size=2))
+def test_a_protected_tsc_is_not_put_together_with_the_hosts(
+    cpus: str | None, vm: Confidential | None, why: str, truth: Truth
+) -> None:
+    """The storm runs, its stamps are there, and so is the reason. Not seen running: made up."""
+    here = replace(SPREAD, confidential=vm, creator_tid=-1)
+    ours = guest(here, (0, 2, 4))
+    shell = GivesStorm(storm_file(truth))
+    ours = replace(ours, shell=shell, cpus=replace(ours.cpus, protected_tsc=cpus))
+    (unicast,) = select_scenarios(["unicast-running"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ipitrace.storm.linux.driver.still_there", lambda _vm: None)
+        storm = ours.run(StormRequest(unicast, 3, len(truth.sends), 0, 60_000), Hooks())
+    assert storm.tsc_offset is None
+    assert why in (storm.no_tsc or "")
+    assert cycles_of(storm, [Route(0, (1,))]).deliver.tolist() == list(truth.deliver)
+    assert _elsewhere(ours, "guest1", here).shares_tsc == ("debugfs" in why)
+
+
+class GivesStorm:
+    """A guest whose storm gives these records."""
+
+    via = "none"
+
+    def __init__(self, records: bytes) -> None:
+        self._records = records
+
+    def run(self, command: Sequence[str], **_more: object) -> Finished:
+        assert command[1] == "run"
+        return Finished(0, self._records, "")
 
 
 class Silent:

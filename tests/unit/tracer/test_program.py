@@ -58,8 +58,8 @@ def test_every_known_prototype_has_the_fields_that_are_read(spec: EventSpec) -> 
     assert bool(spec.fields) <= bool(spec.prototypes)
     shapes = [tuple(arg.shape for arg in args(prototype)) for prototype in spec.prototypes]
     assert len(set(shapes)) == len(shapes), "types alone must tell the prototypes apart"
-    if spec.kind is Kind.KVM_EXIT:
-        return  # its newest prototype lacks the reason: that is why it is classic
+    if spec.kind in {Kind.KVM_EXIT, Kind.KVM_VMGEXIT_ENTER}:
+        return  # the newest prototype lacks the reason: that is why it is classic
     for prototype in spec.prototypes:
         names = {arg.name for arg in args(prototype)}
         for field in spec.fields:
@@ -113,6 +113,14 @@ def test_a_new_kernel_hooks_kvm_exit_by_its_format() -> None:
     a_plan = planned(offer, "kvm_exit")
     assert [probe.hook for probe in a_plan.probes] == ["classic"]
     assert {"-DHOOK_kvm_exit=CLASSIC", "-DARG_kvm_exit_info1=info1"} <= set(flags(a_plan))
+
+
+def test_the_message_of_a_vmgexit_is_read_by_its_format() -> None:
+    columns = {"kvm_vmgexit_enter": parse_format((TRACEFS / "6.18/kvm_vmgexit_enter").read_text())}
+    offer = KernelOffer(args={"kvm_vmgexit_enter": args("vcpu_id:u32 ghcb:*ghcb")}, columns=columns)
+    a_plan = planned(offer, "kvm_vmgexit_enter")
+    assert [probe.hook for probe in a_plan.probes] == ["classic"]
+    assert "-DARG_kvm_vmgexit_enter_exit_reason=exit_reason" in flags(a_plan)
 
 
 def test_an_older_kernel_has_the_reason_in_the_raw_arguments() -> None:

@@ -9,6 +9,7 @@ from ipitrace.host.files import parse_cpu_list
 from ipitrace.render.list import cpu_list
 from ipitrace.vm.agent import AgentChannel, agent_channel
 from ipitrace.vm.apic import mode_of
+from ipitrace.vm.confidential import Confidential
 from ipitrace.vm.names import libvirt_names, scope_name
 from ipitrace.vm.threads import kvm_run_fd
 from ipitrace.vm.vmm import CommandLine, parse_command_line
@@ -85,6 +86,65 @@ def test_command_lines(program: str, arguments: str, name: str | None, memory: i
 )
 def test_ipitrace_is_known(arguments: str, vmm: str) -> None:
     assert parse_command_line("python3.11", arguments.split()) == CommandLine(vmm, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "expected"),
+    [
+        (
+            "qemu-kvm",
+            "-object tdx-guest,id=tdx0 -machine q35",
+            Confidential("TDX", protected_tsc=True),
+        ),
+        (
+            "qemu-kvm",
+            '-object {"qom-type":"tdx-guest","id":"t"}',
+            Confidential("TDX", protected_tsc=True),
+        ),
+        (
+            "qemu-kvm",
+            "-object sev-snp-guest,id=s,cbitpos=51",
+            Confidential("SEV-SNP", protected_tsc=False),
+        ),
+        (
+            "qemu-kvm",
+            "-object sev-snp-guest,secure-tsc=on,id=s",
+            Confidential("SEV-SNP", protected_tsc=True),
+        ),
+        (
+            "qemu-kvm",
+            '-object {"qom-type":"sev-snp-guest","id":"s","secure-tsc":true}',
+            Confidential("SEV-SNP", protected_tsc=True),
+        ),
+        (
+            "qemu-kvm",
+            "-object sev-guest,id=s,policy=0x5",
+            Confidential("SEV-ES", protected_tsc=False),
+        ),
+        ("qemu-kvm", "-object sev-guest,id=s", Confidential("SEV", protected_tsc=False)),
+        ("qemu-kvm", "-object sev-guest,id=s,policy=odd", Confidential("SEV", protected_tsc=False)),
+        (
+            "qemu-kvm",
+            "-object rng-random,id=r --object=tdx-guest,id=t",
+            Confidential("TDX", protected_tsc=True),
+        ),
+        ("cloud-hypervisor", "--platform tdx=on", Confidential("TDX", protected_tsc=True)),
+        (
+            "cloud-hypervisor",
+            "--platform sev_snp=on,x=y",
+            Confidential("SEV-SNP", protected_tsc=False),
+        ),
+        ("cloud-hypervisor", "--platform num_pci_segments=2", None),
+        ("qemu-kvm", "-object memory-backend-ram,id=tdx-guest", None),
+        ("qemu-kvm", '-object {"qom-type":', None),
+        ("qemu-kvm", "-object [1]", None),
+        ("qemu-kvm", "-object", None),
+        ("qemu-kvm", "-object tdx=on", None),
+        ("firecracker", "-object tdx-guest", None),
+    ],
+)
+def test_confidential_vms(program: str, arguments: str, expected: Confidential | None) -> None:
+    assert parse_command_line(program, [program, *arguments.split()]).confidential == expected
 
 
 def test_scopes() -> None:

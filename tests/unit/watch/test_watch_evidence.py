@@ -1,39 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said of IPIs that leave no trace, of late posts, and of a foreign VM's exits."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
 from ipitrace.host.files import HostFiles
 from ipitrace.host.interrupts import parse_interrupts
-from ipitrace.watch import visibility as judging
 from ipitrace.watch.evidence import CONFIDENCE, ENOUGH, MOST_SHARE, most_share
 from ipitrace.watch.late_posts import late_posts
+from ipitrace.watch.mechanisms import MECHANISMS, Facts, Mechanism
 from ipitrace.watch.model import CpuPosts, Visibility
 from ipitrace.watch.roster import cells_for, slots_for
-from ipitrace.watch.visibility import hint, hyperv_gap, visibility
+from ipitrace.watch.visibility import hint, visibility
 from ipitrace.watch.vm_stats import read_vm_exits
+from ipitrace.words.exit_reasons import Isa
+
+HOOKS = frozenset(
+    {
+        *("kvm_apic_accept_irq", "kvm_apicv_accept_irq", "kvm_hypercall", "kvm_xen_hypercall"),
+        *("kvm_hv_send_ipi", "kvm_hv_send_ipi_ex"),
+    }
+)
+INTEL = Facts(
+    accepted=ENOUGH,
+    hooks=HOOKS,
+    isa=Isa.VMX,
+    backend="kvm_intel",
+    parameters={"kvm_intel.nested": "Y", "kvm_intel.tdx": "N"},
+    exit_reasons=frozenset({"HLT", "MSR_WRITE"}),
+)
+AMD = replace(
+    INTEL,
+    isa=Isa.SVM,
+    backend="kvm_amd",
+    parameters={"kvm_amd.nested": "1", "kvm_amd.sev_snp": "N"},
+    exit_reasons=frozenset({"hlt", "msr"}),
+)
+NEITHER = replace(INTEL, isa=0, backend="kvm_other", parameters=None, exit_reasons=None)
+"""A KVM that traps and emulates, whose kvm_exit does not fire."""
 
 
-def judged(
-    accepted: int = 0,
-    taken: int = 0,
-    others: tuple[int, int] = (0, 0),
-    *,
-    watched: bool = True,
-    gap: str = "",
-) -> Visibility:
-    return visibility(
-        accepted=accepted,
-        taken=taken,
-        others_accepted=others[0],
-        others_taken=others[1],
-        watched=watched,
-        hint="hint, not evidence: x",
-        hyperv_gap=gap,
-    )
+def judged(accepted: int = 0, taken: int = 0, *, watched: bool = True) -> Visibility:
+    hooks = HOOKS if watched else HOOKS - {"kvm_apicv_accept_irq"}
+    facts = replace(INTEL, accepted=accepted, taken=taken, hooks=hooks)
+    return visibility(facts, "hint, not evidence: x")
 
 
 @pytest.mark.parametrize(
@@ -43,18 +57,11 @@ def judged(
         (judged(1), None),
         (judged(298), None),
         (judged(299), True),
-        (judged(others=(298, 0)), None),
-        (judged(others=(299, 0)), True),
-        (judged(150, others=(149, 0)), True),
         (judged(10, 1), False),
         (judged(1, 1), False),
         (judged(10_000, 1), False),
         (judged(10, 10), False),
-        (judged(0, 0, (5, 5)), False),
         (judged(1_000, watched=False), None),
-        (judged(1_000, gap="cannot be watched"), None),
-        (judged(0, gap="cannot be watched"), None),
-        (judged(10, 1, gap="cannot be watched"), False),
     ],
 )
 def test_evidence_decides(found: Visibility, complete: bool | None) -> None:  # noqa: FBT001
@@ -62,24 +69,72 @@ def test_evidence_decides(found: Visibility, complete: bool | None) -> None:  # 
     assert ("hint, not evidence" in found.why) == (complete is not True)
 
 
-def test_hyperv_ipis_that_cannot_be_watched_leave_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless this KVM offers none: a kernel without the tracepoints has no such IPIs."""
-    left_out = {"kvm_hv_send_ipi_ex": "refused", "kvm_entry": "refused"}
-    asked: list[bool | None] = []
+UNPROVED: list[tuple[str, Facts, dict[str, Any], bool | None]] = [
+    ("self-IPIs with virtual interrupt delivery", INTEL, {"accepted": ENOUGH - 1}, None),
+    ("self-IPIs with virtual interrupt delivery", INTEL, {"taken": 1}, False),
+    ("Intel's IPI virtualization", INTEL, {"accepted": ENOUGH - 1}, None),
+    ("AVIC and x2AVIC", AMD, {"accepted": ENOUGH - 1}, None),
+    ("AVIC and x2AVIC", AMD, {"taken": 1}, False),
+    ("Passthrough IPI", INTEL, {"hooks": HOOKS - {"kvm_apicv_accept_irq"}}, None),
+    ("KVM's hypercall", INTEL, {"hooks": HOOKS - {"kvm_hypercall"}}, None),
+    ("Hyper-V's hypercalls", INTEL, {"hooks": HOOKS - {"kvm_hv_send_ipi"}}, None),
+    ("Hyper-V's hypercalls", AMD, {"hooks": HOOKS - {"kvm_hv_send_ipi_ex"}}, None),
+    ("Xen's event channels", INTEL, {"hooks": HOOKS - {"kvm_xen_hypercall"}}, None),
+    ("Xen's event channels", INTEL, {"xen_hypercalls": 1}, False),
+    ("a nested guest", INTEL, {"exit_reasons": frozenset({"HLT", "VMRESUME"})}, False),
+    ("a nested guest", AMD, {"exit_reasons": frozenset({"vmrun"})}, False),
+    ("a nested guest", INTEL, {"exit_reasons": None}, None),
+    ("a confidential VM's own APIC", INTEL, {"parameters": {"kvm_intel.tdx": "Y"}}, None),
+    ("a confidential VM's own APIC", AMD, {"parameters": {"kvm_amd.sev_snp": "Y"}}, None),
+    ("a confidential VM's own APIC", AMD, {"parameters": None}, None),
+    ("a confidential VM's own APIC", AMD, {"confidential": True}, None),
+    ("an APIC in user space", INTEL, {"accepted": 0}, None),
+    ("interrupts by MSI and irqfd", INTEL, {"hooks": HOOKS - {"kvm_apic_accept_irq"}}, None),
+    ("a KVM that is not known", INTEL, {"backend": "kvm_other"}, None),
+    ("a KVM that is not known", INTEL, {"backend": None}, None),
+    ("vCPUs that are not watched", INTEL, {"unwatched": 1}, None),
+    ("events that were missed", INTEL, {"missed": 1}, None),
+    ("events that were missed", INTEL, {"skipped": 1}, None),
+]
 
-    def offers(*_extensions: int) -> bool:
-        (answer,) = asked
-        if answer is None:
-            raise PermissionError
-        return answer
 
-    monkeypatch.setattr(judging, "offers", offers)
-    for answer, complete in ((True, None), (None, None), (False, True)):
-        asked[:] = [answer]
-        gap = hyperv_gap(left_out)
-        assert ("kvm_hv_send_ipi_ex cannot be watched (refused)" in gap) == (complete is None)
-        assert judged(1_000, gap=gap).complete is complete
-        assert hyperv_gap({"kvm_entry": "refused"}) == ""
+@pytest.mark.parametrize("facts", [INTEL, AMD, NEITHER], ids=["intel", "amd", "neither"])
+def test_all_excluded_is_complete(facts: Facts) -> None:
+    assert visibility(facts, "").complete is True
+
+
+@pytest.mark.parametrize(("name", "facts", "change", "complete"), UNPROVED)
+def test_one_that_is_not_excluded_is_not_complete(
+    name: str,
+    facts: Facts,
+    change: dict[str, Any],
+    complete: bool | None,  # noqa: FBT001
+) -> None:
+    (mechanism,) = (m for m in MECHANISMS if m.name == name)
+    assert mechanism.excluded(facts) is True
+    assert mechanism.excluded(replace(facts, **change)) is complete
+    found = visibility(replace(facts, **change), "")
+    assert found.complete is complete
+    assert name in found.why or change == {"taken": 1}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
+def test_each_mechanism_alone_decides(mechanism: Mechanism) -> None:
+    for excluded in (None, False):
+        others = [m for m in MECHANISMS if m is not mechanism]
+        odd = replace(mechanism, excluded=lambda _facts, it=excluded: it)
+        found = visibility(INTEL, "", [*others, odd])
+        assert found.complete is excluded
+        assert mechanism.name in found.why
+
+
+def test_each_mechanism_is_tried_and_documented() -> None:
+    names = [mechanism.name for mechanism in MECHANISMS]
+    assert len(set(names)) == len(names)
+    assert {name for name, *_ in UNPROVED} == set(names)
+    text = (Path(__file__).parents[3] / "docs" / "watch.md").read_text()
+    for mechanism in MECHANISMS:
+        assert f"| {mechanism.name} | {mechanism.reason} | {mechanism.evidence} |" in text
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 298, 299, 300, 10_000, 1_000_000])

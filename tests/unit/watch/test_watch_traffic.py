@@ -86,7 +86,13 @@ def test_pairs_are_named_and_ordered_by_what_happened_lately() -> None:
         ({"isa": VMX, "reason": 56}, "apic-write"),
         ({"isa": VMX, "reason": 49}, "mmio"),
         ({"isa": SVM, "reason": 0x7C}, "msr-exit"),
-        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC}, "avic-incomplete"),
+        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC, "cause": 0}, "avic-invalid-type"),
+        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC, "cause": 1}, "avic-not-running"),
+        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC, "cause": 2}, "avic-invalid-target"),
+        ({"isa": SVM, "reason": 0x401, "sent_by": SentBy.AVIC, "cause": 7}, "avic-incomplete"),
+        ({"isa": SVM, "reason": 0x401}, "avic-incomplete"),
+        ({"isa": SVM, "reason": 0x402}, "avic-unaccelerated"),
+        ({"isa": SVM, "reason": 0x403}, "vmgexit"),
         ({"isa": VMX, "reason": 18, "sent_by": SentBy.HYPERCALL}, "pv-hypercall"),
         ({"isa": VMX, "reason": 18, "sent_by": SentBy.HV}, "hv-hypercall"),
         ({"isa": SVM, "reason": 0x81, "sent_by": SentBy.HV}, "hv-hypercall"),
@@ -106,6 +112,11 @@ def test_a_send_without_an_exit_is_emulated_only_where_kvm_exit_never_fires() ->
     (silent,), _ = since_zero({ipi(1): 1}, exits_silent=True).pairs(0)
     (other,), _ = since_zero({ipi(1): 1}).pairs(0)
     assert (silent.path, other.path) == ("emulated", "unknown")
+
+
+def test_xen_hypercalls_are_added_up_over_vcpus() -> None:
+    found = since_zero({}, {}, xen_hypercalls=3)
+    assert found.head("xen_hypercalls") == Count(3, 3)
 
 
 def test_that_kvm_exit_never_fires_takes_many_events_without_it() -> None:

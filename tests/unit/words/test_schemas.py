@@ -14,6 +14,7 @@ from ipitrace.storm.transport.agent import LibvirtAgent, SocketAgent
 from ipitrace.storm.transport.local import LocalShell
 from ipitrace.storm.transport.registry import TRANSPORTS
 from ipitrace.storm.transport.ssh import SshShell
+from ipitrace.vm.confidential import Kind
 from ipitrace.vm.model import ApicMode, Evidence
 from ipitrace.watch.traffic import MODES
 from ipitrace.words.disturbances import DisturbanceKind
@@ -24,8 +25,16 @@ from ipitrace.words.stages import STAGES
 from ipitrace.words.threads import ThreadKind
 
 PATHS = [path.text for path in IpiPath]
-UNSEEN_BY_WATCH = {IpiPath.MSR_FASTPATH.text, IpiPath.EXITLESS.text}
-"""No event of the ones that are counted tells of them."""
+UNSEEN_BY_WATCH = {
+    path.text
+    for path in (
+        IpiPath.MSR_FASTPATH,
+        IpiPath.EXITLESS,
+        IpiPath.AVIC_INVALID_PAGE,
+        IpiPath.AVIC_INVALID_VECTOR,
+    )
+}
+"""No event of the ones that are counted tells of the first two; the others deliver no IPI."""
 WATCHED_PATHS = [path for path in PATHS if path not in UNSEEN_BY_WATCH]
 UNITS = [m.unit for m in (CYCLES_METRICS[0], exits_metric("sender", "HLT"), path_metric("mmio"))]
 
@@ -67,6 +76,7 @@ WORDS: dict[str, dict[str, list[str | None]]] = {
     "list": {
         "missing/items": ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"],
         "vm/apic_mode": [*get_args(ApicMode), None],
+        "confidential/kind": [*get_args(Kind)],
         "vcpu/evidence": [*get_args(Evidence), None],
     },
 }
