@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,16 +65,14 @@ def _one(intervals: Iterator[dict[str, Any]], count: str, name: str) -> dict[str
         stdout=subprocess.PIPE,
         text=True,
     ) as guest:
-        of_vm = (vm for each in intervals for vm in each["vms"] if vm["pid"] == guest.pid)
         try:
             _line(guest)
             _go_on(guest)
             _line(guest)
-            before = next(of_vm)
+            before = _from_now(intervals, guest.pid)
             _go_on(guest)
             _line(guest)
-            next(of_vm)  # may have begun before the storm's end
-            after = next(of_vm)
+            after = _from_now(intervals, guest.pid)
             _go_on(guest)
             handled = json.loads(_line(guest))
         finally:
@@ -83,6 +82,21 @@ def _one(intervals: Iterator[dict[str, Any]], count: str, name: str) -> dict[str
         "handled": handled,
         **{key: after[key] for key in _COUNTED},
     }
+
+
+def _from_now(intervals: Iterator[dict[str, Any]], pid: int) -> dict[str, Any]:
+    """The VM of a process in the first interval that begins after this call and has it.
+
+    Intervals before are in the pipe and are skipped.
+    """
+    now = datetime.now(UTC)
+    for interval in intervals:
+        began = datetime.fromisoformat(interval["time"]) - timedelta(seconds=interval["duration_s"])
+        for vm in interval["vms"] if began > now else ():
+            if vm["pid"] == pid:
+                found: dict[str, Any] = vm
+                return found
+    raise SystemExit("watch ended before the storm did")
 
 
 def _line(guest: "subprocess.Popen[str]") -> str:
