@@ -38,6 +38,7 @@ EVENTS: Final = (
     "kvm_hypercall",
     "kvm_vcpu_wakeup",
     "kvm_avic_incomplete_ipi",
+    "kvm_pv_tlb_flush",
 )
 # kvm_msr adds a cost to every MSR exit, and no information if kvm_exit and kvm_entry are attached.
 ENDS_SENDS: Final = "kvm_msr"

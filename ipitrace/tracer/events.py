@@ -262,6 +262,12 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         on_return=True,
     ),
+    EventSpec(
+        Kind.KVM_PV_TLB_FLUSH,
+        "kvm",
+        _same("need_flush_tlb"),
+        ("vcpu_id:u32 need_flush_tlb:bool",),
+    ),
 )
 
 

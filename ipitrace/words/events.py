@@ -44,6 +44,7 @@ class Kind(IntEnum):
     HANDLE_FASTPATH_SET_MSR_IRQOFF = 29
     HANDLE_FASTPATH_WRMSR = 30
     HANDLE_FASTPATH_WRMSR_IMM = 31
+    KVM_PV_TLB_FLUSH = 32
 
 
 NR_KINDS: Final = len(Kind)
@@ -247,6 +248,11 @@ HOST_EVENTS: Final = (
         Kind.HANDLE_FASTPATH_WRMSR_IMM,
         "The fastpath handled the vCPU's WRMSR with an immediate MSR number.",
         "returned {word}",
+    ),
+    HostEvent(
+        Kind.KVM_PV_TLB_FLUSH,
+        "KVM flushes the TLB of a vCPU that was preempted, in place of IPIs from other vCPUs.",
+        recorded=False,
     ),
 )
 """In the order of Kind."""
