@@ -2,6 +2,7 @@
 """`ipitrace guest`: what ipitrace does in a running guest besides storms."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -86,12 +87,20 @@ def remove_command(*, vm: str, via: str | None) -> None:
         remove(shell, _say_line)
 
 
+def _a_number(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """The value; every comparison of NaN with a limit is false."""
+    if math.isnan(value):
+        raise click.BadParameter("it is not a number.")
+    return value
+
+
 @guest.command("senders", short_help="Count which functions of its kernel send IPIs.")
 @_which
 @click.option(
     "--duration",
     "duration_s",
     type=click.FloatRange(_LEAST_S, _MOST_S),
+    callback=_a_number,
     default=_DEFAULT_S,
     show_default=True,
     metavar="SECONDS",

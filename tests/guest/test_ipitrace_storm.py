@@ -184,7 +184,8 @@ def test_the_kernel_counts_the_calls_of_a_storm_by_sender(guest: GuestResult) ->
         return
     assert len(guest.records("counted").receipts[1]) == TOTAL
     assert queued.method is Method.HISTOGRAM
-    ours = [s for s in queued.senders if s.callback and "[ipitrace_storm]" in s.callback]
+    handler = "receive_smp_call [ipitrace_storm]"
+    ours = [sender for sender in queued.senders if sender.callback == handler]
     assert [sender.count for sender in ours] == [TOTAL]
 
 

@@ -426,7 +426,8 @@ def test_the_senders_of_a_storm_are_counted(debian: Debian, way: str, installed:
     assert {source["method"] for source in document["sources"]} == {"histogram"}
     assert {source["uncounted"] for source in document["sources"]} == {0}
     found = {source["tracepoint"]: source["senders"] for source in document["sources"]}
-    ours = [row for row in found["csd:csd_queue_cpu"] if "[ipitrace_storm]" in row["callback"]]
+    handler = "receive_smp_call [ipitrace_storm]"
+    ours = [row for row in found["csd:csd_queue_cpu"] if row["callback"] == handler]
     assert [row["count"] for row in ours] == [count * (N_CPUS - 1)]
     masks = [row for row in found["ipi:ipi_send_cpumask"] if "[ipitrace_storm]" in row["callsite"]]
     assert [row["callsite"] for row in masks] == [ours[0]["callsite"]]
