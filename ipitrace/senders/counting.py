@@ -23,7 +23,7 @@ def count_senders(shell: Shell, duration_s: float) -> Senders:
         HostError: the guest cannot be reached, its kernel has none of the tracepoints, or its
             answer is not valid.
     """
-    most_s = duration_s + QUICK_S
+    most_s = duration_s + 2 * QUICK_S  # to begin, and to end
     done = shell.run(
         ["sh", "-c", LAUNCH, "sh", LAUNCH, COUNT, f"{duration_s:.3f}", f"{most_s:.3f}"],
         timeout_s=most_s,

@@ -37,7 +37,7 @@ MASKS_KB: Final = 64
 """The ring buffer for each CPU where a histogram counts: only sends to masks are recorded, and a
 full buffer ends this."""
 
-# Arguments: this script, COUNT, seconds to count, seconds after which it ends in any case.
+# mount -n makes no /run/mount. Arguments: this script, COUNT, seconds to count, seconds after which it ends in any case.
 LAUNCH: Final = """# ipitrace guest senders
 at=
 while read -r _ place kind _; do
@@ -45,7 +45,7 @@ while read -r _ place kind _; do
 done </proc/mounts
 if [ -z "$at" ]; then
 	exec unshare -m sh -c \\
-		'mount -t tracefs none /sys/kernel/tracing && exec sh -c "$1" sh "$@"' sh "$@"
+		'mount -n -t tracefs none /sys/kernel/tracing && exec sh -c "$1" sh "$@"' sh "$@"
 fi
 cd "$at" || exit
 for program in awk setsid sleep; do

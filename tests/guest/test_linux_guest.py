@@ -372,7 +372,7 @@ def test_an_interrupted_run_leaves_no_storm_behind(
 
 def in_tracefs(debian: Debian, script: str) -> str:
     """What the script prints there; tracefs is mounted for it alone."""
-    mount = "mount -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing"
+    mount = "mount -n -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing"
     return debian.inside(f"unshare -m sh -c '{mount} && {script}'")
 
 
