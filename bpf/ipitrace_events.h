@@ -81,7 +81,8 @@ enum ipitrace_kind {
 	IPITRACE_HANDLE_FASTPATH_SET_MSR_IRQOFF = 29,
 	IPITRACE_HANDLE_FASTPATH_WRMSR = 30,
 	IPITRACE_HANDLE_FASTPATH_WRMSR_IMM = 31,
-	IPITRACE_KVM_PV_TLB_FLUSH = 32, /* a tracepoint; where a flush is needed; counted, no record */
+	/* A tracepoint, where a flush is needed. */
+	IPITRACE_KVM_PV_TLB_FLUSH = 32, /* counted, no record */
 	IPITRACE_NR_KINDS = 33,
 };
 

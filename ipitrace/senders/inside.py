@@ -37,7 +37,8 @@ MASKS_KB: Final = 64
 """The ring buffer for each CPU where a histogram counts: only sends to masks are recorded, and a
 full buffer ends this."""
 
-# mount -n makes no /run/mount. Arguments: this script, COUNT, seconds to count, seconds after which it ends in any case.
+# Arguments: this script, COUNT, seconds to count, seconds after which it ends in any case.
+# `mount -n` makes no /run/mount.
 LAUNCH: Final = """# ipitrace guest senders
 at=
 while read -r _ place kind _; do
@@ -73,7 +74,9 @@ trap 'kill $sleeper $timer 2>/dev/null' HUP INT TERM
 trap '' PIPE
 instance={INSTANCE}$$
 printf '%s\\nkernel %s\\n' '{FORMAT}' "$(uname -r)" || exit
-events= histograms= records=
+events=""
+histograms=""
+records=""
 for path in {" ".join(one.path for one in TRACEPOINTS)}; do
 	if [ -e "events/$path" ]; then events="$events $path"; else echo "missing $path"; fi
 done
@@ -119,7 +122,7 @@ for path in $events; do
 		echo "$(keys "$path"):pause" >>"events/$path/trigger"
 	}} 2>/dev/null; then
 		histograms="$histograms $path"
-		if [ $path != {TO_MASK.path} ]; then continue; fi
+		if [ "$path" != {TO_MASK.path} ]; then continue; fi
 	else
 		records="$records $path"
 	fi
