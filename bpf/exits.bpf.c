@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Exits and entries of the guest, and the instructions that KVM emulates for it. */
+/* Exits and entries of the guest, what KVM emulates for it, and the TLB flushes before an entry. */
 
 #define NO_REASON (~0u)
 
@@ -33,6 +33,25 @@ PROBE(kvm_emulate_insn)
 
 	if (vcpu >= 0)
 		count(vcpu, ROW_kvm_emulate_insn);
+	return 0;
+}
+#endif
+
+/*
+ * record_steal_time() in arch/x86/kvm/x86.c: each time that a vCPU's thread gets a CPU, if the
+ * guest may ask for flushes by its steal time. The guest's kernel asks instead of sending an IPI
+ * to a vCPU that is preempted (kvm_flush_tlb_multi() in arch/x86/kernel/kvm.c).
+ */
+#ifdef HAVE_kvm_pv_tlb_flush
+PROBE(kvm_pv_tlb_flush)
+{
+	int vcpu;
+
+	if (!FIELD(kvm_pv_tlb_flush, need_flush_tlb))
+		return 0;
+	vcpu = this_vcpu();
+	if (vcpu >= 0)
+		count(vcpu, ROW_kvm_pv_tlb_flush);
 	return 0;
 }
 #endif

@@ -93,7 +93,9 @@ enum ipitrace_kind {
 		35, /* ICRs only; word: offset, detail: rw | ft << 1 */
 	IPITRACE_KVM_VMGEXIT_ENTER = 36, /* word: exit_reason, arg: info1 */
 	IPITRACE_KVM_XEN_HYPERCALL = 37, /* word: nr, arg: a0 */
-	IPITRACE_NR_KINDS = 38,
+	/* A tracepoint, where a flush is needed. */
+	IPITRACE_KVM_PV_TLB_FLUSH = 38, /* counted, no record */
+	IPITRACE_NR_KINDS = 39,
 };
 
 #endif

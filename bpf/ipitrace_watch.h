@@ -61,7 +61,9 @@ struct ipitrace_watch_head {
 	__u64 waited; /* wakeups for which the thread had slept, not polled */
 	__u64 fixed[2]; /* accepted with a vector: IPIs, others */
 	__u64 apicv[2]; /* those of `fixed` that KVM passed to APICv or AVIC */
-	__u64 unplaced[IPITRACE_WATCH_NR_WHATS]; /* events without a free cell, by kind */
+	__u64 pv_tlb_flushes; /* kvm_pv_tlb_flush, where a flush was needed */
+	/* Events without a free cell, by kind, from kind 1. */
+	__u64 unplaced[IPITRACE_WATCH_NR_WHATS - 1];
 	/* Internal state of the programs: */
 	__u32 busy;
 	__u32 cpu; /* the CPU last seen, plus one */

@@ -86,7 +86,7 @@ static __always_inline void add(u32 slot, struct ipitrace_watch_head *head, u64 
 			return;
 		}
 	}
-	head->unplaced[what]++;
+	head->unplaced[what - 1]++;
 }
 
 /* How a send was requested, as in a key, from bit 0. */
@@ -459,6 +459,26 @@ PROBE(kvm_vcpu_wakeup)
 		return 0;
 	head->wakeups++;
 	head->waited += !!FIELD(kvm_vcpu_wakeup, waited);
+	leave(head);
+	return 0;
+}
+#endif
+
+#ifdef HAVE_kvm_pv_tlb_flush
+PROBE(kvm_pv_tlb_flush)
+{
+	struct ipitrace_watch_head *head;
+	int slot;
+
+	if (!FIELD(kvm_pv_tlb_flush, need_flush_tlb))
+		return 0;
+	slot = this_slot();
+	if (slot < 0)
+		return 0;
+	head = enter(slot);
+	if (!head)
+		return 0;
+	head->pv_tlb_flushes++;
 	leave(head);
 	return 0;
 }

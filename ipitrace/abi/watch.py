@@ -58,7 +58,8 @@ WATCH_HEAD: Final = np.dtype(
         ("waited", "u8"),
         ("fixed", "u8", (2,)),
         ("apicv", "u8", (2,)),
-        ("unplaced", "u8", (NR_WHATS,)),
+        ("pv_tlb_flushes", "u8"),
+        ("unplaced", "u8", (NR_WHATS - 1,)),  # at What - 1
         ("busy", "u4"),
         ("cpu", "u4"),
         ("open", "u4"),

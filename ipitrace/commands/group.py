@@ -17,7 +17,7 @@ _COMMANDS: Final = {
     "ab": "Measure two configurations alternately (A B B A ...) and compare them.",
     "compare": "Compare recordings: which is better, and by how much.",
     "doctor": "Check whether this host can measure IPIs, and what to change.",
-    "guest": "Install the module for storms in a Linux guest, or remove it.",
+    "guest": "Install the module for storms in a Linux guest, or show who sends its IPIs.",
     "list": "List the KVM VMs of this host, of any VMM.",
     "report": "Print a recording as 'run' printed it, or one of its IPIs.",
     "run": "Run IPI storms in a guest and print the cost of an IPI.",

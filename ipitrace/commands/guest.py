@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ipitrace guest`: install the storm module in a running guest, check it, remove it."""
+"""`ipitrace guest`: what ipitrace does in a running guest besides storms."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ipitrace.base.console import output_width, say
 from ipitrace.base.foreign import plain, plain_values
+from ipitrace.commands.formats import format_options, print_document
 from ipitrace.measure.guests import open_way
+from ipitrace.render.formats import SENDERS
 from ipitrace.render.grid import fill
 from ipitrace.render.progress import Steps
+from ipitrace.senders.counting import count_senders
 from ipitrace.storm.linux.helper import MODULE, HelperStatus, find_helper, read_status
 from ipitrace.storm.linux.install import install, remove
 from ipitrace.storm.transport.registry import FORMS
 
+_LEAST_S: Final = 1
+_MOST_S: Final = 600
+_DEFAULT_S: Final = 10.0
+
 
 @click.group()
 def guest() -> None:
-    """Install the module for storms in a running Linux guest, check it, or remove it.
+    """Install the module for storms in a running Linux guest, or show who sends its IPIs.
 
-    Storms in a Linux guest need a kernel module and a helper program in the guest.
+    Storms in a Linux guest need a kernel module and a helper program in the guest; 'senders' needs
+    neither.
     """
 
 
@@ -76,6 +85,37 @@ def remove_command(*, vm: str, via: str | None) -> None:
     """Unload the module and remove all files that install put there, in any version."""
     with open_way(vm, via) as shell:
         remove(shell, _say_line)
+
+
+def _a_number(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """The value; every comparison of NaN with a limit is false."""
+    if math.isnan(value):
+        raise click.BadParameter("it is not a number.")
+    return value
+
+
+@guest.command("senders", short_help="Count which functions of its kernel send IPIs.")
+@_which
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(_LEAST_S, _MOST_S),
+    callback=_a_number,
+    default=_DEFAULT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help=f"How long to count: {_LEAST_S} to {_MOST_S} s.",
+)
+@format_options(SENDERS)
+def senders_command(*, vm: str, via: str | None, duration_s: float, output_format: str) -> None:
+    """Count which functions of the guest's kernel send IPIs, and for what.
+
+    The guest's kernel counts, in a tracefs instance that is removed again. It needs Linux 6.4 or
+    later. Nothing needs to be installed.
+    """
+    with open_way(vm, via) as shell:
+        senders = count_senders(shell, duration_s)
+    print_document(SENDERS.render(output_format, senders, width=output_width()), output_format)
 
 
 def _say_line(text: str) -> None:

@@ -177,6 +177,15 @@ TIMELINE: Final = Subject(
     ("report --ipi",),
     {TABLE: _by("run.timeline:render_timeline", "tsc_hz", "emulator", "width")},
 )
+SENDERS: Final = Subject(
+    ("guest senders",),
+    {
+        TABLE: _by("senders:render_senders", "width"),
+        JSON: _by("senders:render_senders_json"),
+        "markdown": _by("senders:render_senders_markdown"),
+        "csv": _by("senders:render_senders_csv"),
+    },
+)
 INTERVAL: Final = Subject(
     ("watch",),
     {
@@ -185,5 +194,7 @@ INTERVAL: Final = Subject(
     },
 )
 
-SUBJECTS: Final = (RUN, PREVIEW, TIMELINE, COMPARISON, VMS, EXAMINATION, OFFERS, INTERVAL)
+SUBJECTS: Final = (
+    *(RUN, PREVIEW, TIMELINE, COMPARISON, VMS, EXAMINATION, OFFERS, SENDERS, INTERVAL),
+)
 """Everything that a command with --format prints."""

@@ -41,6 +41,7 @@ EVENTS: Final = (
     "kvm_avic_incomplete_ipi",
     *HV_SENDS,
     "kvm_xen_hypercall",
+    "kvm_pv_tlb_flush",
 )
 # kvm_msr adds a cost to every MSR exit, and no information if kvm_exit and kvm_entry are attached.
 ENDS_SENDS: Final = "kvm_msr"

@@ -302,6 +302,12 @@ EVENTS: Final[tuple[EventSpec, ...]] = (
             "nr:u64 a0:u64 a1:u64 a2:u64 a3:u64 a4:u64 a5:u64",
         ),
     ),
+    EventSpec(
+        Kind.KVM_PV_TLB_FLUSH,
+        "kvm",
+        _same("need_flush_tlb"),
+        ("vcpu_id:u32 need_flush_tlb:bool",),
+    ),
 )
 
 

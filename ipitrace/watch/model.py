@@ -6,13 +6,14 @@ History of SCHEMA_VERSION (of a line that `watch --json` prints):
     2  sight; a VM's uid.
     3  ended_vms, ended_rest, unseen.
     4  unseen.overflows.
+    5  a VM's pv_tlb_flushes.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MOST_STRANGERS = 1024
 """vCPU threads noted between two searches for VMs, and threads followed until they end."""
 MOST_ENDED = 32
@@ -123,6 +124,8 @@ class VmInterval:
         uid: the effective user of the VM's process; None if not known.
         unwatched: vCPUs whose thread is not known, or now runs a vCPU of another VM, or for
             which there was no slot.
+        pv_tlb_flushes: TLB flushes that KVM did for a vCPU that had been preempted; each takes the
+            place of one or more IPIs. None if this kernel does not show them.
     """
 
     name: str
@@ -145,6 +148,7 @@ class VmInterval:
     watched_s: float
     unwatched: tuple[int, ...]
     uid: int | None = None
+    pv_tlb_flushes: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ _HEADS: Final = (
     "waited",
     "fixed",
     "apicv",
+    "pv_tlb_flushes",
     "unplaced",
     "xen_hypercalls",
 )
@@ -137,7 +138,7 @@ class Traffic:
 
     def ipis(self) -> Count:
         """Interrupts accepted for sends, including those without a free cell."""
-        lost = self.head("unplaced", What.IPI)
+        lost = self.head("unplaced", What.IPI - 1)
         sent = [count for _, count in self._sums.sent[self._vm]]
         return Count(
             sum(count.delta for count in sent) + lost.delta,

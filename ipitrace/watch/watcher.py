@@ -46,6 +46,7 @@ from ipitrace.watch.vm_stats import SOURCE, read_vm_exits
 _LARGE_VM: Final = 64  # vCPUs to expect of a VM that starts later
 _ENDED: Final = "VMs that have ended"
 _PAGE: Final = 4096
+_PV_TLB_FLUSH: Final = "kvm_pv_tlb_flush"
 
 
 class Watcher:
@@ -331,6 +332,7 @@ class Watcher:
             watched_s=now_s - watched.since_s,
             unwatched=watched.unwatched,
             uid=watched.vm.uid,
+            pv_tlb_flushes=done.head("pv_tlb_flushes") if _PV_TLB_FLUSH in self._events else None,
         )
 
     def _facts(self, watched: WatchedVm, done: Traffic) -> Facts:

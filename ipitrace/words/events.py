@@ -50,6 +50,7 @@ class Kind(IntEnum):
     KVM_AVIC_UNACCELERATED_ACCESS = 35
     KVM_VMGEXIT_ENTER = 36
     KVM_XEN_HYPERCALL = 37
+    KVM_PV_TLB_FLUSH = 38
 
 
 NR_KINDS: Final = len(Kind)
@@ -297,6 +298,11 @@ HOST_EVENTS: Final = (
         Kind.KVM_XEN_HYPERCALL,
         "A Xen guest calls KVM.",
         "number {word}, first argument {arg:#x}",
+    ),
+    HostEvent(
+        Kind.KVM_PV_TLB_FLUSH,
+        "KVM flushes the TLB of a vCPU that was preempted, in place of IPIs from other vCPUs.",
+        recorded=False,
     ),
 )
 """In the order of Kind."""

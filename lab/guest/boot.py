@@ -37,9 +37,10 @@ class Guest:
         suite: of Debian, whose kernel it is.
         cpus: how many.
         x2apic: whether the APICs are in x2APIC mode.
-        script: run by busybox' sh; /job has `ipitrace-storm`, `ipitrace_storm.ko` and the
-            empty folder `result`, which comes back.
+        script: run by busybox' sh; /job has `ipitrace-storm`, `ipitrace_storm.ko`, `texts` and
+            the empty folder `result`, which comes back.
         parameters: added to the kernel's command line.
+        texts: more files of /job, by their names.
     """
 
     suite: str
@@ -47,6 +48,7 @@ class Guest:
     x2apic: bool
     script: Path
     parameters: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 def boot_guest(guest: Guest, output: Path) -> None:
@@ -70,6 +72,8 @@ def boot_guest(guest: Guest, output: Path) -> None:
         for file in ("ipitrace-storm", "ipitrace_storm.ko"):
             shutil.copy(module.directory / file, tree)
         shutil.copy(guest.script, tree / "run")
+        for name, text in guest.texts:
+            (tree / name).write_text(text)
         job_disk(tree, disk)
         with step(f"Linux {chosen.release} guest, {guest.cpus} CPUs"):
             _qemu(guest, chosen, initramfs, disk, output / "console.log")

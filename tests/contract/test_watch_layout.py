@@ -68,7 +68,7 @@ def test_every_member_lies_where_c_puts_it(name: str, said_by_c: dict[str, int])
 def test_no_member_is_missing(name: str) -> None:
     body = re.search(rf"struct {name} {{(.*?)\n}};", text(), re.DOTALL)
     assert body is not None
-    members = re.findall(r"__u\d+ (\w+)(?:\[\w+\])?;", body[1])
+    members = re.findall(r"__u\d+ (\w+)(?:\[\w+(?: - 1)?\])?;", body[1])
     assert members == list(STRUCTS[name].names or ())
 
 

@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 from guest_result import GuestResult
 
+from ipitrace.senders.inside import COUNT, LAUNCH
 from lab.common.cache import cache_dir
 from lab.guest.boot import Guest, boot_guest
 
 GUEST_VARIABLE = "IPITRACE_GUEST"
 ARTIFACTS_VARIABLE = "IPITRACE_ARTIFACTS"
 STORMS = Path(__file__).with_name("storms.sh")
+SENDERS = (("launch", LAUNCH), ("count", COUNT))
 GUESTS = {
-    "bullseye": Guest("bullseye", cpus=4, x2apic=False, script=STORMS),
-    "bookworm": Guest("bookworm", cpus=2, x2apic=False, script=STORMS),
-    "trixie": Guest("trixie", cpus=4, x2apic=True, script=STORMS, parameters=("preempt=full",)),
-    "trixie-backports": Guest("trixie-backports", cpus=2, x2apic=True, script=STORMS),
+    "bullseye": Guest("bullseye", cpus=4, x2apic=False, script=STORMS, texts=SENDERS),
+    "bookworm": Guest("bookworm", cpus=2, x2apic=False, script=STORMS, texts=SENDERS),
+    "trixie": Guest(
+        "trixie", cpus=4, x2apic=True, script=STORMS, texts=SENDERS, parameters=("preempt=full",)
+    ),
+    "trixie-backports": Guest(
+        "trixie-backports", cpus=2, x2apic=True, script=STORMS, texts=SENDERS
+    ),
 }
 
 

@@ -70,6 +70,19 @@ storm gave-up --lose-one --max-incomplete 0 --timeout-cycles $((khz * 1000))
 grep CAL: /proc/interrupts >"$r/cal-before"
 storm called --method smp-call
 grep CAL: /proc/interrupts >"$r/cal-after"
+# The same by the kernel's tracepoints; a kernel without them ends this at once.
+try senders sh -c "$(cat launch)" sh "$(cat launch)" "$(cat count)" 20 120 &
+counting=$!
+tries=0
+until grep -q '\[active\]' $tracing/instances/*/events/csd/csd_queue_cpu/hist 2>/dev/null; do
+	tries=$((tries + 1))
+	[ $tries -lt 50 ] || break
+	sleep 0.1
+done
+storm counted --method smp-call
+wait $counting
+ls $tracing/instances >"$r/senders.left"
+
 for side in entry exit; do echo 1 >$tracing/events/irq_vectors/x86_platform_ipi_$side/enable; done
 storm traced
 cat $tracing/trace >"$r/trace"

@@ -20,6 +20,8 @@ from ipitrace.abi.storm import (
     StormSendMethod,
     StormState,
 )
+from ipitrace.senders.model import Method
+from ipitrace.senders.reading import read_senders
 
 pytestmark = pytest.mark.guest
 
@@ -169,6 +171,22 @@ def test_the_kernel_counts_the_calls(guest: GuestResult) -> None:
     before, after = (int(guest.text(f"cal-{when}").split()[1 + 1]) for when in ("before", "after"))
     assert len(guest.records("called").receipts[1]) == TOTAL
     assert after - before >= TOTAL
+
+
+def test_the_kernel_counts_the_calls_of_a_storm_by_sender(guest: GuestResult) -> None:
+    """In busybox' shell. Each call is queued for one CPU."""
+    assert guest.exit_code("senders") == 0
+    senders = read_senders((guest.output / "senders.out").read_bytes())
+    assert guest.text("senders.left") == ""
+    *_, queued = senders.sources
+    if guest.guest.suite in {"bullseye", "bookworm"}:  # Linux 5.10 and 6.1
+        assert [source.method for source in senders.sources] == [None, None, None]
+        return
+    assert len(guest.records("counted").receipts[1]) == TOTAL
+    assert queued.method is Method.HISTOGRAM
+    handler = "receive_smp_call [ipitrace_storm]"
+    ours = [sender for sender in queued.senders if sender.callback == handler]
+    assert [sender.count for sender in ours] == [TOTAL]
 
 
 def test_the_kernel_sees_an_interrupt_for_each_receipt(guest: GuestResult) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from checks import assert_sound
 
 from ipitrace.base.errors import ExitCode
+from ipitrace.senders.inside import INSTANCE
 from ipitrace.storm.linux.helper import INSTALLED
 from lab.guest.machine import NAME, Running, running_guest, ssh_folder
 from lab.guest.module import build_module
@@ -370,6 +372,87 @@ def test_an_interrupted_run_leaves_no_storm_behind(
     _, said = run.communicate()
     assert run.returncode == ExitCode.INTERRUPTED, said
     assert storms_in(debian) == 0
+
+
+def in_tracefs(debian: Debian, script: str) -> str:
+    """What the script prints there; tracefs is mounted for it alone."""
+    mount = "mount -n -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing"
+    return debian.inside(f"unshare -m sh -c '{mount} && {script}'")
+
+
+def tracing_in(debian: Debian) -> str:
+    """The instances, and what is on in the global one."""
+    return in_tracefs(debian, "ls instances && cat set_event tracing_on buffer_size_kb trace")
+
+
+def counts_in(debian: Debian) -> bool:
+    """Whether `guest senders` counts at this moment: its last histogram is not paused."""
+    histogram = f"instances/{INSTANCE}*/events/csd/csd_queue_cpu/hist"
+    return in_tracefs(debian, f"cat {histogram} 2>/dev/null | grep -c active || true") != "0"
+
+
+@contextlib.contextmanager
+def counting_senders(
+    debian: Debian, way: str, duration_s: int
+) -> Iterator["subprocess.Popen[str]"]:
+    """`guest senders`, which counts by now."""
+    to = ("--vm", NAME, "--via", debian.via(way), "--duration", str(duration_s), "--json")
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "ipitrace", "guest", "senders"]
+    with subprocess.Popen(
+        [*command, *to],
+        env=debian.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as counting:
+        try:
+            while not counts_in(debian):
+                assert counting.poll() is None
+            yield counting
+        finally:
+            counting.kill()
+
+
+def test_the_senders_of_a_storm_are_counted(debian: Debian, way: str, installed: str) -> None:
+    """The kernel's own calls: each is queued for two CPUs, and mostly sent to both at once."""
+    assert installed
+    before = tracing_in(debian)
+    count = 100
+    storm = f"{INSTALLED}/ipitrace-storm run --pattern broadcast --state running --warmup 0"
+    storm += f" --method smp-call --count {count} --pace-cycles 0 --max-incomplete 0"
+    with counting_senders(debian, way, 60) as counting:
+        debian.inside(f"{storm} --timeout-cycles 20000000000 >/dev/null")
+        assert counting.poll() is None
+        said, complained = counting.communicate()
+    assert counting.returncode == 0, complained
+    document = json.loads(said)
+    assert document["kernel"] == debian.inside("uname -r")
+    assert {source["method"] for source in document["sources"]} == {"histogram"}
+    assert {source["uncounted"] for source in document["sources"]} == {0}
+    found = {source["tracepoint"]: source["senders"] for source in document["sources"]}
+    handler = "receive_smp_call [ipitrace_storm]"
+    ours = [row for row in found["csd:csd_queue_cpu"] if row["callback"] == handler]
+    assert [row["count"] for row in ours] == [count * (N_CPUS - 1)]
+    callsite = ours[0]["callsite"]
+    masks = [row for row in found["ipi:ipi_send_cpumask"] if row["callsite"] == callsite]
+    assert len(masks) == 1
+    assert 0.5 * count <= masks[0]["count"] <= count
+    assert masks[0]["targets_per_send"] == N_CPUS - 1
+    assert tracing_in(debian) == before
+
+
+def test_interrupted_senders_leave_no_instance(debian: Debian, way: str) -> None:
+    before = tracing_in(debian)
+    with counting_senders(debian, way, 300) as counting:
+        counting.send_signal(2)
+        _, said = counting.communicate()
+    assert counting.returncode == ExitCode.INTERRUPTED, said
+    deadline_s = time.monotonic() + 60
+    while (after := tracing_in(debian)) != before and time.monotonic() < deadline_s:
+        pass
+    assert after == before
+    assert "sleep 300" not in debian.inside("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert debian.inside("grep -c tracefs /proc/mounts || true") == "0"
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,7 @@ def answers() -> dict[str, bytes]:
 
 
 SIGNS: Final = {
+    "# ipitrace guest senders": "senders",
     "command -v ipitrace-storm": "helper",
     "/proc/cpuinfo": "cpuinfo",
     "/etc/os-release": "look",

@@ -41,6 +41,8 @@ pytestmark = pytest.mark.live("root")
 VM: Final = ("--vm", "guest1")
 ASK: Final = ("guest", "status", *VM)
 INSTALL: Final = ("guest", "install", *VM)
+COUNT_SENDERS: Final = ("guest", "senders", *VM, "--duration", "1")
+SENDERS_SAID: Final = (HERE.parent / "data" / "fuzz" / "senders" / "usual").read_text()
 STORM: Final = (*RUN, *VM)
 LIMIT_S: Final = 150.0
 """Far above what the deadlines of a connection and of the few commands sum up to."""
@@ -291,6 +293,31 @@ INSTALLS: Final = [
     said("look-of-escapes", "look", f"{ESCAPES}\n" * 5, words=INSTALL),
 ]
 
+SENDERS: Final = [
+    Mode("senders-flood", "senders", [("flood", [1])], words=COUNT_SENDERS, says="sent more than"),
+    Mode(
+        "senders-ignore-signals", "senders", [("deaf", None), ("sleep", None)], words=COUNT_SENDERS
+    ),
+    Mode(
+        "senders-complain-in-escapes",
+        "senders",
+        [("err", ESCAPES), ("exit", 1)],
+        words=COUNT_SENDERS,
+        says="cannot count its senders",
+    ),
+    *(
+        said(f"senders-{name}", "senders", text, words=COUNT_SENDERS, says="is not valid")
+        for name, text in {
+            "of-nothing": "",
+            "of-escapes": SENDERS_SAID.replace("generic_exec_single", ESCAPES),
+            "cut-off": SENDERS_SAID[:-10],
+            "of-5000-digits": SENDERS_SAID.replace("hitcount: ", f"hitcount: {'9' * 5000}"),
+            "of-3-mib-of-a-word": SENDERS_SAID.replace("generic_exec_single", "x" * (1 << 20)),
+        }.items()
+    ),
+    said("senders-are-honest", "senders", SENDERS_SAID, words=COUNT_SENDERS, codes=FINE),
+]
+
 HANGS: Final = [
     Mode("silent-from-the-start", "any", [("sleep", None)], mute=True, hangs=True),
     Mode("user-without-end", "uid", [("out", "0"), ("sleep", None)], hangs=True),
@@ -340,6 +367,7 @@ MODES: Final = [
     *WORDS,
     *STORMS,
     *INSTALLS,
+    *SENDERS,
     *SETTINGS,
     Mode("is-honest", codes=FINE),
     Mode("is-honest-in-a-storm", words=STORM, codes=FINE),

@@ -67,6 +67,12 @@ _FAMILIES: Final = (
         lambda vm: [({"reason": row.reason}, row.exits.total) for row in vm.exits.reasons or ()],
     ),
     _Family(
+        "ipitrace_pv_tlb_flushes",
+        "counter",
+        "TLB flushes of preempted vCPUs, each in place of one or more IPIs",
+        lambda vm: [] if vm.pv_tlb_flushes is None else [({}, vm.pv_tlb_flushes.total)],
+    ),
+    _Family(
         "ipitrace_unplaced",
         "counter",
         "events counted but not attributed, since a table was full",

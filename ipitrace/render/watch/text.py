@@ -139,6 +139,12 @@ def _below(
     for vm in vms:
         prefix = f"{vm.name}: " if len(interval.vms) > 1 else ""
         lines += _wrapped("exits/s", prefix + _exit_words(vm, interval.duration_s), width)
+        if vm.pv_tlb_flushes is not None and vm.pv_tlb_flushes.total:
+            words = (
+                f"{_rate(vm.pv_tlb_flushes.delta, interval.duration_s)} flushes of the TLB of a "
+            )
+            words += f"preempted vCPU, {vm.pv_tlb_flushes.total:,} in all, each in place of IPIs"
+            lines += _wrapped("PV TLB/s", prefix + words, width)
         if vm.others:
             words = _counted(
                 ((f"{o.vector:#04x}", o.interrupts) for o in vm.others), interval.duration_s

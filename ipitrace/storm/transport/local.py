@@ -44,5 +44,5 @@ def open_local() -> Iterator[Shell]:
         HostError: this process is not root.
     """
     if os.geteuid() != 0:
-        raise HostError("A storm on this machine itself needs root.", "Run it with sudo.")
+        raise HostError("--vm local needs root.", "Run it with sudo.")
     yield LocalShell()

@@ -168,6 +168,7 @@ cli.main()
         ("watch", "--openmetrics", "/no/such/file"),
         ("watch", "--interval", "nan"),
         ("watch", "--duration", "nan"),
+        ("guest", "senders", "--vm", "local", "--duration", "nan"),
     ],
     ids=lambda words: " ".join(words)[:60],
 )

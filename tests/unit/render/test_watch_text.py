@@ -218,3 +218,12 @@ def test_what_cannot_be_seen_is_always_said() -> None:
 def test_a_line_of_json_is_what_the_interval_is() -> None:
     one = interval(vm())
     assert json.loads(one.to_json()) == json.loads(json.dumps(one.to_dict()))
+
+
+def test_flushes_in_place_of_ipis_are_shown_where_there_are_any() -> None:
+    for none in (None, NONE):
+        assert "PV TLB" not in render_interval(interval(replace(vm(), pv_tlb_flushes=none)))
+    text = render_interval(interval(replace(vm(), pv_tlb_flushes=Count(8, 1_234))))
+    (line,) = [line for line in text.splitlines() if line.startswith("PV TLB/s")]
+    assert line.split()[2] == "4.0"
+    assert "1,234 in all" in line

@@ -156,8 +156,8 @@ def test_exits_and_others_are_added_up_over_vcpus() -> None:
 
 def test_what_found_no_cell_is_an_ipi_all_the_same() -> None:
     after = counts({ipi(1): 2})
-    after.heads["unplaced"][0, What.IPI] = 5
-    after.heads["unplaced"][0, What.EXIT] = 1
+    after.heads["unplaced"][0, What.IPI - 1] = 5
+    after.heads["unplaced"][0, What.EXIT - 1] = 1
     found = traffic(counts({}), after)
     assert found.ipis() == Count(7, 7)
     assert found.unplaced() == Count(6, 6)
