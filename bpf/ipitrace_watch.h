@@ -9,6 +9,9 @@
  * write to the slot. There is one writer, which needs no atomics. `busy` rejects
  * the event of an interrupt in between, and `missed` counts it. A used cell is not
  * freed while the vCPU is watched; `unplaced` counts events without a free cell.
+ *
+ * If all VMs are watched, user space keeps some free slots, cleared, in a queue. A vCPU
+ * thread that has no slot takes one from there.
  */
 #ifndef IPITRACE_WATCH_H
 #define IPITRACE_WATCH_H
@@ -67,6 +70,15 @@ struct ipitrace_watch_head {
 	__u16 exit_reason; /* of the current exit */
 	__u8 exit_isa; /* 0: no current exit */
 	__u8 last_what; /* kind of the last accepted interrupt */
+};
+
+/* A slot that a vCPU thread has taken by itself at its first event. */
+struct ipitrace_watch_claim {
+	__u64 thread; /* process << 32 | thread; written last; 0: the slot was not taken */
+	__u64 since_ns; /* CLOCK_MONOTONIC */
+	__u32 uid; /* the real user */
+	__u8 comm[16]; /* the thread's name for itself */
+	__u32 pad;
 };
 
 #endif

@@ -4,9 +4,10 @@
  * other interrupts, exits by reason, wake-ups. ipitrace_watch.h defines the counters.
  *
  * User space sets by -D: N_CELLS (a power of two), HOST_ISA (the isa of kvm_exit if the
- * record does not have it), and the definitions that probe.h needs. With STRANGERS, vCPU
- * threads without a slot are noted, too: a VM may start and end between two searches of
- * user space. When it loads the maps, user space sets their numbers of entries.
+ * record does not have it), and the definitions that probe.h needs. With STRANGERS, a vCPU
+ * thread without a slot takes a free one at its first event, because its VM may start and end
+ * between two searches of user space; a thread that finds none is noted. When it loads the
+ * maps, user space sets their numbers of entries.
  *
  * kvm_apic_accept_irq does not show the source of an interrupt, and also fires for timers.
  * The interrupt is an IPI if it is accepted in the thread of a vCPU that is sending one
@@ -22,6 +23,8 @@ BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, 1, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, slot_of_tid, 1, 0);
 #ifdef STRANGERS
 BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
+BPF_F_TABLE("array", u32, struct ipitrace_watch_claim, claims, 1, MMAPABLE);
+BPF_QUEUESTACK("queue", free_slots, u32, 1, 0); /* filled by user space, emptied by claim() */
 #endif
 
 #define PROBES 16 /* cells tried for a key; a table at most half full needs few of them */
@@ -45,6 +48,48 @@ static __always_inline int this_slot(void)
 	u32 *slot = slot_of_tid.lookup(&tid);
 
 	return slot ? *slot : -1;
+}
+
+#ifdef STRANGERS
+/*
+ * Take a slot for this thread, which runs a vCPU. `claims` tells user space whose it is. A
+ * stranger is not tried again until user space has removed it: if no slot is free, vCPUs must
+ * not contend for the queue's lock at each event.
+ */
+static __always_inline int claim(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 tid = thread, slot;
+	struct ipitrace_watch_claim *claim;
+
+	if (strangers.lookup(&thread) || free_slots.pop(&slot))
+		return -1;
+	if (slot_of_tid.insert(&tid, &slot)) { /* user space has just given it one */
+		free_slots.push(&slot, 0);
+		return this_slot();
+	}
+	claim = claims.lookup(&slot);
+	if (claim) {
+		claim->since_ns = bpf_ktime_get_ns();
+		claim->uid = bpf_get_current_uid_gid();
+		bpf_get_current_comm(claim->comm, sizeof(claim->comm));
+		compiler_barrier();
+		claim->thread = thread;
+	}
+	return slot;
+}
+#endif
+
+/* As this_slot(), in a program that runs in threads of vCPUs only. */
+static __always_inline int vcpu_slot(void)
+{
+	int slot = this_slot();
+
+#ifdef STRANGERS
+	if (slot < 0)
+		slot = claim();
+#endif
+	return slot;
 }
 
 /*
@@ -143,7 +188,7 @@ PROBE(kvm_apic_ipi)
 	u32 dest = FIELD(kvm_apic_ipi, dest_id);
 	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 	u32 sent_by;
 	bool one;
 
@@ -174,7 +219,7 @@ PROBE(kvm_hypercall)
 
 	if (nr != KVM_HC_SEND_IPI)
 		return 0;
-	slot = this_slot();
+	slot = vcpu_slot();
 	if (slot < 0) {
 		stranger(1);
 		return 0;
@@ -284,7 +329,7 @@ PROBE(kvm_exit)
 {
 	u32 reason = FIELD(kvm_exit, exit_reason);
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 	u8 isa;
 
 	if (slot < 0)
@@ -307,7 +352,7 @@ PROBE(kvm_exit)
 PROBE(kvm_entry)
 {
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 
 	if (slot < 0) {
 		stranger(0);
@@ -349,7 +394,7 @@ PROBE(kvm_msr)
 PROBE(kvm_vcpu_wakeup)
 {
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 
 	if (slot < 0) {
 		stranger(0);

@@ -65,3 +65,9 @@ WATCH_HEAD: Final = np.dtype(
         ("last_what", "u1"),
     ]
 )
+
+
+# `struct ipitrace_watch_claim`: who has taken a slot.
+WATCH_CLAIM: Final = np.dtype(
+    [("thread", "u8"), ("since_ns", "u8"), ("uid", "u4"), ("comm", "u1", (16,)), ("pad", "u4")]
+)

@@ -15,6 +15,7 @@ HEADER = "ipitrace_watch.h"
 STRUCTS = {
     "ipitrace_watch_cell": layout.WATCH_CELL,
     "ipitrace_watch_head": layout.WATCH_HEAD,
+    "ipitrace_watch_claim": layout.WATCH_CLAIM,
 }
 
 

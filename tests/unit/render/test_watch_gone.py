@@ -10,7 +10,15 @@ from ipitrace.render.watch.gone import ended_words
 from ipitrace.render.watch.openmetrics import render_openmetrics
 from ipitrace.render.watch.text import render_interval
 from ipitrace.watch.ended import Ended
-from ipitrace.watch.model import MOST_ENDED, MOST_STRANGERS, Count, EndedRest, EndedVm, Unseen
+from ipitrace.watch.model import (
+    MOST_ENDED,
+    MOST_STRANGERS,
+    Count,
+    EndedRest,
+    EndedVm,
+    Pending,
+    Unseen,
+)
 from ipitrace.watch.unseen import Strangers
 
 
@@ -81,6 +89,8 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
         ended_rest=EndedRest(3, 12),
         departed=20_012,
         unseen=Unseen(Count(9, 900), Count(1, 1), Count(8, 800), Count(0, 2)),
+        pending=Pending(3, 4000),
+        departed_vms=7,
     )
     text = " ".join(render_interval(gone).split())
     assert "guest1 (pid 4711): its process has ended; watched for 7.0 s: 20,000 sends" in text
@@ -88,18 +98,30 @@ def test_what_ended_and_what_was_not_seen_is_said() -> None:
     assert "3 more pairs 40" in text
     assert "3 more VMs that have ended, 12 IPIs" in text
     assert "20,012 IPIs in VMs that have ended" in text
-    assert "at least 900 sends by vCPUs before they were watched, or never watched" in text
+    assert "at least 900 sends by vCPU threads for which no slot was free" in text
+    assert "pending 3 vCPU threads whose VM has not been examined yet: 4,000 sends so far" in text
     assert "1 vCPU thread came and went between two samples" in text
-    assert "more vCPU threads than can be followed (1,024) were not watched, 2 times: " in text
+    assert "more vCPU threads than can be followed (1,024) had no slot, 2 times: " in text
     screen = " ".join(render_interval(gone, width=80, height=24).split())
     assert "guest1 (pid 4711): its process has ended" in screen
     assert "the summary has their pairs" in screen
     metrics = render_openmetrics(gone)
     assert "ipitrace_watch_ended_ipis_total 20012\n" in metrics
+    assert "ipitrace_watch_ended_vms_total 7\n" in metrics
+    assert "ipitrace_watch_pending_vcpu_threads 3\n" in metrics
     assert "ipitrace_watch_unseen_sends_total 900\n" in metrics
     assert "ipitrace_watch_unseen_vcpu_threads_total 1\n" in metrics
     assert "ipitrace_watch_unseen_overflows_total 2\n" in metrics
     assert "unseen" not in render_interval(interval())
+    assert "pending" not in render_interval(interval())
+
+
+def test_a_vm_that_was_never_examined_is_known_by_its_threads() -> None:
+    one = replace(ended_vm("pid:4711", 20_000), comm="x\x1b[2J", threads=(70, 71))
+    (text, *_) = ended_words(replace(interval(), ended_vms=(one,)), brief=False)
+    assert text.startswith(r"pid:4711 (pid 4711, x\x1b[2J, user ")
+    assert "2 vCPU threads, first seen 7.0 s ago: 20,000 sends" in text
+    assert "tid 0 -> 1 0xfd fixed msr-exit 10,000" in text
 
 
 def test_the_name_of_a_vm_that_has_ended_does_nothing() -> None:
