@@ -86,7 +86,7 @@ static __always_inline int vcpu_slot(void)
 	int slot = this_slot();
 
 #ifdef STRANGERS
-	if (slot < 0)
+	if (__builtin_expect(slot < 0, 0))
 		slot = claim();
 #endif
 	return slot;

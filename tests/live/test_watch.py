@@ -2,6 +2,7 @@
 """`ipitrace watch` beside real VMs in other processes."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -290,6 +291,8 @@ def test_openmetrics_never_falls_and_is_whole_at_any_time(tmp_path: Path) -> Non
             *("--openmetrics", path),
         ) as watch,
     ):
+        assert watch.stdout is not None
+        fcntl.fcntl(watch.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)  # it is read only at the end
         until(path.exists)
         last: dict[tuple[str, str], float] = {}
         seen: dict[str, Any] = {}
@@ -300,7 +303,6 @@ def test_openmetrics_never_falls_and_is_whole_at_any_time(tmp_path: Path) -> Non
             assert all(now[key] >= value for key, value in last.items())
             last = now
             time.sleep(0.03)
-        assert watch.stdout is not None
         seen = json.loads(watch.stdout.read().splitlines()[-1])
     text = path.read_text()
     counted = sum(v for (name, _), v in totals(text).items() if name == "ipitrace_ipis_total")
