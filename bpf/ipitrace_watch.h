@@ -72,6 +72,13 @@ struct ipitrace_watch_head {
 	__u8 last_what; /* kind of the last accepted interrupt */
 };
 
+/* Totals of vCPU threads without a slot; the sum over all CPUs counts. */
+enum ipitrace_watch_total {
+	IPITRACE_WATCH_STRANGER_SENDS = 0, /* their send requests */
+	IPITRACE_WATCH_STRANGERS = 1, /* threads that were noted; one that was dropped, again */
+	IPITRACE_WATCH_NR_TOTALS = 2,
+};
+
 /* A slot that a vCPU thread has taken by itself at its first event. */
 struct ipitrace_watch_claim {
 	__u64 thread; /* process << 32 | thread; written last; 0: the slot was not taken */

@@ -23,6 +23,7 @@ BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, 1, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, slot_of_tid, 1, 0);
 #ifdef STRANGERS
 BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
+BPF_F_TABLE("percpu_array", u32, u64, stranger_totals, IPITRACE_WATCH_NR_TOTALS, 0);
 BPF_F_TABLE("array", u32, struct ipitrace_watch_claim, claims, 1, MMAPABLE);
 BPF_QUEUESTACK("queue", free_slots, u32, 1, 0); /* filled by user space, emptied by claim() */
 #endif
@@ -92,18 +93,33 @@ static __always_inline int vcpu_slot(void)
 	return slot;
 }
 
+#ifdef STRANGERS
+static __always_inline void count_strangers(u32 what, u64 n)
+{
+	u64 *total = stranger_totals.lookup(&what);
+
+	if (total)
+		*total += n;
+}
+#endif
+
 /*
  * The number of send requests of vCPU threads without a slot, by thread and process. User space
- * reads and removes them; the kernel drops the oldest if there are too many.
+ * reads and removes them; the kernel drops some if there are too many, but not from the totals.
  */
 static __always_inline void stranger(u64 sends)
 {
 #ifdef STRANGERS
-	u64 key = bpf_get_current_pid_tgid(), none = 0;
-	u64 *sent = strangers.lookup_or_try_init(&key, &none);
+	u64 key = bpf_get_current_pid_tgid();
+	u64 *sent = strangers.lookup(&key);
 
-	if (sent)
+	count_strangers(IPITRACE_WATCH_STRANGER_SENDS, sends);
+	if (sent) {
 		*sent += sends;
+		return;
+	}
+	count_strangers(IPITRACE_WATCH_STRANGERS, 1);
+	strangers.update(&key, &sends);
 #endif
 }
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.watch import WATCH_CELL, WATCH_CLAIM, WATCH_HEAD
+from ipitrace.abi.watch import WATCH_CELL, WATCH_CLAIM, WATCH_HEAD, Total
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
 from ipitrace.base.foreign import plain
@@ -81,6 +81,24 @@ class Claim:
     tid: int
     uid: int
     comm: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """vCPU threads that found no free slot.
+
+    Attributes:
+        sends: all their requests to KVM to send, since the counters were loaded.
+        threads: how many were noted since then. A thread that the kernel dropped, or that was
+            returned in `of_thread`, is noted again at its next event.
+        of_thread: requests by (process, thread) since the last call, including threads with none.
+            These are lower bounds: events between reading and removing are lost, and so are the
+            threads that the kernel dropped because there were too many.
+    """
+
+    sends: int
+    threads: int
+    of_thread: Mapping[tuple[int, int], int]
 
 
 class Counting:
@@ -275,22 +293,19 @@ class Counting:
         grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
         return grown
 
-    def strangers(self) -> dict[tuple[int, int], int]:
-        """Requests to KVM to send by vCPU threads that found no free slot, by (process, thread).
-
-        The counts are since the last call, and include threads with a count of 0. They are lower
-        bounds: events between reading and removing are lost, and so are the oldest of too many
-        threads.
-        """
+    def strangers(self) -> Noted:
+        """The vCPU threads that found no free slot; those that are returned are removed."""
         if not self.lets_claim:
-            return {}
-        table = self._open_bpf()["strangers"]
+            return Noted(0, 0, {})
+        bpf = self._open_bpf()
+        table, totals = bpf["strangers"], bpf["stranger_totals"]
+        threads = totals[Total.STRANGERS]  # before the table: none of them may be missing there
         found: dict[tuple[int, int], int] = {}
         for key in list(table.keys()):
             with contextlib.suppress(KeyError):  # the kernel has dropped it
                 found[key >> 32, key & 0xFFFFFFFF] = table[key]
                 del table[key]
-        return found
+        return Noted(totals[Total.STRANGER_SENDS], threads, found)
 
     def recursion_misses(self) -> dict[str, int | None]:
         """Events of the whole host that the kernel did not pass to a program, by event, since load.

@@ -192,15 +192,15 @@ class Pending:
 
 @dataclass(frozen=True)
 class Unseen:
-    """vCPU threads that ran and for which there was no slot; the counts are lower bounds.
+    """vCPU threads that ran and for which there was no slot.
 
     Attributes:
         sends: send requests of these threads to KVM, regardless of the number of targets:
             before they had a slot, or if they never had one.
-        threads: the threads that started and ended, and never had a slot.
+        threads: the threads that started and ended, and never had a slot; a lower bound.
         gone_sends: the part of `sends` by these threads.
-        overflows: how often more threads had no slot than can be followed. Some of them, and
-            their sends, may be missing from the other counts.
+        overflows: how often more threads had no slot than can be followed. Some of them may be
+            missing from `threads`, and their sends from `gone_sends`.
     """
 
     sends: Count = Count(0, 0)

@@ -255,6 +255,8 @@ class Watcher:
         Adds the CPUs of the threads to `vms_on`.
         """
         groups = self._ended_claims.of(self._roster.claims)
+        if not groups:
+            return []
         found = [(self._roster.add_ended(ended_vm(c), c), why_ended(c)) for c in groups]
         of = [watched for watched, _ in found]
         counts = self._counting.read([slot for watched in of for slot in watched.slots])

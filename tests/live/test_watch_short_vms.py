@@ -161,7 +161,7 @@ def test_what_finds_no_slot_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert unseen.threads.total >= n_left
         assert unseen.sends.total >= unseen.gone_sends.total >= n_left * COUNT
         text = " ".join(render_interval(interval).split())
-        assert f"at least {unseen.sends.total:,} sends by vCPU threads for which no slot" in text
+        assert f"{unseen.sends.total:,} sends by vCPU threads for which no slot" in text
         # The slots are free again after the next sample.
         until(lambda: taken_again(watcher, vms))
 

@@ -78,7 +78,7 @@ def unseen_words(unseen: Unseen) -> Iterator[str]:
     sends, threads = unseen.sends.total, unseen.threads.total
     if sends:
         yield (
-            f"at least {sends:,} sends by vCPU threads for which no slot was free: "
+            f"{sends:,} sends by vCPU threads for which no slot was free: "
             "no other number includes them"
         )
     if threads:
@@ -90,5 +90,5 @@ def unseen_words(unseen: Unseen) -> Iterator[str]:
         times = "once" if unseen.overflows.total == 1 else f"{unseen.overflows.total:,} times"
         yield (
             f"more vCPU threads than can be followed ({MOST_STRANGERS:,}) had no slot, {times}"
-            ": more may have come and gone, and sent, than is counted"
+            ": more may have come and gone than is counted"
         )

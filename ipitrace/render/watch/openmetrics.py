@@ -102,11 +102,11 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
         lambda interval: interval.departed_vms,
     ),
     "ipitrace_watch_unseen_sends": (
-        "sends by vCPUs for which there was no slot; a lower bound",
+        "sends by vCPUs for which there was no slot",
         lambda interval: interval.unseen.sends.total,
     ),
     "ipitrace_watch_unseen_vcpu_threads": (
-        "vCPU threads that came and went, and never had a slot",
+        "vCPU threads that came and went, and never had a slot; a lower bound",
         lambda interval: interval.unseen.threads.total,
     ),
     "ipitrace_watch_unseen_overflows": (
