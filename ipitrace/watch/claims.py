@@ -13,10 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ipitrace.base.units import NS_PER_S
+from ipitrace.host.files import HOST
 from ipitrace.tracer.counting import Claim
 from ipitrace.vm import OWN_NAME, VirtualMachine, read_started_at
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+def _runs(tid: int) -> bool:
+    """Whether a thread with this id has not ended; also where /proc hides it (hidepid)."""
+    if HOST.text(f"/proc/{tid}/stat") is not None:
+        return read_started_at(tid) is not None
+    try:
+        return bool(os.sched_getaffinity(tid))
+    except OSError:
+        return False
 
 
 def _lives(claim: Claim) -> bool:
@@ -25,7 +36,7 @@ def _lives(claim: Claim) -> bool:
     asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     # Both clocks are read at different times; a tick is the unit of the thread's start.
     since_s = (claim.since_ns + asleep_ns) / NS_PER_S
-    return ticks is not None and (ticks - 1) / _TICKS_PER_S <= since_s
+    return _runs(claim.tid) and (ticks is None or (ticks - 1) / _TICKS_PER_S <= since_s)
 
 
 class EndedClaims:
@@ -59,7 +70,7 @@ class EndedClaims:
 
 def why_ended(claims: Sequence[Claim]) -> str:
     """What of these threads' process has ended."""
-    what = "its process" if read_started_at(claims[0].pid) is None else "these vCPU threads"
+    what = "these vCPU threads" if _runs(claims[0].pid) else "its process"
     return f"{what} ended before the VM was examined"
 
 

@@ -46,6 +46,23 @@ def test_a_later_thread_with_the_same_id_is_another() -> None:
     assert not claims_module._lives(replace(now, tid=1 << 30))
 
 
+class _HiddenFiles:
+    """/proc of other users' processes, mounted with hidepid."""
+
+    def text(self, _path: str) -> None:
+        return None
+
+
+def test_a_thread_that_proc_hides_is_no_thread_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claims_module, "HOST", _HiddenFiles())
+    monkeypatch.setattr(claims_module, "read_started_at", lambda _tid: None)
+    assert claims_module._lives(claim(0, threading.get_native_id()))
+    assert not claims_module._lives(claim(0, 1 << 30))
+    assert why_ended([claim(1, 1)]) == "these vCPU threads ended before the VM was examined"
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_is_known_of_the_vm(n: int) -> None:
     threads = [claim(1 << 30, 70 + i, i) for i in range(n)]
