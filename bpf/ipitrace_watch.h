@@ -9,6 +9,9 @@
  * write to the slot. There is one writer, which needs no atomics. `busy` rejects
  * the event of an interrupt in between, and `missed` counts it. A used cell is not
  * freed while the vCPU is watched; `unplaced` counts events without a free cell.
+ *
+ * If all VMs are watched, user space keeps some free slots, cleared, in a queue. A vCPU
+ * thread that has no slot takes one from there.
  */
 #ifndef IPITRACE_WATCH_H
 #define IPITRACE_WATCH_H
@@ -74,6 +77,22 @@ struct ipitrace_watch_head {
 	/* A counter again: */
 	__u64 xen_hypercalls;
 	__u64 pad[7];
+};
+
+/* Totals of vCPU threads without a slot; the sum over all CPUs counts. */
+enum ipitrace_watch_total {
+	IPITRACE_WATCH_STRANGER_SENDS = 0, /* their send requests */
+	IPITRACE_WATCH_STRANGERS = 1, /* threads that were noted; one that was dropped, again */
+	IPITRACE_WATCH_NR_TOTALS = 2,
+};
+
+/* A slot that a vCPU thread has taken by itself at its first event. */
+struct ipitrace_watch_claim {
+	__u64 thread; /* process << 32 | thread; written last; 0: the slot was not taken */
+	__u64 since_ns; /* CLOCK_MONOTONIC */
+	__u32 uid; /* the real user */
+	__u8 comm[16]; /* the thread's name for itself */
+	__u32 pad;
 };
 
 #endif

@@ -4,9 +4,10 @@
  * other interrupts, exits by reason, wake-ups. ipitrace_watch.h defines the counters.
  *
  * User space sets by -D: N_CELLS (a power of two), HOST_ISA (the isa of kvm_exit if the
- * record does not have it), and the definitions that probe.h needs. With STRANGERS, vCPU
- * threads without a slot are noted, too: a VM may start and end between two searches of
- * user space. When it loads the maps, user space sets their numbers of entries.
+ * record does not have it), and the definitions that probe.h needs. With STRANGERS, a vCPU
+ * thread without a slot takes a free one at its first event, because its VM may start and end
+ * between two searches of user space; a thread that finds none is noted. When it loads the
+ * maps, user space sets their numbers of entries.
  *
  * kvm_apic_accept_irq does not show the source of an interrupt, and also fires for timers.
  * The interrupt is an IPI if it is accepted in the thread of a vCPU that is sending one
@@ -23,6 +24,9 @@ BPF_F_TABLE("array", u32, struct ipitrace_watch_head, heads, 1, MMAPABLE);
 BPF_F_TABLE("hash", u32, u32, slot_of_tid, 1, 0);
 #ifdef STRANGERS
 BPF_F_TABLE("lru_hash", u64, u64, strangers, 1, 0);
+BPF_F_TABLE("percpu_array", u32, u64, stranger_totals, IPITRACE_WATCH_NR_TOTALS, 0);
+BPF_F_TABLE("array", u32, struct ipitrace_watch_claim, claims, 1, MMAPABLE);
+BPF_QUEUESTACK("queue", free_slots, u32, 1, 0); /* filled by user space, emptied by claim() */
 #endif
 
 #define PROBES 16 /* cells tried for a key; a table at most half full needs few of them */
@@ -50,18 +54,75 @@ static __always_inline int this_slot(void)
 	return slot ? *slot : -1;
 }
 
+#ifdef STRANGERS
+/*
+ * Take a slot for this thread, which runs a vCPU. `claims` tells user space whose it is. A
+ * stranger is not tried again until user space has removed it: if no slot is free, vCPUs must
+ * not contend for the queue's lock at each event.
+ */
+static __always_inline int claim(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 tid = thread, slot;
+	struct ipitrace_watch_claim *claim;
+
+	if (strangers.lookup(&thread) || free_slots.pop(&slot))
+		return -1;
+	if (slot_of_tid.insert(&tid, &slot)) { /* user space has just given it one */
+		free_slots.push(&slot, 0);
+		return this_slot();
+	}
+	claim = claims.lookup(&slot);
+	if (claim) {
+		claim->since_ns = bpf_ktime_get_ns();
+		claim->uid = bpf_get_current_uid_gid();
+		bpf_get_current_comm(claim->comm, sizeof(claim->comm));
+		compiler_barrier();
+		claim->thread = thread;
+	}
+	return slot;
+}
+#endif
+
+/* As this_slot(), in a program that runs in threads of vCPUs only. */
+static __always_inline int vcpu_slot(void)
+{
+	int slot = this_slot();
+
+#ifdef STRANGERS
+	if (__builtin_expect(slot < 0, 0))
+		slot = claim();
+#endif
+	return slot;
+}
+
+#ifdef STRANGERS
+static __always_inline void count_strangers(u32 what, u64 n)
+{
+	u64 *total = stranger_totals.lookup(&what);
+
+	if (total)
+		*total += n;
+}
+#endif
+
 /*
  * The number of send requests of vCPU threads without a slot, by thread and process. User space
- * reads and removes them; the kernel drops the oldest if there are too many.
+ * reads and removes them; the kernel drops some if there are too many, but not from the totals.
  */
 static __always_inline void stranger(u64 sends)
 {
 #ifdef STRANGERS
-	u64 key = bpf_get_current_pid_tgid(), none = 0;
-	u64 *sent = strangers.lookup_or_try_init(&key, &none);
+	u64 key = bpf_get_current_pid_tgid();
+	u64 *sent = strangers.lookup(&key);
 
-	if (sent)
+	count_strangers(IPITRACE_WATCH_STRANGER_SENDS, sends);
+	if (sent) {
 		*sent += sends;
+		return;
+	}
+	count_strangers(IPITRACE_WATCH_STRANGERS, 1);
+	strangers.update(&key, &sends);
 #endif
 }
 
@@ -169,7 +230,7 @@ PROBE(kvm_apic_ipi)
 	u32 dest = FIELD(kvm_apic_ipi, dest_id);
 	u32 mode = icr_low >> ICR_MODE_SHIFT & ICR_MODE;
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 	u32 how;
 	bool one;
 
@@ -200,7 +261,7 @@ PROBE(kvm_hypercall)
 
 	if (nr != KVM_HC_SEND_IPI)
 		return 0;
-	slot = this_slot();
+	slot = vcpu_slot();
 	if (slot < 0) {
 		stranger(1);
 		return 0;
@@ -224,7 +285,7 @@ static __always_inline void hv_send(u32 vector, bool one_target)
 
 	if (vector < HV_LOW_VECTOR || vector > ICR_VECTOR)
 		return; /* KVM refuses it */
-	slot = this_slot();
+	slot = vcpu_slot();
 	if (slot < 0) {
 		stranger(1);
 		return;
@@ -383,7 +444,7 @@ PROBE(kvm_exit)
 {
 	u32 reason = FIELD(kvm_exit, exit_reason);
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 	u8 isa;
 
 	if (slot < 0)
@@ -406,7 +467,7 @@ PROBE(kvm_exit)
 PROBE(kvm_entry)
 {
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 
 	if (slot < 0) {
 		stranger(0);
@@ -448,7 +509,7 @@ PROBE(kvm_msr)
 PROBE(kvm_vcpu_wakeup)
 {
 	struct ipitrace_watch_head *head;
-	int slot = this_slot();
+	int slot = vcpu_slot();
 
 	if (slot < 0) {
 		stranger(0);

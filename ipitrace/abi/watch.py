@@ -70,3 +70,19 @@ WATCH_HEAD: Final = np.dtype(
         ("pad", "u8", (7,)),
     ]
 )
+
+
+class Total(IntEnum):
+    """`enum ipitrace_watch_total`: totals of vCPU threads without a slot."""
+
+    STRANGER_SENDS = 0
+    STRANGERS = 1
+
+
+NR_TOTALS: Final = 2
+
+
+# `struct ipitrace_watch_claim`: who has taken a slot.
+WATCH_CLAIM: Final = np.dtype(
+    [("thread", "u8"), ("since_ns", "u8"), ("uid", "u4"), ("comm", "u1", (16,)), ("pad", "u4")]
+)

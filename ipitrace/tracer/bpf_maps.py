@@ -18,6 +18,7 @@ _MAP_UPDATE_ELEM: Final = 2
 _MAP_DELETE_ELEM: Final = 3
 _MAP_GET_NEXT_KEY: Final = 4
 _OBJ_GET_INFO_BY_FD: Final = 15
+_NOEXIST: Final = 1  # BPF_NOEXIST
 _PER_CPU: Final = frozenset({5, 6, 10})  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 _NAME_BYTES: Final = 16  # BPF_OBJ_NAME_LEN, with the NUL
 _PER_CPU_BYTES: Final = 8  # a CPU's value is rounded up to this
@@ -112,8 +113,15 @@ class BpfMap:
 
     def __setitem__(self, key: int, value: int) -> None:
         """Add or replace a value. Raises OSError, for example if the map is full."""
-        raw = value.to_bytes(self._spec.value_size, "little")
-        self._element(_MAP_UPDATE_ELEM, key, ctypes.create_string_buffer(raw, len(raw)))
+        self._update(key, value, 0)
+
+    def insert(self, key: int, value: int) -> None:
+        """Add a value. Raises FileExistsError if the key has one, or OSError."""
+        self._update(key, value, _NOEXIST)
+
+    def push(self, value: int) -> None:
+        """Append a value to a queue. Raises OSError, for example if the queue is full."""
+        self._update(None, value, 0)
 
     def __delitem__(self, key: int) -> None:
         """Remove a key. Raises KeyError."""
@@ -143,8 +151,17 @@ class BpfMap:
         """Close the descriptor; a mapping of the map stays valid."""
         os.close(self.map_fd)
 
+    def _update(self, key: int | None, value: int, flags: int) -> None:
+        raw = value.to_bytes(self._spec.value_size, "little")
+        memory = ctypes.create_string_buffer(raw, len(raw))
+        self._element(_MAP_UPDATE_ELEM, key, memory, flags)
+
     def _element(
-        self, command: int, key: int | None, value: "ctypes.Array[ctypes.c_char] | None" = None
+        self,
+        command: int,
+        key: int | None,
+        value: "ctypes.Array[ctypes.c_char] | None" = None,
+        flags: int = 0,
     ) -> None:
         size = self._spec.key_size
         held = None if key is None else ctypes.create_string_buffer(key.to_bytes(size, "little"))
@@ -152,6 +169,7 @@ class BpfMap:
             map_fd=self.map_fd,
             key=0 if held is None else ctypes.addressof(held),
             value=0 if value is None else ctypes.addressof(value),
+            flags=flags,
         )
         try:
             bpf(command, attr)

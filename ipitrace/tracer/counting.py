@@ -13,9 +13,10 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ipitrace.abi.watch import WATCH_CELL, WATCH_HEAD
+from ipitrace.abi.watch import WATCH_CELL, WATCH_CLAIM, WATCH_HEAD, Total
 from ipitrace.base import resources
 from ipitrace.base.errors import HostError
+from ipitrace.base.foreign import plain
 from ipitrace.base.signals import signals_deferred
 from ipitrace.host.access import require_initial_pid_namespace, require_trace_privilege
 from ipitrace.tracer import kernel
@@ -67,6 +68,43 @@ class Counts:
     now: NDArray[np.uint64]
 
 
+@dataclass(frozen=True, order=True)
+class Claim:
+    """A slot that a vCPU thread has taken by itself, at its first event.
+
+    Attributes:
+        since_ns, slot: the slot has the thread's counts from this time on (CLOCK_MONOTONIC).
+        pid, tid: the thread, and its process.
+        uid: the thread's real user id.
+        comm: the thread's name for itself, which any user may set to anything.
+    """
+
+    since_ns: int
+    slot: int
+    pid: int
+    tid: int
+    uid: int
+    comm: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """vCPU threads that found no free slot.
+
+    Attributes:
+        sends: all their requests to KVM to send, since the counters were loaded.
+        threads: how many were noted since then. A thread that the kernel dropped, or that was
+            returned in `of_thread`, is noted again at its next event.
+        of_thread: requests by (process, thread) since the last call, including threads with none.
+            These are lower bounds: events between reading and removing are lost, and so are the
+            threads that the kernel dropped because there were too many.
+    """
+
+    sends: int
+    threads: int
+    of_thread: Mapping[tuple[int, int], int]
+
+
 class Counting:
     """Counters in slots, one slot for each watched vCPU; threads are assigned to slots."""
 
@@ -86,7 +124,7 @@ class Counting:
         self._former_heads = np.zeros_like(heads)
         self._former = np.zeros(cells.shape, np.uint64)
         self._links: list[Probe] = []
-        self._counts_strangers = False
+        self._claims = np.zeros(0, WATCH_CLAIM)  # mapped if threads may take slots
         self.left_out = left_out
 
     @classmethod
@@ -94,7 +132,8 @@ class Counting:
         """Compile, load and attach; nothing is counted until a slot has a thread.
 
         `n_cells`, a power of two, limits the number of different items in a slot.
-        `n_strangers` is the number of threads without a slot that are counted; 0 counts none.
+        `n_strangers` is the number of threads that are noted if they have no slot and find none
+        to take. With 0 none is noted, and no thread takes a slot by itself.
         Call it in the main thread before other threads start: if tracefs is not mounted, this
         enters a private mount namespace (see tracefs.py).
 
@@ -123,18 +162,22 @@ class Counting:
                 "heads": n_slots,
                 "slot_of_tid": n_slots,
                 "strangers": n_strangers,
+                "claims": n_slots,
+                "free_slots": n_slots,
             },
         )
         try:
             accepted, refused = load_programs(bpf, planned)
             heads = mapped(bpf["heads"].map_fd, WATCH_HEAD, n_slots)
             cells = mapped(bpf["cells"].map_fd, WATCH_CELL, n_slots * n_cells)
+            claims = mapped(bpf["claims"].map_fd, WATCH_CLAIM, n_slots) if n_strangers else None
         except BaseException:
             bpf.close()
             raise
         left_out = {**planned.left_out, **refused}
         counting = cls(bpf, accepted, heads, cells.reshape(n_slots, n_cells), left_out)
-        counting._counts_strangers = n_strangers > 0
+        if claims is not None:
+            counting._claims = claims
         try:
             counting._attach()
         except BaseException:
@@ -158,21 +201,71 @@ class Counting:
         """The hook of each attached event."""
         return {probe.event.name: probe.hook for probe in self._links}
 
-    def give(self, slot: int, tid: int) -> None:
-        """Count the events of thread `tid` in `slot`, from 0.
+    @property
+    def lets_claim(self) -> bool:
+        """Whether vCPU threads without a slot may take one."""
+        return len(self._claims) > 0
+
+    def give(self, slot: int, tid: int) -> int:
+        """Count the events of thread `tid`, which has no slot, in `slot`, from 0.
+
+        Returns the thread's slot: another one if the thread has taken it meanwhile.
 
         A slot that take() freed keeps its counts until then. It must not be assigned again at
         once: a program that began before take() may still write to it.
         """
-        self._heads[slot] = 0
-        self._cells[slot] = 0
-        self._former_heads[slot] = 0
-        self._former[slot] = 0
-        self._open_bpf()["slot_of_tid"][tid] = slot
+        self._clear(slot)
+        table = self._open_bpf()["slot_of_tid"]
+        while True:
+            try:
+                table.insert(tid, slot)
+            except FileExistsError:
+                with contextlib.suppress(KeyError):
+                    return table[tid]
+            else:
+                return slot
 
     def take(self, tid: int) -> None:
         """Stop counting the events of thread `tid`."""
         del self._open_bpf()["slot_of_tid"][tid]
+
+    def slot_of(self, tid: int) -> int | None:
+        """The slot of a thread; None if it has none."""
+        try:
+            return self._open_bpf()["slot_of_tid"][tid]
+        except KeyError:
+            return None
+
+    def offer(self, slot: int) -> None:
+        """Let a vCPU thread that has no slot take this one, which nothing uses."""
+        self._clear(slot)
+        self._open_bpf()["free_slots"].push(slot)
+
+    def claimed(self) -> list[int]:
+        """The slots that threads have taken, until they are offered or given again."""
+        return np.flatnonzero(self._claims["thread"]).tolist()
+
+    def claim(self, slot: int) -> Claim:
+        """Who has taken this slot, which is one of claimed()."""
+        claim = self._claims[slot]
+        thread = int(claim["thread"])
+        name = claim["comm"].tobytes().partition(b"\0")[0].decode(errors="replace")
+        return Claim(
+            int(claim["since_ns"]),
+            slot,
+            thread >> 32,
+            thread & 0xFFFFFFFF,
+            int(claim["uid"]),
+            plain(name),
+        )
+
+    def _clear(self, slot: int) -> None:
+        self._heads[slot] = 0
+        self._cells[slot] = 0
+        self._former_heads[slot] = 0
+        self._former[slot] = 0
+        if self.lets_claim:
+            self._claims[slot] = 0
 
     def read(self, slots: Sequence[int]) -> Counts:
         """The counts of these slots at the previous read, and now."""
@@ -194,28 +287,29 @@ class Counting:
         key = self._cells["key"][where]
         return Counts(np.zeros_like(heads), heads, slot, key, np.zeros_like(now), now)
 
+    def sends(self, slots: Sequence[int]) -> int:
+        """The requests to KVM to send that are counted in these slots now."""
+        return int(self._heads["sends"][np.asarray(slots, np.intp)].sum())
+
     def activity(self) -> NDArray[np.uint64]:
         """A number for each slot that grows with every counted event."""
         # Every program first counts the event, or that it was missed (watch.bpf.c).
         grown: NDArray[np.uint64] = self._heads["events"] + self._heads["missed"]
         return grown
 
-    def strangers(self) -> dict[tuple[int, int], int]:
-        """Requests to KVM to send by vCPU threads without a slot, by (process, thread).
-
-        The counts are since the last call, and include threads with a count of 0. They are lower
-        bounds: events between reading and removing are lost, and so are the oldest of too many
-        threads.
-        """
-        if not self._counts_strangers:
-            return {}
-        table = self._open_bpf()["strangers"]
+    def strangers(self) -> Noted:
+        """The vCPU threads that found no free slot; those that are returned are removed."""
+        if not self.lets_claim:
+            return Noted(0, 0, {})
+        bpf = self._open_bpf()
+        table, totals = bpf["strangers"], bpf["stranger_totals"]
+        threads = totals[Total.STRANGERS]  # before the table: none of them may be missing there
         found: dict[tuple[int, int], int] = {}
         for key in list(table.keys()):
             with contextlib.suppress(KeyError):  # the kernel has dropped it
                 found[key >> 32, key & 0xFFFFFFFF] = table[key]
                 del table[key]
-        return found
+        return Noted(totals[Total.STRANGER_SENDS], threads, found)
 
     def recursion_misses(self) -> dict[str, int | None]:
         """Events of the whole host that the kernel did not pass to a program, by event, since load.
@@ -248,6 +342,7 @@ class Counting:
         self._links.clear()
         # A mapping keeps a descriptor of its map open.
         self._heads, self._cells = np.empty(0, WATCH_HEAD), np.empty((0, 0), WATCH_CELL)
+        self._claims = np.empty(0, WATCH_CLAIM)
         bpf.close()
 
     @signals_deferred()

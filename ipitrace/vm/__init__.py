@@ -8,7 +8,7 @@ from ipitrace.vm.discovery import Discovery, discover, find_vms
 from ipitrace.vm.identity import changes, still_there
 from ipitrace.vm.model import OWN_NAME, ApicMode, OddProcess, Vcpu, VirtualMachine
 from ipitrace.vm.resolve import pick, resolve_vm
-from ipitrace.vm.threads import process_of
+from ipitrace.vm.threads import process_of, read_started_at
 
 __all__ = [
     "OWN_NAME",
@@ -25,6 +25,7 @@ __all__ = [
     "find_vms",
     "pick",
     "process_of",
+    "read_started_at",
     "resolve_vm",
     "still_there",
     "vm_directory_names",

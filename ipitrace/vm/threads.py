@@ -32,7 +32,10 @@ def thread_ids(pid: int, files: HostFiles = HOST) -> tuple[int, ...]:
 
 
 def read_started_at(pid: int, files: HostFiles = HOST) -> int | None:
-    """starttime of /proc/PID/stat (clock ticks since boot); None if the process has ended."""
+    """starttime of /proc/PID/stat (clock ticks since boot); None if the process has ended.
+
+    `pid` may also be a thread, which has a directory in /proc that is not listed.
+    """
     # The second field, the name, may contain spaces and parentheses.
     state, *fields = (files.text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split() or ("X",)
     try:

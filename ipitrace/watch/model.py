@@ -6,7 +6,7 @@ History of SCHEMA_VERSION (of a line that `watch --json` prints):
     2  sight; a VM's uid.
     3  ended_vms, ended_rest, unseen.
     4  unseen.overflows.
-    5  a VM's pv_tlb_flushes.
+    5  a VM's pv_tlb_flushes; pending, departed_vms; comm and threads of ended_vms.
 """
 
 import json
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 SCHEMA_VERSION = 5
+MOST_CLAIMS = 512
+"""vCPU threads that can be counted between two searches for VMs."""
 MOST_STRANGERS = 1024
 """vCPU threads noted between two searches for VMs, and threads followed until they end."""
 MOST_ENDED = 32
@@ -156,10 +158,20 @@ class EndedVm:
     """The counts of a VM that has ended, over the time it was watched, and why it has ended.
 
     Each `delta` in `vm` equals the `total`; `vm.pairs` are those with the most IPIs.
+
+    Attributes:
+        threads: the ids of the vCPU threads that were seen, if they ended before the VM was
+            examined: KVM's ids of the vCPUs are then not known. `vm.vcpus` is empty, the senders of
+            `vm.pairs` are these threads, and the counts are those of all VMs that the process
+            `vm.pid` ran in them. Empty for other VMs.
+        comm: the name that the first of these threads had given itself (/proc/PID/comm); None
+            without `threads`.
     """
 
     vm: VmInterval
     why: str
+    comm: str | None = None
+    threads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,16 +183,27 @@ class EndedRest:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """vCPU threads that are counted, and whose VM has not been examined: their number and sends.
+
+    A VM that is examined has their counts from the first event on. So has a VM that ends before.
+    """
+
+    threads: int
+    sends: int
+
+
+@dataclass(frozen=True)
 class Unseen:
-    """vCPU threads that ran without being watched; the counts are lower bounds.
+    """vCPU threads that ran and for which there was no slot.
 
     Attributes:
         sends: send requests of these threads to KVM, regardless of the number of targets:
-            before they were watched, or if they never were.
-        threads: the threads that started and ended, and were never watched.
+            before they had a slot, or if they never had one.
+        threads: the threads that started and ended, and never had a slot; a lower bound.
         gone_sends: the part of `sends` by these threads.
-        overflows: how often more threads were not watched than can be followed. Some of them, and
-            their sends, may be missing from the other counts.
+        overflows: how often more threads had no slot than can be followed. Some of them may be
+            missing from `threads`, and their sends from `gone_sends`.
     """
 
     sends: Count = Count(0, 0)
@@ -267,7 +290,9 @@ class WatchInterval:
         ended_vms: counts of the VMs that ended in the interval; in the summary, of the MOST_ENDED
             VMs with the most IPIs of all that have ended. Each has at most MOST_ENDED_PAIRS pairs.
         ended_rest: the VMs among them that are not listed.
-        unseen: threads that ran and were not watched, if all VMs are watched.
+        unseen: threads that ran and had no slot, if all VMs are watched.
+        pending: threads that are counted for a VM that is not known yet, if all VMs are watched.
+        departed_vms: the number of VMs that have ended.
     """
 
     schema_version: int
@@ -286,6 +311,8 @@ class WatchInterval:
     ended_vms: tuple[EndedVm, ...] = ()
     ended_rest: EndedRest = EndedRest(0, 0)
     unseen: Unseen = Unseen()
+    pending: Pending = Pending(0, 0)
+    departed_vms: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """The interval as types that json accepts (tuples become arrays)."""

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ipitrace.tracer.counting import Counting
+from ipitrace.base.units import NS_PER_S
+from ipitrace.tracer.counting import Claim, Counting
 from ipitrace.vm import VirtualMachine
-from ipitrace.watch.model import VmInterval
+from ipitrace.watch.model import MOST_CLAIMS, VmInterval
 from ipitrace.watch.processors import Processors
 
 _FEWEST_SLOTS: Final = 256  # if all VMs are watched: others may start later
@@ -18,8 +19,8 @@ _CELLS_PER_VCPU: Final = 8  # a few vectors and paths for each target
 
 
 def slots_for(n_vcpus: int, *, all_vms: bool) -> int:
-    """The number of slots to allocate."""
-    return max(_FEWEST_SLOTS, 2 * n_vcpus) if all_vms else max(n_vcpus, 1)
+    """The number of slots to allocate; if all VMs are watched, with those for claims."""
+    return max(_FEWEST_SLOTS, 2 * n_vcpus) + MOST_CLAIMS if all_vms else max(n_vcpus, 1)
 
 
 def cells_for(n_vcpus: int) -> int:
@@ -40,6 +41,7 @@ class WatchedVm:
             kept only if kvm_exit does not fire; exits_absent is the reason if there are none.
         cpus_former: the CPUs of the threads at the last reading.
         shown: the last output for the VM, if nothing was counted in the interval before.
+        claims: its threads, if they ended before the VM was examined; `vcpus` are thread ids then.
     """
 
     vm: VirtualMachine
@@ -54,6 +56,13 @@ class WatchedVm:
     exits_absent: str | None = None
     cpus_former: set[int] = field(default_factory=set)
     shown: VmInterval | None = None
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """Its name and process; without an examination, also the name of a thread."""
+        comm = f", {self.claims[0].comm}" if self.claims else ""
+        return f"{self.vm.name} (pid {self.vm.pid}{comm})"
 
 
 class Roster:
@@ -63,6 +72,8 @@ class Roster:
         self._counting = counting
         self._free = list(range(counting.n_slots - 1, -1, -1))
         self._resting: list[int] = []
+        self._offered: set[int] = set()  # slots that vCPU threads may take by themselves
+        self._claims: dict[int, Claim] = {}  # slots that were taken, whose VM is not watched yet
         self._owner: dict[int, WatchedVm] = {}
         self._slot_of_tid: dict[int, int] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -76,41 +87,94 @@ class Roster:
         """
         self._free += self._resting
         self._resting = []
+        self.offer()
+
+    def offer(self) -> None:
+        """Offer up to MOST_CLAIMS slots to vCPU threads that are not watched yet.
+
+        _FEWEST_SLOTS remain for the VMs that are found, or half of the free slots.
+        """
+        if not self._counting.lets_claim:
+            return
+        for slot in self._counting.claimed():
+            if slot in self._offered:
+                self._offered.remove(slot)
+                self._claims[slot] = self._counting.claim(slot)
+        n_free = len(self._free) + len(self._offered)
+        wanted = min(MOST_CLAIMS, max(n_free - _FEWEST_SLOTS, n_free // 2))
+        while len(self._offered) < wanted and self._free:
+            slot = self._free.pop()
+            self._counting.offer(slot)
+            self._offered.add(slot)
+
+    @property
+    def claims(self) -> Collection[Claim]:
+        """The slots that threads have taken whose VM is not watched, as of the last offer()."""
+        return self._claims.values()
 
     def add(self, vm: VirtualMachine) -> WatchedVm:
         """Watch `vm`, as far as slots are available.
 
-        A thread has one slot. If it was the vCPU thread of another VM before, it counts from now
-        on for this VM only.
+        A thread that has taken a slot keeps it, with its counts. A thread has one slot. If it was
+        the vCPU thread of another VM before, it counts from now on for this VM only.
         """
         slots: list[int] = []
         vcpus: list[int] = []
         tids: list[int] = []
         unwatched: list[int] = []
+        since_s = time.monotonic()
         for vcpu in vm.vcpus:
-            if vcpu.tid is None or vcpu.tid in tids or not self._free:
+            slot = None if vcpu.tid is None or vcpu.tid in tids else self._slot_for(vcpu.tid)
+            if vcpu.tid is None or slot is None:
                 unwatched.append(vcpu.index)
                 continue
-            slot = self._free.pop()
-            self._lose_thread(vcpu.tid)
-            self._counting.give(slot, vcpu.tid)
             self._slot_of_tid[vcpu.tid] = slot
+            claim = self._claims.pop(slot, None)
+            since_s = since_s if claim is None else min(since_s, claim.since_ns / NS_PER_S)
             slots.append(slot)
             vcpus.append(vcpu.index)
             tids.append(vcpu.tid)
-        watched = WatchedVm(
-            vm,
-            tuple(slots),
-            tuple(vcpus),
-            tuple(tids),
-            tuple(unwatched),
-            Processors(vm.pid, tids, self._files_left),
-            time.monotonic(),
+        processors = Processors(vm.pid, tids, self._files_left)
+        return self._watch(
+            WatchedVm(
+                vm, tuple(slots), tuple(vcpus), tuple(tids), tuple(unwatched), processors, since_s
+            )
         )
+
+    def add_ended(self, vm: VirtualMachine, claims: tuple[Claim, ...]) -> WatchedVm:
+        """Add a VM whose threads ended before it was examined: its senders are thread ids."""
+        slots = tuple(claim.slot for claim in claims)
+        tids = tuple(claim.tid for claim in claims)
+        for claim in claims:
+            del self._claims[claim.slot]
+        self._slot_of_tid.update(zip(tids, slots, strict=True))
+        since_s = min(claim.since_ns for claim in claims) / NS_PER_S
+        none = Processors(vm.pid, (), 0)
+        return self._watch(WatchedVm(vm, slots, tids, tids, (), none, since_s, claims=claims))
+
+    def _watch(self, watched: WatchedVm) -> WatchedVm:
         self._files_left -= watched.processors.n_files
-        self._owner.update(dict.fromkeys(slots, watched))
+        self._owner.update(dict.fromkeys(watched.slots, watched))
         self.watched.append(watched)
         return watched
+
+    def _slot_for(self, tid: int) -> int | None:
+        """The slot in which the thread's events are counted from now on; None if none is free."""
+        held = self._counting.slot_of(tid)
+        if held is not None and held not in self._owner:
+            self._offered.discard(held)
+            return held
+        if not self._free:
+            return None
+        if held is not None:
+            self._lose_thread(tid)
+            self._counting.take(tid)
+        slot = self._free.pop()
+        given = self._counting.give(slot, tid)
+        if given != slot:  # the thread has just taken that one
+            self._free.append(slot)
+            self._offered.discard(given)
+        return given
 
     def _lose_thread(self, tid: int) -> None:
         """Mark this thread as unwatched in the VM that had it so far."""
@@ -138,8 +202,9 @@ class Roster:
         return {self._owner[slot] for slot in slots if slot in self._owner}
 
     def tids(self) -> set[int]:
-        """The threads that are watched."""
-        return {tid for watched in self.watched for tid in watched.tids}
+        """The threads that are counted."""
+        claiming = {claim.tid for claim in self._claims.values()}
+        return claiming.union(*(watched.tids for watched in self.watched))
 
     def without_directory(self, there: frozenset[str] | None) -> list[WatchedVm]:
         """The VMs whose directory in debugfs is no longer in `there`."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vCPU threads that ran without being watched, as recorded by the BPF programs.
+"""vCPU threads that ran and found no free slot, as noted by the BPF programs.
 
-A short storm may be over before the next search for VMs. The programs record every vCPU thread
-that has no slot (Counting.strangers()).
+So many VMs may start between two searches that there are not enough slots for their threads. The
+programs note the others (Counting.strangers()).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from ipitrace.host.files import HOST
+from ipitrace.tracer.counting import Noted
 from ipitrace.watch.model import MOST_STRANGERS, Count, Unseen
 
 Thread = tuple[int, int]
@@ -25,17 +26,18 @@ class Strangers:
         self._lives = lives
         self._waiting: dict[Thread, int] = {}  # sends of threads that live and may be watched later
         self._sends = self._threads = self._gone_sends = self._overflows = 0
+        self._n_noted = 0
 
-    def update(self, noted: Mapping[Thread, int], watched: Callable[[], Collection[int]]) -> Unseen:
+    def update(self, noted: Noted, watched: Callable[[], Collection[int]]) -> Unseen:
         """The changes since the last call, and the totals.
 
         Args:
-            noted: sends of threads without a slot, since the last call.
+            noted: the result of Counting.strangers().
             watched: returns the ids of the watched threads; called only if needed.
         """
         before = self._all()
-        for thread, sends in noted.items():
-            self._sends += sends
+        self._sends = noted.sends
+        for thread, sends in noted.of_thread.items():
             self._waiting[thread] = self._waiting.get(thread, 0) + sends
         now_watched = watched() if self._waiting else ()
         for thread, sends in tuple(self._waiting.items()):
@@ -49,8 +51,10 @@ class Strangers:
         too_many = tuple(self._waiting)[MOST_STRANGERS:]
         for thread in too_many:
             del self._waiting[thread]
-        if too_many or len(noted) >= MOST_STRANGERS:  # the BPF map may have dropped some, too
+        self._n_noted += len(noted.of_thread)
+        if too_many or noted.threads > self._n_noted:  # the kernel has dropped some
             self._overflows += 1
+        self._n_noted = max(self._n_noted, noted.threads)
         changes = zip(before, self._all(), strict=True)
         return Unseen(*(Count(now - then, now) for then, now in changes))
 

@@ -19,6 +19,7 @@ from ipitrace.tracer.kernel import host_isa
 from ipitrace.tracer.tracefs import ensure_debugfs
 from ipitrace.vm import Discovery, VirtualMachine, changes, still_there, vm_directory_names
 from ipitrace.watch.arrivals import Arrivals
+from ipitrace.watch.claims import EndedClaims, ended_vm, why_ended
 from ipitrace.watch.ended import Ended, largest
 from ipitrace.watch.evidence import ExitEvidence
 from ipitrace.watch.late_posts import late_posts
@@ -31,6 +32,7 @@ from ipitrace.watch.model import (
     EndedVm,
     ExitsOfReason,
     OwnCost,
+    Pending,
     Sight,
     VmExits,
     VmInterval,
@@ -64,9 +66,10 @@ class Watcher:
         self._hint = hint(self._fingerprint.kvm_backend, self._fingerprint.kvm_parameters)
         self._isa = host_isa()
         self._number = 0
-        self._departed = 0
+        self._departed = self._departed_vms = 0
         self._ended = Ended()
         self._strangers = Strangers()
+        self._ended_claims = EndedClaims()
         self._activity = counting.activity()
         self._events = frozenset(counting.hooks)
         self._exit_evidence = ExitEvidence(self._isa)
@@ -103,6 +106,9 @@ class Watcher:
         watcher = cls(counting, all_vms=vm is None, top=top, sight=sight_of(found))
         for one in vms:
             watcher._add_vm(one)
+        watcher._roster.offer()
+        # Threads that ran before that may take a slot only when they are no longer noted.
+        watcher._strangers.update(counting.strangers(), watcher._roster.tids)
         return watcher
 
     def __enter__(self) -> Self:
@@ -158,7 +164,8 @@ class Watcher:
             why = gone.get(watched)
             if why is not None:
                 lost.append((watched, why))
-        ended = [f"{watched.vm.name} (pid {watched.vm.pid}): {why}" for watched, why in lost]
+        lost += self._ended_unexamined(vms_on)
+        ended = [f"{watched.called}: {why}" for watched, why in lost]
         # Before ended VMs are removed: their threads were watched.
         unseen = self._strangers.update(self._counting.strangers(), self._roster.tids)
         listed, rest = largest(self._lose(lost, now_s))
@@ -179,6 +186,8 @@ class Watcher:
             listed,
             rest,
             unseen,
+            self._pending(),
+            self._departed_vms,
         )
         self._number += 1
         self._former_s, self._former_cpu_s, self._posts = now_s, cpu_s, posts
@@ -230,6 +239,8 @@ class Watcher:
             self._ended.kept,
             self._ended.rest,
             self._strangers.whole(),
+            self._pending(),
+            self._departed_vms,
         )
 
     def close(self) -> None:
@@ -242,6 +253,27 @@ class Watcher:
         watched = self._roster.add(vm)
         self._activity[list(watched.slots)] = 0  # another VM may have used the slots
         self._presence.add(watched, vm)
+
+    def _ended_unexamined(self, vms_on: dict[int, set[str]]) -> list[tuple[WatchedVm, str]]:
+        """VMs whose vCPU threads have ended before the VM was examined, with the reason.
+
+        Adds the CPUs of the threads to `vms_on`.
+        """
+        groups = self._ended_claims.of(self._roster.claims)
+        if not groups:
+            return []
+        found = [(self._roster.add_ended(ended_vm(c), c), why_ended(c)) for c in groups]
+        of = [watched for watched, _ in found]
+        counts = self._counting.read([slot for watched in of for slot in watched.slots])
+        for watched, done in zip(of, self._traffic(of, counts), strict=True):
+            for cpu in done.cpus():
+                vms_on.setdefault(cpu, set()).add(watched.vm.name)
+                self._cpus.setdefault(cpu, set()).add(watched.vm.name)
+        return found
+
+    def _pending(self) -> Pending:
+        claims = self._roster.claims
+        return Pending(len(claims), self._counting.sends([claim.slot for claim in claims]))
 
     def _lose(self, lost: Collection[tuple[WatchedVm, str]], now_s: float) -> list[EndedVm]:
         """Handle VMs that have ended: a single VM is kept, others are removed.
@@ -261,10 +293,15 @@ class Watcher:
             cpus = {cpu for cpu, names in self._cpus.items() if name in names}
             top = min(self._top or MOST_ENDED_PAIRS, MOST_ENDED_PAIRS)
             vm = self._vm_interval(watched, done, now_s, cpus, watched.exits_first, top=top)
-            ended.append(EndedVm(vm, why))
+            if watched.claims:
+                vm = replace(vm, vcpus=())
+                ended.append(EndedVm(vm, why, watched.claims[0].comm, watched.tids))
+            else:
+                ended.append(EndedVm(vm, why))
+                self._presence.remove(watched)
             self._departed += vm.ipis.total
+            self._departed_vms += 1
             self._roster.remove(watched)
-            self._presence.remove(watched)
             for cpu in cpus:  # else the names would accumulate
                 self._cpus[cpu].discard(name)  # another VM may have the same name
                 self._cpus[cpu].add(_ENDED)

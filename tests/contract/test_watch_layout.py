@@ -15,6 +15,7 @@ HEADER = "ipitrace_watch.h"
 STRUCTS = {
     "ipitrace_watch_cell": layout.WATCH_CELL,
     "ipitrace_watch_head": layout.WATCH_HEAD,
+    "ipitrace_watch_claim": layout.WATCH_CLAIM,
 }
 
 
@@ -74,7 +75,8 @@ def test_no_member_is_missing(name: str) -> None:
 
 def test_the_numbers_are_the_same(said_by_c: dict[str, int]) -> None:
     expected = {what.name: what.value for what in layout.What}
-    expected |= {"NR_WHATS": layout.NR_WHATS}
+    expected |= {total.name: total.value for total in layout.Total}
+    expected |= {"NR_WHATS": layout.NR_WHATS, "NR_TOTALS": layout.NR_TOTALS}
     expected |= {f"SENT_BY_{sent_by.name}": sent_by.value for sent_by in layout.SentBy}
     # The name SENT_BY_SHIFT is that of a shift and of no way.
     expected |= {f"{name}_SHIFT": shift for name, (shift, _) in layout.WATCH_KEY.items()}

@@ -103,16 +103,20 @@ _GONE: Final[Mapping[str, tuple[str, Callable[[WatchInterval], int]]]] = {
         "IPIs that were seen in VMs that have ended",
         lambda interval: interval.departed,
     ),
+    "ipitrace_watch_ended_vms": (
+        "VMs that have ended",
+        lambda interval: interval.departed_vms,
+    ),
     "ipitrace_watch_unseen_sends": (
-        "sends by vCPUs before they were watched, or never watched; a lower bound",
+        "sends by vCPUs for which there was no slot",
         lambda interval: interval.unseen.sends.total,
     ),
     "ipitrace_watch_unseen_vcpu_threads": (
-        "vCPU threads that came and went, and were never watched",
+        "vCPU threads that came and went, and never had a slot; a lower bound",
         lambda interval: interval.unseen.threads.total,
     ),
     "ipitrace_watch_unseen_overflows": (
-        "times that more vCPU threads than can be followed were not watched",
+        "times that more vCPU threads than can be followed had no slot",
         lambda interval: interval.unseen.overflows.total,
     ),
 }
@@ -123,6 +127,7 @@ _OWN: Final = {
     "ipitrace_watch_unreadable_processes": "processes that cannot be inspected; their VMs "
     "are not watched",
     "ipitrace_watch_sight_complete": "1 when all processes could be inspected",
+    "ipitrace_watch_pending_vcpu_threads": "vCPU threads whose VM has not been examined yet",
     "ipitrace_watch_odd_processes": "processes that cannot be read completely, or are malformed",
 }
 
@@ -140,6 +145,7 @@ def render_openmetrics(interval: WatchInterval, *, write_failures: int = 0) -> s
         interval.own.rss_bytes,
         interval.sight.unreadable_processes,
         int(interval.sight.complete),
+        interval.pending.threads,
         len(interval.sight.odd),
     )
     failures = "times this text could not be written, for instance to a full disk"

@@ -8,7 +8,7 @@ from ipitrace.base.console import PIPE_WIDTH
 from ipitrace.base.foreign import plain
 from ipitrace.base.units import MIB, processes
 from ipitrace.render.grid import clipped, dense, wrapped
-from ipitrace.render.watch.gone import ended_words, unseen_words
+from ipitrace.render.watch.gone import ended_words, pending_words, unseen_words
 from ipitrace.watch.model import Count, LatePosts, Sight, VcpuPair, VmInterval, WatchInterval
 
 _NOTHING: Final = "-"
@@ -157,6 +157,8 @@ def _below(
         lines += _wrapped("elsewhere", _elsewhere(interval.late_posts), width)
     for text in ended_words(interval, brief=brief):
         lines += _wrapped("ended", text, width)
+    for text in pending_words(interval.pending):
+        lines += _wrapped("pending", text, width)
     for text in unseen_words(interval.unseen):
         lines += _wrapped("unseen", text, width)
     own = interval.own
