@@ -3,8 +3,8 @@
 
 The same kernel and guest run with kvm_intel.passthrough_ipi off and then on, and
 `ipitrace compare` compares the two recordings. With --ipiv, they also run with IPI
-virtualization, Intel's own way, and it is compared with both. Any warning of the host's kernel is a
-failure.
+virtualization, Intel's own way, and it is compared with both. Any warning of the host's
+kernel is a failure.
 """
 
 import argparse
