@@ -2,7 +2,7 @@
 # Short names for script/*, which also work without make.
 # Options go in ARGS: make demo ARGS='--count 1000'
 
-.PHONY: help demo install uninstall test faults soak lint bench bench-lab fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-truth lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn
+.PHONY: help demo install uninstall test faults soak lint bench bench-lab fuzz payload wheel lock audit sbom clean lab-amd lab-intel lab-kernel lab-passthrough lab-truth lab-clean test-guest test-lab test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn test-lab-ipiv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -95,8 +95,8 @@ test-guest: ## build ipitrace_storm for Debian's kernels, run its tests in a Lin
 	@.venv/bin/python -m lab.guest
 	@IPITRACE_GUEST=$(GUESTS) .venv/bin/python -m pytest -m guest tests/guest $(ARGS)
 
-test-lab: test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn ## run the tests on all emulated hosts (as root)
+test-lab: test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn test-lab-ipiv ## run the tests on all emulated hosts (as root)
 
-test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn: ## run the tests on one of them
+test-lab-amd test-lab-intel test-lab-nested test-lab-passthrough test-lab-hotplug test-lab-truth test-lab-bench test-lab-burn test-lab-ipiv: ## run the tests on one of them
 	@script/setup lab
 	@IPITRACE_LAB=$(@:test-lab-%=%) .venv/bin/python -m pytest -m lab tests/lab $(ARGS)

@@ -32,6 +32,12 @@ _MORE_DISK = (
 )
 
 
+ENABLE_IPIV = "kvm_intel.enable_ipiv=1"
+"""With this kernel parameter the CPUs have IPI virtualization (patch 11), otherwise not.
+
+Where a CPU has it, kvm_intel uses it unless the parameter is 0.
+"""
+
 STAMPS = "stamps.txt"
 """The emulator's stamps, beside the console's log; see patch 10."""
 
@@ -93,4 +99,5 @@ def _bochsrc(parts: Parts) -> str:
         text = text.replace(word, path.name)
     if parts.more_disk is not None:
         text += _MORE_DISK.replace("MORE_DISK", parts.more_disk.name)
-    return text.replace("CPUS", str(parts.cpus))
+    ipiv = ENABLE_IPIV in parts.command_line.split()
+    return text.replace("CPUS", str(parts.cpus)).replace("IPIV", str(int(ipiv)))

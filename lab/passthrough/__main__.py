@@ -2,8 +2,9 @@
 """`python -m lab.passthrough`: compare Passthrough IPI off and on, on the emulated Intel host.
 
 The same kernel and guest run with kvm_intel.passthrough_ipi off and then on, and
-`ipitrace compare` compares the two recordings. Any warning of the host's kernel is a
-failure.
+`ipitrace compare` compares the two recordings. With --ipiv, they also run with IPI
+virtualization, Intel's own way, and it is compared with both. Any warning of the host's
+kernel is a failure.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from lab.common.session import Request, run_on
 from lab.common.steps import LabError
 from lab.guest.host import root_image
 from lab.guest.machine import guest_disk
-from lab.intel.boot import boot
+from lab.intel.boot import ENABLE_IPIV, boot
 from lab.kernel.build import build_kernel
 from lab.passthrough.jobs import (
     HARDSHIPS,
@@ -53,6 +54,7 @@ class Run:
         name: of the folder in the output.
         job: the shell command to run inside.
         on: kvm_intel.passthrough_ipi.
+        ipiv: kvm_intel.enable_ipiv, on CPUs that have IPI virtualization.
         cpus: more than the VM's two, where it must not be on all of them.
         debug: a kernel with lockdep and KASAN.
         may_complain: what is done to the host is bad for it.
@@ -62,6 +64,7 @@ class Run:
     name: str
     job: str
     on: bool = True
+    ipiv: bool = False
     cpus: int = 4
     debug: bool = False
     may_complain: bool = False
@@ -73,6 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.passthrough", description=__doc__)
     parser.add_argument("--count", type=int, default=320, help="IPIs per scenario, traced")
     parser.add_argument("--many", type=int, metavar="N", help="N IPIs per scenario, not traced")
+    parser.add_argument("--ipiv", action="store_true", help="compare IPI virtualization, too")
     parser.add_argument("--hardships", action="store_true", help="disturb senders and targets")
     parser.add_argument(
         "--linux", type=int, metavar="N", help="N IPIs per scenario in a Linux guest"
@@ -99,9 +103,12 @@ def main() -> int:
         print(f"lab: failed: {error}", file=sys.stderr)
         return FAILED
     for run in runs:
-        if run.name not in {"off", "on"}:
+        if run.name not in {"off", "on", "ipiv"}:
             print((output / run.name / "stdout.txt").read_text(), end="")
+    compared: list[tuple[str, str, Sequence[tuple[str, str]]]]
     compared = [("off", "on", PAIRS)] if not asked.only else []
+    if asked.ipiv and not asked.only:
+        compared += [("off", "ipiv", ()), ("ipiv", "on", PAIRS)]
     if asked.linux:
         compared.append(("linux-off", "linux-on", LINUX_PAIRS))
     return max((_compare(output / a, output / b, pairs) for a, b, pairs in compared), default=0)
@@ -111,6 +118,8 @@ def _runs(asked: argparse.Namespace) -> Iterator[Run]:
     if not asked.only:
         yield Run("off", tables_job("off", asked.count), on=False, cpus=2)
         yield Run("on", tables_job("on", asked.count), cpus=2)
+    if asked.ipiv:
+        yield Run("ipiv", tables_job("off", asked.count), on=False, ipiv=True, cpus=2)
     if asked.linux:
         yield Run("linux-off", linux_job("off", asked.linux), on=False, linux=True)
         yield Run("linux-on", linux_job("on", asked.linux), linux=True)
@@ -133,6 +142,7 @@ def _boot(run: Run, output: Path, wheel: Path) -> None:
         "kvm_intel.nested=0",
         "x2apic_without_ir",  # Bochs has x2APIC and no IOMMU
         "loglevel=5",  # warnings, too
+        *([ENABLE_IPIV] if run.ipiv else []),
     )
     kernel = build_kernel(debug=run.debug)
     request = Request(
