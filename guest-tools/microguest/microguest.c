@@ -472,9 +472,8 @@ void mg_main(u32 index)
 			vcpus[0].vmmcall = has_vmmcall();
 		if (by_hyperv())
 			mg_enable_hyperv(params,
-					 params->pattern == STORM_BROADCAST_SELF ?
-						 MG_VECTOR_SELF :
-						 MG_VECTOR_TARGET,
+					 params->pattern == STORM_BROADCAST_SELF ? MG_VECTOR_SELF
+										 : MG_VECTOR_TARGET,
 					 targets_of(index));
 		touch((u64)sends_of(index), (u64)sends_of(index + 1));
 		mg_sender_in_user_mode();
