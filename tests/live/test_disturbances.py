@@ -52,6 +52,7 @@ def running(
     """`ipitrace run` in mid-storm."""
     mark = directory.with_suffix(".measuring")
     command = [sys.executable, "-c", TELLING, str(mark), "run", "-o", str(directory), *arguments]
+    command += ["--section", "losses"]
     with subprocess.Popen(
         [*through, *command],
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},

@@ -34,30 +34,35 @@ def not_measured(run: RunResult) -> Iterator[str]:
 
 
 def notes_of(run: RunResult, rows: Sequence[ScenarioResult]) -> list[Note]:
-    """What a reader must know of the numbers of the measured `rows`; doubts come last."""
-    notes = [f"{row.name}: {note}" for row in rows for note in row.notes]
-    notes += [f"{row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced]
+    """What a reader must know of the numbers of the measured `rows`: what disturbed them first.
+
+    Doubts come last.
+    """
     unmeant = [row.name for row in rows if row.target_state not in OVERCOMMITTED]
+    notes = []
     if run.host.pinning.overcommitted and unmeant:
         notes.append(
             f"more vCPUs than CPUs: the numbers of {', '.join(unmeant)} measure the scheduler, not "
             f"IPIs ({run.host.pinning.why})"
         )
     notes += _neighbours(run)
+    notes += describe_disturbances(run.disturbances or (), worthless=False)
+    notes += _foreign(run, rows)
     notes += [
         f"{row.name}: {row.suspect_spans} IPIs excluded from the stages: the guest's TSC "
         "offset changed near them"
         for row in rows
         if row.suspect_spans
     ]
-    notes += _foreign(run, rows)
-    notes += describe_disturbances(run.disturbances or (), worthless=False)
+    notes += [f"{row.name}: {row.coalesced} deliveries coalesced" for row in rows if row.coalesced]
+    notes += [f"{row.name}: {note}" for row in rows for note in row.notes]
+    notes += _hidden(run)
     doubts = [f"do not rely on these numbers: {doubt}" for doubt in run.untrustworthy]
     return [*(Note(NOTE, text) for text in notes), *(Note(DOUBT, text) for text in doubts)]
 
 
 def _neighbours(run: RunResult) -> Iterator[str]:
-    """Other VMs, and processes that may run more VMs."""
+    """Other VMs."""
     around = run.host.neighbours
     if around is None:
         return
@@ -65,7 +70,11 @@ def _neighbours(run: RunResult) -> Iterator[str]:
     if others:
         names = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
         yield f"other VMs were running and disturb the numbers: {names}"
-    hidden = around.unreadable_processes
+
+
+def _hidden(run: RunResult) -> Iterator[str]:
+    """Processes of which it is not known whether they run VMs."""
+    hidden = run.host.neighbours.unreadable_processes if run.host.neighbours is not None else 0
     if hidden:
         yield (
             f"{processes(hidden)} could not be inspected (docs/privileges.md): there may "
