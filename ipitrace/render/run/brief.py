@@ -11,7 +11,7 @@ from ipitrace.recording.result import RunResult
 from ipitrace.recording.row import Histogram, ScenarioResult, StageStep
 from ipitrace.render.grid import clipped, fill
 from ipitrace.render.page import TextPage
-from ipitrace.render.run.guest import guest_line
+from ipitrace.render.run.guest import guest_line, limits_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.words.metrics import ALL_TIMINGS, TIMINGS
@@ -54,6 +54,7 @@ def render_brief(run: RunResult, *, width: int = PIPE_WIDTH, unicode: bool = Tru
     lines = [
         _host(run, width),
         fill(guest_line(run), width, "guest  "),
+        *([] if run.limits is None else [fill(limits_line(run.limits), width, "limits ")]),
         _cut(_TITLE.format(_conditions(run)), width),
     ]
     for row in measured:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line of a run's guest."""
+"""The lines of a run's guest and of its limits."""
 
-from ipitrace.recording.result import RunResult
+from ipitrace.recording.result import RunLimits, RunResult
 from ipitrace.words.disturbances import DisturbanceKind
 
 
@@ -22,3 +22,14 @@ def guest_line(run: RunResult) -> str:
         if run.guest.emulated:
             where += "; emulated guest: cycles are not real time"
     return f"{kind}, {run.guest.n_vcpus} vCPUs, {where}"
+
+
+def limits_line(limits: RunLimits) -> str:
+    """The upper limits of the storms."""
+    parts = []
+    if limits.max_rate_hz is not None:
+        parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
+    if limits.max_time_s is not None:
+        parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
+    why = "; the default for a VM that ipitrace did not start" if limits.by_default else ""
+    return f"at most {' and '.join(parts)}{why}"

@@ -10,12 +10,11 @@ from ipitrace.recording.result import (
     ClockResult,
     ObserverCost,
     PairedDifference,
-    RunLimits,
     RunResult,
 )
 from ipitrace.recording.row import PerSide, ScenarioResult, Summary
 from ipitrace.render.page import MarkdownPage, Page, Table, TextPage, document
-from ipitrace.render.run.guest import guest_line
+from ipitrace.render.run.guest import guest_line, limits_line
 from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
 from ipitrace.render.run.overcommit import overcommit_tables
 from ipitrace.render.run.program_costs import program_costs
@@ -88,7 +87,7 @@ def _header(run: RunResult, page: Page) -> str:
     clock = run.clock
     lines = [("host   ", run.host.one_line), ("guest  ", guest_line(run))]
     if run.limits is not None:
-        lines.append(("limits ", _limits(run.limits)))
+        lines.append(("limits ", limits_line(run.limits)))
     if clock.tsc_hz:
         rate = f"TSC {clock.tsc_hz / 1e6:.3f} MHz"
         if clock.tsc_error_hz is not None:
@@ -113,16 +112,6 @@ def _header(run: RunResult, page: Page) -> str:
         )
         lines.append((_INDENT, drift))
     return page.lines(lines)
-
-
-def _limits(limits: RunLimits) -> str:
-    parts = []
-    if limits.max_rate_hz is not None:
-        parts.append(f"{limits.max_rate_hz:g} sends per second (--max-rate)")
-    if limits.max_time_s is not None:
-        parts.append(f"{limits.max_time_s:g} s of storms (--max-time)")
-    why = "; the default for a VM that ipitrace did not start" if limits.by_default else ""
-    return f"at most {' and '.join(parts)}{why}"
 
 
 def _violations(clock: ClockResult) -> str:
