@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -64,9 +65,14 @@ def assert_no_controls(got: bytes) -> None:
 
 @pytest.mark.parametrize("how", [(), ("-v",), ("--json",)])
 def test_no_control_reaches_a_terminal(hostile_recording: Path, how: tuple[str, ...]) -> None:
-    got = on_terminal("report", str(hostile_recording), *how)
+    got = on_terminal("report", str(hostile_recording), *how, NO_COLOR="1")
     assert rb"\x1b" in got or rb"\u001b" in got
     assert_no_controls(got)
+    styled = on_terminal("report", str(hostile_recording), *how, TERM="xterm", NO_COLOR="")
+    assert OWN_STYLES.sub(b"", styled) == got
+
+
+OWN_STYLES = re.compile(rb"\x1b\[(?:1|35|1;31|0)m")
 
 
 def test_nor_by_a_run_json_that_has_them_as_they_are(tmp_path: Path) -> None:
