@@ -42,7 +42,7 @@ full buffer ends this."""
 LAUNCH: Final = """# ipitrace guest senders
 at=
 while read -r _ place kind _; do
-	if [ "$kind" = tracefs ]; then at=$place; fi
+	if [ "$kind" = tracefs ] && [ -d "$place/instances" ]; then at=$place; fi
 done </proc/mounts
 if [ -z "$at" ]; then
 	exec unshare -m sh -c \\

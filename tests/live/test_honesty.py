@@ -351,9 +351,9 @@ def test_arrivals_that_no_program_saw_are_told(
     shutil.copytree(resources.bpf_dir(), tmp_path / "bpf")
     program = tmp_path / "bpf" / "sched.bpf.c"
     text = program.read_text()
-    arrival = "vcpu = vcpu_of(next);"
+    arrival = "int in = vcpu_of(next);"
     assert text.count(arrival) == 1
-    program.write_text(text.replace(arrival, f"{arrival} if (bpf_ktime_get_ns() & 1) vcpu = -1;"))
+    program.write_text(text.replace(arrival, f"{arrival} if (bpf_ktime_get_ns() & 1) in = -1;"))
     monkeypatch.setattr(resources, "bpf_dir", lambda: tmp_path / "bpf")
     request = RunRequest(select_scenarios(["unicast-blocked"]), 400, None, trace=True)
     result, failure = run_pipeline(request, micro_guest(2), Sink(), lambda _what, _share: None)
