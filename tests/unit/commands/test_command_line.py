@@ -248,7 +248,11 @@ def test_each_command_of_the_help_is_there() -> None:
     [
         (("wach",), "There is no command 'wach'.", "Did you mean watch? Known: ab, compare, "),
         (("xyzzy",), "There is no command 'xyzzy'.", "Known: ab, compare, "),
-        (("run", "--scenrio", "x"), "No such option '--scenrio'.", "Did you mean --scenario or --sec"),
+        (
+            ("run", "--scenrio", "x"),
+            "No such option '--scenrio'.",
+            "Did you mean --scenario or --sec",
+        ),
         (("run", "--max"), "No such option '--max'.", "Did you mean --max-time or --max-rate? See"),
         (("guest", "instal"), "No such command 'instal'.", "Did you mean install? See 'ipitrace g"),
         (("run", "--zzzzzz"), "No such option '--zzzzzz'.", "See 'ipitrace run --help'."),
