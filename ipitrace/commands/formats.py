@@ -3,15 +3,16 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from ipitrace.base.console import say, say_json, say_styled
+from ipitrace.base.console import output_width, say, say_json, say_styled, writes_unicode
 from ipitrace.base.errors import ReaderLeftError, UsageError
-from ipitrace.render.formats import FORMATS, JSON, TABLE, Subject
+from ipitrace.recording.result import RunResult
+from ipitrace.render.formats import FORMATS, JSON, RUN, TABLE, Subject
 from ipitrace.words.sections import SECTIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,8 +104,22 @@ def print_result(text: str, output_format: str) -> None:
         print_document(text, output_format)
 
 
+def run_document(
+    run: RunResult, output_format: str, sections: Collection[str], *, verbose: bool
+) -> str:
+    """A run as print_run() prints it here."""
+    return RUN.render(
+        output_format,
+        run,
+        sections=sections,
+        verbose=verbose,
+        width=output_width(),
+        unicode=writes_unicode(),
+    )
+
+
 def print_run(text: str, output_format: str) -> None:
-    """As print_document(), for a run, whose table is styled."""
+    """As print_document(), for a run, whose first screen is styled."""
     if output_format == TABLE:
         say_styled(text)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ipitrace.base.console import output_width, tell, writes_unicode
+from ipitrace.base.console import output_width, tell
 from ipitrace.base.errors import UsageError
 from ipitrace.base.foreign import plain
 from ipitrace.base.resources import example_dir
@@ -16,6 +16,7 @@ from ipitrace.commands.formats import (
     print_document,
     print_run,
     require_format,
+    run_document,
     section_option,
 )
 from ipitrace.recording.reader import computing_with, read_rows, read_run, read_run_text
@@ -71,14 +72,7 @@ def report(
         elif output_format == JSON:  # run.json itself, whichever version wrote it
             text = read_run_text(recording)
         else:
-            text = RUN.render(
-                output_format,
-                run,
-                sections=sections,
-                verbose=verbose,
-                width=output_width(),
-                unicode=writes_unicode(),
-            )
+            text = run_document(run, output_format, sections, verbose=verbose)
     if ipi is None:
         print_run(text, output_format)
     else:

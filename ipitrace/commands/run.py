@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ipitrace.abi.storm import StormInject
-from ipitrace.base.console import output_width, tell, writes_unicode
+from ipitrace.base.console import output_width, tell
 from ipitrace.base.errors import (
     NOTHING_WRITTEN,
     InterruptedRunError,
@@ -26,6 +26,7 @@ from ipitrace.commands.formats import (
     print_document,
     print_run,
     require_format,
+    run_document,
     section_option,
 )
 from ipitrace.host.privileges import (
@@ -40,7 +41,6 @@ from ipitrace.measure.limits import DEFAULT_RATE_HZ, DEFAULT_TIME_S
 from ipitrace.measure.preview import preview
 from ipitrace.measure.request import REPETITIONS, RunRequest, check_request
 from ipitrace.measure.run import run as run_pipeline
-from ipitrace.recording.result import RunResult
 from ipitrace.recording.writer import RUN_FILE, RecordingWriter
 from ipitrace.render.formats import PREVIEW, RUN, TABLE
 from ipitrace.render.progress import ProgressBar
@@ -219,7 +219,10 @@ def run(
             result = writer.finish(result)
         finally:
             if talks or output_format != TABLE:
-                _show(result, output_format, sections, verbose=verbose)
+                text = run_document(result, output_format, sections, verbose=verbose)
+                # The exit code does not depend on the reader of standard output.
+                with contextlib.suppress(ReaderLeftError):
+                    print_run(text, output_format)
     path = directory / RUN_FILE
     if talks:
         tell(f"Wrote {path}")
@@ -259,19 +262,3 @@ def _interruptions_told() -> Iterator[None]:
         if interrupted_twice():
             hint = "The measured values are not kept, because a second interruption came."
         raise InterruptedRunError("Interrupted.", hint) from None
-
-
-def _show(
-    result: RunResult, output_format: str, sections: tuple[str, ...], *, verbose: bool
-) -> None:
-    text = RUN.render(
-        output_format,
-        result,
-        sections=sections,
-        verbose=verbose,
-        width=output_width(),
-        unicode=writes_unicode(),
-    )
-    # The exit code does not depend on the reader of standard output.
-    with contextlib.suppress(ReaderLeftError):
-        print_run(text, output_format)
