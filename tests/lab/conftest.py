@@ -22,6 +22,7 @@ from lab_result import (
     LabResult,
 )
 
+from ipitrace.words.scenarios import DEFAULT_SCENARIOS
 from lab.common.cache import cache_dir
 from lab.common.job import build_wheel
 
@@ -61,11 +62,14 @@ def intel_runs(
     Bochs has one thread: there are as many at once as there are CPUs.
     """
     wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))))
-    with_apicv = (*wheel, "--count", "150", "--then", GROUPS, *WATCH)
+    # A second of `watch` is a minute of the emulator's.
+    with_apicv = (*wheel, "--count", "150", "--then", GROUPS, "--watch", HV_SCENARIOS[0])
+    short = (*wheel, "--count", "60")
     no_apicv = (*wheel, "--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
     runs: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "intel": (INTEL_SCENARIOS, with_apicv),
-        "intel_again": (INTEL_SCENARIOS, with_apicv),
+        "once": (DEFAULT_SCENARIOS, short),
+        "again": (DEFAULT_SCENARIOS, short),
         "no_apicv": (NO_APICV_SCENARIOS, no_apicv),
     }
     chosen = {name for item in request.session.items for name in fixtures_of(item)}
@@ -84,9 +88,15 @@ def intel(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
 
 
 @pytest.fixture(scope="session")
-def intel_again(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
+def once(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
+    """A short run, with APICv."""
+    return intel_runs["once"].result()
+
+
+@pytest.fixture(scope="session")
+def again(intel_runs: Mapping[str, Future[LabResult]]) -> LabResult:
     """The same run once more."""
-    return intel_runs["intel_again"].result()
+    return intel_runs["again"].result()
 
 
 @pytest.fixture(scope="session")
