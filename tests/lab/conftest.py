@@ -16,9 +16,9 @@ from lab_result import (
     AMD_SCENARIOS,
     GROUP_SCENARIOS,
     GROUP_VCPUS,
-    HV_SCENARIOS,
     INTEL_SCENARIOS,
     NO_APICV_SCENARIOS,
+    WATCHED_SCENARIOS,
     LabResult,
 )
 
@@ -35,7 +35,7 @@ GROUPS = " ".join(
         *(f"--scenario {name}" for name in GROUP_SCENARIOS),
     ]
 )
-WATCH = [word for name in HV_SCENARIOS for word in ("--watch", name)]
+WATCH = [word for name in WATCHED_SCENARIOS for word in ("--watch", name)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -63,7 +63,7 @@ def intel_runs(
     """
     wheel = ("--wheel", str(build_wheel(tmp_path_factory.mktemp("wheel"))))
     # A second of `watch` is a minute of the emulator's.
-    with_apicv = (*wheel, "--count", "150", "--then", GROUPS, "--watch", HV_SCENARIOS[0])
+    with_apicv = (*wheel, "--count", "150", "--then", GROUPS, "--watch", WATCHED_SCENARIOS[0])
     short = (*wheel, "--count", "60")
     no_apicv = (*wheel, "--count", "100", "--parameter", "kvm_intel.enable_apicv=0")
     runs: dict[str, tuple[Sequence[str], Sequence[str]]] = {

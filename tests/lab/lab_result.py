@@ -20,6 +20,7 @@ HV_SCENARIOS = (
     *("unicast-running-hv-ex", "broadcast-self-hv-ex"),
 )
 HV_TO_ALL = "broadcast-self-hv-ex"
+WATCHED_SCENARIOS = ("unicast-running-hv", HV_TO_ALL)
 AMD_SCENARIOS = (
     *(*DEFAULT_SCENARIOS, "unicast-masked", "unicast-running-xapic"),
     *HV_SCENARIOS,
