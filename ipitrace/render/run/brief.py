@@ -12,7 +12,7 @@ from ipitrace.recording.row import Histogram, ScenarioResult, StageStep
 from ipitrace.render.grid import clipped, fill
 from ipitrace.render.page import TextPage
 from ipitrace.render.run.guest import guest_line, limits_line
-from ipitrace.render.run.notes import DOUBT, not_measured, notes_of
+from ipitrace.render.run.notes import DOUBT, NOTE, not_measured, notes_of
 from ipitrace.render.run.program_costs import program_costs
 from ipitrace.words.metrics import ALL_TIMINGS, TIMINGS
 from ipitrace.words.scenarios import ScenarioStatus
@@ -143,6 +143,8 @@ def _part(step: StageStep, steps: Sequence[StageStep]) -> str:
 
 def _remarks(run: RunResult, measured: Sequence[ScenarioResult], width: int) -> Iterator[str]:
     """What was not measured, all doubts, and the first notes."""
+    if run.observer is None and run.observer_absent is not None:
+        yield styled(fill(run.observer_absent, width, NOTE), Style.NOTE)
     for text in not_measured(run):
         yield styled(fill(text, width, "not measured  "), Style.NOTE)
     found = notes_of(run, measured)

@@ -57,6 +57,11 @@ def test_it_has_what_people_look_for() -> None:
     assert "exit+KVM 24%, wake-up 56%, entry 20%" in text
 
 
+def test_it_says_why_nothing_was_traced() -> None:
+    run = made_run(observer=None, observer_absent="nothing was traced: this host has no such VM")
+    assert "nothing was traced: this host has no such VM" in unstyled(render_brief(run))
+
+
 def test_where_d_goes_adds_up() -> None:
     for name in ("micro-pvm-2", "intel-bochs-2"):
         text = unstyled(render_brief(read_run(RECORDINGS / name)))
