@@ -16,6 +16,7 @@ from lab_result import (
     LabResult,
 )
 
+from ipitrace.render.run.tables import render_run
 from lab.common.image import make_disk
 from lab.common.rootfs import SUITE
 from lab.common.session import Request, run_on
@@ -146,7 +147,8 @@ def test_late_posts_are_told(intel: LabResult) -> None:
     for scenario in intel.run.scenarios:
         assert scenario.late_posts is not None
         assert set(scenario.late_posts) == {"PIN", "NPI", "PIW"}
-    assert "late posts (PIN, NPI, PIW" in " ".join(intel.printed.split())
+    told = render_run(intel.run, sections=("paths",))
+    assert "late posts (PIN, NPI, PIW" in " ".join(told.split())
 
 
 def test_waiting_in_user_or_in_kernel_mode_makes_no_difference(intel: LabResult) -> None:
